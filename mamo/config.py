@@ -1,0 +1,386 @@
+"""Typed, strict configuration: YAML file -> `section.key=value` overrides -> one validated, frozen `Config`.
+
+Every problem in a file is reported at once, each with its dotted path, the value found and the nearest valid key, before
+a model is built. `dump` writes the resolved configuration, from which a run can be repeated exactly.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mamo.presets import PRESETS
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")
+
+
+class Section(BaseModel):
+    """A strict section: unknown keys, booleans for numbers and numbers for text are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class AugmentationConfig(Section):
+    """Training augmentation of real images; scenes are drawn, not augmented."""
+
+    crop_scale_min: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Smallest area share of the random resized crop; 1 resizes the whole image."""
+    horizontal_flip: bool = False
+    """Mirror half of the images. Off by default: a mirrored image makes "left of" false."""
+    randaugment: bool = False
+    """Two random geometric or contrast operations (never colour), as ALBEF does."""
+
+
+class BadSampleConfig(Section):
+    """What happens to a sample whose image or caption cannot be used."""
+
+    policy: Literal["raise", "skip"] = "raise"
+    """`raise` stops at the first; `skip` counts, names and replaces each until the budget is spent."""
+    budget: Fraction = 0.001
+    """Largest share of bad samples among the samples drawn."""
+
+
+class DataConfig(Section):
+    """Where image-text pairs come from."""
+
+    source: Literal["scenes", "pairs"] = "scenes"
+    """`scenes`: the embedded world. `pairs`: files of real image-text pairs."""
+    difficulty: Literal["easy", "full"] = "easy"
+    """Difficulty of the embedded world."""
+    train_scenes: Positive = 1_000_000
+    """Number of distinct training scenes; none is stored, each is drawn when needed."""
+    train_file: str | None = None
+    """JSON Lines, ALBEF JSON, Karpathy JSON, or a folder or glob of tar shards."""
+    train_split: str | None = None
+    """Split to take from a Karpathy file."""
+    eval_file: str | None = None
+    """Held-out pairs in the same formats."""
+    eval_split: str | None = None
+    """Split to take from a Karpathy file for evaluation."""
+    statements_file: str | None = None
+    """Statements labelled true or false of an image (`data.py build nlvr`), scored by ITM."""
+    tokenizer: str = "scenes"
+    """`scenes`, a folder in Hugging Face layout, or a hub name."""
+    image_size_px: Positive | list[Positive] = 48
+    """Side of the square image, or [height, width]."""
+    text_max_tokens: Annotated[int, Field(ge=4)] = 48
+    """Captions are cut to this many tokens, [CLS] and [SEP] included."""
+    workers: NonNegative = 1
+    """Loader processes; any number gives the same run."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    bad_samples: BadSampleConfig = BadSampleConfig()
+
+    @field_validator("image_size_px")
+    @classmethod
+    def _two_sides(cls, value: int | list[int]) -> int | list[int]:
+        if isinstance(value, list) and len(value) != 2:
+            raise ValueError("give one side or [height, width]")
+        return value
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        if isinstance(self.image_size_px, int):
+            return self.image_size_px, self.image_size_px
+        return self.image_size_px[0], self.image_size_px[1]
+
+
+class ImageEncoderConfig(Section):
+    """A timm VisionTransformer; the numbers override the named model's own."""
+
+    name: str = "vit_tiny_patch16_224"
+    patch_size_px: Positive | None = None
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    weights: str = "random"
+    """`random`, `timm` (pre-trained weights by name) or a local file."""
+
+
+class TextEncoderConfig(Section):
+    """The lower layers of a Hugging Face BERT."""
+
+    bert: str | None = None
+    """Folder or hub name of a BERT; its config replaces the numbers below."""
+    weights: Literal["random", "bert"] = "random"
+    """`bert` loads the weights of `bert`: lower layers here, upper layers into fusion."""
+    width: Positive = 192
+    heads: Positive = 3
+    mlp_width: Positive = 768
+    layers: Positive = 3
+    """Number of lower layers that form the text encoder."""
+
+
+class ModelConfig(Section):
+    """The MAMO network."""
+
+    preset: Literal["tiny", "small", "base"] = "tiny"
+    """Values for every key below that the file does not give; see `mamo/presets.py`."""
+    image: ImageEncoderConfig = ImageEncoderConfig()
+    text: TextEncoderConfig = TextEncoderConfig()
+    fusion_layers: Positive = 3
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout of text encoder and fusion."""
+    itc_width: Positive = 128
+    """Width of the shared ITC space."""
+    mim_head_blocks: Annotated[int, Field(ge=0, le=6)] = 0
+    """0: an MLP; 1 to 6: transformer blocks over the masked slots (Table 10)."""
+
+
+class MaskingConfig(Section):
+    """How the masked views are drawn; ratios as in the paper's section 4 (75 % and 25 %)."""
+
+    mode: Literal["alternate", "joint"] = "alternate"
+    """`alternate`: one modality is masked a pass; `joint`: one pass with both masked."""
+    image_ratio: Ratio = 0.75
+    image_style: Literal["random", "block"] = "random"
+    text_ratio: Ratio = 0.25
+    text_unit: Literal["token", "word"] = "token"
+    """`word` masks all pieces of a chosen word."""
+
+
+class LossWeights(Section):
+    """Weight of each loss in the sum (the paper's Eq. 6: all 1); 0 switches a loss and its head off."""
+
+    itc: Weight = 1.0
+    itm: Weight = 1.0
+    mlm: Weight = 1.0
+    mim: Weight = 1.0
+    mrm_image: Weight = 1.0
+    mrm_text: Weight = 1.0
+
+
+class LossConfig(Section):
+    """The losses and what they contrast with."""
+
+    weights: LossWeights = LossWeights()
+    itc_candidates: Literal["teacher", "batch"] = "teacher"
+    """`teacher`: the teacher's features of the global batch and of the queue; `batch`: plainly in batch."""
+    queue_size: NonNegative = 0
+    """Teacher features of past samples kept as further ITC candidates."""
+    itc_soft_target_alpha: Fraction = 0.0
+    """Share of the teacher's similarities in the ITC target (ALBEF: 0.4)."""
+    itc_soft_target_ramp_steps: NonNegative = 0
+    """Steps over which that share grows from 0."""
+    temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07
+    """First value of the learnable ITC temperature."""
+    itm_pool_size: Annotated[int, Field(ge=2)] = 32
+    """Hard negatives come from fixed pools of this many consecutive samples."""
+    mim_target: Literal["features", "pixels"] = "features"
+    """The teacher's image-encoder features, or normalised pixels (Table 9)."""
+
+
+class TeacherConfig(Section):
+    """The momentum teacher: teacher = m * teacher + (1 - m) * student, once an optimizer step."""
+
+    momentum: Fraction = 0.995
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` moves the momentum from `momentum` to 1 over the run."""
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    total_steps: Positive = 1000
+    batch_size_global: Positive = 64
+    """Samples an optimizer step sees, over all processes and micro-batches."""
+    micro_batch_size: Positive | None = None
+    """Samples a forward pass sees; null takes the whole batch at once."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    learning_rate_min: Annotated[float, Field(ge=0.0)] = 1e-5
+    warmup_steps: NonNegative = 100
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.02
+    """Applied to matrices; biases, norms and other vectors have none."""
+    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    gradient_clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` times both once and writes the faster into the resolved config."""
+    compile: bool = False
+    """`torch.compile` the transformer blocks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every_steps: Positive = 500
+    checkpoints_kept: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints kept; two at least, so that a broken one has a predecessor."""
+
+
+class EvaluationConfig(Section):
+    """Zero-shot evaluation at the end, and every `every_steps`."""
+
+    enabled: bool = True
+    every_steps: NonNegative = 0
+    """0: at the end alone."""
+    retrieval_items: Positive = 1000
+    """Images in the retrieval gallery (scenes); pairs files are taken whole."""
+    rerank_k: Positive = 16
+    """Shortlist of the ITC ranking that ITM re-ranks."""
+    probe_items: Positive = 1000
+    """Items a probe, and captions of the masked-word test."""
+    batch_size: Positive = 256
+
+
+class Config(Section):
+    """One run."""
+
+    seed: NonNegative = 0
+    output_dir: str
+    checkpoint: str | None = None
+    """A run or a step folder whose weights start this run."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    masking: MaskingConfig = MaskingConfig()
+    losses: LossConfig = LossConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> "Config":
+        problems = list(_contradictions(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    data, losses, training = config.data, config.losses, config.training
+    if data.source == "pairs" and data.train_file is None:
+        yield "data.train_file: needed when data.source is pairs"
+    if data.source == "pairs" and config.evaluation.enabled and data.eval_file is None:
+        yield "data.eval_file: needed when evaluation.enabled is true; name held-out pairs or disable evaluation"
+    if data.source == "scenes":
+        for key in ("train_file", "train_split", "eval_file", "eval_split", "statements_file"):
+            if getattr(data, key) is not None:
+                yield f"data.{key}: contradicts data.source: scenes; use data.source: pairs"
+    if all(weight == 0 for weight in dict(losses.weights).values()):
+        yield "losses.weights: every loss is switched off"
+    if losses.itc_candidates == "batch" and losses.queue_size:
+        yield "losses.queue_size: contradicts losses.itc_candidates: batch; use 0"
+    if losses.itc_candidates == "batch" and losses.itc_soft_target_alpha:
+        yield "losses.itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
+    if training.warmup_steps > training.total_steps:
+        yield f"training.warmup_steps: {training.warmup_steps} is more than total_steps {training.total_steps}"
+    if training.learning_rate_min > training.learning_rate:
+        yield "training.learning_rate_min: is above training.learning_rate"
+    micro = training.micro_batch_size or training.batch_size_global
+    if training.batch_size_global % micro:
+        yield f"training.micro_batch_size: {micro} does not divide batch_size_global {training.batch_size_global}"
+    if losses.weights.itm and micro % losses.itm_pool_size:
+        yield f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the micro-batch of {micro}"
+    if losses.itc_candidates == "batch" and micro != training.batch_size_global:
+        yield "losses.itc_candidates: batch contrasts within a forward pass; use teacher with micro-batches"
+    if config.model.text.weights == "bert" and config.model.text.bert is None:
+        yield "model.text.bert: needed when model.text.weights is bert"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, except that `1e-4` is a number and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"line {node.start_mark.line + 1}: the key `{key}` appears twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, apply `section.key=value` overrides, validate.
+
+    Raises:
+        ValueError: one message that lists every problem, each with its dotted path and, for an unknown key, the nearest
+            valid one.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise ValueError(f"config file not found: {path}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected `section:` keys at the top level")
+    for override in overrides:
+        _apply_override(values, override)
+    return build_config(values, str(path))
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise ValueError(f"override `{override}`: write section.key=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override `{override}`: not valid YAML: {error}") from None
+    *sections, leaf = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"override `{override}`: `{section}` is not a section")
+        values = inner
+    values[leaf] = value
+
+
+def build_config(values: dict[str, Any], origin: str = "config") -> Config:
+    """Validate plain values; fills `model` from its preset first. Raises `ValueError` as `load_config` does."""
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("preset", "tiny"), str):
+        preset = PRESETS.get(model.get("preset", "tiny"), {})
+        values = {**values, "model": merge(preset, model)}
+    elif model is None:
+        values = {**values, "model": dict(PRESETS["tiny"])}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [line for problem in error.errors() for line in _explain(problem)]
+        raise ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(lines)) from None
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(problem: Any) -> list[str]:
+    path = [str(part) for part in problem["loc"] if part not in ("int", "list[constrained-int]")]
+    dotted = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _keys_of(path[:-1]), n=1)
+        return [f"{dotted}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")]
+    if problem["type"] == "missing":
+        return [f"{dotted}: missing"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not path:
+        return str(message).split("\n")
+    return [f"{dotted}: {message} (found {problem['input']!r})"]
+
+
+def _keys_of(path: list[str]) -> list[str]:
+    section: Any = Config
+    for part in path:
+        section = section.model_fields[part].annotation if part in section.model_fields else Section
+    return list(section.model_fields)
+
+
+def dump(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Builders: one file per public data set, from its official release to our JSON Lines."""

@@ -1,0 +1,100 @@
+"""Data sets behind one interface, and the loader that feeds the loop."""
+
+import multiprocessing
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mamo.config import DataConfig
+from mamo.data import grammar, rendering
+from mamo.data.collate import PairBatch, PairCollator, sample_rng
+from mamo.data.pairs import Sample, hash_id
+from mamo.data.sampler import StepSampler
+from mamo.data.scenes import SceneWorld, Split
+
+LOAD_STREAM = 0
+"""Sub-stream of a sample's random numbers that chooses the caption and augments the image."""
+WORLD_SEED = 0
+"""The embedded world is one fixed data set; a run's seed changes the run, not the world."""
+
+
+class PairSource(Protocol):
+    """Random access to image-text pairs."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Sample `index`; `rng` chooses among captions and augments."""
+        ...
+
+
+class ScenePairs:
+    """The embedded world as image-text pairs; each scene has five captions, one is drawn."""
+
+    def __init__(self, config: DataConfig, split: Split, n_scenes: int, identifying: bool = False) -> None:
+        self.world = SceneWorld(config.difficulty, WORLD_SEED)
+        self.split = split
+        self.n_scenes = n_scenes
+        self.image_size_px = config.image_size
+        self.identifying = identifying
+
+    def __len__(self) -> int:
+        return self.n_scenes
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Draw scene `index` and one of its captions (or its identifying caption)."""
+        scene = self.world.scene(self.split, index)
+        if self.identifying:
+            text = grammar.identifying_caption(scene).text
+        else:
+            text = grammar.caption(scene, int(rng.integers(5))).text
+        image = rendering.render(scene, self.image_size_px)  # [H, W, 3]
+        return Sample(
+            image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+            caption=text,
+            image_id=hash_id(f"scenes/{self.world.difficulty}/{self.split}/{index}"),
+            caption_id=hash_id(text),
+            sample_id=index,
+            skipped=(),
+        )
+
+
+class EpochDataset(Dataset[tuple[int, Sample]]):
+    """Gives the loader sample (epoch, index), its random numbers seeded by (seed, epoch, index)."""
+
+    def __init__(self, source: PairSource, seed: int) -> None:
+        self.source = source
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
+        epoch, index = key
+        return epoch, self.source.load(index, sample_rng(self.seed, epoch, index, LOAD_STREAM))
+
+
+def _one_thread(worker_id: int) -> None:
+    torch.set_num_threads(1)  # the cores belong to the training step
+
+
+def make_loader(
+    source: PairSource, collator: PairCollator, sampler: StepSampler, workers: int, pin_memory: bool
+) -> DataLoader[Any]:
+    """Batches of `source` in the sampler's order; the result does not depend on `workers`."""
+    return DataLoader(
+        EpochDataset(source, collator.seed),
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+        multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
+        persistent_workers=False,
+    )
+
+
+def collate_range(source: PairSource, collator: PairCollator, indices: Sequence[int]) -> PairBatch:
+    """One evaluation batch of the given samples, outside any epoch."""
+    return collator([(0, source.load(i, sample_rng(collator.seed, 0, i, LOAD_STREAM))) for i in indices])

@@ -1,0 +1,100 @@
+"""A random-access data set of image-caption pairs; a sample is a pure function of (index, generator).
+
+Legend: H, W height and width of the image given to the network, in pixels.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from mamo.data.images import BadSample, decode_image
+from mamo.data.records import PairRecord, clean_caption
+from mamo.data.shards import ShardMember, read_member
+from mamo.data.transforms import eval_transform
+
+MAX_REPLACEMENTS = 100  # so many bad samples in a row mean a missing folder, not a bad file
+Transform = Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """`image` uint8 [3, H, W]; `image_id` and `caption_id` are 63-bit hashes (equal means: same picture, same words).
+
+    `sample_id` is the index whose pair this is; `skipped` names the bad samples it stands in for (see BadSamplePolicy).
+    """
+
+    image: Tensor
+    caption: str
+    image_id: int
+    caption_id: int
+    sample_id: int
+    skipped: tuple[str, ...]
+
+
+def hash_id(text: str) -> int:
+    """The first 63 bits of the text's BLAKE2b digest: fits int64, equal in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 1
+
+
+def load_image(image: str | ShardMember) -> Tensor:
+    """Decodes a record's image to uint8 [3, H, W] at its own size. Raises BadSample, naming it."""
+    if isinstance(image, str):
+        return decode_image(Path(image))
+    try:
+        return decode_image(read_member(image), name=str(image))
+    except OSError as error:
+        raise BadSample(f"{image}: {error}") from error
+
+
+class PairDataset:
+    """Pairs of images and captions.
+
+    `transform(image uint8 [3, ?, ?], image_size_px, rng)` gives uint8 [3, H, W]; see `transforms`. With `on_bad`
+    "raise" a bad sample raises BadSample; with "skip" the next good index takes its place (wrapping around), so that
+    batches keep their size and every run sees the same replacement.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[PairRecord],
+        image_size_px: tuple[int, int],
+        transform: Transform = eval_transform,
+        on_bad: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if not records:
+            raise ValueError("a data set of pairs needs at least one record")
+        self.records = records
+        self.image_size_px = image_size_px
+        self.transform = transform
+        self.on_bad = on_bad
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Loads pair `index`; `rng` picks one of its captions and drives the transform.
+
+        Raises BadSample where the policy is "raise", or where MAX_REPLACEMENTS indices in a row are bad.
+        """
+        skipped: list[str] = []
+        for step in range(min(len(self), MAX_REPLACEMENTS)):
+            try:
+                return self._load_one((index + step) % len(self), rng, tuple(skipped))
+            except BadSample as error:
+                if self.on_bad == "raise":
+                    raise
+                skipped.append(str(error))
+        raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
+
+    def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> Sample:
+        record = self.records[index]
+        caption = clean_caption(record.captions[int(rng.integers(len(record.captions)))])
+        if not caption:
+            raise BadSample(f"{record.source}:{record.line}: sample {index}: the caption is empty")
+        image = self.transform(load_image(record.image), self.image_size_px, rng)
+        return Sample(image, caption, hash_id(record.image_id), hash_id(caption.lower()), index, skipped)

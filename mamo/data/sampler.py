@@ -1,0 +1,47 @@
+"""The order of training samples: a pure function of (seed, epoch), so any step can be reached at once."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+def epoch_order(seed: int, epoch: int, n_samples: int) -> np.ndarray:
+    """int64 [n_samples], the permutation in which an epoch visits the data."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n_samples)
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Yields, for each step from `start_step` on, this process's (epoch, index) pairs.
+
+    The global batch of step s holds the samples at positions s * batch to (s + 1) * batch of the endless concatenation
+    of epochs, so nothing is dropped at an epoch's end; process `rank` takes a contiguous share.
+    """
+
+    def __init__(
+        self, n_samples: int, batch_size_global: int, seed: int, start_step: int, total_steps: int, rank: int, world: int
+    ) -> None:
+        assert batch_size_global % world == 0
+        self.n_samples = n_samples
+        self.batch_size_global = batch_size_global
+        self.seed = seed
+        self.start_step = start_step
+        self.total_steps = total_steps
+        self.rank = rank
+        self.world = world
+
+    def __len__(self) -> int:
+        return self.total_steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size_global // self.world
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start_step, self.total_steps):
+            first = step * self.batch_size_global + self.rank * share
+            batch = []
+            for position in range(first, first + share):
+                if position // self.n_samples != epoch:
+                    epoch = position // self.n_samples
+                    order = epoch_order(self.seed, epoch, self.n_samples)
+                batch.append((epoch, int(order[position % self.n_samples])))
+            yield batch

@@ -1,0 +1,109 @@
+"""Image augmentation as pure functions of a numpy generator; uint8 in, uint8 out.
+
+The recipe is ALBEF's: random resized crop (bicubic), an optional horizontal flip, and an optional RandAugment whose
+operations leave colours alone, because captions name them. Normalisation belongs to the device, not to the workers.
+
+Legend: H, W source height and width; h, w the target's.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+# Level 7 of 10 on ALBEF's scales: 30 degrees, 0.3 shear, 10 px of 256, enhancement factor 0.1 to 1.9.
+_ROTATE_DEGREES = 21.0
+_SHEAR_DEGREES = math.degrees(math.atan(0.21))
+_TRANSLATE_SHARE = 7 / 256
+_ENHANCE_FACTOR = 0.7 * 1.8 + 0.1
+_FILL = [128.0, 128.0, 128.0]
+RAND_AUGMENT_N = 2
+RAND_AUGMENT_PROBABILITY = 0.5
+
+
+def eval_transform(image: Tensor, image_size_px: tuple[int, int], rng: np.random.Generator | None = None) -> Tensor:
+    """Resizes uint8 [3, H, W] to uint8 [3, h, w] (bicubic, antialiased), no crop. `rng` is not used."""
+    size = list(image_size_px)
+    resized: Tensor = F.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)  # [3, h, w]
+    return resized
+
+
+def train_transform(
+    image: Tensor,
+    image_size_px: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    min_crop_scale: float = 0.2,
+    horizontal_flip: bool = False,
+    rand_augment: bool = False,
+) -> Tensor:
+    """Augments uint8 [3, H, W] to uint8 [3, h, w]; the same generator state always gives the same pixels.
+
+    `min_crop_scale` is the smallest share of the area that a crop keeps (1 keeps all of it). `horizontal_flip` mirrors
+    half of the images: leave it off where captions say left or right.
+    """
+    top, left, height, width = draw_crop(image.shape[-2], image.shape[-1], image_size_px, rng, min_crop_scale)
+    image = F.resized_crop(
+        image, top, left, height, width, list(image_size_px), interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    if horizontal_flip and rng.random() < 0.5:
+        image = F.horizontal_flip(image)
+    if rand_augment:
+        for index in rng.integers(len(OPERATIONS), size=RAND_AUGMENT_N):
+            is_applied, sign = rng.random() < RAND_AUGMENT_PROBABILITY, float(rng.choice([-1.0, 1.0]))
+            if is_applied:
+                image = OPERATIONS[index](image, sign)
+    return image
+
+
+def draw_crop(
+    height: int, width: int, image_size_px: tuple[int, int], rng: np.random.Generator, min_scale: float
+) -> tuple[int, int, int, int]:
+    """Draws (top, left, height, width) of a random resized crop within `height` x `width`.
+
+    As torchvision's RandomResizedCrop (area uniform in [min_scale, 1], log-uniform aspect ratio in 3/4 to 4/3, ten
+    tries, then a central crop), except that the aspect ratio is relative to the target's, so that a wide image for a
+    wide target is not squeezed; for a square target from a square image the two agree. `min_scale` 1 keeps everything.
+    """
+    if min_scale >= 1:
+        return 0, 0, height, width
+    target_aspect = image_size_px[1] / image_size_px[0]
+    for _ in range(10):
+        area = height * width * rng.uniform(min_scale, 1.0)
+        aspect = target_aspect * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    aspect = min(max(width / height, target_aspect * 3 / 4), target_aspect * 4 / 3)
+    crop_width = max(1, min(width, round(height * aspect)))
+    crop_height = max(1, min(height, round(width / aspect)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def _affine(image: Tensor, degrees: float, shift: tuple[int, int], shear: tuple[float, float]) -> Tensor:
+    moved: Tensor = F.affine(image, degrees, list(shift), 1.0, list(shear), fill=_FILL)
+    return moved
+
+
+def _shift_px(length: int, sign: float) -> int:
+    return round(sign * _TRANSLATE_SHARE * length)
+
+
+# (image uint8 [3, h, w], sign -1 or 1) -> uint8 [3, h, w]
+OPERATIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
+    lambda image, sign: image,
+    lambda image, sign: F.autocontrast(image),
+    lambda image, sign: F.equalize(image),
+    lambda image, sign: F.adjust_brightness(image, _ENHANCE_FACTOR),
+    lambda image, sign: F.adjust_sharpness(image, _ENHANCE_FACTOR),
+    lambda image, sign: _affine(image, 0, (0, 0), (sign * _SHEAR_DEGREES, 0)),
+    lambda image, sign: _affine(image, 0, (0, 0), (0, sign * _SHEAR_DEGREES)),
+    lambda image, sign: _affine(image, 0, (_shift_px(image.shape[-1], sign), 0), (0, 0)),
+    lambda image, sign: _affine(image, 0, (0, _shift_px(image.shape[-2], sign)), (0, 0)),
+    lambda image, sign: _affine(image, sign * _ROTATE_DEGREES, (0, 0), (0, 0)),
+)

@@ -1,0 +1,92 @@
+"""Recall at K of a ranking by similarity, and of its re-ranked shortlist: pure functions.
+
+The rank of a query is the number of wrong gallery items that score at least as high as its best right item: ties count
+against the truth, and a score that is not a number is the worst rank. A constant scorer therefore never beats chance.
+
+Legend: Q queries, G gallery items, D feature width, K shortlist length, N right (query, item) pairs.
+"""
+
+import torch
+from torch import Tensor
+
+DEPTHS = (1, 5, 10)
+
+
+def rank_by_similarity(
+    query: Tensor, gallery: Tensor, positive: Tensor, shortlist_length: int, chunk_size: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """Rank every query's best right item by dot product, `chunk_size` queries at a time.
+
+    Args:
+        query: float32 [Q, D].
+        gallery: float32 [G, D].
+        positive: int64 [N, 2], the (query, item) pairs that are right.
+        shortlist_length: K; cut to G.
+        chunk_size: rows of the similarity matrix that exist at a time.
+
+    Returns:
+        Ranks int64 [Q], 0 the best and G for a query without a right item; the K most similar items int64 [Q, K].
+    """
+    ranks, shortlists = [], []
+    for start in range(0, len(query), chunk_size):
+        similarity = query[start : start + chunk_size] @ gallery.T  # [chunk, G]
+        is_here = (positive[:, 0] >= start) & (positive[:, 0] < start + chunk_size)
+        is_positive = torch.zeros_like(similarity, dtype=torch.bool)
+        is_positive[positive[is_here, 0] - start, positive[is_here, 1]] = True
+        ranks.append(pessimistic_rank(similarity, is_positive))
+        shortlists.append(similarity.topk(min(shortlist_length, len(gallery)), dim=1).indices)
+    return torch.cat(ranks), torch.cat(shortlists)
+
+
+def pessimistic_rank(score: Tensor, is_positive: Tensor) -> Tensor:
+    """Scores float [Q, G] and bool [Q, G] -> how many wrong items are not below the best right one, int64 [Q]."""
+    best = score.masked_fill(~is_positive, -torch.inf).amax(dim=1, keepdim=True)
+    return (~(score < best) & ~is_positive).sum(dim=1)
+
+
+def rank_shortlist(score: Tensor, shortlist: Tensor, positive: Tensor, gallery_size: int, first_rank: Tensor) -> Tensor:
+    """Rank again within the shortlist; what lies outside stays below it, in its first order.
+
+    Args:
+        score: float [Q, K], of the shortlisted items.
+        shortlist: int64 [Q, K].
+        positive: int64 [N, 2], the (query, item) pairs that are right.
+        gallery_size: G.
+        first_rank: int64 [Q], from `rank_by_similarity`; kept where no right item is on the shortlist.
+
+    Returns:
+        int64 [Q].
+    """
+    queries = torch.arange(len(shortlist), device=shortlist.device)[:, None]
+    keys = queries * gallery_size + shortlist  # [Q, K]
+    is_positive = torch.isin(keys, positive[:, 0] * gallery_size + positive[:, 1])
+    return torch.where(is_positive.any(dim=1), pessimistic_rank(score, is_positive), first_rank)
+
+
+def union_of_pairs(image_to_text: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct (image, text) pairs of both shortlists, so that each is scored once.
+
+    Args:
+        image_to_text: int64 [I, K], texts shortlisted for each image.
+        text_to_image: int64 [T, K'], images shortlisted for each text.
+
+    Returns:
+        Pairs int64 [n, 2]; where each shortlist's entries are among them, int64 [I, K] and [T, K'].
+    """
+    n_images, n_texts = len(image_to_text), len(text_to_image)
+    device = image_to_text.device
+    forward = torch.arange(n_images, device=device)[:, None] * n_texts + image_to_text
+    backward = text_to_image * n_texts + torch.arange(n_texts, device=device)[:, None]
+    keys, where = torch.cat([forward.flatten(), backward.flatten()]).unique(return_inverse=True)
+    pairs = torch.stack([keys // n_texts, keys % n_texts], dim=1)
+    return pairs, where[: forward.numel()].view_as(forward), where[forward.numel() :].view_as(backward)
+
+
+def recalls(image_to_text_rank: Tensor, text_to_image_rank: Tensor, prefix: str) -> dict[str, float]:
+    """Ranks int64 [I] and [T] -> `PREFIX/i2t_r1` to `PREFIX/t2i_r10` and their sum `PREFIX/rsum`, in percent."""
+    metrics = {
+        f"{prefix}/{direction}_r{depth}": 100.0 * (rank < depth).double().mean().item()
+        for direction, rank in (("i2t", image_to_text_rank), ("t2i", text_to_image_rank))
+        for depth in DEPTHS
+    }
+    return metrics | {f"{prefix}/rsum": sum(metrics.values())}

@@ -1,0 +1,139 @@
+"""What a network says of images and texts: features, matching scores of pairs, masked words.
+
+Each image and each text is encoded once; their tokens wait in main memory for the pairs that need them. The caller
+chooses the precision of the encoders and of the fusion with `torch.autocast`; similarities and heads run in fp32, since
+coarse scores would tie.
+
+Legend: I images, T texts, L text tokens, P patches, D width, N pairs, W masked tokens of a text.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mamo.models.vlm import Mamo
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """`tokens` float [I, n_prefix + P, D] in main memory, ready for fusion; `feature` fp32 [I, D_itc] on the device."""
+
+    tokens: Tensor
+    feature: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTexts:
+    """`tokens` float [T, L, D] and `lengths` int64 [T] in main memory; `feature` fp32 [T, D_itc] on the device."""
+
+    tokens: Tensor
+    lengths: Tensor
+    feature: Tensor
+
+
+class Scorer:
+    """A network in evaluation, with what it needs to read pixels and words."""
+
+    def __init__(
+        self,
+        network: Mamo,
+        tokenizer: Any,
+        normalise: Callable[[Tensor], Tensor],
+        device: torch.device,
+        text_max_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
+        self.normalise = normalise
+        self.device = device
+        self.text_max_tokens = text_max_tokens
+        self.batch_size = batch_size
+        is_autocast = torch.is_autocast_enabled(device.type)
+        self.stored_dtype = torch.get_autocast_dtype(device.type) if is_autocast else torch.float32
+
+    def encode_images(self, batches: Iterable[Tensor]) -> EncodedImages:
+        """Encode batches of images uint8 [B, 3, H, W]."""
+        backbone = self.network.backbone
+        tokens, features = [], []
+        for batch in batches:
+            encoded = backbone.image_encoder(self.normalise(batch.to(self.device)))
+            features.append(backbone.image_feature(encoded))
+            tokens.append(backbone.fusion.embed_image(encoded).to("cpu", self.stored_dtype))
+        return EncodedImages(torch.cat(tokens), torch.cat(features))
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts -> (input_ids int64 [T, L], lengths int64 [T]), cut to `text_max_tokens`."""
+        encoded = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.text_max_tokens, return_tensors="pt"
+        )
+        return encoded["input_ids"], encoded["attention_mask"].sum(dim=1)
+
+    def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> EncodedTexts:
+        """Encode token ids int64 [T, L], whose first `lengths` int64 [T] tokens are real; texts of a length together."""
+        backbone = self.network.backbone
+        tokens = torch.zeros(*input_ids.shape, backbone.text_encoder.width, dtype=self.stored_dtype)
+        features, order = [], []
+        for rows, longest in self._by_length(lengths):
+            is_valid = _is_valid(lengths[rows], longest).to(self.device)
+            encoded = backbone.text_encoder(input_ids[rows, :longest].to(self.device), is_valid)
+            features.append(backbone.text_feature(encoded))
+            tokens[rows, :longest] = encoded.to("cpu", self.stored_dtype)
+            order.append(rows)
+        back = torch.cat(order).argsort().to(self.device)
+        return EncodedTexts(tokens, lengths, torch.cat(features)[back])
+
+    def similarity(self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
+        """ITC similarity of pairs, rows int64 [N] each -> float32 [N] in main memory."""
+        image = images.feature[image_rows.to(self.device)]
+        return (image * texts.feature[text_rows.to(self.device)]).sum(dim=1).cpu()
+
+    def match(self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
+        """ITM score of pairs, rows int64 [N] each -> match logit minus mismatch logit, float32 [N] in main memory."""
+        assert self.network.itm is not None
+        score = torch.empty(len(image_rows))
+        cls = torch.zeros(len(image_rows), 1, dtype=torch.int64)
+        for pairs, fused in self._fuse(images, texts, image_rows, text_rows, cls):
+            with torch.autocast(self.device.type, enabled=False):
+                logits = self.network.itm(fused[:, 0].float())  # [B, 2]
+            score[pairs] = (logits[:, 1] - logits[:, 0]).cpu()
+        return score
+
+    def fill(
+        self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor, slots: Tensor
+    ) -> Tensor:
+        """The likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""
+        assert self.network.mlm is not None
+        tokens = torch.empty_like(slots)
+        for pairs, fused in self._fuse(images, texts, image_rows, text_rows, slots):
+            with torch.autocast(self.device.type, enabled=False):
+                logits = self.network.mlm(fused.float().flatten(0, 1))  # [B * W, V]
+            tokens[pairs] = logits.argmax(dim=-1).view(fused.shape[:2]).cpu()
+        return tokens
+
+    def _fuse(
+        self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor, slots: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of (pair numbers int64 [B], fused tokens at the text positions `slots` [B, W, D])."""
+        fusion = self.network.backbone.fusion
+        for pairs, longest in self._by_length(texts.lengths[text_rows]):
+            rows = text_rows[pairs]
+            fused = fusion(
+                images.tokens[image_rows[pairs]].to(self.device),
+                texts.tokens[rows, :longest].to(self.device),
+                _is_valid(texts.lengths[rows], longest).to(self.device),
+                read=fusion.text_position(slots[pairs].to(self.device)),
+            )
+            yield pairs, fused
+
+    def _by_length(self, lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Batches of indices of similar length, and the longest of each."""
+        for rows in lengths.argsort(stable=True).split(self.batch_size):
+            yield rows, int(lengths[rows[-1]])
+
+
+def _is_valid(lengths: Tensor, longest: int) -> Tensor:
+    return torch.arange(longest) < lengths[:, None]  # [B, longest]

@@ -1,0 +1,18 @@
+"""Masked representation modelling. Legend: M masked positions, D width of fusion."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def mrm_loss(prediction: Tensor, target: Tensor, n_global: Tensor | int) -> Tensor:
+    """|| p / |p| - t / |t| ||^2 = 2 - 2 cos(p, t), sum over masked positions / n_global.
+
+    Args:
+        prediction: float [M, D], the online predictor's output (or [B, K, D]).
+        target: float of the same shape, the teacher's fused token of the clean pair, without gradient.
+        n_global: masked positions of this modality in the global batch.
+    """
+    unit_prediction = functional.normalize(prediction.float(), dim=-1)
+    unit_target = functional.normalize(target.float(), dim=-1)
+    return torch.square(unit_prediction - unit_target).sum() / n_global

@@ -1,0 +1,82 @@
+"""Masks drawn as data: exact counts from a given random generator, never touching special or padding tokens.
+
+The caller seeds the generator from (seed, epoch, sample), so a mask does not depend on who draws it or when.
+Legend: P patches, L text tokens.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
+BoolArray = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+def mask_count(n: int, ratio: float) -> int:
+    """Number of masked elements among `n`: `ratio * n` rounded half up, at least 1, and at least one of two is kept."""
+    return min(max(1, int(ratio * n + 0.5)), max(1, n - 1))
+
+
+def draw_image_mask(
+    rng: np.random.Generator, grid: tuple[int, int], ratio: float, style: Literal["random", "block"]
+) -> tuple[IntArray, IntArray]:
+    """Choose the masked patches of one image.
+
+    Args:
+        grid: (rows, columns) of patches, row-major.
+        style: `random` draws patches independently; `block` covers the grid with rectangles until the count is reached
+            (BEiT's way), the last rectangle cut short.
+
+    Returns:
+        (visible, masked): ascending int64 patch indices, `mask_count(P, ratio)` of them masked.
+    """
+    n_patches = grid[0] * grid[1]
+    n_masked = mask_count(n_patches, ratio)
+    is_masked = np.zeros(n_patches, dtype=bool)
+    if style == "random":
+        is_masked[rng.permutation(n_patches)[:n_masked]] = True
+    else:
+        _cover_with_blocks(rng, is_masked.reshape(grid), n_masked)
+    return np.flatnonzero(~is_masked), np.flatnonzero(is_masked)
+
+
+def _cover_with_blocks(rng: np.random.Generator, is_masked: np.ndarray, n_masked: int) -> None:
+    """Mark rectangles of random shape (aspect 0.3 to 3.3) in place until exactly `n_masked` patches are marked."""
+    rows, columns = is_masked.shape
+    while (missing := n_masked - int(is_masked.sum())) > 0:
+        area = rng.uniform(min(4.0, missing), max(4.0, missing))
+        aspect = np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
+        height = int(np.clip(round(np.sqrt(area * aspect)), 1, rows))
+        width = int(np.clip(round(np.sqrt(area / aspect)), 1, columns))
+        top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
+        block = np.zeros_like(is_masked)
+        block[top : top + height, left : left + width] = True
+        fresh = np.flatnonzero(block & ~is_masked)[:missing]
+        is_masked.reshape(-1)[fresh] = True
+
+
+def draw_text_mask(
+    rng: np.random.Generator,
+    is_maskable: BoolArray,
+    ratio: float,
+    is_word_start: BoolArray | None = None,
+) -> IntArray:
+    """Choose the masked tokens of one caption.
+
+    Args:
+        is_maskable: bool [L], True at ordinary tokens, False at special and padding tokens.
+        is_word_start: bool [L]; given, whole words are drawn: `mask_count(words, ratio)` words, every piece of each.
+
+    Returns:
+        Ascending int64 positions. Without `is_word_start` there are `mask_count(tokens, ratio)` of them. A caption
+        without ordinary tokens has none.
+    """
+    positions = np.flatnonzero(is_maskable)
+    if positions.size == 0:
+        return positions
+    if is_word_start is None:
+        return np.sort(rng.permutation(positions)[: mask_count(positions.size, ratio)])
+    word = np.cumsum(is_word_start[positions])  # number of the word that each token belongs to
+    words = np.unique(word)
+    chosen = rng.permutation(words)[: mask_count(words.size, ratio)]
+    return positions[np.isin(word, chosen)]

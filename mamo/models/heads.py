@@ -1,0 +1,93 @@
+"""The heads on the fused tokens.
+
+Legend: N tokens of all samples, B batch, K masked slots a sample, D fusion width, V vocabulary.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer, init_like_bert
+
+
+class MLMHead(nn.Module):
+    """BERT's masked-word head: dense, GELU, LayerNorm, then a decoder that shares the word embeddings' weight.
+
+    Where the fusion width differs from the embeddings' width, the dense layer maps the one to the other.
+    ``decoder.weight`` *is* ``word_embeddings.weight``: a state dict of a network names this memory twice.
+    """
+
+    def __init__(self, width: int, word_embeddings: nn.Embedding) -> None:
+        super().__init__()
+        embedding_width = word_embeddings.embedding_dim
+        self.dense = nn.Linear(width, embedding_width)
+        self.norm = nn.LayerNorm(embedding_width, eps=LAYER_NORM_EPS)
+        self.apply(init_like_bert)
+        self.decoder = nn.Linear(embedding_width, word_embeddings.num_embeddings)
+        self.decoder.weight = word_embeddings.weight
+        nn.init.zeros_(self.decoder.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Fused tokens float [N, D] -> vocabulary logits [N, V]."""
+        logits: Tensor = self.decoder(self.norm(functional.gelu(self.dense(hidden))))
+        return logits
+
+    def bert_views(self) -> dict[str, Tensor]:
+        """The head's own memory, without the shared weight, under the names of BERT's ``cls.predictions``."""
+        views = {f"transform.dense.{key}": value for key, value in self.dense.state_dict().items()}
+        views |= {f"transform.LayerNorm.{key}": value for key, value in self.norm.state_dict().items()}
+        return views | {"bias": self.decoder.bias.detach()}
+
+
+class ITMHead(nn.Module):
+    """Image-text matching: does this text belong to this image?"""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, 2)
+        self.apply(init_like_bert)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Fused text [CLS] float [B, D] -> logits [B, 2], of (mismatch, match)."""
+        logits: Tensor = self.classifier(hidden)
+        return logits
+
+
+class MIMHead(nn.Module):
+    """Predicts what stands in the masked image slots from their fused tokens.
+
+    ``blocks=0`` (the paper's default, Table 10) is the MLP Linear-GELU-Linear; 1 to 6 are transformer blocks among
+    the masked slots' tokens, then one Linear. The paper does not state the blocks' input; the masked slots' fused
+    tokens already hold what the visible ones gave them.
+    """
+
+    def __init__(self, width: int, out_width: int, blocks: int = 0, heads: int = 1) -> None:
+        super().__init__()
+        assert 0 <= blocks <= 6
+        self.blocks = nn.ModuleList([FusionLayer(width, heads, 4 * width) for _ in range(blocks)])
+        hidden = [] if blocks else [nn.Linear(width, width), nn.GELU()]
+        self.project = nn.Sequential(*hidden, nn.Linear(width, out_width))
+        self.project.apply(init_like_bert)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Fused tokens of the masked slots float [B, K, D] -> predictions [B, K, D_out].
+
+        ``D_out`` is the image encoder's width (teacher features) or ``3 * patch_px**2`` (pixels).
+        """
+        for block in self.blocks:
+            tokens = block(tokens, None)
+        predictions: Tensor = self.project(tokens)
+        return predictions
+
+
+class Predictor(nn.Module):
+    """The online side's predictor for masked representation modeling: Linear-GELU-Linear, D -> hidden -> D."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, hidden_width), nn.GELU(), nn.Linear(hidden_width, width))
+        self.apply(init_like_bert)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Fused tokens float [..., D] -> predictions of the teacher's fused tokens [..., D]."""
+        predictions: Tensor = self.layers(tokens)
+        return predictions

@@ -1,0 +1,227 @@
+"""The image encoder: a timm VisionTransformer by name, encoding whole images or their visible patches alone.
+
+Legend: B batch, H height and W width in pixels, P patches, D width.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+# What follows the token features in a timm model: a classifier, a pooling layer, the norm of a pooled feature.
+_CLASSIFIER_PREFIXES = ("head.", "head_dist.", "pre_logits.", "attn_pool.", "fc_norm.")
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What a weight file filled: names of parameters of ours, and (``unused``) names in the file."""
+
+    loaded: tuple[str, ...]
+    interpolated: tuple[str, ...] = ()  # loaded after resampling to another grid
+    new: tuple[str, ...] = ()  # not in the file, left at their random start
+    unused: tuple[str, ...] = ()  # in the file, belonging to heads that we do not have
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} tensors loaded"
+        for label, names in (("interpolated", self.interpolated), ("new", self.new), ("unused", self.unused)):
+            text += f", {len(names)} {label}" + (f" ({', '.join(names)})" if names else "")
+        return text
+
+
+class ImageEncoder(nn.Module):
+    """Any timm VisionTransformer with absolute position embeddings, by name.
+
+    ``width`` is D, ``grid`` the rows and columns of patches, ``n_prefix`` the class tokens before the patches (0 or 1),
+    ``mean`` and ``std`` the pixel statistics that the model's published weights expect.
+
+    Raises ValueError for an unknown name, a model of another family, one whose patches overlap, one with register
+    tokens, and an image size that the patch size does not divide.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size_px: tuple[int, int],
+        *,
+        patch_size_px: int | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(name, image_size_px, patch_size_px, width, heads)
+        overrides = {"patch_size": patch_size_px, "embed_dim": width, "depth": depth, "num_heads": heads}
+        options: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+        # global_pool="" leaves out the pooling layers, which nothing would read, and keeps the norm of the tokens
+        vit: Any = timm.create_model(
+            name, img_size=image_size_px, num_classes=0, global_pool="", drop_path_rate=drop_path, **options
+        )
+        self.name = name
+        self.vit = vit
+        self.width: int = vit.embed_dim
+        self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.patch_size_px: tuple[int, int] = tuple(vit.patch_embed.patch_size)
+        self.n_prefix: int = vit.num_prefix_tokens
+        self.mean: tuple[float, ...] = tuple(vit.pretrained_cfg["mean"])
+        self.std: tuple[float, ...] = tuple(vit.pretrained_cfg["std"])
+
+    def forward(self, image: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Encode images, or (He et al. 2022, MAE) only their visible patches with the class token.
+
+        Args:
+            image: float [B, 3, H, W], normalised with ``mean`` and ``std``.
+            visible: int64 [B, P_visible], patch indices in row-major order; None encodes every patch.
+
+        Returns:
+            float [B, n_prefix + P, D], or [B, n_prefix + P_visible, D], after the final norm. The class token comes
+            first, then the patches in the order of ``visible``.
+        """
+        return self.encode(self.embed(image), visible)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """float [B, 3, H, W] -> class token and embedded patches with their positions, float [B, n_prefix + P, D]."""
+        tokens: Tensor = self.vit._pos_embed(self.vit.patch_embed(image))
+        return tokens
+
+    def encode(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Transform embedded tokens, or only the visible ones; with `embed`, several views share one embedding."""
+        vit = self.vit
+        if visible is not None:
+            prefix, patches = tokens[:, : self.n_prefix], tokens[:, self.n_prefix :]
+            seen = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, self.width))  # [B, P_visible, D]
+            tokens = torch.cat([prefix, seen], dim=1) if self.n_prefix else seen
+        encoded: Tensor = vit.norm(vit.blocks(vit.norm_pre(tokens)))
+        return encoded
+
+
+def _check(
+    name: str, image_size_px: tuple[int, int], patch_size_px: int | None, width: int | None, heads: int | None
+) -> None:
+    """Refuse what :class:`ImageEncoder` cannot encode, before any weight is allocated."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models("*vit*"), n=3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f"image encoder {name!r} is not a timm model{hint}")
+    with torch.device("meta"):
+        vit: Any = timm.create_model(name, num_classes=0)
+    reason = _why_refused(vit)
+    if reason is not None:
+        raise ValueError(
+            f"image encoder {name!r} is refused: {reason}. Choose a timm VisionTransformer with absolute position"
+            " embeddings, such as vit_base_patch16_224"
+        )
+    patch_px = patch_size_px or vit.patch_embed.patch_size[0]
+    if any(side <= 0 or side % patch_px != 0 for side in image_size_px):
+        raise ValueError(
+            f"image size {image_size_px[0]}x{image_size_px[1]} px is not divisible by the patch size {patch_px} px of"
+            f" image encoder {name!r}: choose multiples of {patch_px}"
+        )
+    heads = heads or vit.blocks[0].attn.num_heads
+    if (width or vit.embed_dim) % heads != 0:
+        raise ValueError(f"image encoder width {width or vit.embed_dim} is not a multiple of its {heads} heads")
+
+
+def _why_refused(vit: Any) -> str | None:
+    if not isinstance(vit, VisionTransformer):
+        return f"it is a {type(vit).__name__}"
+    if vit.num_prefix_tokens != int(vit.has_class_token):
+        return f"it has {vit.num_prefix_tokens} tokens before the patches (registers or a distillation token)"
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        return "its patches come from a convolutional network, through which masked pixels would leak"
+    if vit.pos_embed is None:
+        return "it has no absolute position embeddings"
+    return None
+
+
+def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
+    """Fill the encoder from timm-format weights, resampling the position embeddings to the encoder's grid.
+
+    Args:
+        encoder: filled in place; untouched when an error is raised.
+        source: ``"timm"`` (the published weights of the encoder's name, needs network), or a local .safetensors, .pt
+            or .pth file, or a folder that holds .safetensors files. Position embeddings in a file are taken as a
+            square grid where their number is a square, else as the encoder's own grid.
+
+    Raises:
+        ValueError: naming the keys that are missing, unused (other than a classifier's) or of another shape.
+    """
+    if source == "timm":
+        state = timm.create_model(encoder.name, pretrained=True).state_dict()
+    else:
+        state = read_weights(Path(source))
+    own = encoder.vit.state_dict()
+    heads = tuple(sorted(key for key in state if key.startswith(_CLASSIFIER_PREFIXES) and key not in own))
+    state = {key: value for key, value in state.items() if key not in heads}
+    interpolated: tuple[str, ...] = ()
+    if "pos_embed" in state and _resample_positions(encoder, state):
+        interpolated = ("pos_embed",)
+    check_keys(state, own, source)
+    encoder.vit.load_state_dict(state)
+    return WeightReport(loaded=tuple(sorted(state)), interpolated=interpolated, unused=heads)
+
+
+def _resample_positions(encoder: ImageEncoder, state: dict[str, Tensor]) -> bool:
+    """Bring ``state["pos_embed"]`` to the encoder's grid; return whether that changed it."""
+    n_prefix = 0 if encoder.vit.no_embed_class else encoder.n_prefix
+    n_patches = state["pos_embed"].shape[1] - n_prefix
+    side = math.isqrt(n_patches)
+    if side * side != n_patches or (side, side) == encoder.grid:
+        return False
+    state["pos_embed"] = resample_abs_pos_embed(
+        state["pos_embed"], new_size=list(encoder.grid), old_size=[side, side], num_prefix_tokens=n_prefix
+    )
+    return True
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name from a .safetensors, .pt, .pth or .bin file, or a folder of them, without unpickling code.
+
+    In a folder, .safetensors files go before ``pytorch_model.bin``. A dict under ``model`` or ``state_dict`` is opened.
+
+    Raises:
+        ValueError: if nothing is there, or the file holds anything but tensors.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+        if not files:
+            raise ValueError(f"{path} holds neither .safetensors files nor pytorch_model.bin")
+        return {key: value for file in files for key, value in read_weights(file).items()}
+    if not path.is_file():
+        raise ValueError(f"{path} is neither a weight file nor a folder of weights")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _read_torch_file(path)
+    except Exception as error:  # each format has its own errors for damaged files
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds values that are not tensors; save a plain state dict")
+    return state
+
+
+def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("model", "state_dict"):
+        state = state.get(wrapper, state)
+    return dict(state)
+
+
+def check_keys(found: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
+    """Raise ValueError, naming the keys, unless ``found`` has the names and shapes of ``wanted``."""
+    problems = [f"missing {key}" for key in wanted if key not in found]
+    problems += [f"unused {key}" for key in found if key not in wanted]
+    problems += [
+        f"{key} is {list(found[key].shape)}, must be {list(value.shape)}"
+        for key, value in wanted.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(f"weights of {source} do not fit: {'; '.join(problems)}")

@@ -1,0 +1,128 @@
+"""The text encoder: the lower layers of a Hugging Face BERT, and the loading of BERT weights.
+
+Legend: B batch, L text tokens, D width, V vocabulary.
+"""
+
+import copy
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from mamo.models.fusion import Fusion, FusionLayer
+from mamo.models.heads import MLMHead
+from mamo.models.image_encoder import WeightReport, check_keys, read_weights
+
+# What follows the layers in a BERT: the pre-training heads, the pooler; and a buffer that old files carry.
+_HEAD_PREFIXES = ("cls.", "pooler.", "embeddings.position_ids")
+
+
+class TextEncoder(nn.Module):
+    """The lower ``layers`` layers of ``transformers.BertModel``, without its pooler.
+
+    ``width`` is D. Dropout is what ``bert_config`` says; its ``num_hidden_layers`` is replaced by ``layers``.
+    """
+
+    def __init__(self, bert_config: BertConfig, layers: int) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"the text encoder needs at least one layer, not {layers}")
+        config = copy.deepcopy(bert_config)
+        config.num_hidden_layers = layers
+        config._attn_implementation = "sdpa"
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.width: int = config.hidden_size
+
+    def forward(self, input_ids: Tensor, is_valid: Tensor) -> Tensor:
+        """Encode token ids int64 [B, L], with ``is_valid`` bool [B, L] False for padding -> float [B, L, D]."""
+        # a mask that is 4-D already passes through transformers untouched: no masking utilities, no host sync
+        mask = is_valid[:, None, None, :]  # [B, 1, 1, L]
+        encoded: Tensor = self.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        return encoded
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The embedding [V, D] of the vocabulary, which the MLM head shares."""
+        embeddings: nn.Embedding = self.bert.embeddings.word_embeddings
+        return embeddings
+
+
+def bert_config_from(source: str) -> BertConfig:
+    """Read a BERT configuration from a folder with ``config.json`` or, with network, by hub name.
+
+    Raises:
+        ValueError: if there is none, or it describes another family of models.
+    """
+    try:
+        values, _ = BertConfig.get_config_dict(source)
+    except OSError as error:
+        raise ValueError(f"no BERT config at {source!r}: give a folder with config.json or a hub name") from error
+    if values.get("model_type", "bert") != "bert":
+        raise ValueError(f"{source!r} describes a {values['model_type']!r} model, not a BERT")
+    config: BertConfig = BertConfig.from_dict(values)
+    return config
+
+
+def load_bert_weights(
+    text_encoder: TextEncoder, fusion: Fusion, source: str, mlm_head: MLMHead | None = None
+) -> WeightReport:
+    """Initialise the text encoder from BERT's embeddings and lower layers, the fusion layers from its upper layers.
+
+    Args:
+        text_encoder: filled in place.
+        fusion: its layers are filled in place; what BERT does not have stays and is reported as new.
+        source: a folder or file of weights (.safetensors preferred; .bin and .pt are read with ``weights_only``), or
+            a hub name (needs network). Keys may carry the prefix ``bert.`` and the old ``LayerNorm.gamma/beta``.
+        mlm_head: filled from ``cls.predictions`` when given.
+
+    Raises:
+        ValueError: naming the keys that are missing, unused (other than those of heads) or of another shape. BERT must
+            have exactly as many layers as text encoder and fusion together.
+    """
+    path = Path(source) if Path(source).exists() else _download(source)
+    _check_heads(path, text_encoder, fusion)
+    state = {_modern_name(key): value for key, value in read_weights(path).items()}
+    wanted = dict(text_encoder.bert.state_dict())
+    n_text = len(text_encoder.bert.encoder.layer)
+    for index, layer in enumerate(fusion.layers):
+        assert isinstance(layer, FusionLayer)
+        wanted |= {f"encoder.layer.{n_text + index}.{name}": view for name, view in layer.bert_views().items()}
+    if mlm_head is not None:
+        wanted |= {f"cls.predictions.{name}": view for name, view in mlm_head.bert_views().items()}
+    unused = tuple(key for key in state if key.startswith(_HEAD_PREFIXES) and key not in wanted)
+    state = {key: value for key, value in state.items() if key not in unused}
+    check_keys(state, wanted, source)
+    for name, view in wanted.items():
+        view.copy_(state[name])
+    new = tuple(name for name, _ in fusion.named_parameters() if not name.startswith("layers."))
+    return WeightReport(loaded=tuple(wanted), new=new, unused=unused)
+
+
+def _modern_name(key: str) -> str:
+    key = key.removeprefix("bert.")
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _check_heads(path: Path, text_encoder: TextEncoder, fusion: Fusion) -> None:
+    """The number of attention heads leaves no trace in the weights' shapes: compare it with config.json where it is."""
+    config_file = (path if path.is_dir() else path.parent) / "config.json"
+    if not config_file.is_file():
+        return
+    theirs = bert_config_from(str(config_file.parent)).num_attention_heads
+    ours = {"text encoder": text_encoder.bert.config.num_attention_heads, "fusion": fusion.heads}
+    for part, heads in ours.items():
+        if heads != theirs:
+            raise ValueError(f"{config_file} has {theirs} attention heads, the {part} has {heads}: make them equal")
+
+
+def _download(source: str) -> Path:
+    """Fetch a hub repository's configuration and weights; ValueError without network or under a wrong name."""
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        try:
+            folder = Path(snapshot_download(source, allow_patterns=["config.json", pattern]))
+        except (OSError, ValueError) as error:  # the hub's errors derive from these
+            raise ValueError(f"{source!r} is neither a local path nor a hub name that can be fetched") from error
+        if any(folder.glob(pattern)):
+            return folder
+    raise ValueError(f"hub repository {source!r} holds neither .safetensors files nor pytorch_model.bin")

@@ -1,0 +1,1 @@
+"""Tasks: each joins networks, losses and metrics into what the one training loop runs."""

@@ -1,0 +1,112 @@
+"""From a configuration to the objects of a pre-training run."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig
+
+from mamo.config import Config
+from mamo.data.collate import PairCollator
+from mamo.data.loader import PairSource, ScenePairs
+from mamo.data.pairs import PairDataset
+from mamo.data.records import read_pairs
+from mamo.data.transforms import train_transform
+from mamo.models.fusion import Fusion
+from mamo.models.image_encoder import ImageEncoder, load_image_weights
+from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
+from mamo.models.vlm import Backbone, Mamo
+
+
+def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Mamo:
+    """The network of a config, initialised from `seed` and, where named, from published weights."""
+    torch.manual_seed(config.seed)
+    model, weights = config.model, config.losses.weights
+    image_encoder = ImageEncoder(
+        model.image.name,
+        config.data.image_size,
+        patch_size_px=model.image.patch_size_px,
+        width=model.image.width,
+        depth=model.image.depth,
+        heads=model.image.heads,
+    )
+    bert = _bert_config(config, vocabulary_size, pad_token_id)
+    text_encoder = TextEncoder(bert, model.text.layers)
+    fusion = Fusion(
+        width=bert.hidden_size,
+        layers=model.fusion_layers,
+        heads=bert.num_attention_heads,
+        mlp_width=bert.intermediate_size,
+        image_width=image_encoder.width,
+        grid=image_encoder.grid,
+        n_prefix=image_encoder.n_prefix,
+        text_width=text_encoder.width,
+        dropout=model.dropout,
+    )
+    patch_h, patch_w = image_encoder.patch_size_px
+    target_width = image_encoder.width if config.losses.mim_target == "features" else 3 * patch_h * patch_w
+    network = Mamo(
+        Backbone(image_encoder, text_encoder, fusion, model.itc_width),
+        itc=weights.itc > 0,
+        itm=weights.itm > 0,
+        mlm=weights.mlm > 0,
+        mim_width=target_width if weights.mim > 0 else None,
+        mim_blocks=model.mim_head_blocks,
+        mrm_image=weights.mrm_image > 0,
+        mrm_text=weights.mrm_text > 0,
+        temperature=config.losses.temperature,
+    )
+    if model.image.weights != "random":
+        load_image_weights(image_encoder, model.image.weights)
+    if model.text.weights == "bert" and model.text.bert is not None:
+        load_bert_weights(text_encoder, fusion, model.text.bert, network.mlm)
+    return network
+
+
+def _bert_config(config: Config, vocabulary_size: int, pad_token_id: int) -> BertConfig:
+    text = config.model.text
+    if text.bert is None:
+        bert = BertConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=text.width,
+            num_attention_heads=text.heads,
+            intermediate_size=text.mlp_width,
+            max_position_embeddings=max(512, config.data.text_max_tokens),
+            pad_token_id=pad_token_id,
+        )
+    else:
+        bert = bert_config_from(text.bert)
+        if bert.vocab_size < vocabulary_size:
+            raise ValueError(
+                f"model.text.bert: {text.bert} has {bert.vocab_size} words, the tokenizer of data.tokenizer "
+                f"({config.data.tokenizer}) has {vocabulary_size}; use the tokenizer that belongs to it"
+            )
+    bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = config.model.dropout
+    return bert
+
+
+def build_train_source(config: Config) -> PairSource:
+    """The training pairs of a config."""
+    data = config.data
+    if data.source == "scenes":
+        return ScenePairs(data, "train", data.train_scenes)
+    assert data.train_file is not None
+    return PairDataset(
+        read_pairs(Path(data.train_file), data.train_split),
+        data.image_size,
+        functools.partial(
+            train_transform,
+            min_crop_scale=data.augmentation.crop_scale_min,
+            horizontal_flip=data.augmentation.horizontal_flip,
+            rand_augment=data.augmentation.randaugment,
+        ),
+        data.bad_samples.policy,
+    )
+
+
+def build_collator(config: Config, tokenizer: Any, grid: tuple[int, int]) -> PairCollator:
+    """Tokenizer and masks of a config."""
+    return PairCollator(
+        tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed
+    )

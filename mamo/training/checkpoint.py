@@ -1,0 +1,248 @@
+"""Checkpoints: atomic, complete, strict and safe.
+
+A checkpoint is a folder `checkpoints/step-NNNNNNN/` with one safetensors file a module, the optimizer's state under its
+parameters' names, the resolved config, the tokenizer, `state.json`, and `manifest.json` with the size and SHA-256 of every
+other file. It is written under a temporary name, flushed to disk and renamed; the relative symlink `checkpoints/last` moves
+last. Whatever kills the process, the previous checkpoint stays loadable.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another architecture."""
+
+
+def step_folder(output_dir: Path, step: int) -> Path:
+    """`checkpoints/step-NNNNNNN` of a run."""
+    return output_dir / "checkpoints" / f"step-{step:07d}"
+
+
+def step_folders(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path for path in (output_dir / "checkpoints").glob("step-*") if path.is_dir())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """Optimizer state as `parameter name/state name` -> tensor."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Undo `optimizer_tensors`; raises `CheckpointError` unless exactly the trainable parameters have state."""
+    parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    found = {key.rpartition("/")[0] for key in tensors}
+    if found != set(parameters):
+        raise CheckpointError(f"optimizer state does not match the network: {_differences(set(parameters), found)}")
+    for key, value in tensors.items():
+        name, _, state_name = key.rpartition("/")
+        parameter = parameters[name]
+        optimizer.state[parameter][state_name] = value.to(parameter.device) if value.ndim else value
+
+
+def save(
+    output_dir: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    files: Mapping[str, Path],
+    kept: int,
+) -> Path:
+    """Write `checkpoints/step-NNNNNNN` and point `last` at it; keep the newest `kept`.
+
+    Args:
+        modules: written as `NAME.safetensors`; the optimizer belongs to `modules["student"]`.
+        state: plain values for `state.json`.
+        files: further files and folders to copy in, by their name in the checkpoint.
+    """
+    target = step_folder(output_dir, step)
+    tensors = {name: dict(module.state_dict()) for name, module in modules.items()}
+    tensors["optimizer"] = optimizer_tensors(optimizer, modules["student"])
+    write_folder(target, tensors, {**state, "step": step}, files)
+    pointer = target.parent / "last"
+    fresh = target.parent / ".last"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target.name)
+    fresh.replace(pointer)
+    _flush(target.parent)
+    for old in step_folders(output_dir)[:-kept]:
+        shutil.rmtree(old)
+    return target
+
+
+def write_folder(
+    target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], files: Mapping[str, Path]
+) -> None:
+    """Write a checkpoint folder so that it appears under its name complete or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".writing-{target.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name, values in tensors.items():
+        plain = {key: value.detach().to("cpu").contiguous() for key, value in _without_ties(values).items()}
+        save_file(plain, temporary / f"{name}.safetensors")
+    for name, source in files.items():
+        if source.is_dir():
+            shutil.copytree(source, temporary / name)
+        else:
+            shutil.copyfile(source, temporary / name)
+    (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    entries = {
+        str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(temporary.rglob("*"))
+        if path.is_file()
+    }
+    (temporary / MANIFEST).write_text(json.dumps(entries, indent=1))
+    for path in [*temporary.rglob("*"), temporary]:
+        _flush(path)
+    if target.exists():
+        shutil.rmtree(target)  # the same step again, after a resume
+    temporary.rename(target)
+    _flush(target.parent)
+
+
+def verify(folder: Path) -> None:
+    """Raise `CheckpointError`, naming the file, unless every file of the manifest is there unchanged."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"{folder}: not a complete checkpoint ({MANIFEST} is missing or unreadable)") from None
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: damaged checkpoint, {name} is missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise CheckpointError(
+                f"{folder}: damaged checkpoint, {name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+            )
+        if _sha256(path) != entry["sha256"]:
+            raise CheckpointError(f"{folder}: damaged checkpoint, the content of {name} was changed")
+
+
+def last_good(output_dir: Path) -> Path:
+    """The newest undamaged checkpoint of a run; each damaged one passed over is named in the log.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for folder in reversed(step_folders(output_dir)):
+        try:
+            verify(folder)
+            return folder
+        except CheckpointError as error:
+            logger.warning("%s; trying the checkpoint before it", error)
+    raise CheckpointError(f"{output_dir}: no undamaged checkpoint to resume from; start over in an empty output_dir")
+
+
+def resolve(path: Path) -> Path:
+    """The step folder meant by a run folder or a step folder, verified.
+
+    Raises:
+        CheckpointError: nothing there, or damaged; the message offers the newest good one beside it.
+    """
+    folder = path / "checkpoints" / "last" if (path / "checkpoints").is_dir() else path
+    if not folder.exists():
+        raise CheckpointError(f"{path}: no checkpoint found; give a run folder or a checkpoints/step-NNNNNNN folder")
+    folder = folder.resolve()
+    try:
+        verify(folder)
+    except CheckpointError as error:
+        for other in reversed(step_folders(folder.parent.parent)):
+            if other.name < folder.name and _is_good(other):
+                raise CheckpointError(f"{error}; the one before it is good: checkpoint={other}") from None
+        raise
+    return folder
+
+
+def _is_good(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of `NAME.safetensors` of a checkpoint."""
+    try:
+        return dict(load_file(folder / f"{name}.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {name}.safetensors cannot be read: {error}") from None
+
+
+def load_module(folder: Path, name: str, module: nn.Module) -> None:
+    """Load `NAME.safetensors` into `module`, strictly: every name and shape must agree.
+
+    Raises:
+        CheckpointError: names the keys that differ.
+    """
+    tensors = read_tensors(folder, name)
+    expected = module.state_dict()
+    wanted = set(_without_ties(expected))
+    if wanted != set(tensors):
+        raise CheckpointError(f"{folder}: {name} is of another architecture: {_differences(wanted, set(tensors))}")
+    for key, value in tensors.items():
+        if value.shape != expected[key].shape:
+            raise CheckpointError(
+                f"{folder}: {name} is of another architecture: `{key}` is {list(value.shape)} in the checkpoint, "
+                f"{list(expected[key].shape)} in this config"
+            )
+    with torch.no_grad():
+        for key, value in tensors.items():
+            expected[key].copy_(value)
+
+
+def _without_ties(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each storage once, under the first name in order: a tied weight is saved and loaded once."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    unique = {}
+    for key, value in tensors.items():
+        identity = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and identity in seen:
+            continue
+        seen.add(identity)
+        unique[key] = value
+    return unique
+
+
+def _differences(wanted: set[str], found: set[str]) -> str:
+    parts = []
+    for label, keys in (("missing", wanted - found), ("unexpected", found - wanted)):
+        if keys:
+            parts.append(f"{len(keys)} {label} ({', '.join(sorted(keys)[:3])}{', ...' if len(keys) > 3 else ''})")
+    return "; ".join(parts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

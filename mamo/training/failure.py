@@ -1,0 +1,36 @@
+"""What a non-finite loss leaves behind: a folder that reproduces it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mamo.training.checkpoint import write_folder
+
+
+class NonFiniteLoss(ValueError):
+    """A loss or the gradient norm is NaN or infinite; raised before the optimizer moves."""
+
+    def __init__(self, names: list[str], step: int, sample_ids: list[int], folder: Path) -> None:
+        shown = ", ".join(str(i) for i in sample_ids[:64]) + (", ..." if len(sample_ids) > 64 else "")
+        super().__init__(
+            f"not finite at step {step}: {', '.join(names)}. The optimizer has not moved. Samples: {shown}. "
+            f"The batch and all weights are in {folder}; `--resume` continues from the last checkpoint, for example "
+            "with a lower training.learning_rate"
+        )
+
+
+def write_reproduction(
+    output_dir: Path, step: int, modules: Mapping[str, nn.Module], batch: Any, files: Mapping[str, Path]
+) -> Path:
+    """Save the batch (as `batch.safetensors`) beside all weights, in the layout of a checkpoint.
+
+    Returns:
+        `non-finite/step-NNNNNNN`, numbered by the step that failed.
+    """
+    folder = output_dir / "non-finite" / f"step-{step + 1:07d}"
+    tensors = {name: dict(module.state_dict()) for name, module in modules.items()}
+    tensors["batch"] = batch.tensors()
+    write_folder(folder, tensors, {"step": step}, files)
+    return folder

@@ -1,0 +1,125 @@
+"""The files of a run besides its checkpoints: resolved config, metrics, timing, TensorBoard events, results, curves."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+METRICS, TIMING, RESULTS, CONFIG, CURVES = (
+    "metrics.jsonl",
+    "timing.jsonl",
+    "results.json",
+    "config.yaml",
+    "curves.png",
+)
+
+
+class Tracker(Protocol):
+    """Where a team plugs in its own experiment tracker; TensorBoard is one."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release."""
+        ...
+
+
+class TensorBoardTracker:
+    """Writes scalars for TensorBoard; what an interrupted run wrote after `first_step` is hidden."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and release."""
+        self.writer.close()
+
+
+def claim(output_dir: Path) -> None:
+    """Create the folder of a new run.
+
+    Raises:
+        ValueError: it holds something already, or cannot be written.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if any(output_dir.iterdir()):
+            raise ValueError(
+                f"output_dir {output_dir} is not empty: continue that run with --resume, or name another output_dir"
+            )
+        probe = output_dir / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Keep the lines of a JSON Lines file up to and including `step`; a last line torn by a kill is dropped."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    replace_text(path, "".join(kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file's content so that a kill leaves the old or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
+    """The evaluations in `results.json`, none where there is no file yet."""
+    path = output_dir / RESULTS
+    if not path.exists():
+        return []
+    evaluations: list[dict[str, Any]] = json.loads(path.read_text())["evaluations"]
+    return evaluations
+
+
+def write_evaluations(output_dir: Path, evaluations: list[dict[str, Any]]) -> None:
+    """Write `results.json`."""
+    replace_text(output_dir / RESULTS, json.dumps({"evaluations": evaluations}, indent=1) + "\n")
+
+
+class LineLog:
+    """Appends one JSON object a line, in the operating system's hands before the next step begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one object."""
+        self.file.write(json.dumps(values) + "\n")
+
+    def close(self) -> None:
+        """Release the file."""
+        self.file.close()

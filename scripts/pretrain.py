@@ -1,0 +1,30 @@
+"""Pre-train MAMO from one YAML file: `python scripts/pretrain.py --config configs/pretrain/scenes.yaml [key=value ...]`."""
+
+import argparse
+from pathlib import Path
+
+from mamo.cli import run
+from mamo.config import load_config
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("configs/pretrain/scenes.yaml"))
+    parser.add_argument("--resume", action="store_true", help="continue from the last good checkpoint of output_dir")
+    parser.add_argument("--plan", action="store_true", help="print sizes, memory, steps and hours; train nothing")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.plan:
+        from mamo.tasks.plan import print_plan  # here, so that a mistake in the config is answered at once
+
+        print_plan(config)
+    else:
+        from mamo.tasks.launch import pretrain
+
+        pretrain(config, arguments.resume)
+
+
+if __name__ == "__main__":
+    run(main)
