@@ -14,55 +14,47 @@ from mamo.data.validate import check_pairs, validate_pairs
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(description=__doc__)
     commands = main.add_subparsers(dest="command", required=True)
-    for name, purpose in (("validate", "check every row"), ("check", "decode every image; exit code 1 on a gap")):
-        command = commands.add_parser(name, help=purpose)
-        command.add_argument("file", type=Path, help="pairs file, folder of tar shards, or a quoted glob of them")
-        command.add_argument("--split", help="needed for Karpathy files: train, val or test")
-    command = commands.add_parser("tokenizer", help="train a WordPiece tokenizer on captions")
-    command.add_argument("files", type=Path, nargs="+", help="pairs files, or text with one caption a line")
-    command.add_argument("--size", type=int, required=True, help="largest number of tokens")
-    command.add_argument("--split", help="needed for Karpathy files")
-    command.add_argument("--to", type=Path, required=True, help="folder to write")
-    command = commands.add_parser("export", help="write the embedded data set as JPEG and JSON Lines")
-    command.add_argument("source", choices=["scenes"])
-    command.add_argument("--difficulty", choices=DIFFICULTIES, default="easy")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--split", choices=SPLITS, default="train")
-    command.add_argument("--count", type=int, required=True)
-    command.add_argument("--image-size-px", type=int, nargs="+", default=[96], help="side, or height and width")
-    command.add_argument("--to", type=Path, required=True)
-    command = commands.add_parser("build", help="turn a public data set's release into pairs files; exit 1 on a gap")
-    command.add_argument("source", choices=["nlvr"])
-    command.add_argument("--from", type=Path, required=True, dest="release")
-    command.add_argument("--to", type=Path, required=True)
+    validate = commands.add_parser("validate", help="check every row of a pairs file, or of (a glob of) tar shards")
+    check = commands.add_parser("check", help="decode every image; exit code 1 on a gap")
+    tokenizer = commands.add_parser("tokenizer", help="train WordPiece on pairs files or text, one caption a line")
+    tokenizer.add_argument("files", type=Path, nargs="+")
+    tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
+    export = commands.add_parser("export", help="write the embedded data set as JPEG and JSON Lines")
+    export.add_argument("source", choices=["scenes"])
+    export.add_argument("--difficulty", choices=DIFFICULTIES, default="easy")
+    export.add_argument("--split", choices=SPLITS, default="train")
+    for name, default in (("--seed", 0), ("--count", 1000), ("--image-size-px", 96)):
+        export.add_argument(name, type=int, default=default)
+    build = commands.add_parser("build", help="turn a public release into pairs files; exit code 1 on a gap")
+    build.add_argument("source", choices=["nlvr"])
+    build.add_argument("--from", type=Path, required=True, dest="release")
+    for reader in (validate, check):
+        reader.add_argument("file", type=Path)
+    for reader in (validate, check, tokenizer):
+        reader.add_argument("--split", help="needed for Karpathy files: train, val or test")
+    for writer in (tokenizer, export, build):
+        writer.add_argument("--to", type=Path, required=True, help="folder to write")
     return main
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> tuple[list[str], bool]:
+    """The lines to print, and whether everything that was expected is there."""
     if args.command == "validate":
-        print("\n".join(validate_pairs(args.file, args.split)))
-    elif args.command == "check":
-        report = check_pairs(args.file, args.split)
-        print("\n".join(report.lines()))
-        return int(bool(report.unreadable))
-    elif args.command == "tokenizer":
-        train_tokenizer(args.files, args.size, args.to, args.split)
-    elif args.command == "export":
-        print(
-            export_scenes(
-                args.difficulty, args.seed, args.split, args.count, tuple(args.image_size_px * 2)[:2], args.to
-            )
-        )
-    else:
-        counts = build_nlvr(args.release, args.to)
-        print("\n".join(counts.lines()))
-        return int(not counts.is_complete)
-    return 0
+        return validate_pairs(args.file, args.split), True
+    if args.command == "tokenizer":
+        return [f"{args.to}: {train_tokenizer(args.files, args.size, args.to, args.split)} tokens"], True
+    if args.command == "export":
+        size = (args.image_size_px, args.image_size_px)
+        return [str(export_scenes(args.difficulty, args.seed, args.split, args.count, size, args.to))], True
+    report = check_pairs(args.file, args.split) if args.command == "check" else build_nlvr(args.release, args.to)
+    return report.lines(), report.is_complete
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(run(parser().parse_args()))
+        lines, is_complete = run(parser().parse_args())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    print("\n".join(lines))
+    sys.exit(0 if is_complete else 1)

@@ -90,7 +90,7 @@ def make_loader(
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
-        multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
+        multiprocessing_context=multiprocessing.get_context("spawn") if workers else None,
         persistent_workers=False,
     )
 

@@ -54,16 +54,17 @@ class _Problems:
 
     def __init__(self, source: Path) -> None:
         self.source = source
-        self.found: list[str] = []
+        self.found: list[tuple[int, str]] = []
 
     def add(self, line: int, text: str) -> None:
-        self.found.append(f"{self.source}:{line}: {text}")
+        self.found.append((line, f"{self.source}:{line}: {text}"))
 
     def raise_if_any(self) -> None:
         if self.found:
             hidden = len(self.found) - _MAX_LISTED
+            listed = [text for _, text in sorted(self.found)[:_MAX_LISTED]]
             more = f"; and {hidden} more" if hidden > 0 else ""
-            raise ValueError(f"{len(self.found)} bad rows: " + "; ".join(self.found[:_MAX_LISTED]) + more)
+            raise ValueError(f"{len(self.found)} bad rows: " + "; ".join(listed) + more)
 
 
 def clean_caption(text: str) -> str:

@@ -6,7 +6,6 @@ caption ever becomes [UNK]), and read "[MASK]" in a caption as text, never as th
 Legend: V vocabulary.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mamo.data.grammar import VOCABULARY
 from mamo.data.records import clean_caption, read_pairs
-
-logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ASCII = tuple(chr(code) for code in range(0x21, 0x7F))  # printable, without the space
@@ -32,11 +29,12 @@ def scenes_tokenizer() -> PreTrainedTokenizerFast:
     return _from_tokens((*_base_tokens(_ASCII), *VOCABULARY))
 
 
-def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str | None = None) -> None:
-    """Trains a WordPiece vocabulary of at most `size` tokens on the captions of `files` and saves it in `folder`.
+def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str | None = None) -> int:
+    """Trains a WordPiece vocabulary of at most `size` tokens on the captions of `files`; saves it in `folder`.
 
     Each file is anything `read_pairs` reads (by its suffix .json, .jsonl or .tar, or a folder) or plain text, one
     caption a line; `split` is for Karpathy files. The result is a function of the captions alone.
+    Returns the number of tokens.
 
     Raises ValueError where a file cannot be read or `size` does not hold the characters of the captions.
     """
@@ -61,7 +59,7 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str |
     model.train_from_iterator(captions, trainer)
     tokenizer = _from_tokens(sorted(model.get_vocab(), key=model.get_vocab().__getitem__))
     tokenizer.save_pretrained(folder)
-    logger.info("%d captions gave a vocabulary of %d tokens in %s", len(captions), len(tokenizer), folder)
+    return len(tokenizer)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerFast:

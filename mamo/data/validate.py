@@ -28,6 +28,11 @@ class CheckReport:
         counts = f"images: expected {self.expected}, found {self.found}, unreadable {len(self.unreadable)}"
         return [counts, *self.unreadable]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every image decodes."""
+        return not self.unreadable
+
 
 def validate_pairs(path: Path, split: str | None = None) -> list[str]:
     """Reads every row and returns a report with warnings. Raises ValueError, naming line and field, for a bad row."""

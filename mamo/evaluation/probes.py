@@ -1,10 +1,11 @@
 """Fine-grained understanding of the embedded world: foils told from captions, and masked words filled in.
 
-A word is masked only where the picture decides it: every other word that the grammar could write at its place makes the
-caption false. "a small [MASK] circle" is asked of one small circle or of two of one colour, never of a red and a blue
-one; "a [MASK] circle" is not asked, since its size and its colour would both be right; "higher than" is asked only where
-neither "larger than" nor "smaller than" is true. Numbers come from the counting caption alone: in the others the same
-sentence lists what is counted. Either of two synonyms ("small", "little") is right.
+A word is masked only where the picture decides it: every other word that the grammar could write at its place makes
+the caption false. "a small [MASK] circle" is asked of one small circle or of two of one colour, never of a red and a
+blue one; "a [MASK] circle" is not asked, since its size and its colour would both be right; "higher than" is asked only
+where neither "larger than" nor "smaller than" is true. Numbers come from the counting caption alone, since the others
+list what they count, and never from "one circle", whose noun gives the number away. Either of two synonyms ("small",
+"little") is right.
 
 Legend: N items, W tokens of the masked word, A right answers of an item.
 """
@@ -30,8 +31,8 @@ from mamo.data.grammar import (
     write,
 )
 from mamo.data.probes import ProbeItem
-from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Difficulty, Draws, Scene, SceneWorld, Split
-from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Scorer
+from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Difficulty, Scene, SceneWorld, Split
+from mamo.evaluation.scoring import EncodedImages, Scorer
 
 _STREAM = 17  # of the scene's randomness; captions and probes use lower ones
 _ADJECTIVES = ("size", "pattern", "colour")  # in the order in which the grammar writes them
@@ -72,9 +73,7 @@ def masked_words(world: SceneWorld, n_scenes: int, split: Split = "test") -> lis
 def _masked_words(scene: Scene) -> Iterator[MaskedWord]:
     slots: dict[str, list[_Slot]] = defaultdict(list)
     for which in range(N_CAPTIONS):
-        for slot in _slots(caption_draft(scene, which)):
-            if slot.attribute == "number" and which != _COUNTING:
-                continue
+        for slot in _slots(caption_draft(scene, which), has_numbers=which == _COUNTING):
             slots[slot.attribute].append(slot)
     draws = scene.draws(_STREAM)
     for word_class, candidates in slots.items():
@@ -85,7 +84,7 @@ def _masked_words(scene: Scene) -> Iterator[MaskedWord]:
                 break
 
 
-def _slots(draft: Draft) -> Iterator[_Slot]:
+def _slots(draft: Draft, has_numbers: bool) -> Iterator[_Slot]:
     statement = draft.statement
     whats = [("mentions", k, what) for k, what in enumerate(statement.mentions)]
     whats += [("counts", k, count.what) for k, count in enumerate(statement.counts)]
@@ -93,8 +92,9 @@ def _slots(draft: Draft) -> Iterator[_Slot]:
         for attribute in ("shape", *_ADJECTIVES):
             if getattr(what, attribute):
                 yield _Slot(draft, group, k, attribute)
-    for k in range(len(statement.counts)):
-        yield _Slot(draft, "counts", k, "number")
+    for k, count in enumerate(statement.counts if has_numbers else ()):
+        if count.number != 1 or f"{{c{k}}}" not in draft.template:  # that reference writes "one circle", "two circles"
+            yield _Slot(draft, "counts", k, "number")
     for k, relation in enumerate(statement.relations):
         if relation.kind in OPPOSITE:
             yield _Slot(draft, "relations", k, "relation")
@@ -114,9 +114,7 @@ def _alternatives(slot: _Slot, difficulty: Difficulty) -> Iterator[Statement]:
         others = _other_descriptions(what, slot.attribute, difficulty)
         changed = [other if slot.group == "mentions" else replace(entry, what=other) for other in others]
     for other in changed:
-        yield replace(
-            slot.draft.statement, **{slot.group: (*entries[: slot.index], other, *entries[slot.index + 1 :])}
-        )
+        yield replace(slot.draft.statement, **{slot.group: (*entries[: slot.index], other, *entries[slot.index + 1 :])})
 
 
 def _other_relations(kind: str, wording: int) -> list[tuple[str, int]]:
@@ -171,17 +169,12 @@ def preferred(true_score: Tensor, foil_score: Tensor) -> float:
 
 
 def probe_accuracy(
-    scorer: Scorer,
-    images: EncodedImages,
-    texts: EncodedTexts,
-    items: Sequence[ProbeItem],
-    image_row: dict[int, int],
-    text_row: dict[str, int],
+    scorer: Scorer, images: EncodedImages, items: Sequence[ProbeItem], image_row: dict[int, int]
 ) -> dict[str, float]:
-    """Accuracy in percent by "itc" and by "itm", where the network has them; rows by scene index and by text."""
+    """Accuracy in percent by "itc" and by "itm", where the network has them; `image_row` by scene index."""
+    texts = scorer.encode_texts(*scorer.tokenize([item.caption for item in items] + [item.foil for item in items]))
     image_rows = torch.tensor([image_row[item.scene_index] for item in items]).repeat(2)
-    sides = [text_row[item.caption] for item in items] + [text_row[item.foil] for item in items]
-    text_rows = torch.tensor(sides)
+    text_rows = torch.arange(2 * len(items))
     accuracy = {}
     if scorer.network.temperature is not None:
         accuracy["itc"] = preferred(*scorer.similarity(images, texts, image_rows, text_rows).chunk(2))
@@ -203,20 +196,20 @@ def masked_word_accuracy(
         padding=True,
         truncation=True,
         max_length=scorer.text_max_tokens,
-        return_tensors="pt",
         return_offsets_mapping=True,
     )
-    starts, ends = encoded["offset_mapping"].unbind(dim=-1)  # [N, L] each
+    starts, ends = torch.tensor(encoded["offset_mapping"]).unbind(dim=-1)  # [N, L] each
     spans = torch.tensor([(item.start, item.end) for item in items])
     is_masked = (starts >= spans[:, :1]) & (ends <= spans[:, 1:]) & (ends > starts)  # [N, L]
     kept = is_masked.any(dim=1).nonzero()[:, 0]
-    is_masked, lengths = is_masked[kept], encoded["attention_mask"].sum(dim=1)[kept]
+    is_masked, lengths = is_masked[kept], torch.tensor(encoded["attention_mask"]).sum(dim=1)[kept]
     items = [items[k] for k in kept.tolist()]
     n_tokens = is_masked.sum(dim=1)  # [N]
     is_slot = torch.arange(int(n_tokens.max())) < n_tokens[:, None]  # [N, W]
     slots = torch.zeros(is_slot.shape, dtype=torch.int64)
     slots[is_slot] = is_masked.nonzero()[:, 1]
-    texts = scorer.encode_texts(encoded["input_ids"][kept].masked_fill(is_masked, scorer.tokenizer.mask_token_id), lengths)
+    input_ids = torch.tensor(encoded["input_ids"])[kept].masked_fill(is_masked, scorer.tokenizer.mask_token_id)
+    texts = scorer.encode_texts(input_ids, lengths)
     rows = torch.tensor([image_row[item.scene_index] for item in items])
     filled = scorer.fill(images, texts, rows, torch.arange(len(items)), slots)  # [N, W]
     answers = _answer_tokens(scorer, items, n_tokens)  # [N, A, W]

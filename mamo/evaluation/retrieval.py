@@ -77,7 +77,7 @@ def union_of_pairs(image_to_text: Tensor, text_to_image: Tensor) -> tuple[Tensor
     device = image_to_text.device
     forward = torch.arange(n_images, device=device)[:, None] * n_texts + image_to_text
     backward = text_to_image * n_texts + torch.arange(n_texts, device=device)[:, None]
-    keys, where = torch.cat([forward.flatten(), backward.flatten()]).unique(return_inverse=True)
+    keys, where = torch.unique(torch.cat([forward.flatten(), backward.flatten()]), return_inverse=True)
     pairs = torch.stack([keys // n_texts, keys % n_texts], dim=1)
     return pairs, where[: forward.numel()].view_as(forward), where[forward.numel() :].view_as(backward)
 

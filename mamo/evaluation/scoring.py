@@ -56,24 +56,24 @@ class Scorer:
         self.stored_dtype = torch.get_autocast_dtype(device.type) if is_autocast else torch.float32
 
     def encode_images(self, batches: Iterable[Tensor]) -> EncodedImages:
-        """Encode batches of images uint8 [B, 3, H, W]."""
+        """Encode batches of images uint8 [B, 3, H, W]. Raises ValueError where there is none."""
         backbone = self.network.backbone
         tokens, features = [], []
         for batch in batches:
             encoded = backbone.image_encoder(self.normalise(batch.to(self.device)))
             features.append(backbone.image_feature(encoded))
             tokens.append(backbone.fusion.embed_image(encoded).to("cpu", self.stored_dtype))
+        if not tokens:
+            raise ValueError("evaluation: no image could be loaded; check the evaluation files with `data.py check`")
         return EncodedImages(torch.cat(tokens), torch.cat(features))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> (input_ids int64 [T, L], lengths int64 [T]), cut to `text_max_tokens`."""
-        encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.text_max_tokens, return_tensors="pt"
-        )
-        return encoded["input_ids"], encoded["attention_mask"].sum(dim=1)
+        encoded = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.text_max_tokens)
+        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).sum(dim=1)
 
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> EncodedTexts:
-        """Encode token ids int64 [T, L], whose first `lengths` int64 [T] tokens are real; texts of a length together."""
+        """Encode token ids int64 [T, L], of which the first `lengths` int64 [T] are real; similar lengths together."""
         backbone = self.network.backbone
         tokens = torch.zeros(*input_ids.shape, backbone.text_encoder.width, dtype=self.stored_dtype)
         features, order = [], []
@@ -131,7 +131,7 @@ class Scorer:
 
     def _by_length(self, lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Batches of indices of similar length, and the longest of each."""
-        for rows in lengths.argsort(stable=True).split(self.batch_size):
+        for rows in torch.split(lengths.argsort(stable=True), self.batch_size):
             yield rows, int(lengths[rows[-1]])
 
 

@@ -107,10 +107,10 @@ def best_threshold(score: Floats, label: Bools) -> float:
 
 
 def clustered_interval(is_right: Bools, cluster: Ints) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of `is_right` bool [N], by a bootstrap over clusters int64 [N] in 0..S-1.
+    """95 % interval of the mean of `is_right` bool [N]: a percentile bootstrap over clusters int64 [N] (0 to S-1).
 
-    Statements of a cluster (a sentence and its truth in several pictures) are not independent: whole clusters are drawn
-    with replacement, `_N_RESAMPLES` times, from a fixed seed.
+    The statements of a cluster (one sentence of several pictures) are not independent: whole clusters are drawn with
+    replacement, `_N_RESAMPLES` times, from a fixed seed.
     """
     right = np.bincount(cluster, weights=is_right)  # [S]
     size = np.bincount(cluster)  # [S]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertLayer
 
+from mamo.models.attention import attention
+
 LAYER_NORM_EPS = 1e-12  # BERT's
 
 
@@ -62,7 +64,7 @@ class FusionLayer(nn.Module):
         query, key, value = self.project(tokens, kept)
         mask = None if is_valid is None else is_valid[:, None, None, :]  # [B, 1, 1, S]
         dropout_p = self.dropout_p if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+        mixed = attention(query, key, value, mask, dropout_p)
         mixed = self.out(mixed.transpose(1, 2).reshape(kept.shape))
         kept = self.norm1(kept + self.dropout(mixed))
         updated: Tensor = self.norm2(kept + self.dropout(self.fc2(functional.gelu(self.fc1(kept)))))

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from mamo.models.attention import BERT_ATTENTION
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import MLMHead
 from mamo.models.image_encoder import WeightReport, check_keys, read_weights
@@ -30,7 +31,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"the text encoder needs at least one layer, not {layers}")
         config = copy.deepcopy(bert_config)
         config.num_hidden_layers = layers
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = BERT_ATTENTION
         self.bert = BertModel(config, add_pooling_layer=False)
         self.width: int = config.hidden_size
 

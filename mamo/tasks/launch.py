@@ -1,20 +1,22 @@
 """A pre-training run from its config to `results.json`."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import platform
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from mamo.config import Config, dump
+from mamo.config import Config
 from mamo.data.collate import PairBatch, PairCollator
-from mamo.data.images import BadSamplePolicy
+from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import PairSource, collate_range, make_loader
 from mamo.data.pairs import PairDataset
 from mamo.data.sampler import StepSampler
@@ -38,7 +40,8 @@ ENTROPY_SAMPLES = 512
 class Run:
     """Everything built from one config: data, task, optimizer, loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, is_resume: bool = False) -> None:
+        """Build it; `is_resume` leaves the weights of `config.checkpoint` alone, which need no longer be there."""
         self.config = config
         self.output_dir = Path(config.output_dir)
         self.device = choose_device(config.training.device)
@@ -51,19 +54,32 @@ class Run:
         self.task = PretrainTask(config, network, self.normalise)
         for module in self.task.modules().values():
             module.to(self.device)
-        if config.checkpoint is not None:
+        encoder.use_fused_attention(self.device.type != "cpu")
+        if config.checkpoint is not None and not is_resume:
             self.start_from(Path(config.checkpoint))
         self.optimizer = make_optimizer(self.task.network, config.training)
         self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
 
     def start_from(self, path: Path) -> None:
-        """Take student and teacher weights from another run's checkpoint."""
+        """Take student and teacher weights from another run's checkpoint.
+
+        Raises:
+            CheckpointError: missing, damaged, of another architecture or with another vocabulary.
+        """
         folder = checkpoint.resolve(path)
+        if load_tokenizer(str(folder / "tokenizer")).get_vocab() != self.tokenizer.get_vocab():
+            raise checkpoint.CheckpointError(
+                f"{folder} was trained with another vocabulary; set data.tokenizer={folder / 'tokenizer'}"
+            )
         checkpoint.load_module(folder, "student", self.task.network)
         checkpoint.load_module(folder, "teacher", self.task.teacher)
 
-    def batches(self, start_step: int) -> Iterable[PairBatch]:
-        """The training batches from `start_step` on."""
+    def batches(self, start_step: int, workers: int) -> Iterator[PairBatch]:
+        """The training batches from `start_step` on, loaded by this many processes (0: by this one).
+
+        Raises:
+            BadSample: one that the policy does not forgive, told alike whether or not it was met in a worker process.
+        """
         training = self.config.training
         sampler = StepSampler(
             len(self.source),
@@ -74,10 +90,12 @@ class Run:
             rank(),
             world_size(),
         )
-        loader = make_loader(
-            self.source, self.collator, sampler, self.config.data.workers, self.device.type == "cuda"
-        )
-        return loader
+        loader = make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
+        try:
+            yield from loader
+        except BadSample as error:  # the loader puts the traceback of a worker into the message
+            found = re.findall(r"^[\w.]*BadSample: (.*)", str(error), re.MULTILINE | re.DOTALL)
+            raise BadSample(found[-1].strip() if found else str(error)) from None
 
     def example_batch(self, size: int) -> PairBatch:
         """The first `size` samples, for timing and counting."""
@@ -101,7 +119,7 @@ class Run:
         """The training loop of this run."""
         files = {"config.yaml": self.output_dir / run_folder.CONFIG, "tokenizer": self.output_dir / "tokenizer"}
         state = {
-            "data_fingerprint": fingerprint(self.config, self.source),
+            "data_fingerprint": self.fingerprint(),
             "versions": versions(),
             "parent": self.config.checkpoint,
         }
@@ -118,6 +136,25 @@ class Run:
             self.bad_samples,
         )
 
+    def trial_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
+        """A loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss fails."""
+        training = self.config.training.model_copy(update={"precision": precision})
+        config = self.config.model_copy(update={"training": training})
+        return Loop(
+            config, self.task, self.optimizer, self.device, output_dir, [], {}, {}, Alarms({}), self.bad_samples
+        )
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the training data: records of files or parameters of the world; vocabulary."""
+        digest = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        data = self.config.data
+        if isinstance(self.source, PairDataset):
+            for record in self.source.records:
+                digest.update(f"{record.image}\t{record.image_id}\t{record.captions}\n".encode("utf-8", "replace"))
+        else:
+            digest.update(f"scenes {data.difficulty} {data.train_scenes} {data.image_size}".encode())
+        return digest.hexdigest()[:16]
+
 
 def pretrain(config: Config, is_resume: bool) -> None:
     """Train, evaluate and write everything into `output_dir`.
@@ -126,50 +163,66 @@ def pretrain(config: Config, is_resume: bool) -> None:
         ValueError: a mistake in the config, the data or the checkpoint; nothing of an earlier run is touched.
     """
     output_dir = Path(config.output_dir)
+    start_step = 0
     if is_resume:
         config = resumed_config(config, output_dir / run_folder.CONFIG)
-        run = Run(config)
+        has_checkpoint = bool(checkpoint.step_folders(output_dir))
+        run = Run(config, has_checkpoint)
+        if has_checkpoint:
+            start_step = restore(run)
     else:
-        run = Run(config)
         run_folder.claim(output_dir)
+        run = Run(config)
         if config.training.precision == "auto" or config.training.device == "auto":
-            run = _resolve_auto(run)
-        dump(run.config, output_dir / run_folder.CONFIG)
-        run.tokenizer.save_pretrained(output_dir / "tokenizer")
-    start_step = 0
-    if is_resume and checkpoint.step_folders(output_dir):
-        start_step = restore(run)
+            run = resolve_auto(run)
+    run_folder.write_config(output_dir, run.config)
+    run.tokenizer.save_pretrained(output_dir / "tokenizer")
     for name in (run_folder.METRICS, run_folder.TIMING):
         run_folder.cut_back(output_dir / name, start_step)
-    kept = [entry for entry in run_folder.read_evaluations(output_dir) if entry["step"] <= start_step]
-    if is_resume:
+    evaluations = run_folder.read_evaluations(output_dir)
+    kept = [entry for entry in evaluations if entry["step"] <= start_step]
+    if kept != evaluations:
         run_folder.write_evaluations(output_dir, kept)
-    trackers: list[run_folder.Tracker] = [
-        run_folder.TensorBoardTracker(output_dir / "tensorboard", start_step + 1)
-    ]
-    loop = run.loop(trackers)
-    total = config.training.total_steps
+    trackers: list[run_folder.Tracker] = [run_folder.TensorBoardTracker(output_dir / "tensorboard", start_step + 1)]
     try:
-        if start_step < total:
-            loop.run(run.batches(start_step), start_step, evaluator(run, loop))
-        if config.evaluation.enabled and not any(entry["step"] == total for entry in kept):
-            evaluator(run, loop)(total)
-    finally:
-        for tracker in trackers:
-            tracker.close()
-        if (output_dir / run_folder.METRICS).exists():
-            draw_curves(output_dir)
+        train_and_evaluate(run, run.loop(trackers), start_step, {entry["step"] for entry in kept})
+    except BaseException:
+        with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
+            finish(output_dir, trackers)
+        raise
+    finish(output_dir, trackers)
+
+
+def train_and_evaluate(run: Run, loop: Loop, start_step: int, evaluated: set[int]) -> None:
+    """The steps from `start_step` on, and the evaluations that are due; `evaluated` are the steps done already."""
+    total, evaluation = run.config.training.total_steps, run.config.evaluation
+    evaluate = evaluator(run, loop) if evaluation.enabled else None
+    is_due = start_step == total or (evaluation.every_steps > 0 and start_step % evaluation.every_steps == 0)
+    if evaluate is not None and is_due and start_step > 0 and start_step not in evaluated:
+        evaluate(start_step)  # a kill came between the checkpoint and the evaluation that follows it
+    if start_step < total:
+        loop.run(run.batches(start_step, run.config.data.workers), start_step, evaluate)
+        if evaluate is not None:
+            evaluate(total)
+
+
+def finish(output_dir: Path, trackers: list[run_folder.Tracker]) -> None:
+    """Close the trackers and draw the curves."""
+    for tracker in trackers:
+        tracker.close()
+    if (output_dir / run_folder.METRICS).exists():
+        draw_curves(output_dir)
 
 
 def restore(run: Run) -> int:
     """Load the last good checkpoint; returns the number of optimizer steps it stands after."""
     folder = checkpoint.last_good(run.output_dir)
     state = json.loads((folder / "state.json").read_text())
-    found = fingerprint(run.config, run.source)
+    found = run.fingerprint()
     if state["data_fingerprint"] != found:
         raise ValueError(
-            f"{folder}: the training data changed since this checkpoint (fingerprint {state['data_fingerprint']}, "
-            f"now {found}); restore the data, or start a new run with checkpoint={folder}"
+            f"{folder}: the training data or its vocabulary changed since (fingerprint {state['data_fingerprint']}, "
+            f"now {found}); restore it, or start a new run with checkpoint={folder}"
         )
     for name, module in run.task.modules().items():
         checkpoint.load_module(folder, name, module)
@@ -186,7 +239,8 @@ def evaluator(run: Run, loop: Loop) -> Any:
 
     def evaluate(step: int) -> None:
         from mamo.evaluation.zero_shot import zero_shot
-        with loop.autocast():
+
+        with loop.computing():
             metrics = zero_shot(run.task.network, run.config, run.tokenizer, run.normalise, run.device)
         data = run.config.data
         entry = {
@@ -210,45 +264,21 @@ def evaluator(run: Run, loop: Loop) -> Any:
     return evaluate
 
 
-def _resolve_auto(run: Run) -> Run:
-    """Replace `auto` by what this machine offers and what a few timed steps prefer."""
+def resolve_auto(run: Run) -> Run:
+    """`auto` replaced by what this machine offers and what a few timed steps prefer."""
     values = run.config.model_dump()
     values["training"]["device"] = run.device.type
     if run.config.training.precision == "auto":
         batch = run.example_batch(run.config.training.batch_size_global).to(run.device)
 
         def run_step(precision: Literal["fp32", "bf16"]) -> None:
-            trial = run.config.training.model_copy(update={"precision": precision})
-            loop = Loop(
-                run.config.model_copy(update={"training": trial}),
-                run.task,
-                run.optimizer,
-                run.device,
-                run.output_dir,
-                [],
-                {},
-                {},
-                Alarms({}),
-                run.bad_samples,
-            )
-            loop.backward(batch, 0)
+            run.trial_loop(precision, run.output_dir).backward(batch, 0)
             run.task.network.zero_grad(set_to_none=True)
             if run.device.type == "cuda":
                 torch.cuda.synchronize()
 
         values["training"]["precision"] = choose_precision(run_step)
     return Run(Config.model_validate(values))
-
-
-def fingerprint(config: Config, source: PairSource) -> str:
-    """16 hex digits that change with the training data: the records of files, or the parameters of the world."""
-    digest = hashlib.sha256()
-    if isinstance(source, PairDataset):
-        for record in source.records:
-            digest.update(f"{record.image}\t{record.image_id}\t{record.captions}\n".encode())
-    else:
-        digest.update(f"scenes {config.data.difficulty} {config.data.train_scenes} {config.data.image_size}".encode())
-    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -261,19 +261,18 @@ class PretrainTask:
         )
         is_excluded = is_excluded | ~targets.candidate_is_filled
         is_excluded = is_excluded.scatter(1, own[:, None], False)
-        with torch.autocast(image_feature.device.type, enabled=False):  # 1 / 0.07 magnifies bf16's rounding
-            logits = [image_feature @ candidate_text.t() / temperature, text_feature @ candidate_image.t() / temperature]
-            opinions = logits  # not read at alpha 0
-            if targets.alpha > 0 and targets.image_feature is not None and targets.text_feature is not None:
-                rows = slice(start, start + len(batch))
-                opinions = [
-                    targets.image_feature[rows] @ candidate_text.t() / temperature.detach(),
-                    targets.text_feature[rows] @ candidate_image.t() / temperature.detach(),
-                ]
-            loss = sum(
-                itc_loss(logit, itc_targets(opinion.detach(), own, is_excluded, targets.alpha), is_excluded, targets.n_samples)
-                for logit, opinion in zip(logits, opinions)
-            )
+        logits = [image_feature @ candidate_text.t() / temperature, text_feature @ candidate_image.t() / temperature]
+        opinions = logits  # not read at alpha 0
+        if targets.alpha > 0 and targets.image_feature is not None and targets.text_feature is not None:
+            rows = slice(start, start + len(batch))
+            opinions = [
+                targets.image_feature[rows] @ candidate_text.t() / temperature.detach(),
+                targets.text_feature[rows] @ candidate_image.t() / temperature.detach(),
+            ]
+        loss = sum(
+            itc_loss(logit, itc_targets(opinion.detach(), own, is_excluded, targets.alpha), is_excluded, targets.n_samples)
+            for logit, opinion in zip(logits, opinions)
+        )
         hits = logits[0].detach().masked_fill(is_excluded, -torch.inf).argmax(dim=1) == own
         return loss / 2, hits.sum() / targets.n_samples
 
@@ -298,7 +297,7 @@ class PretrainTask:
         """Each pair, each image with a hard negative text, each text with a hard negative image: 3 B fusions."""
         n, size = len(batch), self.config.losses.itm_pool_size
         is_positive = self._pool_positives(batch)
-        with torch.no_grad(), torch.autocast(embedded.device.type, enabled=False):
+        with torch.no_grad():
             images, texts = (feature.view(n // size, size, -1) for feature in (image_feature, text_feature))
             similarity = images @ texts.transpose(1, 2) / self._temperature()  # [pools, S, S]
             noise = batch.itm_noise.view(-1, size, 2, size)

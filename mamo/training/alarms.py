@@ -14,7 +14,8 @@ class Alarms:
     """Compares the mean over the last `WINDOW_STEPS` steps with the loss of a model that has learned nothing.
 
     Args:
-        baselines: metric name -> trivial value in nats (ITM at its class prior, ITC at log N, MLM at the unigram entropy).
+        baselines: metric name -> trivial value in nats (ITM at its class prior, ITC at log N, MLM at the unigram
+            entropy).
     """
 
     def __init__(self, baselines: Mapping[str, float]) -> None:

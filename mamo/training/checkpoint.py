@@ -1,9 +1,9 @@
 """Checkpoints: atomic, complete, strict and safe.
 
-A checkpoint is a folder `checkpoints/step-NNNNNNN/` with one safetensors file a module, the optimizer's state under its
-parameters' names, the resolved config, the tokenizer, `state.json`, and `manifest.json` with the size and SHA-256 of every
-other file. It is written under a temporary name, flushed to disk and renamed; the relative symlink `checkpoints/last` moves
-last. Whatever kills the process, the previous checkpoint stays loadable.
+A checkpoint is a folder `checkpoints/step-NNNNNNN/` with one safetensors file a module, the optimizer's state under
+its parameters' names, the resolved config, the tokenizer, `state.json`, and `manifest.json` with the size and SHA-256
+of every other file. It is written under a temporary name, flushed to disk and renamed; the relative symlink
+`checkpoints/last` moves last. Whatever kills the process, the previous checkpoint stays loadable.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
     for key, value in tensors.items():
         name, _, state_name = key.rpartition("/")
         parameter = parameters[name]
-        optimizer.state[parameter][state_name] = value.to(parameter.device) if value.ndim else value
+        optimizer.state[parameter][state_name] = value.to(parameter.device)  # fused AdamW keeps even its count there
 
 
 def save(
@@ -72,12 +72,20 @@ def save(
 ) -> Path:
     """Write `checkpoints/step-NNNNNNN` and point `last` at it; keep the newest `kept`.
 
+    What a killed save left is removed, and so are checkpoints of later steps: a resumed run passed them over as
+    damaged.
+
     Args:
         modules: written as `NAME.safetensors`; the optimizer belongs to `modules["student"]`.
         state: plain values for `state.json`.
         files: further files and folders to copy in, by their name in the checkpoint.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; the checkpoints before this one are untouched.
     """
     target = step_folder(output_dir, step)
+    for unfinished in target.parent.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     tensors = {name: dict(module.state_dict()) for name, module in modules.items()}
     tensors["optimizer"] = optimizer_tensors(optimizer, modules["student"])
     write_folder(target, tensors, {**state, "step": step}, files)
@@ -87,19 +95,40 @@ def save(
     fresh.symlink_to(target.name)
     fresh.replace(pointer)
     _flush(target.parent)
-    for old in step_folders(output_dir)[:-kept]:
-        shutil.rmtree(old)
+    folders = step_folders(output_dir)
+    done = [folder for folder in folders if folder.name <= target.name]
+    for folder in {*folders} - {*done[-kept:]}:
+        shutil.rmtree(folder)
     return target
 
 
 def write_folder(
     target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], files: Mapping[str, Path]
 ) -> None:
-    """Write a checkpoint folder so that it appears under its name complete or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint folder so that it appears under its name complete or not at all.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written.
+    """
     temporary = target.parent / f".writing-{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_files(temporary, tensors, state, files)
+        if target.exists():
+            shutil.rmtree(target)  # the same step again, after a resume
+        temporary.rename(target)
+        _flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{target} cannot be written: {error}. What was written before it is untouched"
+        ) from error
+
+
+def _write_files(
+    temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], files: Mapping[str, Path]
+) -> None:
     for name, values in tensors.items():
         plain = {key: value.detach().to("cpu").contiguous() for key, value in _without_ties(values).items()}
         save_file(plain, temporary / f"{name}.safetensors")
@@ -117,27 +146,24 @@ def write_folder(
     (temporary / MANIFEST).write_text(json.dumps(entries, indent=1))
     for path in [*temporary.rglob("*"), temporary]:
         _flush(path)
-    if target.exists():
-        shutil.rmtree(target)  # the same step again, after a resume
-    temporary.rename(target)
-    _flush(target.parent)
 
 
 def verify(folder: Path) -> None:
     """Raise `CheckpointError`, naming the file, unless every file of the manifest is there unchanged."""
     try:
         entries = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{folder}: not a complete checkpoint ({MANIFEST} is missing or unreadable)") from None
-    for name, entry in entries.items():
+    for name, (n_bytes, digest) in expected.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder}: damaged checkpoint, {name} is missing")
-        if path.stat().st_size != entry["bytes"]:
+        if path.stat().st_size != n_bytes:
             raise CheckpointError(
-                f"{folder}: damaged checkpoint, {name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+                f"{folder}: damaged checkpoint, {name} has {path.stat().st_size} bytes instead of {n_bytes}"
             )
-        if _sha256(path) != entry["sha256"]:
+        if _sha256(path) != digest:
             raise CheckpointError(f"{folder}: damaged checkpoint, the content of {name} was changed")
 
 

@@ -16,8 +16,8 @@ class NonFiniteLoss(ValueError):
         shown = ", ".join(str(i) for i in sample_ids[:64]) + (", ..." if len(sample_ids) > 64 else "")
         super().__init__(
             f"not finite at step {step}: {', '.join(names)}. The optimizer has not moved. Samples: {shown}. "
-            f"The batch and all weights are in {folder}; `--resume` continues from the last checkpoint, for example "
-            "with a lower training.learning_rate"
+            f"The batch and all weights are in {folder}. `--resume` would come here again: start a new run from this "
+            "one's last checkpoint (checkpoint=RUN output_dir=NEW), for example with a lower training.learning_rate"
         )
 
 

@@ -5,6 +5,7 @@ import math
 import resource
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from mamo.training import checkpoint
 from mamo.training.alarms import Alarms
 from mamo.training.failure import NonFiniteLoss, write_reproduction
 from mamo.training.optim import learning_rate_at
+from mamo.training.precision import computing_in
 from mamo.training.progress import Progress
 from mamo.training.run_folder import METRICS, TIMING, LineLog, Tracker
 
@@ -101,6 +103,8 @@ class Loop:
                 for line in self.alarms.check(done, values):
                     progress.say(f"alarm: {line}")
                 if done % training.checkpoint_every_steps == 0 or done == training.total_steps:
+                    metrics_log.flush_to_disk()
+                    timing_log.flush_to_disk()
                     self.save(done)
                 is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
                 if evaluate is not None and is_due and done < training.total_steps:
@@ -140,25 +144,22 @@ class Loop:
             AssertionError: the task's losses and weights have different names.
         """
         sums: dict[str, Tensor] = {}
-        with self.autocast():
+        with self.computing():
             targets, metrics = self.task.prepare(batch, self.micro_batch_size, step)
-        for start in range(0, len(batch), self.micro_batch_size):
-            with self.autocast():
-                losses, more = self.task.losses(
-                    batch.part(start, start + self.micro_batch_size), targets, start
-                )
-            assert losses.keys() == self.task.weights.keys(), (losses.keys(), self.task.weights.keys())
-            loss = torch.stack([self.task.weights[name] * value for name, value in losses.items()]).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in {**{f"loss/{k}": v for k, v in losses.items()}, **more}.items():
-                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+            for start in range(0, len(batch), self.micro_batch_size):
+                losses, more = self.task.losses(batch.part(start, start + self.micro_batch_size), targets, start)
+                assert losses.keys() == self.task.weights.keys(), (losses.keys(), self.task.weights.keys())
+                loss = torch.stack([self.task.weights[name] * value for name, value in losses.items()]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+                for name, value in {**{f"loss/{k}": v for k, v in losses.items()}, **more}.items():
+                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return targets, {**sums, **metrics}
 
-    def autocast(self) -> torch.autocast:
-        """The precision of the run: bf16 autocast or plain fp32."""
-        assert self.config.training.precision != "auto"
-        is_bf16 = self.config.training.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
+    def computing(self) -> AbstractContextManager[None]:
+        """The precision of the run, for forward and backward passes."""
+        precision = self.config.training.precision
+        assert precision != "auto"
+        return computing_in(precision, self.task.modules().values())
 
     def save(self, step: int) -> None:
         """Write the checkpoint of `step`."""

@@ -24,7 +24,7 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Ad
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up from 0, then cosine from `learning_rate` to `learning_rate_min` at the last step; `step` 0-based."""
+    """Linear warm-up from 0, then cosine from `learning_rate` to `learning_rate_min` at the end; `step` is 0-based."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     span = max(1, config.total_steps - config.warmup_steps)

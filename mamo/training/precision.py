@@ -2,10 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,32 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+@contextmanager
+def computing_in(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block the modules' weights, and so their activations and gradients, are of this precision.
+
+    The fp32 weights are put back afterwards, untouched, and the gradients are brought to fp32: the optimizer and the
+    teacher's average never see rounded weights. This is what FSDP's `param_dtype` does; against `torch.autocast` it
+    saves the casts around every norm and sum, which on a CPU cost more than the matrix products. Scalars (the
+    temperature) stay fp32; losses compute in fp32 themselves.
+    """
+    if precision == "fp32":
+        yield
+        return
+    parameters = [p for module in modules for p in module.parameters() if p.ndim > 0]
+    masters = [p.data for p in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.bfloat16()
+    try:
+        yield
+    finally:
+        for parameter, master in zip(parameters, masters):
+            gradient, parameter.grad = parameter.grad, None
+            parameter.data = master
+            if gradient is not None:
+                parameter.grad = gradient.float()
 
 
 def choose_precision(run_step: Callable[[Literal["fp32", "bf16"]], None]) -> Literal["fp32", "bf16"]:

@@ -5,8 +5,14 @@ from typing import Any
 
 from mamo.config import Config, build_config, load_config
 
-FREE_KEYS = ("data.workers", "evaluation.", "training.checkpoint_every_steps", "training.checkpoints_kept")
-"""What may differ when a run is resumed: nothing that changes a step."""
+FREE_KEYS = (
+    "output_dir",
+    "data.workers",
+    "evaluation.",
+    "training.checkpoint_every_steps",
+    "training.checkpoints_kept",
+)
+"""What may differ when a run is resumed (or its folder was moved): nothing that changes a step."""
 PROBED_KEYS = ("training.precision", "training.device")
 """Written into the resolved config at the first start; `auto` then means what was found."""
 
@@ -37,6 +43,7 @@ def resumed_config(given: Config, resolved_file: Path) -> Config:
         lines = [f"  {key}: {old.get(key)} in the run, {new[key]} now" for key in differing]
         raise ValueError("--resume with another config than the run's:\n" + "\n".join(lines))
     merged = stored.model_dump()
+    merged["output_dir"] = given.output_dir
     merged["data"]["workers"] = given.data.workers
     merged["evaluation"] = given.evaluation.model_dump()
     for key in ("checkpoint_every_steps", "checkpoints_kept"):

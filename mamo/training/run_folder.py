@@ -1,13 +1,16 @@
 """The files of a run besides its checkpoints: resolved config, metrics, timing, TensorBoard events, results, curves."""
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
+
+from mamo.config import Config, dump
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +21,15 @@ METRICS, TIMING, RESULTS, CONFIG, CURVES = (
     "config.yaml",
     "curves.png",
 )
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an `OSError` the path, which a write to a full disk does not carry."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 class Tracker(Protocol):
@@ -36,16 +48,20 @@ class TensorBoardTracker:
     """Writes scalars for TensorBoard; what an interrupted run wrote after `first_step` is hidden."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+        self.folder = folder
+        with naming(folder):
+            self.writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one step."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        with naming(self.folder):
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and release."""
-        self.writer.close()
+        with naming(self.folder):
+            self.writer.close()
 
 
 def claim(output_dir: Path) -> None:
@@ -56,7 +72,8 @@ def claim(output_dir: Path) -> None:
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        if any(output_dir.iterdir()):
+        # hidden files are what a start that was killed at once may leave
+        if any(not path.name.startswith(".") for path in output_dir.iterdir()):
             raise ValueError(
                 f"output_dir {output_dir} is not empty: continue that run with --resume, or name another output_dir"
             )
@@ -89,11 +106,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def replace_text(path: Path, text: str) -> None:
     """Replace a file's content so that a kill leaves the old or the new, never a part."""
     temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with naming(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def write_config(output_dir: Path, config: Config) -> None:
+    """Write the resolved `config.yaml`; from then on the folder holds a run that can be resumed."""
+    temporary = output_dir / f".{CONFIG}.writing"
+    with naming(output_dir / CONFIG):
+        dump(config, temporary)
+        temporary.replace(output_dir / CONFIG)
 
 
 def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
@@ -114,12 +140,20 @@ class LineLog:
     """Appends one JSON object a line, in the operating system's hands before the next step begins."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one object."""
-        self.file.write(json.dumps(values) + "\n")
+        with naming(self.path):
+            self.file.write(json.dumps(values) + "\n")
+
+    def flush_to_disk(self) -> None:
+        """Put the lines on the disk, so that no power cut leaves a checkpoint without them."""
+        with naming(self.path):
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Release the file."""
-        self.file.close()
+        with contextlib.suppress(OSError):  # `write` has told it already
+            self.file.close()

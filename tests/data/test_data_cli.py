@@ -2,8 +2,11 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +19,34 @@ from mamo.data.records import read_pairs
 from mamo.data.scenes import SceneWorld
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts/data.py"
 
 
-def data(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts/data.py"), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+Data = Callable[..., Result]
+
+
+@pytest.fixture
+def data(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Data:
+    """Runs the script as `__main__` in this process, because importing torch anew takes seconds."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def refused(result: Result, *parts: str) -> None:
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -32,7 +54,7 @@ def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in result.stderr
 
 
-def test_export_validate_check_tokenizer(tmp_path: Path) -> None:
+def test_export_validate_check_tokenizer(data: Data, tmp_path: Path) -> None:
     """Bug: the exported files are not the embedded data set, or cannot be read by our own tools."""
     exported = data("export", "scenes", "--difficulty", "easy", "--split", "val", "--count", 6,
                     "--image-size-px", 96, "--to", tmp_path / "scenes")  # fmt: skip
@@ -57,7 +79,7 @@ def test_export_validate_check_tokenizer(tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer/tokenizer.json").is_file()
 
 
-def test_check_fails_on_a_gap(tmp_path: Path) -> None:
+def test_check_fails_on_a_gap(data: Data, tmp_path: Path) -> None:
     """Bug: a pipeline goes on although images are missing, because the exit code is 0."""
     (tmp_path / "pairs.jsonl").write_text('{"image": "gone.jpg", "caption": "a kite"}\n')
     result = data("check", tmp_path / "pairs.jsonl")
@@ -67,14 +89,14 @@ def test_check_fails_on_a_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["validate", "check"])
-def test_bad_rows_are_one_line_and_exit_code_2(tmp_path: Path, command: str) -> None:
+def test_bad_rows_are_one_line_and_exit_code_2(data: Data, tmp_path: Path, command: str) -> None:
     """Bug: a traceback for the user's mistake."""
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"image": "a.png", "captoin": "x"}) + "\n")
     refused(data(command, file), f"{file}:1:", "'caption' is missing", "did you mean 'caption'?")
 
 
-def test_other_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_other_mistakes_are_one_line(data: Data, tmp_path: Path) -> None:
     """Bug: a missing file, a small size, an empty count or an unwritable target ends in a traceback."""
     (tmp_path / "captions.txt").write_text("a kite\n")
     (tmp_path / "file").write_text("")
@@ -82,6 +104,16 @@ def test_other_mistakes_are_one_line(tmp_path: Path) -> None:
     refused(
         data("tokenizer", tmp_path / "captions.txt", "--size", 10, "--to", tmp_path / "t"), "--size 10 is too small"
     )
-    refused(data("export", "scenes", "--count", 0, "--to", tmp_path / "s"), "count must be at least 1")
+    refused(
+        data("export", "scenes", "--count", 0, "--to", tmp_path / "s"), "count and image size must be at least 1, got 0"
+    )
     refused(data("export", "scenes", "--count", 1, "--to", tmp_path / "file/below"), "file")
     refused(data("build", "nlvr", "--from", tmp_path, "--to", tmp_path / "n"), "dev.json: no such file")
+
+
+def test_as_a_real_process(tmp_path: Path) -> None:
+    """Bug: an exit code or message that is right only inside the test's own process."""
+    command = [sys.executable, str(SCRIPT), "validate", str(tmp_path / "missing.jsonl")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    refused(Result(done.returncode, done.stdout, done.stderr), "missing.jsonl")

@@ -13,9 +13,14 @@ from mamo.data import grammar
 from mamo.data.scenes import SceneWorld
 from mamo.data.tokenizer import is_word_start, load_tokenizer, scenes_tokenizer, train_tokenizer
 
+SCENES = scenes_tokenizer()
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " "
-SENTENCES = [f"there {verb} {count} {colour} blocks near the tower" for verb in ("is", "are") for count in ("one", "two")
-             for colour in ("yellow", "black", "grünlich", "東京")]  # fmt: skip
+SENTENCES = [
+    f"there {verb} {count} {colour} blocks near the tower"
+    for verb in ("is", "are")
+    for count in ("one", "two")
+    for colour in ("yellow", "black", "grünlich", "東京")
+]
 
 
 def joined(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
@@ -46,10 +51,8 @@ def test_scene_captions_are_whole_words(difficulty: str) -> None:
 
 @given(st.text(PRINTABLE, max_size=300))
 def test_ascii_never_becomes_unknown(text: str) -> None:
-    """Bug: a character without its `##` form, a long word over WordPiece's limit, or "[UNK]" and "[MASK]" read as tokens."""
-    tokenizer = scenes_tokenizer() if not hasattr(test_ascii_never_becomes_unknown, "kept") else None
-    tokenizer = tokenizer or test_ascii_never_becomes_unknown.kept  # type: ignore[attr-defined]
-    test_ascii_never_becomes_unknown.kept = tokenizer  # type: ignore[attr-defined]
+    """Bug: a character without its `##` form, or a long word over WordPiece's usual limit of 100."""
+    tokenizer = SCENES
     ids = tokenizer(text)["input_ids"]
     assert not {tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id} & set(ids)
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -65,7 +68,7 @@ def test_special_words_and_long_words(trained: Path) -> None:
 
 
 def test_trained_tokenizer_learns_and_reloads(trained: Path) -> None:
-    """Bug: merges never learned, the size ignored, non-ASCII characters of the corpus lost, or a reload that differs."""
+    """Bug: merges never learned, the size ignored, non-ASCII characters lost, or a reload that differs."""
     tokenizer = load_tokenizer(str(trained))
     assert len(tokenizer) <= 260
     assert tokenizer.tokenize("There are two blocks") == ["there", "are", "two", "blocks"]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -33,7 +35,7 @@ def timm_twin(encoder: ImageEncoder, name: str, image_size_px: tuple[int, int], 
     return twin
 
 
-def write(state: dict[str, Tensor], folder: object) -> str:
+def write(state: dict[str, Tensor], folder: Path) -> str:
     path = f"{folder}/weights.safetensors"
     save_file({key: value.contiguous() for key, value in state.items()}, path)
     return path
@@ -117,7 +119,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", [CLASS_TOKEN, NO_CLASS_TOKEN, NO_EMBED_CLASS])
-def test_positions_are_interpolated_as_timm_does(name: str, tmp_path: object) -> None:
+def test_positions_are_interpolated_as_timm_does(name: str, tmp_path: Path) -> None:
     """Bug: the grid is transposed, the class position is resampled, or a target of equally many patches is skipped."""
     source = timm.create_model(name, img_size=32, num_classes=7, **SMALL)
     torch.nn.init.normal_(source.pos_embed)
@@ -132,7 +134,7 @@ def test_positions_are_interpolated_as_timm_does(name: str, tmp_path: object) ->
         assert report.unused == ("head.bias", "head.weight")
 
 
-def test_loaded_weights_give_the_source_model_outputs(tmp_path: object) -> None:
+def test_loaded_weights_give_the_source_model_outputs(tmp_path: Path) -> None:
     """Bug: a tensor stays at its random start although loading reported success."""
     source = timm.create_model(CLASS_TOKEN, img_size=(16, 40), num_classes=7, **SMALL).eval()
     torch.save({"model": source.state_dict()}, f"{tmp_path}/weights.pth")
@@ -144,7 +146,7 @@ def test_loaded_weights_give_the_source_model_outputs(tmp_path: object) -> None:
     assert set(report.loaded) == set(encoder.vit.state_dict())
 
 
-def test_loading_is_strict_and_names_the_keys(tmp_path: object) -> None:
+def test_loading_is_strict_and_names_the_keys(tmp_path: Path) -> None:
     """Bug: half a checkpoint is loaded without a word, or the encoder is changed before the error."""
     encoder = small_encoder(CLASS_TOKEN, (32, 32))
     before = {key: value.clone() for key, value in encoder.vit.state_dict().items()}
@@ -156,13 +158,23 @@ def test_loading_is_strict_and_names_the_keys(tmp_path: object) -> None:
     assert all(torch.equal(value, before[key]) for key, value in encoder.vit.state_dict().items())
 
 
-def test_files_that_are_not_weights_are_refused(tmp_path: object) -> None:
+class Trap:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_files_that_are_not_weights_are_refused(tmp_path: Path) -> None:
     """Bug: a pickle with code is executed, or a missing or damaged file ends in a library's traceback."""
     encoder = small_encoder(CLASS_TOKEN, (32, 32))
-    torch.save({"model": print}, f"{tmp_path}/code.pt")
-    with open(f"{tmp_path}/cut.safetensors", "wb") as file:
-        file.write(b"\x10")
-    torch.save({"norm.weight": 3}, f"{tmp_path}/number.pt")
+    torch.save({"model": Trap(tmp_path / "executed")}, tmp_path / "code.pt")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10")
+    torch.save({"norm.weight": 3}, tmp_path / "number.pt")
     for name in ("code.pt", "cut.safetensors", "number.pt", "absent.pt"):
         with pytest.raises(ValueError, match=name):
-            load_image_weights(encoder, f"{tmp_path}/{name}")
+            load_image_weights(encoder, str(tmp_path / name))
+    assert not (tmp_path / "executed").exists()

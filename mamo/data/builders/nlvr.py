@@ -16,6 +16,7 @@ from mamo.data.shards import ShardMember, index_shard, read_member
 EXPECTED_RECORDS = 989
 EXPECTED_IMAGES = 5934
 _PERMUTATIONS = 6
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class NlvrCounts:
 
 
 def build_nlvr(source: Path, to: Path) -> NlvrCounts:
-    """Writes `images/`, `pairs.jsonl` and `statements.jsonl` into `to`.
+    """Writes `images/`, `pairs.jsonl`, `statements.jsonl` and the six folds `fold-0/` to `fold-5/` into `to`.
 
     `source` holds `dev.json` and either `dev-images.tar` or the unpacked `images` folder. A sentence labelled true is a
     caption of its six pictures; `statements.jsonl` holds every sentence of every picture with its label. `image_id` is
@@ -65,18 +66,38 @@ def build_nlvr(source: Path, to: Path) -> NlvrCounts:
             n_images += 1
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             (to / name).write_bytes(content)
-            group = {"image": name, "directory": row["directory"]}
+            group: Row = {"image": name, "directory": row["directory"]}
             identity = {"identifier": row["identifier"], "permutation": permutation}
+            image_id = hashlib.sha256(content).hexdigest()[:16]
+            group["image_id"] = image_id
             statements.append({**group, "sentence": row["sentence"], "label": is_true, **identity})
             if is_true:
-                image_id = hashlib.sha256(content).hexdigest()[:16]
-                pairs.append({**group, "caption": row["sentence"], "image_id": image_id})
+                pairs.append({**group, "caption": row["sentence"]})
     _write_lines(to / "pairs.jsonl", pairs)
     _write_lines(to / "statements.jsonl", statements)
+    _write_folds(to, pairs, statements)
     return NlvrCounts(len(rows), n_images, len(pairs), len(statements))
 
 
-def _read_release(file: Path) -> list[dict[str, Any]]:
+def _write_folds(to: Path, pairs: list[Row], statements: list[Row]) -> None:
+    """Writes `fold-K/train.jsonl`, `eval.jsonl` and `statements.jsonl`: fold K holds out the K-th directory.
+
+    Permutations of one picture lie in one directory; the few pictures that occur in several directories are kept out
+    of training wherever they are held out.
+    """
+    for fold, held_out in enumerate(sorted({row["directory"] for row in statements}, key=int)):
+        seen = {row["image_id"] for row in statements if row["directory"] == held_out}
+        train = [row for row in pairs if row["directory"] != held_out and row["image_id"] not in seen]
+        for name, rows in (
+            ("train", train),
+            ("eval", [row for row in pairs if row["directory"] == held_out]),
+            ("statements", [row for row in statements if row["directory"] == held_out]),
+        ):
+            from_fold = [{**row, "image": f"../{row['image']}"} for row in rows]
+            _write_lines(to / f"fold-{fold}" / f"{name}.jsonl", from_fold)
+
+
+def _read_release(file: Path) -> list[Row]:
     if not file.is_file():
         raise ValueError(f"{file}: no such file; --from must be a folder with NLVR's dev.json and its pictures")
     rows = []
@@ -121,6 +142,6 @@ def _content(source: Path, name: str, members: dict[str, ShardMember]) -> bytes 
     return file.read_bytes() if file.is_file() else None
 
 
-def _write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+def _write_lines(file: Path, rows: list[Row]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

@@ -1,0 +1,177 @@
+"""`--plan`: what a run will cost, measured on the machine that will pay; nothing is kept or written.
+
+Legend: B batch (one micro-batch here), L text tokens, P patches.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mamo.config import Config
+from mamo.data.collate import PairBatch
+from mamo.models.vlm import Mamo
+from mamo.tasks.launch import Run, resolve_auto
+from mamo.training.loop import Loop
+
+TIMED_STEPS = 3
+FP32_BYTES, BF16_BYTES = 4, 2
+HEADS = ("itm", "mlm", "mim", "mrm_image", "mrm_text")
+
+
+def print_plan(config: Config) -> None:
+    """Print parameters, operations, bytes, memory, steps, tokens, measured seconds a step and the hours that follow.
+
+    Raises:
+        ValueError: a mistake in the config, the data or the checkpoint, as the run itself would raise it.
+    """
+    run = Run(config)
+    if "auto" in (config.training.precision, config.training.device):
+        run = resolve_auto(run)
+    with tempfile.TemporaryDirectory() as scratch:  # where a non-finite loss would leave its file
+        precision = run.config.training.precision
+        assert precision != "auto"
+        loop = run.trial_loop(precision, Path(scratch))
+        print("\n".join(plan(run, loop)), flush=True)
+        print("\n".join(measure(run, loop)))
+
+
+def plan(run: Run, loop: Loop) -> list[str]:
+    """The lines that need no clock: a table of parameters, then costs of a sample and of the run."""
+    training = run.config.training
+    table = parameter_table(run.task.network, run.task.teacher)
+    width = max(len(name) for name in table)
+    lines = ["parameters", *(f"  {name:<{width}} {count:>13,}" for name, count in table.items()), ""]
+    batch = run.example_batch(loop.micro_batch_size)
+    n_bytes = batch_bytes(batch)
+    batch = batch.to(run.device)
+    operations = count_operations(lambda: loop.backward(batch, 0))
+    run.task.network.zero_grad(set_to_none=True)
+    activations = count_activation_bytes(lambda: loop.backward(batch, 0), run.task.network)
+    run.task.network.zero_grad(set_to_none=True)
+    memory = memory_bytes(run, activations + n_bytes)
+    samples = training.total_steps * training.batch_size_global
+    encoder = run.task.network.backbone.image_encoder
+    n_image_tokens = encoder.n_prefix + encoder.grid[0] * encoder.grid[1]
+    n_text_tokens = float(batch.is_valid.sum()) / len(batch)
+    return [
+        *lines,
+        f"device {run.device}, precision {training.precision}, image {run.config.data.image_size} px",
+        f"a step: {training.batch_size_global} samples in micro-batches of {loop.micro_batch_size}",
+        f"operations a sample: {operations / len(batch) / 1e9:.3f} GFLOP (forward and backward of all passes; a "
+        "multiplication and an addition count as two)",
+        f"bytes a sample as loaded: {n_bytes / len(batch):,.0f}",
+        f"activation bytes a sample, kept for the backward pass: {activations / len(batch):,.0f}",
+        f"peak memory, estimated: {sum(memory.values()) / 2**20:,.0f} MiB ("
+        + ", ".join(f"{name} {value / 2**20:,.0f}" for name, value in memory.items())
+        + "), without the libraries and loader processes",
+        f"steps: {training.total_steps:,}",
+        f"samples: {samples:,} ({samples / len(run.source):.2f} epochs of {len(run.source):,})",
+        f"text tokens: {samples * n_text_tokens:,.0f} ({n_text_tokens:.1f} a caption)",
+        f"image tokens: {samples * n_image_tokens:,} ({n_image_tokens} an image)",
+    ]
+
+
+def measure(run: Run, loop: Loop) -> list[str]:
+    """Seconds of loading and of whole steps, and the hours that follow; the weights that move are thrown away."""
+    data, training = run.config.data, run.config.training
+    started = time.perf_counter()
+    batches: list[PairBatch] = list(itertools.islice(run.batches(0, workers=0), TIMED_STEPS))
+    load_s = (time.perf_counter() - started) / len(batches)
+    run.task.network.train()
+    durations = []
+    for step, batch in enumerate([batches[0], *batches]):  # the first warms up
+        started = time.perf_counter()
+        loop.step(batch.to(run.device), step)  # reads the losses back, so the device has finished
+        durations.append(time.perf_counter() - started)
+    step_s = sorted(durations[1:])[len(batches) // 2]
+    whole_s = max(step_s, load_s / data.workers) if data.workers else step_s + load_s
+    hours = whole_s * training.total_steps / 3600
+    return [
+        f"measured: {step_s:.3f} s a step, {load_s:.3f} s to load its batch in one process ({data.workers} workers)",
+        f"so {whole_s:.3f} s a step, {training.batch_size_global / whole_s:.1f} samples/s: "
+        f"{hours:.2f} hours ({hours * 60:.1f} minutes) for {training.total_steps:,} steps, without evaluation",
+    ]
+
+
+def parameter_table(network: Mamo, teacher: nn.Module) -> dict[str, int]:
+    """Number of parameters by module; a shared weight counts where it first appears, so the rows add up to `total`."""
+    backbone = network.backbone
+    parts: dict[str, Iterable[Tensor]] = {
+        "image_encoder": backbone.image_encoder.parameters(),
+        "text_encoder": backbone.text_encoder.parameters(),
+        "fusion": backbone.fusion.parameters(),
+        "projections": [*backbone.image_projection.parameters(), *backbone.text_projection.parameters()],
+        "temperature": [] if network.temperature is None else [network.temperature],
+    }
+    for name in HEADS:
+        head: nn.Module | None = getattr(network, name)
+        if head is not None:
+            parts[f"head {name}"] = head.parameters()
+    seen: set[int] = set()
+    table = {}
+    for name, parameters in parts.items():
+        own = [p for p in parameters if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        table[name] = sum(p.numel() for p in own)
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return {
+        **table,
+        "total": sum(table.values()),
+        "of these trainable": trainable,
+        "teacher (a copy)": sum(p.numel() for p in teacher.parameters()),
+    }
+
+
+def count_operations(work: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attention in `work`, backward included."""
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):  # attention as plain products: counted alike on every device
+        work()
+    return int(counter.get_total_flops())
+
+
+def count_activation_bytes(work: Callable[[], object], network: nn.Module) -> int:
+    """Bytes that `work`, a forward and backward pass, keeps for its backward pass; each storage once, no weights."""
+    sizes: dict[int, int] = {}
+    weights: set[int] = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not weights:  # now, since weights in bf16 exist only within the pass
+            weights.update(p.untyped_storage().data_ptr() for p in network.parameters())
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(sizes.values())
+
+
+def memory_bytes(run: Run, micro_batch: int) -> dict[str, int]:
+    """What the device holds at the end of a forward pass, in bytes; `micro_batch` is what one needs besides weights."""
+    network, teacher = run.task.network, run.task.teacher
+    n_all = sum(p.numel() for p in network.parameters())
+    n_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    n_teacher = sum(p.numel() for p in teacher.parameters())
+    copies = BF16_BYTES if run.config.training.precision == "bf16" else 0
+    return {
+        "weights": n_all * (FP32_BYTES + copies),
+        "gradients": n_trainable * FP32_BYTES,
+        "Adam": n_trainable * 2 * FP32_BYTES,
+        "teacher": n_teacher * (FP32_BYTES + copies),
+        "queue": sum(b.numel() * b.element_size() for b in run.task.queue.buffers()),
+        "micro-batch": micro_batch,
+    }
+
+
+def batch_bytes(batch: PairBatch) -> int:
+    """Bytes of a batch as the loader hands it over."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in batch.tensors().values())

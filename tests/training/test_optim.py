@@ -1,0 +1,72 @@
+"""Optimizer groups and the learning-rate schedule against PyTorch's own schedulers."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+
+from mamo.config import TrainingConfig
+from mamo.training.optim import learning_rate_at, make_optimizer, parameter_groups
+
+
+def test_schedule_equals_pytorchs_schedulers() -> None:
+    """Bug: warm-up off by one or from the wrong start, or a cosine over the wrong span."""
+    config = TrainingConfig(total_steps=30, warmup_steps=10, learning_rate=3e-3, learning_rate_min=2e-4)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    warmup = LinearLR(optimizer, start_factor=1 / 10, total_iters=9)
+    for step in range(10):
+        assert learning_rate_at(config, step) == pytest.approx(optimizer.param_groups[0]["lr"]), step
+        optimizer.step()
+        warmup.step()
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    cosine = CosineAnnealingLR(optimizer, T_max=20, eta_min=2e-4)
+    for step in range(10, 30):
+        assert learning_rate_at(config, step) == pytest.approx(optimizer.param_groups[0]["lr"]), step
+        optimizer.step()
+        cosine.step()
+
+
+@pytest.mark.parametrize(("warmup_steps", "total_steps"), [(0, 1), (0, 7), (7, 7), (1, 7)])
+def test_schedule_at_its_edges(warmup_steps: int, total_steps: int) -> None:
+    """Bug: a division by zero without warm-up or without anything after it; a rate of 0 or above the peak."""
+    config = TrainingConfig(total_steps=total_steps, warmup_steps=warmup_steps)
+    rates = [learning_rate_at(config, step) for step in range(total_steps)]
+    assert all(0 < rate <= config.learning_rate for rate in rates)
+    assert max(rates) == pytest.approx(config.learning_rate)
+
+
+def test_each_trainable_parameter_is_in_one_group() -> None:
+    """Bug: a parameter left out or stepped twice, a frozen one decayed, or decay on biases and norms."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 4), nn.Linear(4, 2))
+    network[3].weight.requires_grad_(False)
+    network.temperature = nn.Parameter(torch.tensor(0.07))
+    decayed, plain = parameter_groups(network, 0.3)
+    assert [id(p) for p in decayed["params"]] == [id(network[0].weight), id(network[2].weight)]
+    assert {id(p) for p in plain["params"]} == {
+        id(p) for p in (network[0].bias, network[1].weight, network[1].bias, network[3].bias, network.temperature)
+    }
+    assert len(plain["params"]) == 5
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+
+
+def test_first_step_equals_adamw_by_hand() -> None:
+    """Bug: a beta, the rate or the decay of the config does not reach the optimizer."""
+    layer = nn.Linear(3, 2)
+    config = TrainingConfig(learning_rate=0.1, learning_rate_min=0.0, weight_decay=0.5, adam_beta2=0.9)
+    optimizer = make_optimizer(layer, config)
+    old = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    expected = {}
+    first, second = {name: 0.0 for name in old}, {name: 0.0 for name in old}
+    for step in (1, 2):
+        for name, parameter in layer.named_parameters():
+            gradient = torch.randn_like(parameter)
+            parameter.grad = gradient
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.9 * second[name] + 0.1 * gradient**2
+            update = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.9**step)).sqrt() + 1e-8)
+            decay = 0.5 if name == "weight" else 0.0
+            expected[name] = old[name] * (1 - 0.1 * decay) - 0.1 * update
+        optimizer.step()
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(parameter.detach(), expected[name], atol=1e-5, rtol=1e-4)
+        old = {name: p.detach().clone() for name, p in layer.named_parameters()}
