@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mamo.masking import draw_image_mask, draw_text_mask, mask_count
 
+PATIENT = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # for busy machines
 SIDES = st.integers(1, 16)
 RATIOS = st.floats(0.01, 0.99)
 SEEDS = st.integers(0, 2**32)
@@ -18,6 +19,7 @@ def rounded_half_up(n: int, ratio: float) -> set[int]:
     return {min(max(count, 1), max(n - 1, 1)) for count in near}
 
 
+@PATIENT
 @given(n=st.integers(1, 2000), ratio=RATIOS)
 def test_count_is_the_rounded_share(n: int, ratio: float) -> None:
     """Bug: truncation (0.75 of 49 patches gives 36), nothing masked, or nothing left visible."""
@@ -30,7 +32,7 @@ def test_counts_by_hand(n: int, ratio: float, count: int) -> None:
     assert mask_count(n, ratio) == count
 
 
-@settings(max_examples=60, deadline=None)
+@PATIENT
 @given(rows=SIDES, columns=SIDES, ratio=RATIOS, seed=SEEDS, style=st.sampled_from(["random", "block"]))
 def test_image_mask_splits_the_grid_exactly(rows: int, columns: int, ratio: float, seed: int, style: str) -> None:
     """Bug: a count that varies (ragged batches), a patch both visible and masked, or one in neither."""
@@ -69,6 +71,7 @@ def test_block_style_makes_blocks() -> None:
     assert counts["block"] > 1.5 * counts["random"]
 
 
+@PATIENT
 @given(is_maskable=st.lists(st.booleans(), min_size=1, max_size=60), ratio=RATIOS, seed=SEEDS)
 def test_text_mask_takes_only_ordinary_tokens(is_maskable: list[bool], ratio: float, seed: int) -> None:
     """Bug: [CLS], [SEP] or padding is masked, a position twice, or the count varies with the draw."""
@@ -82,6 +85,7 @@ def test_text_mask_takes_only_ordinary_tokens(is_maskable: list[bool], ratio: fl
         assert len(positions) == 0
 
 
+@PATIENT
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=15), ratio=RATIOS, seed=SEEDS, padding=st.integers(0, 4))
 def test_whole_words_are_masked_with_all_their_pieces(
     lengths: list[int], ratio: float, seed: int, padding: int

@@ -4,7 +4,7 @@ from collections import deque
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mamo.queue import FeatureQueue
@@ -33,7 +33,7 @@ def contents(queue: FeatureQueue) -> list[tuple[float, float, int, int]]:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(size=st.integers(0, 12), pushes=st.lists(st.integers(0, 30), max_size=12))
 def test_queue_equals_a_deque(size: int, pushes: list[int]) -> None:
     """Bug: batches that do not divide the size, or exceed it, lose or keep the wrong samples, or mix up their fields."""

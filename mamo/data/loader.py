@@ -17,6 +17,9 @@ from mamo.data.scenes import SceneWorld, Split
 
 LOAD_STREAM = 0
 """Sub-stream of a sample's random numbers that chooses the caption and augments the image."""
+CAPTION_SHARES = (2 / 7, 2 / 7, 1 / 7, 1 / 7, 1 / 7)
+"""How often each of a scene's five captions is drawn: the two full descriptions twice as often as the three others, of
+which many are true of many scenes and so teach little about this one."""
 WORLD_SEED = 0
 """The embedded world is one fixed data set; a run's seed changes the run, not the world."""
 
@@ -50,7 +53,7 @@ class ScenePairs:
         if self.identifying:
             text = grammar.identifying_caption(scene).text
         else:
-            text = grammar.caption(scene, int(rng.integers(5))).text
+            text = grammar.caption(scene, int(rng.choice(5, p=CAPTION_SHARES))).text
         image = rendering.render(scene, self.image_size_px)  # [H, W, 3]
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),

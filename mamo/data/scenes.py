@@ -42,7 +42,7 @@ SHAPES: dict[Difficulty, tuple[str, ...]] = {
     "full": ("circle", "square", "triangle", "cross", "ring", "star", "bar"),
 }
 SIZES: dict[Difficulty, dict[str, tuple[float, float]]] = {  # least and greatest radius, in shorter image sides
-    "easy": {"small": (0.100, 0.110), "large": (0.175, 0.190)},
+    "easy": {"small": (0.125, 0.140), "large": (0.200, 0.215)},
     "full": {"small": (0.078, 0.086), "medium": (0.112, 0.120), "large": (0.155, 0.165)},
 }
 PATTERNS: dict[Difficulty, tuple[str, ...]] = {"easy": ("solid",), "full": ("solid", "striped", "checked")}

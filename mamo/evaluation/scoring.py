@@ -1,7 +1,7 @@
 """What a network says of images and texts: features, matching scores of pairs, masked words.
 
 Each image and each text is encoded once; their tokens wait in main memory for the pairs that need them. The caller
-chooses the precision of the encoders and of the fusion with `torch.autocast`; similarities and heads run in fp32, since
+chooses the precision through the weights; similarities and matching logits are fp32, since
 coarse scores would tie.
 
 Legend: I images, T texts, L text tokens, P patches, D width, N pairs, W masked tokens of a text.
@@ -52,8 +52,7 @@ class Scorer:
         self.device = device
         self.text_max_tokens = text_max_tokens
         self.batch_size = batch_size
-        is_autocast = torch.is_autocast_enabled(device.type)
-        self.stored_dtype = torch.get_autocast_dtype(device.type) if is_autocast else torch.float32
+        self.stored_dtype = network.backbone.fusion.image_position.dtype
 
     def encode_images(self, batches: Iterable[Tensor]) -> EncodedImages:
         """Encode batches of images uint8 [B, 3, H, W]. Raises ValueError where there is none."""
@@ -97,8 +96,7 @@ class Scorer:
         score = torch.empty(len(image_rows))
         cls = torch.zeros(len(image_rows), 1, dtype=torch.int64)
         for pairs, fused in self._fuse(images, texts, image_rows, text_rows, cls):
-            with torch.autocast(self.device.type, enabled=False):
-                logits = self.network.itm(fused[:, 0].float())  # [B, 2]
+            logits = self.network.itm(fused[:, 0])  # [B, 2]
             score[pairs] = (logits[:, 1] - logits[:, 0]).cpu()
         return score
 
@@ -109,8 +107,7 @@ class Scorer:
         assert self.network.mlm is not None
         tokens = torch.empty_like(slots)
         for pairs, fused in self._fuse(images, texts, image_rows, text_rows, slots):
-            with torch.autocast(self.device.type, enabled=False):
-                logits = self.network.mlm(fused.float().flatten(0, 1))  # [B * W, V]
+            logits = self.network.mlm(fused.flatten(0, 1))  # [B * W, V]
             tokens[pairs] = logits.argmax(dim=-1).view(fused.shape[:2]).cpu()
         return tokens
 

@@ -42,7 +42,7 @@ def zero_shot(
         config: `data` and `evaluation` are read.
         tokenizer: a fast Hugging Face tokenizer.
         normalise: uint8 [B, 3, H, W] on `device` -> float [B, 3, H, W].
-        device: where the network is. The caller sets the precision with `torch.autocast`.
+        device: where the network is. The precision is that of the weights.
 
     Returns:
         Percentages: `itc/i2t_r1` .. `itc/t2i_r10` and `itc/rsum`, the same under `rerank/`, `probe/NAME/itc|itm`,
@@ -116,9 +116,8 @@ def _retrieval(
     right = torch.tensor([(row, text_row[text]) for row, several in enumerate(captions) for text in several])
     n_images, n_texts = len(captions), len(text_row)
     image_feature, positive = images.feature[:n_images], right.to(scorer.device)
-    with torch.autocast(scorer.device.type, enabled=False):
-        to_text_rank, to_text = rank_by_similarity(image_feature, texts.feature, positive, rerank_k)
-        to_image_rank, to_image = rank_by_similarity(texts.feature, image_feature, positive.flip(1), rerank_k)
+    to_text_rank, to_text = rank_by_similarity(image_feature, texts.feature, positive, rerank_k)
+    to_image_rank, to_image = rank_by_similarity(texts.feature, image_feature, positive.flip(1), rerank_k)
     metrics = recalls(to_text_rank, to_image_rank, "itc")
     if scorer.network.itm is None:
         return metrics

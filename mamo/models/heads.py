@@ -3,6 +3,7 @@
 Legend: N tokens of all samples, B batch, K masked slots a sample, D fusion width, V vocabulary.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,9 +48,13 @@ class ITMHead(nn.Module):
         self.apply(init_like_bert)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Fused text [CLS] float [B, D] -> logits [B, 2], of (mismatch, match)."""
-        logits: Tensor = self.classifier(hidden)
-        return logits
+        """Fused text [CLS] float [B, D] -> logits [B, 2], of (mismatch, match).
+
+        Not coarser than fp32: in bf16 many pairs would tie, and re-ranking orders pairs by these logits.
+        """
+        weight, bias = self.classifier.weight, self.classifier.bias
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return functional.linear(hidden.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 class MIMHead(nn.Module):

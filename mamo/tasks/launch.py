@@ -21,6 +21,7 @@ from mamo.data.loader import PairSource, collate_range, make_loader
 from mamo.data.pairs import PairDataset
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
+from mamo.evaluation.zero_shot import zero_shot
 from mamo.tasks.build import build_collator, build_network, build_train_source
 from mamo.tasks.pretrain import PixelNorm, PretrainTask
 from mamo.training import checkpoint, run_folder
@@ -238,8 +239,6 @@ def evaluator(run: Run, loop: Loop) -> Any:
     """A function that evaluates after a step and appends the result to `results.json`."""
 
     def evaluate(step: int) -> None:
-        from mamo.evaluation.zero_shot import zero_shot
-
         with loop.computing():
             metrics = zero_shot(run.task.network, run.config, run.tokenizer, run.normalise, run.device)
         data = run.config.data

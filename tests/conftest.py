@@ -1,0 +1,98 @@
+"""A run small enough for a test: some hundredths of a second a step."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import yaml
+
+TINY = {
+    "seed": 3,
+    "data": {"train_scenes": 50, "image_size_px": 16, "text_max_tokens": 24, "workers": 0},  # 6.25 batches an epoch
+    "model": {
+        "image": {"width": 32, "depth": 1, "heads": 2, "patch_size_px": 8},
+        "text": {"width": 32, "heads": 2, "mlp_width": 64, "layers": 1},
+        "fusion_layers": 1,
+        "itc_width": 16,
+        "dropout": 0.1,
+    },
+    "losses": {"queue_size": 24, "itm_pool_size": 4},
+    "training": {
+        "total_steps": 30,
+        "batch_size_global": 8,
+        "warmup_steps": 5,
+        "precision": "fp32",
+        "device": "cpu",
+        "checkpoint_every_steps": 5,
+    },
+    "evaluation": {"enabled": False},
+}
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, section by section."""
+    both = dict(base)
+    for key, value in over.items():
+        both[key] = merged(both[key], value) if isinstance(value, dict) and key in both else value
+    return both
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Callable[..., Path]:
+    """`tiny_file(output_dir=..., section={...})` writes the config file of a tiny run and returns its path."""
+
+    def write(**over: Any) -> Path:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(merged({**TINY, "output_dir": str(tmp_path / "run")}, over)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny(tiny_file: Callable[..., Path]) -> Callable[..., Any]:
+    """The same as a validated config."""
+    from mamo.config import load_config
+
+    return lambda **over: load_config(tiny_file(**over))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread, as in the child processes that a test compares with, so that sums are in the same order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the picture, which takes longer than the run."""
+    import mamo.tasks.launch
+
+    monkeypatch.setattr(mamo.tasks.launch, "draw_curves", lambda output_dir: None)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], None]], str]:
+    """`fails(work)` runs `work` as a script does; returns the one message that it must end with, at exit code 2."""
+    from mamo.cli import run
+
+    def check(work: Callable[[], None]) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run(work)
+        assert caught.value.code == 2
+        output = capsys.readouterr().err
+        assert "Traceback" not in output
+        assert output.count("error: ") == 1
+        return output.partition("error: ")[2]
+
+    return check

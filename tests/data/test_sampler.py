@@ -1,0 +1,57 @@
+"""The order of samples: every epoch a permutation, reachable at any step, shared between processes."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mamo.data.sampler import StepSampler, epoch_order
+
+N, BATCH, STEPS = 10, 6, 12
+
+
+def drawn(start: int = 0, rank: int = 0, world: int = 1, seed: int = 3, n: int = N) -> list[list[tuple[int, int]]]:
+    sampler = StepSampler(n, BATCH, seed, start, STEPS, rank, world)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == STEPS - start
+    return batches
+
+
+def test_each_epoch_visits_every_sample_once() -> None:
+    """Bug: the last, incomplete batch of an epoch is dropped, or a sample repeats before the others were seen."""
+    flat = list(itertools.chain(*drawn()))
+    for epoch in range(STEPS * BATCH // N):
+        visited = flat[epoch * N : (epoch + 1) * N]
+        assert {e for e, _ in visited} == {epoch}
+        assert sorted(index for _, index in visited) == list(range(N))
+    assert any(len({epoch for epoch, _ in batch}) == 2 for batch in drawn())  # batches do straddle epochs
+
+
+def test_a_batch_may_be_larger_than_the_data() -> None:
+    """Bug: four samples and a batch of six crash, or loop for ever."""
+    flat = list(itertools.chain(*drawn(n=4)))
+    assert [epoch for epoch, _ in flat] == [i // 4 for i in range(STEPS * BATCH)]
+    assert all(sorted(i for _, i in flat[k : k + 4]) == [0, 1, 2, 3] for k in range(0, len(flat), 4))
+
+
+def test_orders_differ_between_epochs_and_seeds_and_repeat_for_the_same() -> None:
+    """Bug: every epoch in the same order, or an order from global random state."""
+    orders = {tuple(epoch_order(seed, epoch, 50)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    np.random.seed(1)  # noqa: NPY002 (the very state that must not matter)
+    assert tuple(epoch_order(2, 2, 50)) in orders
+
+
+@pytest.mark.parametrize("start", [1, 5, STEPS - 1, STEPS])
+def test_resuming_gives_the_rest_of_the_run(start: int) -> None:
+    """Bug: a resumed run starts its epoch anew, or repeats or skips a batch."""
+    assert drawn(start) == drawn()[start:]
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+@pytest.mark.parametrize("start", [0, 4])
+def test_shares_of_the_processes_make_up_the_global_batch(world: int, start: int) -> None:
+    """Bug: N processes see other batches than one, so that no run can be compared across machines."""
+    shares = [drawn(start, rank, world) for rank in range(world)]
+    joined = [list(itertools.chain(*step)) for step in zip(*shares)]
+    assert joined == drawn(start)

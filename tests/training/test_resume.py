@@ -1,0 +1,210 @@
+"""Resuming is invisible: a killed run and an unbroken one end in the same bits."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mamo.config import Config, load_config
+from mamo.tasks.launch import pretrain
+from mamo.training import precision, run_folder
+
+pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
+STATE = ("student", "teacher", "queue", "optimizer")
+
+
+def ends_of(run: Path, step: int = 30) -> dict[str, bytes]:
+    """Everything that must be bit-identical."""
+    folder = run / "checkpoints" / f"step-{step:07d}"
+    files = {name: (folder / f"{name}.safetensors").read_bytes() for name in STATE}
+    return files | {"metrics": (run / run_folder.METRICS).read_bytes()}
+
+
+def kill_after(config: Path, step: int, delay_s: float, *options: str) -> bool:
+    """Run the script and `kill -9` it some time after `step` is in the metrics; whether it was still running."""
+    command = [sys.executable, str(SCRIPT), "--config", str(config), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output_dir = Path(load_config(config).output_dir)
+    metrics = output_dir / run_folder.METRICS
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= step):
+            time.sleep(0.001)
+        time.sleep(delay_s)
+        was_running = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        assert process.stderr is not None
+        output = process.stderr.read()
+    assert metrics.exists(), output
+    assert metrics.read_bytes().count(b"\n") >= step, output
+    return was_running
+
+
+def test_killed_run_ends_in_the_bits_of_an_unbroken_one(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Bug: queue, Adam's moments, dropout's random numbers or the place within an epoch start anew at a resume."""
+    pretrain(load_config(tiny_file(output_dir=str(tmp_path / "whole"))), is_resume=False)
+    config = tiny_file()
+    assert kill_after(config, random.randint(15, 22), random.uniform(0, 0.03))
+    resumed = load_config(config, ["data.workers=1"])
+    pretrain(resumed, is_resume=True)
+    whole, broken = ends_of(tmp_path / "whole"), ends_of(tmp_path / "run")
+    assert [name for name in whole if whole[name] != broken[name]] == []
+    steps = [row["step"] for row in run_folder.read_lines(tmp_path / "run" / run_folder.TIMING)]
+    assert steps == list(range(1, 31))
+
+
+@pytest.mark.slow
+def test_any_number_of_kills_changes_nothing(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Bug: a kill in a rare moment (saving, moving the pointer, cutting back) leaves a run that resumes differently."""
+    pretrain(load_config(tiny_file(output_dir=str(tmp_path / "whole"))), is_resume=False)
+    whole = ends_of(tmp_path / "whole")
+    for trial in range(5):
+        config = tiny_file(output_dir=str(tmp_path / f"killed-{trial}"))
+        kill_after(config, random.randint(1, 14), random.uniform(0, 0.1), f"data.workers={trial % 3}")
+        kill_after(config, random.randint(15, 28), random.uniform(0, 0.1), "--resume")
+        command = [sys.executable, str(SCRIPT), "--config", str(config), "--resume", f"data.workers={trial % 2}"]
+        subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+        broken = ends_of(tmp_path / f"killed-{trial}")
+        assert [name for name in whole if whole[name] != broken[name]] == []
+
+
+class Stop(Exception):
+    """An in-process stand-in for a kill."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the log of step `step` raise `Stop`."""
+    write = run_folder.LineLog.write
+
+    def write_or_stop(self: run_folder.LineLog, values: dict[str, Any]) -> None:
+        write(self, values)
+        if values["step"] == step and self.path.name == run_folder.METRICS:
+            raise Stop
+
+    monkeypatch.setattr(run_folder.LineLog, "write", write_or_stop)
+
+
+def interrupted(config: Config, step: int) -> None:
+    """Run `config` until the metrics of `step` are written."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(Stop):
+            pretrain(config, is_resume=False)
+
+
+def test_auto_is_resolved_once(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a resumed run probes the precision again and goes on in another one, or probing moves the first weights."""
+    config = tiny(training={"precision": "auto", "device": "auto", "total_steps": 6, "checkpoint_every_steps": 3})
+    timed: list[str] = []
+    choose = precision.choose_precision
+
+    def spy(run_step: Callable[[Any], None]) -> str:
+        timed.append("probed")
+        choose(run_step)
+        return "fp32"
+
+    monkeypatch.setattr("mamo.tasks.launch.choose_precision", spy)
+    interrupted(config, 4)
+    pretrain(config, is_resume=True)
+    assert timed == ["probed"]
+    resolved = load_config(Path(config.output_dir) / run_folder.CONFIG)
+    assert resolved.training.precision == "fp32"
+    assert resolved.training.device in ("cpu", "cuda")
+    named = tiny(
+        training={"precision": "fp32", "device": "cpu", "total_steps": 6, "checkpoint_every_steps": 3},
+        output_dir=f"{config.output_dir}-named",
+    )
+    pretrain(named, is_resume=False)
+    if resolved.training.device == "cpu":
+        assert ends_of(Path(named.output_dir), 6) == ends_of(Path(config.output_dir), 6)
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(
+    tiny: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: a resume from a truncated checkpoint fails, or says nothing about going back to the one before it."""
+    config = tiny(training={"total_steps": 15})
+    run = Path(config.output_dir)
+    interrupted(config, 12)
+    (run / run_folder.METRICS).open("a").write('{"step": 13, "loss')  # torn by the kill
+    with (run / "checkpoints" / "step-0000010" / "queue.safetensors").open("r+b") as file:
+        file.truncate(40)
+    pretrain(config, is_resume=True)
+    assert "step-0000010: damaged checkpoint, queue.safetensors has 40 bytes" in caplog.text
+    whole = tiny(training={"total_steps": 15}, output_dir=f"{run}-whole")
+    pretrain(whole, is_resume=False)
+    assert ends_of(run, 15) == ends_of(Path(whole.output_dir), 15)
+
+
+def test_resume_needs_a_run_and_its_config(tiny: Callable[..., Config], fails: Callable[..., str]) -> None:
+    """Bug: a resume with another learning rate or data goes on in silence; a refused one damages the run."""
+    config = tiny(training={"total_steps": 6, "checkpoint_every_steps": 3})
+    assert "nothing to resume" in fails(lambda: pretrain(config, is_resume=True))
+    interrupted(config, 5)
+    run = Path(config.output_dir)
+    before = {
+        path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.parent.name != "tensorboard"
+    }
+    other = tiny(training={"total_steps": 6, "checkpoint_every_steps": 3, "learning_rate": 1e-3}, seed=4)
+    message = fails(lambda: pretrain(other, is_resume=True))
+    assert "seed: 3 in the run, 4 now" in message
+    assert "training.learning_rate: 0.0001 in the run, 0.001 now" in message
+    assert "checkpoint_every_steps" not in message
+    assert "not empty: continue that run with --resume" in fails(lambda: pretrain(config, is_resume=False))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_changed_training_data_is_refused(
+    tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """Bug: the annotation file is edited between two halves of a run, and sample 7 is another picture."""
+    from PIL import Image
+
+    for i in range(8):
+        Image.new("RGB", (16, 16), (i * 30, 0, 0)).save(tmp_path / f"{i}.png")
+    lines = [{"image": f"{i}.png", "caption": f"a red number {i}", "image_id": str(i)} for i in range(8)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"source": "pairs", "train_file": str(file)}
+    config = tiny(data=data, training={"total_steps": 6, "checkpoint_every_steps": 3})
+    interrupted(config, 5)
+    file.write_text("".join(json.dumps({**line, "caption": "a blue number"}) + "\n" for line in lines))
+    assert "the training data or its vocabulary changed" in fails(lambda: pretrain(config, is_resume=True))
+
+
+def test_a_moved_run_resumes_without_its_parent(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """Bug: a resume wants the checkpoint that the run once started from, or the folder's old name."""
+    short = {"total_steps": 6, "checkpoint_every_steps": 3}
+    pretrain(tiny(output_dir=str(tmp_path / "parent"), training=short), is_resume=False)
+    config = tiny(checkpoint=str(tmp_path / "parent"), training=short)
+    interrupted(config, 4)
+    (tmp_path / "parent").rename(tmp_path / "elsewhere")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    pretrain(config.model_copy(update={"output_dir": str(tmp_path / "moved")}), is_resume=True)
+    assert (tmp_path / "moved" / "checkpoints" / "last").resolve().name == "step-0000006"
+
+
+def test_a_start_killed_before_its_first_checkpoint_resumes(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """Bug: between the first file and the first checkpoint neither a start nor a resume is possible."""
+    short = {"total_steps": 4, "checkpoint_every_steps": 4}
+    config = tiny(training=short)
+    run = Path(config.output_dir)
+    run.mkdir()
+    (run / ".config.yaml.writing").write_text("seed: ")  # killed in the first write
+    interrupted(config, 2)
+    for path in (run / "tokenizer").iterdir():
+        path.unlink()
+    (run / "tokenizer").rmdir()  # killed before the tokenizer was there
+    pretrain(config, is_resume=True)
+    whole = tiny(training=short, output_dir=str(tmp_path / "whole"))
+    pretrain(whole, is_resume=False)
+    assert ends_of(run, 4) == ends_of(tmp_path / "whole", 4)
