@@ -1,7 +1,7 @@
 """Typed, strict configuration: YAML file -> `section.key=value` overrides -> one validated, frozen `Config`.
 
-Every problem in a file is reported at once, each with its dotted path, the value found and the nearest valid key, before
-a model is built. `dump` writes the resolved configuration, from which a run can be repeated exactly.
+Every problem in a file is reported at once, each with its dotted path, the value found and the nearest valid key,
+before a model is built. `dump` writes the resolved configuration, from which a run can be repeated exactly.
 """
 
 import difflib
@@ -25,9 +25,9 @@ LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")
 
 
 class Section(BaseModel):
-    """A strict section: unknown keys, booleans for numbers and numbers for text are refused."""
+    """A strict section: unknown keys, booleans for numbers, numbers for text, infinity and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class AugmentationConfig(Section):
@@ -306,7 +306,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             valid one.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except FileNotFoundError:
         raise ValueError(f"config file not found: {path}") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -323,7 +323,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise ValueError(f"override `{override}`: write section.key=value")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"override `{override}`: not valid YAML: {error}") from None
     *sections, leaf = key.split(".")

@@ -24,7 +24,7 @@ TINY = {
     "training": {
         "total_steps": 30,
         "batch_size_global": 8,
-        "warmup_steps": 5,
+        "warmup_steps": 2,
         "precision": "fp32",
         "device": "cpu",
         "checkpoint_every_steps": 5,

@@ -26,7 +26,9 @@ def test_count_is_the_rounded_share(n: int, ratio: float) -> None:
     assert mask_count(n, ratio) in rounded_half_up(n, ratio)
 
 
-@pytest.mark.parametrize(("n", "ratio", "count"), [(196, 0.75, 147), (49, 0.75, 37), (2, 0.9, 1), (3, 0.01, 1), (1, 0.5, 1)])
+@pytest.mark.parametrize(
+    ("n", "ratio", "count"), [(196, 0.75, 147), (49, 0.75, 37), (2, 0.9, 1), (3, 0.01, 1), (1, 0.5, 1)]
+)
 def test_counts_by_hand(n: int, ratio: float, count: int) -> None:
     """Bug: a rounding rule other than the stated one."""
     assert mask_count(n, ratio) == count
@@ -86,7 +88,9 @@ def test_text_mask_takes_only_ordinary_tokens(is_maskable: list[bool], ratio: fl
 
 
 @PATIENT
-@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=15), ratio=RATIOS, seed=SEEDS, padding=st.integers(0, 4))
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=15), ratio=RATIOS, seed=SEEDS, padding=st.integers(0, 4)
+)
 def test_whole_words_are_masked_with_all_their_pieces(
     lengths: list[int], ratio: float, seed: int, padding: int
 ) -> None:

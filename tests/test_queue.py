@@ -36,7 +36,7 @@ def contents(queue: FeatureQueue) -> list[tuple[float, float, int, int]]:
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(size=st.integers(0, 12), pushes=st.lists(st.integers(0, 30), max_size=12))
 def test_queue_equals_a_deque(size: int, pushes: list[int]) -> None:
-    """Bug: batches that do not divide the size, or exceed it, lose or keep the wrong samples, or mix up their fields."""
+    """Bug: batches that do not divide the size, or exceed it, keep the wrong samples or mix up their fields."""
     queue, expected, first = FeatureQueue(size, WIDTH), deque(maxlen=size), 0
     for n in pushes:
         image, text, image_id, caption_id = samples(first, n)

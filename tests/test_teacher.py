@@ -62,7 +62,7 @@ def test_momentum_at_the_ends(momentum: float) -> None:
 
 
 def test_gets_no_gradient_and_update_leaves_the_student_alone() -> None:
-    """Bug: the optimizer or autograd reaches the teacher; the update's arithmetic changes the student or its gradient."""
+    """Bug: the optimizer or autograd reaches the teacher; the update changes the student or its gradient."""
     network = student()
     teacher = Teacher(network)
     assert not any(p.requires_grad for p in teacher.parameters())

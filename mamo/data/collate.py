@@ -1,4 +1,7 @@
-"""From samples to one batch with its masks. Legend: B batch, L text tokens, P patches, K masked slots, S ITM pool size."""
+"""From samples to a batch with its masks.
+
+Legend: B batch, L text tokens, P patches, K masked slots, S ITM pool size.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace

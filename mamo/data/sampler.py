@@ -19,7 +19,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, n_samples: int, batch_size_global: int, seed: int, start_step: int, total_steps: int, rank: int, world: int
+        self,
+        n_samples: int,
+        batch_size_global: int,
+        seed: int,
+        start_step: int,
+        total_steps: int,
+        rank: int,
+        world: int,
     ) -> None:
         assert batch_size_global % world == 0
         self.n_samples = n_samples

@@ -13,8 +13,9 @@ def patchify(image: Tensor, patch_size_px: tuple[int, int]) -> Tensor:
 def mim_loss(prediction: Tensor, target: Tensor, n_global: int) -> Tensor:
     """Squared error to the standardised target, mean over D, sum over patches / n_global.
 
-    The target of each patch is standardised over D (zero mean, unit variance), as MAE does with pixels and data2vec with
-    features: the paper does not state a norm, and without one the scale of the moving teacher would weigh the loss.
+    The target of each patch is standardised over D (zero mean, unit variance), as MAE does with pixels and data2vec
+    with features: the paper does not state a norm, and without one the scale of the moving teacher would weigh the
+    loss.
 
     Args:
         prediction: float [B, K, D].

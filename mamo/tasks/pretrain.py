@@ -27,7 +27,7 @@ from mamo.models.fusion import take_tokens
 from mamo.models.vlm import Backbone, Mamo
 from mamo.queue import FeatureQueue
 from mamo.teacher import Teacher, momentum_at
-from mamo.training.distributed import gather, rank, total
+from mamo.training.distributed import gather, rank, total, world_size
 
 
 class PixelNorm:
@@ -42,7 +42,7 @@ class PixelNorm:
 
 
 def spread(features: Tensor) -> Tensor:
-    """Mean standard deviation per dimension of unit vectors [N, D], times sqrt(D): 1 = all directions, 0 = collapsed."""
+    """Mean standard deviation per dimension of unit vectors [N, D], times sqrt(D): 1 = spread evenly, 0 = collapsed."""
     return features.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5
 
 
@@ -88,6 +88,11 @@ class PretrainTask:
         self.teacher = Teacher(network.backbone)
         self.queue = FeatureQueue(config.losses.queue_size, config.model.itc_width)
         assert set(self.weights) <= set(LOSS_NAMES)
+        if config.losses.itc_candidates == "batch" and world_size() > 1:
+            raise ValueError(
+                "losses.itc_candidates: batch contrasts within one process, and this run has "
+                f"{world_size()}; use teacher"
+            )
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """Everything that a checkpoint must hold, by name."""
@@ -125,7 +130,8 @@ class PretrainTask:
             caption_id = torch.cat([caption_id, self.queue.caption_id])
             is_filled = torch.cat([is_filled, self.queue.is_filled()])
         if "fused_text" in joined:
-            metrics["teacher_spread/fused_text"] = spread(functional.normalize(joined["fused_text"][:, 0].float(), dim=-1))
+            fused = functional.normalize(joined["fused_text"][:, 0].float(), dim=-1)
+            metrics["teacher_spread/fused_text"] = spread(fused)
         if "fused_image" in joined:
             fused = functional.normalize(joined["fused_image"][:, 0].float(), dim=-1)
             metrics["teacher_spread/fused_image"] = spread(fused)
@@ -270,7 +276,9 @@ class PretrainTask:
                 targets.text_feature[rows] @ candidate_image.t() / temperature.detach(),
             ]
         loss = sum(
-            itc_loss(logit, itc_targets(opinion.detach(), own, is_excluded, targets.alpha), is_excluded, targets.n_samples)
+            itc_loss(
+                logit, itc_targets(opinion.detach(), own, is_excluded, targets.alpha), is_excluded, targets.n_samples
+            )
             for logit, opinion in zip(logits, opinions)
         )
         hits = logits[0].detach().masked_fill(is_excluded, -torch.inf).argmax(dim=1) == own
@@ -357,7 +365,7 @@ class PretrainTask:
         ramp = self.config.losses.itc_soft_target_ramp_steps
         return self.config.losses.itc_soft_target_alpha * (min(1.0, step / ramp) if ramp else 1.0)
 
-    # ---- state --------------------------------------------------------------------------------------------------------
+    # ---- state ------------------------------------------------------------------------------------------------------
 
     def after_step(self, batch: PairBatch, targets: Targets, step: int) -> None:
         """Teacher, queue and temperature move here and nowhere else, once per optimizer step."""

@@ -118,7 +118,6 @@ class Loop:
 
     def step(self, batch: Any, step: int) -> dict[str, float]:
         """One optimizer step on one batch; returns the step's metrics as plain numbers."""
-        torch.manual_seed(_mix(self.config.seed, step))  # dropout, if any, is a function of (seed, step)
         learning_rate = learning_rate_at(self.config.training, step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -143,6 +142,7 @@ class Loop:
         Raises:
             AssertionError: the task's losses and weights have different names.
         """
+        torch.manual_seed(_mix(self.config.seed, step))  # dropout, if any, is a function of (seed, step)
         sums: dict[str, Tensor] = {}
         with self.computing():
             targets, metrics = self.task.prepare(batch, self.micro_batch_size, step)

@@ -45,7 +45,7 @@ def test_a_negative_is_never_a_positive(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", ["equal", "one_hot", "overflowing", "underflowing"])
 def test_special_similarities(kind: str) -> None:
-    """Bug: at the start (all equal) or at convergence (the positive takes all the mass) there is nothing to draw from."""
+    """Bug: at the start (all equal) or at convergence (all mass on the positive) there is nothing to draw from."""
     size = 6
     similarity = {
         "equal": torch.zeros(1, size, size),

@@ -1,7 +1,7 @@
 """Each loss against a naive loop, its closed form and finite differences."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,11 +17,10 @@ Loss = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture(autouse=True)
-def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """The losses compute in fp32; here that cast goes to float64, so that a gradient is compared to ten digits."""
     monkeypatch.setattr(Tensor, "float", Tensor.double)
     torch.manual_seed(0)
-    yield
 
 
 def agree(ours: Loss, naive: Loss, inputs: Tensor) -> None:
@@ -113,7 +112,9 @@ def test_positives_by_image_and_by_caption() -> None:
     """Bug: only one of the two ids counts, or both are demanded at once."""
     image_id, caption_id = torch.tensor([1, 2, 3]), torch.tensor([10, 20, 10])
     other_image, other_caption = torch.tensor([1, 9, 3, 8]), torch.tensor([30, 20, 30, 40])
-    expected = [[a == c or b == d for c, d in zip([1, 9, 3, 8], [30, 20, 30, 40])] for a, b in [(1, 10), (2, 20), (3, 10)]]
+    expected = [
+        [a == c or b == d for c, d in zip([1, 9, 3, 8], [30, 20, 30, 40])] for a, b in [(1, 10), (2, 20), (3, 10)]
+    ]
     assert positives(image_id, caption_id, other_image, other_caption).tolist() == expected
 
 

@@ -26,7 +26,9 @@ def inputs(dtype: torch.dtype, kind: str) -> tuple[list[Tensor], Tensor | None]:
 
 
 @pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
 def test_explicit_equals_the_fused_kernel(kind: str, dtype: torch.dtype, tolerance: float) -> None:
     """Bug: a wrong scale, an inverted mask, a softmax over the queries; in value or in gradient."""
     tensors, mask = inputs(dtype, kind)

@@ -56,7 +56,7 @@ def test_first_step_equals_adamw_by_hand() -> None:
     optimizer = make_optimizer(layer, config)
     old = {name: p.detach().clone() for name, p in layer.named_parameters()}
     expected = {}
-    first, second = {name: 0.0 for name in old}, {name: 0.0 for name in old}
+    first, second = dict.fromkeys(old, 0.0), dict.fromkeys(old, 0.0)
     for step in (1, 2):
         for name, parameter in layer.named_parameters():
             gradient = torch.randn_like(parameter)

@@ -1,0 +1,438 @@
+"""The pre-training step against one that shares no work: a sample at a time, unpadded, in Python loops."""
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mamo.config import LOSS_NAMES, Config, build_config
+from mamo.data.collate import PairBatch
+from mamo.data.pairs import Sample, hash_id
+from mamo.data.tokenizer import scenes_tokenizer
+from mamo.models.vlm import Backbone
+from mamo.tasks.build import build_collator, build_network
+from mamo.tasks.pretrain import PixelNorm, PretrainTask, spread
+from mamo.teacher import momentum_at
+from mamo.training.optim import make_optimizer
+
+IMAGE_IDS = (0, 1, 2, 2, 3, 4, 5, 6)
+CAPTIONS = (
+    "a red circle",
+    "a large blue square above a small green circle",
+    "two circles",
+    "a green triangle left of a red square",
+    "one small yellow circle",
+    "a blue circle below a red triangle",
+    "a blue circle below a red triangle",
+    "three squares",
+)
+B, PATCHES = len(CAPTIONS), 9
+ROWS = {  # the rows of the paper's Table 6
+    "itc+itm": ("itc", "itm"),
+    "+mlm": ("itc", "itm", "mlm"),
+    "+mlm+mim": ("itc", "itm", "mlm", "mim"),
+    "+mrm": ("itc", "itm", "mrm_image", "mrm_text"),
+    "+mrm+mlm": ("itc", "itm", "mlm", "mrm_image", "mrm_text"),
+    "all": LOSS_NAMES,
+}
+
+
+@cache
+def tokenizer() -> Any:
+    return scenes_tokenizer()
+
+
+def tiny(names: tuple[str, ...] = LOSS_NAMES, mode: str = "alternate", **losses: Any) -> Config:
+    weights = {name: float(name in names) for name in LOSS_NAMES}
+    return build_config(
+        {
+            "output_dir": "unused",
+            "data": {"image_size_px": 24},
+            "model": {
+                "image": {"width": 24, "depth": 2, "heads": 2, "patch_size_px": 8},
+                "text": {"width": 16, "heads": 2, "mlp_width": 32, "layers": 1},
+                "fusion_layers": 2,
+                "itc_width": 8,
+            },
+            "masking": {"mode": mode, "image_ratio": 0.6, "text_ratio": 0.3},
+            "losses": {"weights": weights, "itm_pool_size": 4, **losses},
+            "training": {"batch_size_global": B, "total_steps": 100},
+        }
+    )
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What computes in fp32 by a cast computes in float64, so that equal means equal to ten digits."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+
+
+def make(config: Config) -> tuple[PretrainTask, PairBatch]:
+    """A task whose teacher differs from its student, and a batch with repeated images and captions."""
+    network = build_network(config, len(tokenizer()), tokenizer().pad_token_id)
+    encoder = network.backbone.image_encoder
+    task = PretrainTask(config, network, PixelNorm(encoder.mean, encoder.std, torch.device("cpu")))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in (*network.parameters(), *task.teacher.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter) * (parameter.ndim > 0))
+    collator = build_collator(config, tokenizer(), encoder.grid)
+    images = torch.randint(0, 256, (7, 3, 24, 24), dtype=torch.uint8)
+    drawn = [
+        (0, Sample(images[image_id], caption, image_id, hash_id(caption), row, ()))
+        for row, (image_id, caption) in enumerate(zip(IMAGE_IDS, CAPTIONS))
+    ]
+    return task, collator(drawn)
+
+
+def make_exact(config: Config) -> tuple[PretrainTask, PairBatch]:
+    """The same in float64, with four past samples in the queue: one of image 1, one with the caption of sample 0."""
+    task, batch = make(config)
+    for module in task.modules().values():
+        module.double()
+    if config.losses.queue_size:
+        feature = torch.nn.functional.normalize(torch.randn(2, 4, config.model.itc_width).double(), dim=-1)
+        task.queue.push(*feature, torch.tensor([1, 50, 51, 52]), torch.tensor([60, int(batch.caption_id[0]), 62, 63]))
+    return task, batch
+
+
+def gradients(network: nn.Module, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of a sum in which each loss has another weight, by parameter name."""
+    total = sum((i + 1) * losses[name] for i, name in enumerate(sorted(losses)))
+    assert isinstance(total, Tensor)
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {name: g for name, g in zip(parameters, found) if g is not None}
+
+
+class Naive:
+    """Every loss of one step from single, unpadded samples; whole fusions, nothing shared between passes."""
+
+    def __init__(self, task: PretrainTask, batch: PairBatch, alpha: float) -> None:
+        self.task, self.batch, self.alpha = task, batch, alpha
+        self.body, self.teacher = task.network.backbone, task.teacher.module
+        self.temperature = task.network.temperature
+        self.pixels = task.normalise(batch.image)
+        self.slots = [batch.text_slots[i][batch.text_slot_is_valid[i]].tolist() for i in range(B)]
+        self.patches = [batch.masked_patches[i].tolist() for i in range(B)]
+
+    def image(self, body: Backbone, i: int, is_masked: bool = False) -> Tensor:
+        visible = self.batch.visible_patches[i : i + 1] if is_masked else None
+        return body.image_encoder(self.pixels[i : i + 1], visible)
+
+    def text(self, body: Backbone, i: int, is_masked: bool = False) -> Tensor:
+        ids = (self.batch.masked_input_ids if is_masked else self.batch.input_ids)[i][self.batch.is_valid[i]][None]
+        return body.text_encoder(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def fuse(self, body: Backbone, i: int, j: int, image_masked: bool = False, text_masked: bool = False) -> Tensor:
+        """Image i with caption j -> [S, D]."""
+        visible = self.batch.visible_patches[i : i + 1] if image_masked else None
+        slots = body.fusion.embed_image(self.image(body, i, image_masked), visible)
+        text = self.text(body, j, text_masked)
+        return body.fusion(slots, text, torch.ones(text.shape[:2], dtype=torch.bool))[0]
+
+    def feature(self, body: Backbone, i: int) -> tuple[Tensor, Tensor]:
+        return body.image_feature(self.image(body, i))[0], body.text_feature(self.text(body, i))[0]
+
+    def matches(self, i: int, image_id: int, caption_id: int) -> bool:
+        return int(self.batch.image_id[i]) == image_id or int(self.batch.caption_id[i]) == caption_id
+
+    def itc(self) -> Tensor:
+        queue, ids, captions = self.task.queue, self.batch.image_id.tolist(), self.batch.caption_id.tolist()
+        with torch.no_grad():
+            candidates = [self.feature(self.teacher, n) for n in range(B)]
+        for n in range(int(queue.filled)):
+            candidates.append((queue.image_feature[n], queue.text_feature[n]))
+            ids.append(int(queue.image_id[n]))
+            captions.append(int(queue.caption_id[n]))
+        loss = torch.zeros(()).double()
+        for i in range(B):
+            kept = [n for n in range(len(ids)) if n == i or not self.matches(i, ids[n], captions[n])]
+            for side in (0, 1):
+                online = self.feature(self.body, i)[side]
+                scores = torch.stack([online @ candidates[n][1 - side] / self.temperature for n in kept])
+                with torch.no_grad():
+                    opinion = [candidates[i][side] @ candidates[n][1 - side] / self.temperature for n in kept]
+                    target = self.alpha * torch.stack(opinion).softmax(0)
+                target[kept.index(i)] += 1 - self.alpha
+                loss = loss - (target * (scores - scores.exp().sum().log())).sum() / 2
+        return loss / B
+
+    def itm(self) -> Tensor:
+        with torch.no_grad():
+            features = [self.feature(self.body, i) for i in range(B)]
+        ids, captions = self.batch.image_id.tolist(), self.batch.caption_id.tolist()
+        pairs = [(i, i, 1) for i in range(B)]
+        for i in range(B):
+            pool = range(i // 4 * 4, i // 4 * 4 + 4)
+            others = [n for n in pool if not self.matches(i, ids[n], captions[n])]
+            if others:
+                noise = self.batch.itm_noise[i]
+
+                def score(n: int, side: int, i: int = i, noise: Tensor = noise) -> float:
+                    similarity = features[i][side] @ features[n][1 - side] / self.temperature.detach()
+                    return float(similarity + noise[side, n % 4])
+
+                pairs.append((i, max(others, key=lambda n: score(n, 0)), 0))
+                pairs.append((max(others, key=lambda n: score(n, 1)), i, 0))
+        loss = torch.zeros(()).double()
+        for i, j, is_match in pairs:
+            logits = self.task.network.itm(self.fuse(self.body, i, j)[1 + PATCHES])
+            loss = loss - (logits[is_match] - logits.exp().sum().log())
+        return loss / len(pairs)
+
+    def masked(self, mode: str) -> dict[str, Tensor]:
+        network, joint = self.task.network, mode == "joint"
+        sums = {name: torch.zeros(()).double() for name in ("mim", "mrm_image", "mlm", "mrm_text")}
+        for i in range(B):
+            by_image = self.fuse(self.body, i, i, image_masked=True, text_masked=joint)
+            by_text = self.fuse(self.body, i, i, image_masked=joint, text_masked=True)
+            with torch.no_grad():
+                goal, features = self.fuse(self.teacher, i, i), self.image(self.teacher, i)[0]
+            for p in self.patches[i]:
+                token = by_image[1 + p]
+                wanted = (features[1 + p] - features[1 + p].mean()) / (features[1 + p].var(correction=0) + 1e-6).sqrt()
+                sums["mim"] = sums["mim"] + (network.mim(token[None, None])[0, 0] - wanted).square().mean()
+                sums["mrm_image"] = sums["mrm_image"] + self.distance(network.mrm_image(token), goal[1 + p])
+            for t in self.slots[i]:
+                token, place = by_text[1 + PATCHES + t], 1 + PATCHES + t
+                logits = network.mlm(token[None])[0]
+                sums["mlm"] = sums["mlm"] - (logits[self.batch.input_ids[i, t]] - logits.exp().sum().log())
+                sums["mrm_text"] = sums["mrm_text"] + self.distance(network.mrm_text(token), goal[place])
+        n_patches, n_words = sum(map(len, self.patches)), sum(map(len, self.slots))
+        counts = {"mim": n_patches, "mrm_image": n_patches, "mlm": n_words, "mrm_text": n_words}
+        return {name: value / counts[name] for name, value in sums.items()}
+
+    @staticmethod
+    def distance(prediction: Tensor, target: Tensor) -> Tensor:
+        return 2 - 2 * (prediction @ target) / (prediction @ prediction).sqrt() / (target @ target).sqrt()
+
+
+@pytest.mark.parametrize("mode", ["alternate", "joint"])
+@pytest.mark.usefixtures("exact")
+def test_step_equals_the_naive_step(mode: str) -> None:
+    """Bug: a pass gets the wrong view, slots are shifted, padding leaks, a target has a gradient, a count is local."""
+    task, batch = make_exact(tiny(mode=mode, queue_size=6, itc_soft_target_alpha=0.4))
+    assert len({len(c.split()) for c in CAPTIONS}) > 3  # the rows are padded differently
+    targets, _ = task.prepare(batch, B, step=0)
+    ours, _ = task.losses(batch, targets, 0)
+    naive = Naive(task, batch, alpha=0.4)
+    expected = {"itc": naive.itc(), "itm": naive.itm(), **naive.masked(mode)}
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-10, rtol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+    found, wanted = gradients(task.network, ours), gradients(task.network, expected)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("mode", ["alternate", "joint"])
+@pytest.mark.parametrize("cuts", [(0, 4, 8), (0, 2, 8), (0, 6, 8)])
+@pytest.mark.usefixtures("exact")
+def test_uneven_micro_batches_add_up_to_the_whole(mode: str, cuts: tuple[int, ...]) -> None:
+    """Bug: accumulation changes a loss or gradient, for a part divides by its own count or takes another's targets."""
+    task, batch = make_exact(tiny(mode=mode, queue_size=6, itm_pool_size=2, itc_soft_target_alpha=0.4))
+    targets, _ = task.prepare(batch, B, 0)
+    whole, metrics = task.losses(batch, targets, 0)
+    in_parts, _ = task.prepare(batch, 4, 0)
+    losses, numbers = Counter(), Counter()
+    for start, stop in itertools.pairwise(cuts):
+        part, part_metrics = task.losses(batch.part(start, stop), in_parts, start)
+        for name, value in part.items():
+            losses[name] = losses[name] + value
+        for name, value in part_metrics.items():
+            numbers[name] = numbers[name] + value
+    for name, value in whole.items():
+        torch.testing.assert_close(losses[name], value, atol=1e-12, rtol=1e-10)
+    assert {name: float(v) for name, v in numbers.items()} == pytest.approx({n: float(v) for n, v in metrics.items()})
+    found, wanted = gradients(task.network, dict(losses)), gradients(task.network, whole)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(
+            found[name], gradient, atol=1e-11, rtol=1e-8, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize("mode", ["alternate", "joint"])
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("mim_target", ["features", "pixels"])
+def test_every_trainable_parameter_gets_a_gradient(row: str, mode: str, mim_target: str) -> None:
+    """Bug: a head or embedding that no loss reaches trains on weight decay alone (and stops data-parallel training)."""
+    if mim_target == "pixels" and "mim" not in ROWS[row]:
+        mim_target = "features"
+    task, batch = make(tiny(ROWS[row], mode, mim_target=mim_target, queue_size=3))
+    targets, _ = task.prepare(batch, B, 0)
+    losses, _ = task.losses(batch, targets, 0)
+    assert set(losses) == set(ROWS[row])
+    found = gradients(task.network, losses)
+    trainable = {name for name, p in task.network.named_parameters() if p.requires_grad}
+    assert set(found) == trainable
+    # the softmax over keys does not see a shift that all keys share
+    dead = {name for name, gradient in found.items() if not gradient.any() and not name.endswith("key.bias")}
+    assert not dead
+    assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+def test_each_trainable_parameter_is_optimized_once_and_no_teacher() -> None:
+    """Bug: the tied word embeddings stepped twice, or the optimizer moves the teacher."""
+    for row in ROWS.values():
+        task, _ = make(tiny(row))
+        held = Counter(
+            id(p) for group in make_optimizer(task.network, task.config.training).param_groups for p in group["params"]
+        )
+        assert held == Counter({id(p): 1 for p in task.network.parameters() if p.requires_grad})
+        assert not held.keys() & {id(p) for p in task.teacher.parameters()}
+        assert not any(p.requires_grad for p in task.teacher.parameters())
+
+
+@pytest.mark.parametrize("mode", ["alternate", "joint"])
+def test_computing_losses_moves_no_state(mode: str) -> None:
+    """Bug: teacher or queue move inside the forward pass, so that evaluation or accumulation moves them too."""
+    task, batch = make(tiny(mode=mode, queue_size=6, itc_soft_target_alpha=0.4))
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in task.modules().items()}
+    targets, _ = task.prepare(batch, 4, 0)
+    for start in (0, 4):
+        losses, _ = task.losses(batch.part(start, start + 4), targets, start)
+        gradients(task.network, losses)
+    for name, module in task.modules().items():
+        for key, tensor in module.state_dict().items():
+            assert torch.equal(tensor, before[name][key]), f"{name}.{key}"
+    assert all(p.grad is None for p in task.teacher.parameters())
+
+
+def test_after_step_moves_teacher_queue_and_temperature_once() -> None:
+    """Bug: the queue gets the online features or the old queue again, the teacher the wrong momentum or nothing."""
+    task, batch = make(tiny(queue_size=12))
+    targets, _ = task.prepare(batch, B, 0)
+    teacher = task.teacher.module
+    with torch.no_grad():
+        pixels = task.normalise(batch.image)
+        expected = teacher.image_feature(teacher.image_encoder(pixels))
+        task.network.temperature.fill_(0.7)
+    old = {name: p.clone() for name, p in teacher.named_parameters()}
+    task.after_step(batch, targets, step=10)
+    momentum = momentum_at(task.config.teacher, 10, 100)
+    for name, parameter in task.network.backbone.named_parameters():
+        wanted = momentum * old[name] + (1 - momentum) * parameter.detach()
+        torch.testing.assert_close(teacher.get_parameter(name), wanted, msg=name)
+    assert int(task.queue.filled) == B
+    torch.testing.assert_close(task.queue.image_feature[:B], expected)
+    assert torch.equal(task.queue.image_id[:B], batch.image_id)
+    assert torch.equal(task.queue.caption_id[:B], batch.caption_id)
+    assert float(task.network.temperature.detach()) == pytest.approx(0.5)
+
+
+def test_false_negatives_change_nothing() -> None:
+    """Bug: another view of the same image, or of the same caption, in batch or queue repels its own pair."""
+    task, batch = make(tiny(("itc",), queue_size=6, itc_soft_target_alpha=0.4))
+    features = torch.nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
+    task.queue.push(*features, torch.tensor([1, 50, 51, 52]), torch.tensor([60, int(batch.caption_id[0]), 62, 63]))
+    targets, _ = task.prepare(batch, B, 0)
+    excluded = {0: {9}, 1: {8}, 2: {3}, 3: {2}, 4: set(), 5: {6}, 6: {5}, 7: set()}
+
+    def loss(row: int, image: Tensor | None, text: Tensor | None) -> float:
+        changed = dataclasses.replace(targets, candidate_image=image, candidate_text=text)
+        return float(task.losses(batch.part(row, row + 1), changed, row)[0]["itc"].detach())
+
+    assert targets.candidate_image.shape == (B + 6, 8)
+    for row in range(B):
+        expected = loss(row, targets.candidate_image, targets.candidate_text)
+        for candidate in range(B + 6):
+            image, text = targets.candidate_image.clone(), targets.candidate_text.clone()
+            image[candidate] = -3 * image[candidate] + 1
+            text[candidate] = -2 * text[candidate] - 1
+            is_unused = candidate in excluded[row] or candidate >= B + 4  # the last two slots were never filled
+            assert (loss(row, image, text) == expected) == is_unused, (row, candidate)
+
+
+def test_a_batch_of_one_image_has_nothing_to_contrast() -> None:
+    """Bug: a batch in which every sample matches every other crashes, or trains on wrong negatives."""
+    task, batch = make(tiny(("itc", "itm")))
+    batch = dataclasses.replace(batch, image_id=torch.zeros_like(batch.image_id))
+    targets, _ = task.prepare(batch, B, 0)
+    losses, _ = task.losses(batch, targets, 0)
+    assert float(losses["itc"].detach()) == pytest.approx(0, abs=1e-6)
+    assert int(targets.n_itm) == B  # the positives alone
+    assert float(losses["itm"].detach()) > 0
+
+
+def test_alpha_grows_over_its_ramp() -> None:
+    """Bug: soft targets from a teacher that knows nothing yet, or a share that never arrives."""
+    task, _ = make(tiny(itc_soft_target_alpha=0.4, itc_soft_target_ramp_steps=10))
+    assert [task._alpha_at(step) for step in (0, 5, 10, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
+    task, _ = make(tiny(itc_soft_target_alpha=0.4))
+    assert task._alpha_at(0) == 0.4
+
+
+def test_in_batch_contrast_equals_cross_entropy() -> None:
+    """Bug: `itc_candidates: batch` still reads the teacher, or excludes by the wrong rows."""
+    task, batch = make(tiny(("itc",), itc_candidates="batch"))
+    targets, _ = task.prepare(batch, B, 0)
+    losses, _ = task.losses(batch, targets, 0)
+    body = task.network.backbone
+    image = body.image_feature(body.image_encoder(task.normalise(batch.image)))
+    text = body.text_feature(body.text_encoder(batch.input_ids, batch.is_valid))
+    scores = image @ text.T / 0.07
+    for i, j in ((2, 3), (3, 2), (5, 6), (6, 5)):
+        scores[i, j] = -torch.inf
+    wanted = (
+        nn.functional.cross_entropy(scores, torch.arange(B)) + nn.functional.cross_entropy(scores.T, torch.arange(B))
+    ) / 2
+    torch.testing.assert_close(losses["itc"], wanted)
+
+
+def test_spread_tells_collapse_from_a_full_sphere() -> None:
+    """Bug: a collapse metric that depends on the width, or does not fall when all features agree."""
+    torch.manual_seed(0)
+    for width in (8, 256):
+        full = nn.functional.normalize(torch.randn(5000, width), dim=-1)
+        assert float(spread(full)) == pytest.approx(1, abs=0.02)
+        assert float(spread(full[:1].expand(100, width))) == pytest.approx(0, abs=1e-5)
+        half = nn.functional.normalize(torch.randn(5000, width) * (torch.arange(width) < width // 4), dim=-1)
+        assert float(spread(half)) == pytest.approx(math.sqrt(1 / 4), abs=0.02)
+
+
+def count(calls: Counter[str], owner: Any, method: str, name: str) -> None:
+    """Count calls of a bound method."""
+    original: Callable[..., Any] = getattr(owner, method)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls[name] += 1
+        return original(*arguments, **options)
+
+    setattr(owner, method, counted)
+
+
+@pytest.mark.parametrize("mode", ["alternate", "joint"])
+def test_no_work_is_done_twice(mode: str) -> None:
+    """Bug: the clean image or caption is encoded again for each pass, or the last fusion layer computes unread ones."""
+    task, batch = make(tiny(mode=mode))
+    body, teacher = task.network.backbone, task.teacher.module
+    calls: Counter[str] = Counter()
+    for encoder, side in ((body.image_encoder, "online"), (teacher.image_encoder, "teacher")):
+        count(calls, encoder, "embed", f"{side} embed")
+        count(calls, encoder, "encode", f"{side} encode")
+    for side, network in (("online", body), ("teacher", teacher)):
+        network.text_encoder.register_forward_hook(lambda *_, side=side: calls.update([f"{side} text"]))
+    read: list[tuple[int, ...]] = []
+    for network in (body, teacher):
+        network.fusion.layers[-1].register_forward_hook(
+            lambda layer, inputs, output: read.append(tuple(output.shape[:2]))
+        )
+    targets, _ = task.prepare(batch, B, 0)
+    task.losses(batch, targets, 0)
+    assert calls == {
+        "online embed": 1, "online encode": 2, "online text": 1,
+        "teacher embed": 1, "teacher encode": 1, "teacher text": 1,
+    }  # fmt: skip
+    n_image, n_text = batch.masked_patches.shape[1], batch.text_slots.shape[1]
+    masked = [(B, n_image + n_text)] if mode == "joint" else [(B, n_image), (B, n_text)]
+    assert sorted(read) == sorted([(B, n_image + n_text), (3 * B, 1), *masked])
