@@ -17,8 +17,10 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("MAMO_TRACEBACK"):
             raise
-        is_bare = isinstance(error, OSError) and error.filename and error.strerror
-        print(f"error: {f'{error.filename}: {error.strerror}' if is_bare else error}", file=sys.stderr)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; continue with --resume", file=sys.stderr)

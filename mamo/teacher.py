@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mamo.config import TeacherConfig
 
@@ -35,7 +35,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
         """teacher = momentum * teacher + (1 - momentum) * student; call once per optimizer step."""
-        mine, theirs = list(self.module.parameters()), list(student.parameters())
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(student.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - momentum)
         for my_buffer, their_buffer in zip(self.module.buffers(), student.buffers()):
             my_buffer.copy_(their_buffer)

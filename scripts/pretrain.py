@@ -1,4 +1,4 @@
-"""Pre-train MAMO from one YAML file: `python scripts/pretrain.py --config configs/pretrain/scenes.yaml [key=value ...]`."""
+"""Pre-train from one YAML file: `python scripts/pretrain.py --config configs/pretrain/scenes.yaml [key=value ...]`."""
 
 import argparse
 from pathlib import Path

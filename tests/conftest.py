@@ -92,7 +92,9 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], None]], 
         assert caught.value.code == 2
         output = capsys.readouterr().err
         assert "Traceback" not in output
-        assert output.count("error: ") == 1
-        return output.partition("error: ")[2]
+        before, found, message = ("\n" + output).partition("\nerror: ")
+        assert found
+        assert "\nerror: " not in message
+        return message
 
     return check

@@ -1,5 +1,6 @@
 """Every command in the README runs: the first two blocks here in parts and whole in CI, the rest as they stand."""
 
+import json
 import os
 import re
 import shlex
@@ -73,3 +74,12 @@ def test_links_resolve() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_numbers_are_those_of_the_committed_run() -> None:
+    """Bug: a number in the README that no run wrote."""
+    (evaluation,) = json.loads((ROOT / "configs/reference/scenes/results.json").read_text())["evaluations"]
+    rows = re.findall(r"^\| `([\w/]+)` \| ([\d.]+) \|", README, re.MULTILINE)
+    assert len(rows) >= 6
+    for name, value in rows:
+        assert value == f"{evaluation['metrics'][name]:.1f}", name

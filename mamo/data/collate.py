@@ -71,7 +71,8 @@ class PairBatch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "PairBatch":
-        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+        changed: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
 
 def sample_rng(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:

@@ -10,6 +10,7 @@ Passes (`masking.mode: alternate`, the paper's figure):
 `joint` replaces the two masked passes by one with both masked. Clean image and clean caption are encoded once.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,8 @@ class PixelNorm:
 
 def spread(features: Tensor) -> Tensor:
     """Mean standard deviation per dimension of unit vectors [N, D], times sqrt(D): 1 = spread evenly, 0 = collapsed."""
-    return features.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5
+    mean: Tensor = features.std(dim=0, correction=0).mean()
+    return mean * math.sqrt(features.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,8 @@ class PretrainTask:
 
     def _teacher_pass(self, batch: PairBatch) -> dict[str, Tensor]:
         """The clean pair through the teacher; only what a switched-on loss reads."""
-        teacher: Backbone = self.teacher.module
+        teacher = self.teacher.module
+        assert isinstance(teacher, Backbone)
         image = self.normalise(batch.image)
         given = {}
         is_feature_target = self.config.losses.mim_target == "features"
@@ -275,14 +278,14 @@ class PretrainTask:
                 targets.image_feature[rows] @ candidate_text.t() / temperature.detach(),
                 targets.text_feature[rows] @ candidate_image.t() / temperature.detach(),
             ]
-        loss = sum(
+        image_loss, text_loss = (
             itc_loss(
                 logit, itc_targets(opinion.detach(), own, is_excluded, targets.alpha), is_excluded, targets.n_samples
             )
             for logit, opinion in zip(logits, opinions)
         )
         hits = logits[0].detach().masked_fill(is_excluded, -torch.inf).argmax(dim=1) == own
-        return loss / 2, hits.sum() / targets.n_samples
+        return (image_loss + text_loss) / 2, hits.sum() / targets.n_samples
 
     def _pool_positives(self, batch: PairBatch) -> Tensor:
         """bool [pools, S, S], True where two samples of a pool match each other."""

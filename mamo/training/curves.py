@@ -43,4 +43,5 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     sums = np.cumsum(np.concatenate([[0.0], values]))
     stops = np.arange(1, len(values) + 1)
     starts = np.maximum(0, stops - width)
-    return (sums[stops] - sums[starts]) / (stops - starts)
+    means: np.ndarray = (sums[stops] - sums[starts]) / (stops - starts)
+    return means

@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 class Task(Protocol):
     """What the loop asks of a task."""
 
-    network: nn.Module
     weights: dict[str, float]
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything that a checkpoint must hold, by name; `student` is the network."""

@@ -145,3 +145,22 @@ def test_real_release(tmp_path: Path) -> None:
     assert {n: hashlib.sha256(d).digest() for n, d in written.items()} == {
         n: hashlib.sha256(d).digest() for n, d in members.items()
     }
+
+
+def test_folds_hold_out_one_directory_each(tmp_path: Path) -> None:
+    """Bug: a picture of the held-out directory is trained on under another name, or paths point beside the images."""
+    shared = {"images/1/dev-7-3-0.png": picture("1-0", 0)}  # the same picture as one of directory 0
+    out = tmp_path / "out"
+    build_nlvr(make_release(tmp_path / "release", extra=shared), out)
+    for fold, held_out in enumerate(("0", "1")):
+        train = read_pairs(out / f"fold-{fold}" / "train.jsonl")
+        held = read_pairs(out / f"fold-{fold}" / "eval.jsonl")
+        assert {pair.directory for pair in held} == {held_out}
+        assert {pair.directory for pair in train} == {"0", "1"} - {held_out}
+        assert len(held) == 6
+        assert len(train) == 5  # the shared picture is kept out of either training half
+        bytes_of = [{Path(str(pair.image)).read_bytes() for pair in pairs} for pairs in (train, held)]
+        assert not bytes_of[0] & bytes_of[1]
+        labelled = (out / f"fold-{fold}" / "statements.jsonl").read_text("utf-8").splitlines()
+        assert len(labelled) == (6 if held_out == "0" else 12)
+    assert not (out / "fold-2").exists()
