@@ -205,8 +205,6 @@ class TrainingConfig(Section):
     gradient_clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` times both once and writes the faster into the resolved config."""
-    compile: bool = False
-    """`torch.compile` the transformer blocks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every_steps: Positive = 500
     checkpoints_kept: Annotated[int, Field(ge=2)] = 2

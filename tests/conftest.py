@@ -92,7 +92,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], None]], 
         assert caught.value.code == 2
         output = capsys.readouterr().err
         assert "Traceback" not in output
-        before, found, message = ("\n" + output).partition("\nerror: ")
+        _, found, message = ("\n" + output).partition("\nerror: ")
         assert found
         assert "\nerror: " not in message
         return message

@@ -96,6 +96,7 @@ class Run:
             yield from loader
         except BadSample as error:  # the loader puts the traceback of a worker into the message
             found = re.findall(r"^[\w.]*BadSample: (.*)", str(error), re.MULTILINE | re.DOTALL)
+            error.__traceback__ = None  # its frames hold the workers, which are stopped as soon as it lets go
             raise BadSample(found[-1].strip() if found else str(error)) from None
 
     def example_batch(self, size: int) -> PairBatch:

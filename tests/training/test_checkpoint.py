@@ -190,10 +190,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
-    """A file system of one megabyte, where the system lets a test mount one."""
+    """A file system of four megabytes, where the system lets a test mount one."""
     folder = tmp_path / "small"
     folder.mkdir()
-    if shutil.which("mount") is None or os.system(f"mount -t tmpfs -o size=1m none {folder} 2>/dev/null") != 0:
+    if shutil.which("mount") is None or os.system(f"mount -t tmpfs -o size=4m none {folder} 2>/dev/null") != 0:
         pytest.skip("cannot mount a small file system here")
     yield folder
     os.system(f"umount {folder}")
