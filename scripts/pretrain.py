@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last good checkpoint of output_dir")
     parser.add_argument("--plan", action="store_true", help="print sizes, memory, steps and hours; train nothing")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # overrides may follow or precede the flags
     config = load_config(arguments.config, arguments.overrides)
     if arguments.plan:
         from mamo.tasks.plan import print_plan  # here, so that a mistake in the config is answered at once
