@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child would wait for its parent's threads for ever
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no path fails at once instead of after many retries
 
 import pytest
