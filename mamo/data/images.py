@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,14 @@ class BadSamplePolicy:
         if not 0 <= self.budget <= 1:
             raise ValueError(f"bad-sample budget must be a share between 0 and 1, got {self.budget}")
 
-    def record(self, n_seen: int, skipped: Sequence[str]) -> None:
-        """Adds a batch of `n_seen` samples. Raises BadSample, naming the last one, when the budget is spent."""
-        self.seen += n_seen
-        self.skipped += len(skipped)
+    def record(self, n_used: int, skipped: Sequence[str]) -> None:
+        """Adds a batch of `n_used` samples and those skipped on the way to it; both were seen.
+
+        Raises BadSample, naming the last one, when the budget is spent.
+        """
+        self.seen += n_used + len(skipped)
         for reason in skipped:
+            self.skipped += 1
             logger.warning("skipped sample %d of %d seen: %s", self.skipped, self.seen, reason)
         allowed = max(FREE_SKIPS, self.budget * self.seen) if self.budget > 0 else 0
         if skipped and (self.policy == "raise" or self.skipped > allowed):
@@ -80,6 +83,8 @@ def decode_image(data: bytes | Path, max_pixels: int = 100_000_000, name: str | 
             return _decode(image, max_pixels)
     except BadSample as error:
         raise BadSample(f"{label}: {error}") from None
+    except UnidentifiedImageError:
+        raise BadSample(f"{label}: not an image of a format that Pillow reads") from None
     except Exception as error:  # damaged bytes make decoders raise errors of every kind; all mean the same here
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadSample(f"{label}: {type(error).__name__}: {reason}") from error

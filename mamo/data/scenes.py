@@ -42,13 +42,15 @@ SHAPES: dict[Difficulty, tuple[str, ...]] = {
     "full": ("circle", "square", "triangle", "cross", "ring", "star", "bar"),
 }
 SIZES: dict[Difficulty, dict[str, tuple[float, float]]] = {  # least and greatest radius, in shorter image sides
-    "easy": {"small": (0.125, 0.140), "large": (0.200, 0.215)},
+    "easy": {"small": (0.080, 0.090), "large": (0.125, 0.135)},
     "full": {"small": (0.078, 0.086), "medium": (0.112, 0.120), "large": (0.155, 0.165)},
 }
 PATTERNS: dict[Difficulty, tuple[str, ...]] = {"easy": ("solid",), "full": ("solid", "striped", "checked")}
 N_OBJECTS: dict[Difficulty, tuple[int, ...]] = {"easy": (2, 3, 3, 3, 3), "full": (2, 3, 3, 4, 4, 5)}  # drawn uniformly
 MAX_ANGLE: dict[Difficulty, float] = {"easy": 0.15, "full": 0.30}  # radians, either way
 COPY_PROBABILITY = 0.2  # that 3 or more objects repeat a colour and shape on purpose, so that "two red circles" occurs
+CELLS = 3  # the centres of `easy` objects stand in the middle of a cell of a CELLS x CELLS grid,
+CELL_JITTER = 0.018  # give or take this much on each axis: the same part of a shape falls on the same part of a patch
 GAP = 0.025  # least distance between two objects' circles, and half of it to the border, in shorter image sides
 
 # Outlines in units of the object's radius, y downwards; all lie inside the circle of radius 1 that keeps objects apart.
@@ -207,7 +209,7 @@ def _draw_objects(difficulty: Difficulty, draws: Draws) -> tuple[SceneObject, ..
     patterns = [draws.pick(PATTERNS[difficulty]) for _ in range(n)]
     radii = [draws.uniform(*SIZES[difficulty][size]) for size in sizes]
     angles = [draws.uniform(-MAX_ANGLE[difficulty], MAX_ANGLE[difficulty]) for _ in range(n)]
-    centres = None
+    centres = _place_in_cells(n, draws) if difficulty == "easy" else None
     while centres is None:
         centres = _place(radii, draws)
     return tuple(
@@ -216,6 +218,13 @@ def _draw_objects(difficulty: Difficulty, draws: Draws) -> tuple[SceneObject, ..
             looks, sizes, patterns, centres, radii, angles, strict=True
         )
     )
+
+
+def _place_in_cells(n: int, draws: Draws) -> list[tuple[float, float]]:
+    """Centres in `n` cells of the grid; the largest objects keep `GAP` between them."""
+    cells = [divmod(cell, CELLS) for cell in draws.shuffled(CELLS * CELLS)[:n]]
+    jitter = (-CELL_JITTER, CELL_JITTER)
+    return [((c + 0.5) / CELLS + draws.uniform(*jitter), (r + 0.5) / CELLS + draws.uniform(*jitter)) for r, c in cells]
 
 
 def _place(radii: list[float], draws: Draws) -> list[tuple[float, float]] | None:

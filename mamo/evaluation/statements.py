@@ -74,6 +74,26 @@ def statement_metrics(score: Floats, records: list[StatementRecord]) -> dict[str
     }
 
 
+def write_scores(file: Path, score: Floats, records: list[StatementRecord]) -> None:
+    """Writes the scores [N] as JSON Lines beside what `statement_metrics` needs, so that folds can be pooled."""
+    rows = (
+        {"score": value, "sentence": r.sentence, "label": r.label, "directory": r.directory, "image": Path(r.image).name}
+        for value, r in zip(score.tolist(), records, strict=True)
+    )
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def read_scores(file: Path) -> tuple[Floats, list[StatementRecord]]:
+    """What `write_scores` wrote. Raises ValueError naming the file and the line where it is not that."""
+    scores, lines = [], file.read_text("utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            scores.append(float(json.loads(line)["score"]))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{file}:{number}: not a row of statement scores; evaluate that run again") from None
+    return np.array(scores), read_statements(file)
+
+
 def folds_of(directories: list[str]) -> Ints:
     """The fold of each statement, int64 [N]: distinct directories in sorted order are dealt to `N_FOLDS` folds."""
     _, number = np.unique(directories, return_inverse=True)

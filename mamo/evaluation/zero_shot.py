@@ -28,12 +28,17 @@ from mamo.data.transforms import eval_transform
 from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, probe_accuracy
 from mamo.evaluation.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
 from mamo.evaluation.scoring import EncodedImages, Scorer
-from mamo.evaluation.statements import read_statements, statement_metrics
+from mamo.evaluation.statements import read_statements, statement_metrics, write_scores
 from mamo.models.vlm import Mamo
 
 
 def zero_shot(
-    network: Mamo, config: Config, tokenizer: Any, normalise: Callable[[Tensor], Tensor], device: torch.device
+    network: Mamo,
+    config: Config,
+    tokenizer: Any,
+    normalise: Callable[[Tensor], Tensor],
+    device: torch.device,
+    scores_file: Path | None = None,
 ) -> dict[str, float]:
     """Evaluate on the test scenes, or on `data.eval_file` and `data.statements_file`.
 
@@ -43,6 +48,7 @@ def zero_shot(
         tokenizer: a fast Hugging Face tokenizer.
         normalise: uint8 [B, 3, H, W] on `device` -> float [B, 3, H, W].
         device: where the network is. The precision is that of the weights.
+        scores_file: where to write the score of each statement (`statements.write_scores`); None writes none.
 
     Returns:
         Percentages: `itc/i2t_r1` .. `itc/t2i_r10` and `itc/rsum`, the same under `rerank/`, `probe/NAME/itc|itm`,
@@ -57,7 +63,11 @@ def zero_shot(
     try:
         with torch.inference_mode():
             scorer = Scorer(network, tokenizer, normalise, device, *settings)
-            return _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config)
+            return (
+                _on_scenes(scorer, config)
+                if config.data.source == "scenes"
+                else _on_pairs(scorer, config, scores_file)
+            )
     finally:
         for module, mode in modes:
             module.training = mode
@@ -129,7 +139,7 @@ def _retrieval(
     return metrics | recalls(to_text_rank, to_image_rank, "rerank")
 
 
-def _on_pairs(scorer: Scorer, config: Config) -> dict[str, float]:
+def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[str, float]:
     """Retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
     data, network = config.data, scorer.network
     metrics: dict[str, float] = {}
@@ -143,11 +153,11 @@ def _on_pairs(scorer: Scorer, config: Config) -> dict[str, float]:
         images, shown = _load_and_encode(scorer, files, config)
         metrics |= _retrieval(scorer, images, [captions[image_id] for image_id in shown], config.evaluation.rerank_k)
     if data.statements_file is not None and network.itm is not None:
-        metrics |= _on_statements(scorer, Path(data.statements_file), config)
+        metrics |= _on_statements(scorer, Path(data.statements_file), config, scores_file)
     return metrics
 
 
-def _on_statements(scorer: Scorer, path: Path, config: Config) -> dict[str, float]:
+def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path | None) -> dict[str, float]:
     records = read_statements(path)
     images, shown = _load_and_encode(scorer, {record.image: record.image for record in records}, config)
     image_row = {image: row for row, image in enumerate(shown)}
@@ -156,8 +166,10 @@ def _on_statements(scorer: Scorer, path: Path, config: Config) -> dict[str, floa
     texts = scorer.encode_texts(*scorer.tokenize([clean_caption(text) for text in text_row]))
     image_rows = torch.tensor([image_row[record.image] for record in records])
     text_rows = torch.tensor([text_row[record.sentence] for record in records])
-    score = scorer.match(images, texts, image_rows, text_rows)
-    return {f"statements/{name}": value for name, value in statement_metrics(score.double().numpy(), records).items()}
+    score = scorer.match(images, texts, image_rows, text_rows).double().numpy()
+    if scores_file is not None:
+        write_scores(scores_file, score, records)
+    return {f"statements/{name}": value for name, value in statement_metrics(score, records).items()}
 
 
 def _load_and_encode(
@@ -176,7 +188,7 @@ def _load_and_encode(
             try:
                 image = eval_transform(load_image(file), config.data.image_size)
             except BadSample as error:
-                policy.record(1, [str(error)])
+                policy.record(0, [str(error)])
                 continue
             policy.record(1, [])
             batch.append(image)

@@ -9,18 +9,9 @@ from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertLayer
 
 from mamo.models.attention import attention
+from mamo.models.initialise import init_like_bert
 
 LAYER_NORM_EPS = 1e-12  # BERT's
-
-
-def init_like_bert(module: nn.Module) -> None:
-    """Initialise one module in BERT's way: normal(0, 0.02) cut at two sigmas for matrices, zero biases, unit norms."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
 
 
 def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer, init_like_bert
+from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer
+from mamo.models.initialise import init_like_bert
 
 
 class MLMHead(nn.Module):

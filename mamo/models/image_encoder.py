@@ -17,6 +17,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mamo.models.initialise import init_by_fan_in
+
 # What follows the token features in a timm model: a classifier, a pooling layer, the norm of a pooled feature.
 _CLASSIFIER_PREFIXES = ("head.", "head_dist.", "pre_logits.", "attn_pool.", "fc_norm.")
 
@@ -66,6 +68,7 @@ class ImageEncoder(nn.Module):
         vit: Any = timm.create_model(
             name, img_size=image_size_px, num_classes=0, global_pool="", drop_path_rate=drop_path, **options
         )
+        vit.apply(init_by_fan_in)
         self.name = name
         self.vit = vit
         self.width: int = vit.embed_dim

@@ -14,6 +14,7 @@ from mamo.models.attention import BERT_ATTENTION
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import MLMHead
 from mamo.models.image_encoder import WeightReport, check_keys, read_weights
+from mamo.models.initialise import init_by_fan_in
 
 # What follows the layers in a BERT: the pre-training heads, the pooler; and a buffer that old files carry.
 _HEAD_PREFIXES = ("cls.", "pooler.", "embeddings.position_ids")
@@ -33,6 +34,7 @@ class TextEncoder(nn.Module):
         config.num_hidden_layers = layers
         config._attn_implementation = BERT_ATTENTION
         self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert.apply(init_by_fan_in)
         self.width: int = config.hidden_size
 
     def forward(self, input_ids: Tensor, is_valid: Tensor) -> Tensor:

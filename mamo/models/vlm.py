@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.models.fusion import Fusion, init_like_bert
+from mamo.models.fusion import Fusion
 from mamo.models.heads import ITMHead, MIMHead, MLMHead, Predictor
 from mamo.models.image_encoder import ImageEncoder
+from mamo.models.initialise import init_by_fan_in
 from mamo.models.text_encoder import TextEncoder
 
 
@@ -25,8 +26,8 @@ class Backbone(nn.Module):
         self.fusion = fusion
         self.image_projection = nn.Linear(image_encoder.width, contrast_width)
         self.text_projection = nn.Linear(text_encoder.width, contrast_width)
-        self.image_projection.apply(init_like_bert)
-        self.text_projection.apply(init_like_bert)
+        self.image_projection.apply(init_by_fan_in)
+        self.text_projection.apply(init_by_fan_in)
 
     def image_feature(self, image_tokens: Tensor) -> Tensor:
         """Encoded image tokens [B, n_prefix + P, D] -> L2-normalised fp32 features [B, D_contrast] for ITC.
@@ -60,6 +61,7 @@ class Mamo(nn.Module):
         mim_blocks: int = 0,
         mrm_image: bool = False,
         mrm_text: bool = False,
+        joint: bool = False,
         predictor_width: int | None = None,
         temperature: float = 0.07,
     ) -> None:
@@ -70,6 +72,7 @@ class Mamo(nn.Module):
             itc, itm, mlm, mrm_image, mrm_text: which losses are in use.
             mim_width: width of the MIM targets, the image encoder's or ``3 * patch_px**2``; None without MIM.
             mim_blocks: transformer blocks in the MIM head, 0 to 6; 0 is an MLP.
+            joint: whether the masked text is fused with the masked image, so that its losses reach the mask token too.
             predictor_width: hidden width of the MRM predictors; None is the fusion width.
             temperature: where the learned ITC temperature starts.
         """
@@ -86,7 +89,7 @@ class Mamo(nn.Module):
         if not itc:
             backbone.image_projection.requires_grad_(False)
             backbone.text_projection.requires_grad_(False)
-        if not (mim_width or mrm_image):
+        if not (mim_width or mrm_image or (joint and (mlm or mrm_text))):
             fusion.mask_token.requires_grad_(False)
         if not (itm or mlm or mim_width or mrm_image or mrm_text):
             fusion.requires_grad_(False)

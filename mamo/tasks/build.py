@@ -55,6 +55,7 @@ def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Ma
         mim_blocks=model.mim_head_blocks,
         mrm_image=weights.mrm_image > 0,
         mrm_text=weights.mrm_text > 0,
+        joint=config.masking.mode == "joint",
         temperature=config.losses.temperature,
     )
     if model.image.weights != "random":

@@ -241,7 +241,8 @@ def evaluator(run: Run, loop: Loop) -> Any:
 
     def evaluate(step: int) -> None:
         with loop.computing():
-            metrics = zero_shot(run.task.network, run.config, run.tokenizer, run.normalise, run.device)
+            scores_file = run.output_dir / run_folder.STATEMENT_SCORES
+            metrics = zero_shot(run.task.network, run.config, run.tokenizer, run.normalise, run.device, scores_file)
         data = run.config.data
         entry = {
             "protocol": f"scenes-{data.difficulty}-zeroshot" if data.source == "scenes" else "pairs-zeroshot",

@@ -14,12 +14,13 @@ from mamo.config import Config, dump
 
 logger = logging.getLogger(__name__)
 
-METRICS, TIMING, RESULTS, CONFIG, CURVES = (
+METRICS, TIMING, RESULTS, CONFIG, CURVES, STATEMENT_SCORES = (
     "metrics.jsonl",
     "timing.jsonl",
     "results.json",
     "config.yaml",
     "curves.png",
+    "statement_scores.jsonl",
 )
 
 

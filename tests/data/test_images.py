@@ -165,17 +165,31 @@ def test_unreadable_images_are_bad_samples(tmp_path: Path, content: Callable[[],
 def test_policy_stops_above_the_budget() -> None:
     """Bug: the budget compared with the wrong count, or tripping on the first bad sample of a young run."""
     policy = BadSamplePolicy("skip", budget=0.01)
-    policy.record(10, ["a"] * FREE_SKIPS)  # 30 % so far, but only the free ones
-    policy.record(990, ["b"] * (10 - FREE_SKIPS))  # exactly 1 % of 1,000
+    policy.record(7, ["a"] * FREE_SKIPS)  # 30 % so far, but only the free ones
+    policy.record(983, ["b"] * (10 - FREE_SKIPS))  # exactly 1 % of 1,000
     with pytest.raises(BadSample, match=r"11 of 1001 .*the last: c\.jpg"):
-        policy.record(1, ["c.jpg"])
+        policy.record(0, ["c.jpg"])
+
+
+def test_a_chain_of_replacements_is_counted_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: "skipped sample 11 of 8 seen", because the skipped ones were not among the seen."""
+    policy = BadSamplePolicy("skip", budget=1.0)
+    policy.record(2, ["a", "b", "c"])
+    assert (policy.seen, policy.skipped) == (5, 3)
+    assert [f"skipped sample {k} of 5 seen" in caplog.text for k in (1, 2, 3)] == [True] * 3
+
+
+def test_what_is_no_image_is_told_in_words() -> None:
+    """Bug: the message names Pillow's in-memory file object."""
+    with pytest.raises(BadSample, match=r"^x\.jpg: not an image of a format that Pillow reads$"):
+        decode_image(b"plain text", name="x.jpg")
 
 
 def test_policy_without_budget_and_with_raise() -> None:
     """Bug: a budget of 0 forgives the free skips, or `raise` lets a skip pass."""
     for policy in (BadSamplePolicy("skip", budget=0.0), BadSamplePolicy("raise", budget=1.0)):
         policy.record(1000, [])
-        with pytest.raises(BadSample, match="1 of 2000"):
+        with pytest.raises(BadSample, match="1 of 2001"):
             policy.record(1000, ["a.jpg"])
 
 

@@ -13,8 +13,10 @@ from mamo.evaluation.statements import (
     clustered_interval,
     fold_predictions,
     folds_of,
+    read_scores,
     read_statements,
     statement_metrics,
+    write_scores,
 )
 
 
@@ -115,6 +117,20 @@ def test_interval_clusters_by_sentence():
     assert metrics["accuracy"] == 50
     assert metrics["interval_low"] < 20
     assert metrics["interval_high"] > 80
+
+
+def test_scores_survive_their_file(tmp_path):
+    """Would catch rounded scores, and rows that lose what the folds and the clusters are made of."""
+    score = np.array([0.1 + 0.2, -1e-17, 3.0])
+    records = records_of([True, False, True], ["0", "1", "1"], ["a", "b", "a"])
+    write_scores(tmp_path / "scores.jsonl", score, records)
+    again, found = read_scores(tmp_path / "scores.jsonl")
+    assert again.tolist() == score.tolist()
+    assert [(r.sentence, r.label, r.directory) for r in found] == [(r.sentence, r.label, r.directory) for r in records]
+    with (tmp_path / "scores.jsonl").open("a") as file:
+        file.write('{"sentence": "a"}\n')
+    with pytest.raises(ValueError, match=r"scores\.jsonl:4: not a row of statement scores"):
+        read_scores(tmp_path / "scores.jsonl")
 
 
 def test_reading_a_file_and_its_mistakes(tmp_path):

@@ -19,6 +19,7 @@ from mamo.data.scenes import SceneWorld
 from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.probes import masked_words
 from mamo.evaluation.scoring import Scorer
+from mamo.evaluation.statements import read_scores
 from mamo.evaluation.zero_shot import zero_shot
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder
@@ -305,11 +306,13 @@ def planted_pairs(n_images=9):
 def test_pairs_with_shared_captions_and_statements(tmp_path):
     """Would catch a shared caption counted as a wrong answer, rows not joined by image id, and exchanged labels."""
     config = config_of(write_pairs(tmp_path), rerank_k=4)
-    metrics = zero_shot(planted_pairs(), config, TOKENIZER, torch.Tensor.float, CPU)
+    metrics = zero_shot(planted_pairs(), config, TOKENIZER, torch.Tensor.float, CPU, tmp_path / "scores.jsonl")
     assert {name: metrics[name] for name in ("itc/rsum", "rerank/rsum")} == {"itc/rsum": 600, "rerank/rsum": 600}
     assert metrics["statements/accuracy"] == metrics["statements/interval_low"] == 100
     assert metrics["statements/majority"] == 50
     assert len(metrics) == 2 * 7 + 4
+    score, records = read_scores(tmp_path / "scores.jsonl")
+    assert [value > 0 for value in score] == [record.label for record in records] == [True, False] * 9
 
 
 def test_pairs_with_a_bad_image(tmp_path):

@@ -87,6 +87,13 @@ def test_what_the_losses_in_use_do_not_reach_is_not_trainable(used: dict[str, ob
     assert network.backbone.image_encoder.vit.pos_embed.requires_grad
 
 
+@pytest.mark.parametrize("head", ["mlm", "mrm_text"])
+def test_joint_masking_trains_the_mask_token(head: str) -> None:
+    """Bug: masked text fused with a masked image whose mask token keeps its random start."""
+    assert Mamo(backbone(), joint=True, **{head: True}).backbone.fusion.mask_token.requires_grad
+    assert not Mamo(backbone(), joint=True, itm=True).backbone.fusion.mask_token.requires_grad
+
+
 def test_only_the_heads_asked_for_exist() -> None:
     """Bug: a head that no loss reads is stored in every checkpoint."""
     network = Mamo(backbone(), itc=True, itm=True)
