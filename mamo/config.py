@@ -219,6 +219,8 @@ class EvaluationConfig(Section):
     """0: at the end alone."""
     retrieval_items: Positive = 1000
     """Images in the retrieval gallery (scenes); pairs files are taken whole."""
+    near_duplicates: bool = False
+    """Half of the gallery (scenes) are pictures that differ from the other half in one word of one object."""
     rerank_k: Positive = 16
     """Shortlist of the ITC ranking that ITM re-ranks."""
     probe_items: Positive = 1000
@@ -303,6 +305,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ValueError: one message that lists every problem, each with its dotted path and, for an unknown key, the nearest
             valid one.
     """
+    return build_config(read_values(path, overrides), str(path))
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with the overrides applied; raises `ValueError` as `load_config` does."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except FileNotFoundError:
@@ -312,11 +319,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected `section:` keys at the top level")
     for override in overrides:
-        _apply_override(values, override)
-    return build_config(values, str(path))
+        apply_override(values, override)
+    return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Put one `section.key=value`, its value read as YAML, into nested plain values. Raises `ValueError`."""
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise ValueError(f"override `{override}`: write section.key=value")

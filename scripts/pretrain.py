@@ -21,9 +21,9 @@ def main() -> None:
 
         print_plan(config)
     else:
-        from mamo.tasks.launch import pretrain
+        from mamo.tasks.launch import train
 
-        pretrain(config, arguments.resume)
+        train(config, arguments.resume)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ not touch in an image of any aspect ratio.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -52,6 +52,8 @@ COPY_PROBABILITY = 0.2  # that 3 or more objects repeat a colour and shape on pu
 CELLS = 3  # the centres of `easy` objects stand in the middle of a cell of a CELLS x CELLS grid,
 CELL_JITTER = 0.018  # give or take this much on each axis: the same part of a shape falls on the same part of a patch
 GAP = 0.025  # least distance between two objects' circles, and half of it to the border, in shorter image sides
+
+_DUPLICATE_STREAM = 18  # of the scene's randomness; captions, probes and masked words use lower ones
 
 # Outlines in units of the object's radius, y downwards; all lie inside the circle of radius 1 that keeps objects apart.
 CIRCLE_RADIUS = 0.88
@@ -196,6 +198,21 @@ class SceneWorld:
         draws = Draws(self.seed, self.difficulty, split, index, purpose=0)
         background = _draw_background(self.difficulty, draws)
         return Scene(self.seed, self.difficulty, split, index, _draw_objects(self.difficulty, draws), background)
+
+
+def near_duplicate(scene: Scene) -> Scene:
+    """`scene` with another shape, colour or fill pattern of one of its objects, as a retrieval distractor.
+
+    Places, sizes, background and noise stay; its captions are worded alike, and an identifying one names the change.
+    """
+    draws = scene.draws(_DUPLICATE_STREAM)
+    options = {"shape": SHAPES[scene.difficulty], "colour": tuple(COLOURS), "pattern": PATTERNS[scene.difficulty]}
+    attribute = draws.pick([name for name, values in options.items() if len(values) > 1])
+    which = int(draws.uniform() * len(scene.objects))
+    thing = scene.objects[which]
+    others = [value for value in options[attribute] if value != getattr(thing, attribute)]
+    changed = replace(thing, **{attribute: draws.pick(others)})
+    return replace(scene, objects=(*scene.objects[:which], changed, *scene.objects[which + 1 :]))
 
 
 def _draw_objects(difficulty: Difficulty, draws: Draws) -> tuple[SceneObject, ...]:

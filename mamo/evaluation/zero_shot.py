@@ -22,7 +22,7 @@ from mamo.data.pairs import load_image
 from mamo.data.probes import PROBES, ProbeItem, probe_items
 from mamo.data.records import clean_caption, read_pairs
 from mamo.data.rendering import render
-from mamo.data.scenes import Difficulty, SceneWorld
+from mamo.data.scenes import Difficulty, Scene, SceneWorld, near_duplicate
 from mamo.data.shards import ShardMember
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, probe_accuracy
@@ -85,14 +85,17 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
     has_itc, has_itm = network.temperature is not None, network.itm is not None
     world = SceneWorld(config.data.difficulty, WORLD_SEED)
     probes, masked = _scene_items(config.data.difficulty, config.evaluation.probe_items)
-    gallery = range(config.evaluation.retrieval_items)
+    gallery = _gallery(world, config)
     probed = {item.scene_index for items in probes.values() for item in items}
-    scenes = sorted(probed.union(gallery, (item.scene_index for item in masked)))
-    images = scorer.encode_images(_rendered(world, scenes, config))  # the gallery's scenes are the first rows
-    image_row = {scene: row for row, scene in enumerate(scenes)}
+    rest = probed.union(item.scene_index for item in masked) - {scene.index for scene in gallery}
+    scenes = [*gallery, *(world.scene("test", index) for index in sorted(rest))]
+    images = scorer.encode_images(_rendered(scenes, config))
+    image_row: dict[int, int] = {}
+    for row, scene in enumerate(scenes):
+        image_row.setdefault(scene.index, row)  # a near duplicate comes later than its original
     metrics: dict[str, float] = {}
     if has_itc:
-        captions = [[identifying_caption(world.scene("test", index)).text] for index in gallery]
+        captions = [[identifying_caption(scene).text] for scene in gallery]
         metrics |= _retrieval(scorer, images, captions, config.evaluation.rerank_k)
     if has_itc or has_itm:
         for name, items in probes.items():
@@ -104,11 +107,20 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
     return metrics
 
 
-def _rendered(world: SceneWorld, scenes: Sequence[int], config: Config) -> Iterator[Tensor]:
-    """Test scenes as batches uint8 [B, 3, H, W]."""
+def _gallery(world: SceneWorld, config: Config) -> list[Scene]:
+    """The test scenes to retrieve: the first N, or the first N / 2 and then a near duplicate of each."""
+    n = config.evaluation.retrieval_items
+    if not config.evaluation.near_duplicates:
+        return [world.scene("test", index) for index in range(n)]
+    originals = [world.scene("test", index) for index in range((n + 1) // 2)]
+    return [*originals, *(near_duplicate(scene) for scene in originals[: n // 2])]
+
+
+def _rendered(scenes: Sequence[Scene], config: Config) -> Iterator[Tensor]:
+    """Scenes as batches uint8 [B, 3, H, W]."""
     step = config.evaluation.batch_size
     for start in range(0, len(scenes), step):
-        pictures = [render(world.scene("test", k), config.data.image_size) for k in scenes[start : start + step]]
+        pictures = [render(scene, config.data.image_size) for scene in scenes[start : start + step]]
         yield torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 

@@ -1,10 +1,13 @@
 """From a configuration to the objects of a pre-training run."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor
 from transformers import BertConfig
 
 from mamo.config import Config
@@ -17,6 +20,9 @@ from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
+
+HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature")
+"""First words of the names of `Mamo`'s parameters outside its backbone: what two tasks may differ in."""
 
 
 def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Mamo:
@@ -63,6 +69,27 @@ def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Ma
     if model.text.weights == "bert" and model.text.bert is not None:
         load_bert_weights(text_encoder, fusion, model.text.bert, network.mlm)
     return network
+
+
+def position_resamplers(
+    backbone: Backbone, old_image_size_px: tuple[int, int], prefix: str
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What brings stored position embeddings of another image size to the backbone's grid, by parameter name.
+
+    Bicubic, class tokens untouched (as timm and MAE do); `prefix` goes before the backbone's own names.
+    """
+    encoder, fusion = backbone.image_encoder, backbone.fusion
+    old_grid = [side // patch for side, patch in zip(old_image_size_px, encoder.patch_size_px)]
+
+    def to_grid(n_prefix: int) -> Callable[[Tensor], Tensor]:
+        return functools.partial(
+            resample_abs_pos_embed, new_size=list(encoder.grid), old_size=old_grid, num_prefix_tokens=n_prefix
+        )
+
+    return {
+        f"{prefix}image_encoder.vit.pos_embed": to_grid(0 if encoder.vit.no_embed_class else encoder.n_prefix),
+        f"{prefix}fusion.image_position": to_grid(fusion.n_prefix),
+    }
 
 
 def _bert_config(config: Config, vocabulary_size: int, pad_token_id: int) -> BertConfig:

@@ -1,4 +1,4 @@
-"""A pre-training run from its config to `results.json`."""
+"""A training run from its config to `results.json`."""
 
 import contextlib
 import hashlib
@@ -7,22 +7,23 @@ import logging
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from mamo.config import Config
+from mamo.config import Config, load_config
 from mamo.data.collate import PairBatch, PairCollator
 from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import PairSource, collate_range, make_loader
 from mamo.data.pairs import PairDataset
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
+from mamo.evaluation.protocols import PROTOCOLS, protocol_of
 from mamo.evaluation.zero_shot import zero_shot
-from mamo.tasks.build import build_collator, build_network, build_train_source
+from mamo.tasks.build import HEADS, build_collator, build_network, build_train_source, position_resamplers
 from mamo.tasks.pretrain import PixelNorm, PretrainTask
 from mamo.training import checkpoint, run_folder
 from mamo.training.alarms import ITM_CLASS_PRIOR, Alarms, unigram_entropy
@@ -31,7 +32,7 @@ from mamo.training.distributed import rank, world_size
 from mamo.training.loop import Loop
 from mamo.training.optim import make_optimizer
 from mamo.training.precision import choose_device, choose_precision
-from mamo.training.resume import resumed_config
+from mamo.training.resume import ancestry_of, resumed_config
 
 logger = logging.getLogger(__name__)
 
@@ -42,27 +43,36 @@ class Run:
     """Everything built from one config: data, task, optimizer, loop."""
 
     def __init__(self, config: Config, is_resume: bool = False) -> None:
-        """Build it; `is_resume` leaves the weights of `config.checkpoint` alone, which need no longer be there."""
+        """Build it; with `is_resume` weights and tokenizer are the run's own: where they came from may be gone."""
         self.config = config
         self.output_dir = Path(config.output_dir)
         self.device = choose_device(config.training.device)
-        self.tokenizer = load_tokenizer(config.data.tokenizer)
+        self.tokenizer = load_tokenizer(str(self.output_dir / "tokenizer") if is_resume else config.data.tokenizer)
         self.source: PairSource = build_train_source(config)
         network = build_network(config, len(self.tokenizer), self.tokenizer.pad_token_id)
+        self.ancestry: list[dict[str, Any]] = []
         encoder = network.backbone.image_encoder
         self.collator: PairCollator = build_collator(config, self.tokenizer, encoder.grid)
         self.normalise = PixelNorm(encoder.mean, encoder.std, self.device)
         self.task = PretrainTask(config, network, self.normalise)
         for module in self.task.modules().values():
             module.to(self.device)
-        encoder.use_fused_attention(self.device.type != "cpu")
+        self.choose_attention(config.training.precision)
         if config.checkpoint is not None and not is_resume:
             self.start_from(Path(config.checkpoint))
         self.optimizer = make_optimizer(self.task.network, config.training)
         self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
 
+    def choose_attention(self, precision: Literal["auto", "fp32", "bf16"]) -> None:
+        """The image encoder's share of what `mamo.models.attention` decides for the rest."""
+        is_fused = self.device.type != "cpu" or precision != "bf16"
+        self.task.network.backbone.image_encoder.use_fused_attention(is_fused)
+
     def start_from(self, path: Path) -> None:
         """Take student and teacher weights from another run's checkpoint.
+
+        Heads that this run's losses do not use stay behind, those it adds start anew, and positions are resampled to
+        this run's grid of patches; the log says which.
 
         Raises:
             CheckpointError: missing, damaged, of another architecture or with another vocabulary.
@@ -72,8 +82,15 @@ class Run:
             raise checkpoint.CheckpointError(
                 f"{folder} was trained with another vocabulary; set data.tokenizer={folder / 'tokenizer'}"
             )
-        checkpoint.load_module(folder, "student", self.task.network)
-        checkpoint.load_module(folder, "teacher", self.task.teacher)
+        backbone = self.task.network.backbone
+        old_size = load_config(folder / run_folder.CONFIG).data.image_size
+        for name, module, prefix in (
+            ("student", self.task.network, "backbone."),
+            ("teacher", self.task.teacher, "module."),
+        ):
+            report = checkpoint.load_transfer(folder, name, module, HEADS, position_resamplers(backbone, old_size, prefix))
+            logger.info("%s from %s: %s", name, folder, report)
+        self.ancestry = ancestry_of(folder)
 
     def batches(self, start_step: int, workers: int) -> Iterator[PairBatch]:
         """The training batches from `start_step` on, loaded by this many processes (0: by this one).
@@ -123,7 +140,7 @@ class Run:
         state = {
             "data_fingerprint": self.fingerprint(),
             "versions": versions(),
-            "parent": self.config.checkpoint,
+            "ancestry": self.ancestry,
         }
         return Loop(
             self.config,
@@ -140,6 +157,7 @@ class Run:
 
     def trial_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
         """A loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss fails."""
+        self.choose_attention(precision)
         training = self.config.training.model_copy(update={"precision": precision})
         config = self.config.model_copy(update={"training": training})
         return Loop(
@@ -158,7 +176,7 @@ class Run:
         return digest.hexdigest()[:16]
 
 
-def pretrain(config: Config, is_resume: bool) -> None:
+def train(config: Config, is_resume: bool) -> None:
     """Train, evaluate and write everything into `output_dir`.
 
     Raises:
@@ -230,6 +248,7 @@ def restore(run: Run) -> int:
         checkpoint.load_module(folder, name, module)
     tensors = checkpoint.read_tensors(folder, "optimizer")
     checkpoint.load_optimizer_tensors(run.optimizer, run.task.network, tensors)
+    run.ancestry = state["ancestry"]
     run.bad_samples.seen, run.bad_samples.skipped = state["samples_seen"], state["samples_skipped"]
     logger.info("resuming after step %d from %s", state["step"], folder)
     step: int = state["step"]
@@ -243,24 +262,13 @@ def evaluator(run: Run, loop: Loop) -> Any:
         with loop.computing():
             scores_file = run.output_dir / run_folder.STATEMENT_SCORES
             metrics = zero_shot(run.task.network, run.config, run.tokenizer, run.normalise, run.device, scores_file)
-        data = run.config.data
-        entry = {
-            "protocol": f"scenes-{data.difficulty}-zeroshot" if data.source == "scenes" else "pairs-zeroshot",
-            "split": "test" if data.source == "scenes" else (data.eval_split or "all"),
-            "checkpoint": str(checkpoint.step_folder(Path("."), step)),
-            "step": step,
-            "seed": run.config.seed,
-            "rerank_k": run.config.evaluation.rerank_k,
-            "image_size_px": list(data.image_size),
-            "versions": versions(),
-            "metrics": metrics,
-        }
+        folder = checkpoint.step_folder(Path("."), step)
+        entry = result_entry(run.config, protocol_of(run.config), folder, step, run.ancestry, metrics)
         evaluations = [e for e in run_folder.read_evaluations(run.output_dir) if e["step"] < step]
         run_folder.write_evaluations(run.output_dir, [*evaluations, entry])
         for tracker in loop.trackers:
             tracker.log(step, {f"evaluation/{name}": value for name, value in metrics.items()})
-        shown = {name: value for name, value in metrics.items() if name.endswith(("_r1", "/itm")) or "word" in name}
-        logger.info("step %d: %s", step, ", ".join(f"{name} {value:.1f}" for name, value in shown.items()))
+        logger.info("step %d: %s", step, summary(metrics))
 
     return evaluate
 
@@ -280,6 +288,32 @@ def resolve_auto(run: Run) -> Run:
 
         values["training"]["precision"] = choose_precision(run_step)
     return Run(Config.model_validate(values))
+
+
+def result_entry(
+    config: Config, protocol: str, folder: Path, step: int, ancestry: list[dict[str, Any]], metrics: dict[str, float]
+) -> dict[str, Any]:
+    """One entry of `results.json`: the numbers, and all that they depend on."""
+    return {
+        "protocol": protocol,
+        "split": PROTOCOLS[protocol.removesuffix("-custom")].split,
+        "checkpoint": str(folder),
+        "step": step,
+        "seed": config.seed,
+        "rerank_k": config.evaluation.rerank_k,
+        "image_size_px": list(config.data.image_size),
+        "eval_file": config.data.eval_file,
+        "eval_split": config.data.eval_split,
+        "ancestry": ancestry,
+        "versions": versions(),
+        "metrics": metrics,
+    }
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """The metrics that one looks at first, in a line."""
+    shown = {name: value for name, value in metrics.items() if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name}
+    return ", ".join(f"{name} {value:.1f}" for name, value in shown.items())
 
 
 def versions() -> dict[str, str]:

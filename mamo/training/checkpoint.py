@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mamo.models.weights import WeightReport
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+Resample = Callable[[Tensor], Tensor]
 
 
 class CheckpointError(ValueError):
@@ -224,20 +227,45 @@ def load_module(folder: Path, name: str, module: nn.Module) -> None:
     Raises:
         CheckpointError: names the keys that differ.
     """
+    load_transfer(folder, name, module, heads=(), resample={})
+
+
+def load_transfer(
+    folder: Path, name: str, module: nn.Module, heads: tuple[str, ...], resample: Mapping[str, Resample]
+) -> WeightReport:
+    """Load `NAME.safetensors` into a module whose heads may differ: the start of another task.
+
+    Args:
+        folder: a step folder.
+        name: the module's name in it.
+        module: filled in place; untouched when an error is raised.
+        heads: prefixes of the names that may be missing on either side.
+        resample: for tensors whose size follows the image's, what brings a stored one to this module's size.
+
+    Raises:
+        CheckpointError: names what differs beyond the heads.
+    """
     tensors = read_tensors(folder, name)
-    expected = module.state_dict()
-    wanted = set(_without_ties(expected))
-    if wanted != set(tensors):
-        raise CheckpointError(f"{folder}: {name} is of another architecture: {_differences(wanted, set(tensors))}")
-    for key, value in tensors.items():
-        if value.shape != expected[key].shape:
+    expected = _without_ties(module.state_dict())
+    interpolated = [key for key in resample if key in tensors and tensors[key].shape != expected[key].shape]
+    tensors |= {key: resample[key](tensors[key]) for key in interpolated}
+    new, unused = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    differing = {key for key in new | unused if not key.startswith(heads)}
+    if differing:
+        raise CheckpointError(
+            f"{folder}: {name} is of another architecture: {_differences(new & differing, unused & differing)}"
+        )
+    loaded = sorted(expected.keys() & tensors.keys())
+    for key in loaded:
+        if tensors[key].shape != expected[key].shape:
             raise CheckpointError(
-                f"{folder}: {name} is of another architecture: `{key}` is {list(value.shape)} in the checkpoint, "
-                f"{list(expected[key].shape)} in this config"
+                f"{folder}: {name} is of another architecture: `{key}` is {list(tensors[key].shape)} in the "
+                f"checkpoint, {list(expected[key].shape)} in this config"
             )
     with torch.no_grad():
-        for key, value in tensors.items():
-            expected[key].copy_(value)
+        for key in loaded:
+            expected[key].copy_(tensors[key])
+    return WeightReport(tuple(loaded), tuple(interpolated), tuple(sorted(new)), tuple(sorted(unused)))
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,9 +1,13 @@
 """Continuing a run: which config it has, and whether the one given now is the same run."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mamo.config import Config, build_config, load_config
+from mamo.config import Config, build_config, load_config, merge, read_values
+from mamo.training import checkpoint
+from mamo.training.run_folder import CONFIG
 
 FREE_KEYS = (
     "output_dir",
@@ -23,6 +27,40 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def config_after(path: Path, overrides: Sequence[str], is_resume: bool) -> Config:
+    """The config of a run that goes on from a checkpoint: model, tokenizer and lengths are the checkpoint's.
+
+    What `path` and the overrides say of `data` goes over it; a resumed run takes both from its own folder, since the
+    checkpoint it began from may be gone.
+
+    Raises:
+        ValueError: no `checkpoint`, or none there; a `model` that contradicts it; and as `load_config`.
+    """
+    values = read_values(path, overrides)
+    own_file = Path(str(values.get("output_dir"))) / CONFIG
+    if is_resume and own_file.is_file():
+        stored = read_values(own_file)
+        tokenizer = stored["data"]["tokenizer"]
+    elif isinstance(values.get("checkpoint"), str):
+        folder = checkpoint.resolve(Path(values["checkpoint"]))
+        stored = read_values(folder / CONFIG)
+        tokenizer = str(folder / "tokenizer")
+    else:
+        raise ValueError(f"{path}: name where to start from: checkpoint=RUN_OR_STEP_FOLDER")
+    if "model" in values:
+        raise ValueError(f"{path}: model: is the checkpoint's; take it out")
+    sizes = {key: stored["data"][key] for key in ("image_size_px", "text_max_tokens")}
+    inherited = {"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}
+    return build_config(merge(inherited, values), str(path))
+
+
+def ancestry_of(folder: Path) -> list[dict[str, Any]]:
+    """What a checkpoint descends from, oldest first, itself last: name, step and fingerprint of the training data."""
+    state = json.loads((folder / "state.json").read_text())
+    own = {"checkpoint": str(folder), "step": state["step"], "data_fingerprint": state["data_fingerprint"]}
+    return [*state["ancestry"], own]
 
 
 def resumed_config(given: Config, resolved_file: Path) -> Config:

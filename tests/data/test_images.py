@@ -142,7 +142,7 @@ def truncated(kind: str) -> bytes:
     [
         (lambda: None, "No such file"),
         (lambda: b"", "zero bytes"),
-        (lambda: b"<html>404 Not Found</html>", "cannot identify"),
+        (lambda: b"<html>404 Not Found</html>", "not an image of a format"),
         (lambda: truncated("JPEG"), "truncated"),
         (lambda: truncated("PNG"), "truncated"),
         (lambda: truncated("WEBP"), "WEBP|webp|image"),

@@ -8,14 +8,16 @@ import itertools
 import math
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from mamo.data.grammar import _IDENTIFYING_STREAM, _full, holds
 from mamo.data.rendering import coverage, render
-from mamo.data.scenes import Background, Difficulty, Scene, SceneObject, SceneWorld
+from mamo.data.scenes import Background, Difficulty, Scene, SceneObject, SceneWorld, near_duplicate
 
 DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "full")
 EMPTY = Background("plain", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0, 2.0, 2.0, noise=0.0)
@@ -51,6 +53,28 @@ def test_scenes_do_not_depend_on_the_process() -> None:
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_a_near_duplicate_differs_in_one_word(difficulty: Difficulty) -> None:
+    """Catches a distractor that equals its original, differs by more, or of which the original's caption is true."""
+    world = SceneWorld(difficulty, 0)
+    changed: Counter[str] = Counter()
+    for index in range(300):
+        scene = world.scene("test", index)
+        other = near_duplicate(scene)
+        pairs = [(a, b) for a, b in zip(scene.objects, other.objects, strict=True) if a != b]
+        ((first, second),) = pairs
+        (attribute,) = [name for name in ("shape", "colour", "pattern") if getattr(first, name) != getattr(second, name)]
+        assert replace(first, **{attribute: getattr(second, attribute)}) == second
+        assert other.background == scene.background
+        changed[attribute] += 1
+        for shown, said in ((scene, other), (other, scene)):
+            statement = _full(said, said.draws(_IDENTIFYING_STREAM), total_probability=0.0).statement
+            assert holds(statement, said.objects)
+            assert not holds(statement, shown.objects)
+    assert set(changed) == ({"shape", "colour"} | ({"pattern"} if difficulty == "full" else set()))
+    assert min(changed.values()) > 60
 
 
 def test_no_scene_repeats_within_or_across_splits_seeds_and_difficulties() -> None:

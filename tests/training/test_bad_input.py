@@ -13,7 +13,7 @@ from PIL import Image
 
 from mamo.config import Config, load_config
 from mamo.data.images import FREE_SKIPS
-from mamo.tasks.launch import Run, pretrain
+from mamo.tasks.launch import Run, train
 from mamo.training import checkpoint, run_folder
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -46,7 +46,7 @@ def test_a_mistake_is_one_message(
 ) -> None:
     """Bug: a traceback, exit code 1 or 0, or files of a run that never began, which then block the next start."""
     file = tiny_file(training=SHORT)
-    assert expected in fails(lambda: pretrain(load_config(file, [override]), is_resume=False))
+    assert expected in fails(lambda: train(load_config(file, [override]), is_resume=False))
     run_folder.claim(tmp_path / "run")  # still free
 
 
@@ -73,10 +73,10 @@ def test_starting_from_another_architecture_or_vocabulary(
     tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     """Bug: weights are loaded in part, or words mean other words than in the checkpoint."""
-    pretrain(tiny(training=SHORT), is_resume=False)
+    train(tiny(training=SHORT), is_resume=False)
     parent = str(tmp_path / "run")
     wider = tiny(checkpoint=parent, output_dir=str(tmp_path / "a"), model={"fusion_layers": 2}, training=SHORT)
-    message = fails(lambda: pretrain(wider, is_resume=False))
+    message = fails(lambda: train(wider, is_resume=False))
     assert "step-0000006: student is of another architecture" in message
     assert "backbone.fusion.layers.1" in message
     tokenizer = tmp_path / "run" / "tokenizer" / "tokenizer.json"
@@ -86,16 +86,16 @@ def test_starting_from_another_architecture_or_vocabulary(
     tokenizer.write_text(json.dumps(content))
     data = {"tokenizer": str(tokenizer.parent)}
     swapped = tiny(checkpoint=parent, output_dir=str(tmp_path / "b"), data=data, training=SHORT)
-    assert "another vocabulary; set data.tokenizer=" in fails(lambda: pretrain(swapped, is_resume=False))
+    assert "another vocabulary; set data.tokenizer=" in fails(lambda: train(swapped, is_resume=False))
 
 
 def test_a_damaged_start_is_refused(tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]) -> None:
     """Bug: a run starts from half a checkpoint, or the good one beside it is not offered."""
-    pretrain(tiny(training=SHORT), is_resume=False)
+    train(tiny(training=SHORT), is_resume=False)
     file = tmp_path / "run" / "checkpoints" / "step-0000006" / "student.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     config = tiny(checkpoint=str(tmp_path / "run"), output_dir=str(tmp_path / "next"), training=SHORT)
-    message = fails(lambda: pretrain(config, is_resume=False))
+    message = fails(lambda: train(config, is_resume=False))
     assert "damaged checkpoint, student.safetensors has 100 bytes" in message
     assert f"checkpoint={tmp_path}/run/checkpoints/step-0000003" in message
 
@@ -116,11 +116,11 @@ def test_a_full_disk_stops_a_run_that_then_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
         patch.setattr("mamo.tasks.launch.draw_curves", lambda folder: full({}, folder / "step-0000006"))
-        message = fails(lambda: pretrain(config, is_resume=False))
+        message = fails(lambda: train(config, is_resume=False))
     assert "No space left on device" in message
     assert f"{run}/checkpoints/step-0000006" in message
     assert checkpoint.resolve(run).name == "step-0000003"
-    pretrain(config, is_resume=True)
+    train(config, is_resume=True)
     assert checkpoint.resolve(run).name == "step-0000006"
 
 
@@ -159,11 +159,11 @@ def test_skipped_samples_are_counted_and_named_across_a_resume(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mamo.training.loop.Loop.save", _save_then_stop(4))
         with pytest.raises(KeyboardInterrupt):
-            pretrain(config, is_resume=False)
+            train(config, is_resume=False)
     run = Path(config.output_dir)
     first = [record.message for record in caplog.records if record.message.startswith("skipped sample")]
     assert counts(run)[1] == len(first)
-    pretrain(config, is_resume=True)
+    train(config, is_resume=True)
     lines = [record.message for record in caplog.records if record.message.startswith("skipped sample")]
     assert counts(run)[1] == len(lines) == len(BAD)  # one epoch draws each once
     assert all(sum(f"/{i}.png:" in line for line in lines) == 1 for i in BAD)
@@ -185,7 +185,7 @@ def _save_then_stop(at: int) -> Callable[..., None]:
 def test_over_budget_stops(tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str]) -> None:
     """Bug: a folder that is half gone trains on the other half."""
     config = tiny(data=pairs(range(0, 64, 2), "skip", budget=0.001), training={"total_steps": 8})
-    message = fails(lambda: pretrain(config, is_resume=False))
+    message = fails(lambda: train(config, is_resume=False))
     assert "samples could not be used, more than the budget of 0.10%" in message
     assert f"and {FREE_SKIPS} free ones" in message
     assert ".png" in message
@@ -209,6 +209,6 @@ def test_policy_raise_stops_the_run(
     tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str]
 ) -> None:
     """Bug: the default policy forgives."""
-    message = fails(lambda: pretrain(tiny(data=pairs([0], "raise")), is_resume=False))
+    message = fails(lambda: train(tiny(data=pairs([0], "raise")), is_resume=False))
     assert "/0.png: " in message
     assert message.count("\n") == 1

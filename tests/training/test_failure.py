@@ -9,7 +9,7 @@ import torch
 
 from mamo.config import Config, load_config
 from mamo.data.collate import PairBatch
-from mamo.tasks.launch import Run, pretrain
+from mamo.tasks.launch import Run, train
 from mamo.tasks.pretrain import PretrainTask
 from mamo.training import checkpoint
 from mamo.training.failure import NonFiniteLoss
@@ -33,7 +33,7 @@ def test_a_bad_weight_is_named_and_reproduced(
 ) -> None:
     """Bug: the optimizer spreads NaN over all weights before anybody looks, or the file left lacks the fault."""
     short = {"total_steps": 4, "checkpoint_every_steps": 2}
-    pretrain(tiny(output_dir=str(tmp_path / "parent"), training=short), is_resume=False)
+    train(tiny(output_dir=str(tmp_path / "parent"), training=short), is_resume=False)
     parent = checkpoint.resolve(tmp_path / "parent")
     tensors = {name: checkpoint.read_tensors(parent, name) for name in ("student", "teacher", "queue")}
     tensors["student"]["itm.classifier.bias"][1] = torch.nan
@@ -41,7 +41,7 @@ def test_a_bad_weight_is_named_and_reproduced(
     checkpoint.write_folder(tmp_path / "poisoned", tensors, {"step": 4}, files)
 
     config = tiny(checkpoint=str(tmp_path / "poisoned"), training=short)
-    message = fails(lambda: pretrain(config, is_resume=False))
+    message = fails(lambda: train(config, is_resume=False))
     folder = tmp_path / "run" / "non-finite" / "step-0000001"
     assert "not finite at step 1: loss/itm, gradient_norm" in message
     assert str(folder) in message
@@ -71,7 +71,7 @@ def test_a_loss_that_overflows_later_reproduces_to_the_bit(
     monkeypatch.setattr(PretrainTask, "losses", overflowing)
     config = tiny(training={"total_steps": 6, "checkpoint_every_steps": 2})
     with pytest.raises(NonFiniteLoss, match="not finite at step 4: loss/mlm"):
-        pretrain(config, is_resume=False)
+        train(config, is_resume=False)
     monkeypatch.undo()
     folder = tmp_path / "run" / "non-finite" / "step-0000004"
     again = reproduced(folder)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mamo.config import Config, load_config
-from mamo.tasks.launch import pretrain
+from mamo.tasks.launch import train
 from mamo.training import precision, run_folder
 
 pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
@@ -51,11 +51,11 @@ def kill_after(config: Path, step: int, delay_s: float, *options: str) -> bool:
 
 def test_killed_run_ends_in_the_bits_of_an_unbroken_one(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
     """Bug: queue, Adam's moments, dropout's random numbers or the place within an epoch start anew at a resume."""
-    pretrain(load_config(tiny_file(output_dir=str(tmp_path / "whole"))), is_resume=False)
+    train(load_config(tiny_file(output_dir=str(tmp_path / "whole"))), is_resume=False)
     config = tiny_file()
     assert kill_after(config, random.randint(15, 22), random.uniform(0, 0.03))
     resumed = load_config(config, ["data.workers=1"])
-    pretrain(resumed, is_resume=True)
+    train(resumed, is_resume=True)
     whole, broken = ends_of(tmp_path / "whole"), ends_of(tmp_path / "run")
     assert [name for name in whole if whole[name] != broken[name]] == []
     steps = [row["step"] for row in run_folder.read_lines(tmp_path / "run" / run_folder.TIMING)]
@@ -65,7 +65,7 @@ def test_killed_run_ends_in_the_bits_of_an_unbroken_one(tiny_file: Callable[...,
 @pytest.mark.slow
 def test_any_number_of_kills_changes_nothing(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
     """Bug: a kill in a rare moment (saving, moving the pointer, cutting back) leaves a run that resumes differently."""
-    pretrain(load_config(tiny_file(output_dir=str(tmp_path / "whole"))), is_resume=False)
+    train(load_config(tiny_file(output_dir=str(tmp_path / "whole"))), is_resume=False)
     whole = ends_of(tmp_path / "whole")
     for trial in range(5):
         config = tiny_file(output_dir=str(tmp_path / f"killed-{trial}"))
@@ -98,7 +98,7 @@ def interrupted(config: Config, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, step)
         with pytest.raises(Stop):
-            pretrain(config, is_resume=False)
+            train(config, is_resume=False)
 
 
 def test_auto_is_resolved_once(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_auto_is_resolved_once(tiny: Callable[..., Config], monkeypatch: pytest.
 
     monkeypatch.setattr("mamo.tasks.launch.choose_precision", spy)
     interrupted(config, 4)
-    pretrain(config, is_resume=True)
+    train(config, is_resume=True)
     assert timed == ["probed"]
     resolved = load_config(Path(config.output_dir) / run_folder.CONFIG)
     assert resolved.training.precision == "fp32"
@@ -123,7 +123,7 @@ def test_auto_is_resolved_once(tiny: Callable[..., Config], monkeypatch: pytest.
         training={"precision": "fp32", "device": "cpu", "total_steps": 6, "checkpoint_every_steps": 3},
         output_dir=f"{config.output_dir}-named",
     )
-    pretrain(named, is_resume=False)
+    train(named, is_resume=False)
     if resolved.training.device == "cpu":
         assert ends_of(Path(named.output_dir), 6) == ends_of(Path(config.output_dir), 6)
 
@@ -138,28 +138,28 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(
     (run / run_folder.METRICS).open("a").write('{"step": 13, "loss')  # torn by the kill
     with (run / "checkpoints" / "step-0000010" / "queue.safetensors").open("r+b") as file:
         file.truncate(40)
-    pretrain(config, is_resume=True)
+    train(config, is_resume=True)
     assert "step-0000010: damaged checkpoint, queue.safetensors has 40 bytes" in caplog.text
     whole = tiny(training={"total_steps": 15}, output_dir=f"{run}-whole")
-    pretrain(whole, is_resume=False)
+    train(whole, is_resume=False)
     assert ends_of(run, 15) == ends_of(Path(whole.output_dir), 15)
 
 
 def test_resume_needs_a_run_and_its_config(tiny: Callable[..., Config], fails: Callable[..., str]) -> None:
     """Bug: a resume with another learning rate or data goes on in silence; a refused one damages the run."""
     config = tiny(training={"total_steps": 6, "checkpoint_every_steps": 3})
-    assert "nothing to resume" in fails(lambda: pretrain(config, is_resume=True))
+    assert "nothing to resume" in fails(lambda: train(config, is_resume=True))
     interrupted(config, 5)
     run = Path(config.output_dir)
     before = {
         path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.parent.name != "tensorboard"
     }
     other = tiny(training={"total_steps": 6, "checkpoint_every_steps": 3, "learning_rate": 1e-3}, seed=4)
-    message = fails(lambda: pretrain(other, is_resume=True))
+    message = fails(lambda: train(other, is_resume=True))
     assert "seed: 3 in the run, 4 now" in message
     assert "training.learning_rate: 0.0001 in the run, 0.001 now" in message
     assert "checkpoint_every_steps" not in message
-    assert "not empty: continue that run with --resume" in fails(lambda: pretrain(config, is_resume=False))
+    assert "not empty: continue that run with --resume" in fails(lambda: train(config, is_resume=False))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -178,18 +178,18 @@ def test_changed_training_data_is_refused(
     config = tiny(data=data, training={"total_steps": 6, "checkpoint_every_steps": 3})
     interrupted(config, 5)
     file.write_text("".join(json.dumps({**line, "caption": "a blue number"}) + "\n" for line in lines))
-    assert "the training data or its vocabulary changed" in fails(lambda: pretrain(config, is_resume=True))
+    assert "the training data or its vocabulary changed" in fails(lambda: train(config, is_resume=True))
 
 
 def test_a_moved_run_resumes_without_its_parent(tiny: Callable[..., Config], tmp_path: Path) -> None:
     """Bug: a resume wants the checkpoint that the run once started from, or the folder's old name."""
     short = {"total_steps": 6, "checkpoint_every_steps": 3}
-    pretrain(tiny(output_dir=str(tmp_path / "parent"), training=short), is_resume=False)
+    train(tiny(output_dir=str(tmp_path / "parent"), training=short), is_resume=False)
     config = tiny(checkpoint=str(tmp_path / "parent"), training=short)
     interrupted(config, 4)
     (tmp_path / "parent").rename(tmp_path / "elsewhere")
     (tmp_path / "run").rename(tmp_path / "moved")
-    pretrain(config.model_copy(update={"output_dir": str(tmp_path / "moved")}), is_resume=True)
+    train(config.model_copy(update={"output_dir": str(tmp_path / "moved")}), is_resume=True)
     assert (tmp_path / "moved" / "checkpoints" / "last").resolve().name == "step-0000006"
 
 
@@ -204,7 +204,7 @@ def test_a_start_killed_before_its_first_checkpoint_resumes(tiny: Callable[..., 
     for path in (run / "tokenizer").iterdir():
         path.unlink()
     (run / "tokenizer").rmdir()  # killed before the tokenizer was there
-    pretrain(config, is_resume=True)
+    train(config, is_resume=True)
     whole = tiny(training=short, output_dir=str(tmp_path / "whole"))
-    pretrain(whole, is_resume=False)
+    train(whole, is_resume=False)
     assert ends_of(run, 4) == ends_of(tmp_path / "whole", 4)

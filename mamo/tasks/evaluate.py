@@ -1,0 +1,57 @@
+"""A checkpoint under a named protocol, from its folder alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mamo.config import apply_override, build_config, read_values
+from mamo.data.tokenizer import load_tokenizer
+from mamo.evaluation.protocols import protocol_of, under
+from mamo.evaluation.zero_shot import zero_shot
+from mamo.tasks.build import build_network
+from mamo.tasks.launch import result_entry
+from mamo.tasks.pretrain import PixelNorm
+from mamo.training import checkpoint
+from mamo.training.precision import choose_device, computing_in
+from mamo.training.resume import ancestry_of
+from mamo.training.run_folder import CONFIG, STATEMENT_SCORES, replace_text
+
+
+def evaluate(path: Path, protocol: str, overrides: Sequence[str], output_dir: Path | None = None) -> dict[str, Any]:
+    """Evaluate a checkpoint and write `results.json`.
+
+    Args:
+        path: a run or step folder.
+        protocol: a name of `PROTOCOLS`.
+        overrides: `section.key=value`, applied after the protocol; changing what the protocol fixes shows in the entry's name.
+        output_dir: where to write; None is `evaluations/PROTOCOL` in the run's folder.
+
+    Returns:
+        The entry that was written.
+
+    Raises:
+        ValueError: an unknown protocol, a bad override, a missing or damaged checkpoint, unreadable data.
+    """
+    folder = checkpoint.resolve(path)
+    values = under(protocol, read_values(folder / CONFIG))
+    values["data"]["tokenizer"] = str(folder / "tokenizer")
+    values["checkpoint"] = str(folder)
+    for override in overrides:
+        apply_override(values, override)
+    config = build_config(values, f"{folder / CONFIG} under {protocol}")
+    device = choose_device("auto")
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    network = build_network(config, len(tokenizer), tokenizer.pad_token_id)
+    checkpoint.load_module(folder, "student", network)
+    encoder = network.backbone.image_encoder
+    normalise = PixelNorm(encoder.mean, encoder.std, device)
+    output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
+    output_dir.mkdir(parents=True, exist_ok=True)
+    precision = "bf16" if config.training.precision == "bf16" else "fp32"
+    with computing_in(precision, [network.to(device)]):
+        metrics = zero_shot(network, config, tokenizer, normalise, device, output_dir / STATEMENT_SCORES)
+    *ancestry, own = ancestry_of(folder)
+    entry = result_entry(config, protocol_of(config), folder, own["step"], ancestry, metrics)
+    replace_text(output_dir / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
+    return entry
