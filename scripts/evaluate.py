@@ -17,7 +17,9 @@ def main() -> None:
     settings = dict(text.partition("=")[::2] for text in parser.parse_args().settings)
     missing = [key for key in ("checkpoint", "protocol") if not settings.get(key)]
     if missing:
-        raise ValueError(f"{missing[0]}=... is missing; usage: evaluate.py checkpoint=DIR protocol=NAME [key=value ...]")
+        raise ValueError(
+            f"{missing[0]}=... is missing; usage: evaluate.py checkpoint=DIR protocol=NAME [key=value ...]"
+        )
     path, protocol, to = Path(settings.pop("checkpoint")), settings.pop("protocol"), settings.pop("output_dir", None)
     if protocol not in PROTOCOLS:  # before the libraries are loaded, which takes seconds
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")

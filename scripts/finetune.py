@@ -1,4 +1,4 @@
-"""Fine-tune a checkpoint: `python scripts/finetune.py --config configs/finetune/TASK.yaml checkpoint=DIR [key=value ...]`.
+"""Fine-tune a checkpoint: `python scripts/finetune.py --config configs/finetune/TASK.yaml checkpoint=DIR`.
 
 Model, tokenizer, picture size and text length are the checkpoint's, unless the file or an override gives the size.
 """

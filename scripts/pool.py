@@ -26,7 +26,9 @@ def pooled(runs: list[Path]) -> dict[str, Any]:
         score, found = read_scores(folder / STATEMENT_SCORES)
         shared = {record.directory for record in found} & {record.directory for record in records}
         if shared:
-            raise ValueError(f"{folder}: directory {min(shared)} was held out by an earlier run too; name each fold once")
+            raise ValueError(
+                f"{folder}: directory {min(shared)} was held out by an earlier run too; name each fold once"
+            )
         lasts.append(evaluations[-1])
         scores.append(score)
         records += found

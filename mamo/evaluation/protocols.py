@@ -31,7 +31,7 @@ def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
             "evaluation": {**evaluation, "near_duplicates": near_duplicates},
         },
         "test",
-        f"{gallery} ({difficulty}), one identifying caption each, ITM re-ranks the {SCENES_RERANK_K} best of ITC; probes",
+        f"{gallery} ({difficulty}), one identifying caption each, ITM re-ranks ITC's {SCENES_RERANK_K} best; probes",
     )
 
 
@@ -61,7 +61,7 @@ def under(protocol: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def protocol_of(config: Config) -> str:
-    """What the evaluation within a run is: a protocol's name where it agrees with that, else the name with `-custom`."""
+    """The protocol that an evaluation agrees with; `NAME-custom` where it changes what the protocol fixes."""
     data, evaluation = config.data, config.evaluation
     if data.source == "pairs":
         return "pairs-zeroshot"

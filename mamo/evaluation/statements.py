@@ -77,7 +77,13 @@ def statement_metrics(score: Floats, records: list[StatementRecord]) -> dict[str
 def write_scores(file: Path, score: Floats, records: list[StatementRecord]) -> None:
     """Writes the scores [N] as JSON Lines beside what `statement_metrics` needs, so that folds can be pooled."""
     rows = (
-        {"score": value, "sentence": r.sentence, "label": r.label, "directory": r.directory, "image": Path(r.image).name}
+        {
+            "score": value,
+            "sentence": r.sentence,
+            "label": r.label,
+            "directory": r.directory,
+            "image": Path(r.image).name,
+        }
         for value, r in zip(score.tolist(), records, strict=True)
     )
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -64,9 +64,7 @@ def zero_shot(
         with torch.inference_mode():
             scorer = Scorer(network, tokenizer, normalise, device, *settings)
             return (
-                _on_scenes(scorer, config)
-                if config.data.source == "scenes"
-                else _on_pairs(scorer, config, scores_file)
+                _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
             )
     finally:
         for module, mode in modes:

@@ -14,7 +14,7 @@ def init_like_bert(module: nn.Module) -> None:
 
 
 def init_by_fan_in(module: nn.Module) -> None:
-    """Initialise one module: normal(0, 1 / sqrt(inputs)) for matrices, zero biases: the output is as large as the input.
+    """Initialise one module: normal(0, 1 / sqrt(inputs)) for matrices, zero biases: outputs are as large as inputs.
 
     For encoders and projections that start from nothing. BERT's and timm's 0.02 is a fifth of this at a width of 128: a
     narrow encoder then attends evenly, adds next to nothing to its input, and sleeps through its first hundreds of

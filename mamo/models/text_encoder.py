@@ -13,8 +13,8 @@ from transformers import BertConfig, BertModel
 from mamo.models.attention import BERT_ATTENTION
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import MLMHead
-from mamo.models.weights import WeightReport, check_keys, read_weights
 from mamo.models.initialise import init_by_fan_in
+from mamo.models.weights import WeightReport, check_keys, read_weights
 
 # What follows the layers in a BERT: the pre-training heads, the pooler; and a buffer that old files carry.
 _HEAD_PREFIXES = ("cls.", "pooler.", "embeddings.position_ids")

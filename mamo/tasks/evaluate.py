@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mamo.config import apply_override, build_config, read_values
 from mamo.data.tokenizer import load_tokenizer
@@ -24,7 +24,7 @@ def evaluate(path: Path, protocol: str, overrides: Sequence[str], output_dir: Pa
     Args:
         path: a run or step folder.
         protocol: a name of `PROTOCOLS`.
-        overrides: `section.key=value`, applied after the protocol; changing what the protocol fixes shows in the entry's name.
+        overrides: `section.key=value` over the protocol; a change of what it fixes shows in the entry's name.
         output_dir: where to write; None is `evaluations/PROTOCOL` in the run's folder.
 
     Returns:
@@ -48,7 +48,7 @@ def evaluate(path: Path, protocol: str, overrides: Sequence[str], output_dir: Pa
     normalise = PixelNorm(encoder.mean, encoder.std, device)
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
-    precision = "bf16" if config.training.precision == "bf16" else "fp32"
+    precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
     with computing_in(precision, [network.to(device)]):
         metrics = zero_shot(network, config, tokenizer, normalise, device, output_dir / STATEMENT_SCORES)
     *ancestry, own = ancestry_of(folder)

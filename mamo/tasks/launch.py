@@ -88,7 +88,9 @@ class Run:
             ("student", self.task.network, "backbone."),
             ("teacher", self.task.teacher, "module."),
         ):
-            report = checkpoint.load_transfer(folder, name, module, HEADS, position_resamplers(backbone, old_size, prefix))
+            report = checkpoint.load_transfer(
+                folder, name, module, HEADS, position_resamplers(backbone, old_size, prefix)
+            )
             logger.info("%s from %s: %s", name, folder, report)
         self.ancestry = ancestry_of(folder)
 
@@ -312,8 +314,8 @@ def result_entry(
 
 def summary(metrics: Mapping[str, float]) -> str:
     """The metrics that one looks at first, in a line."""
-    shown = {name: value for name, value in metrics.items() if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name}
-    return ", ".join(f"{name} {value:.1f}" for name, value in shown.items())
+    shown = [name for name in metrics if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name]
+    return ", ".join(f"{name} {metrics[name]:.1f}" for name in shown)
 
 
 def versions() -> dict[str, str]:

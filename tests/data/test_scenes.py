@@ -65,7 +65,9 @@ def test_a_near_duplicate_differs_in_one_word(difficulty: Difficulty) -> None:
         other = near_duplicate(scene)
         pairs = [(a, b) for a, b in zip(scene.objects, other.objects, strict=True) if a != b]
         ((first, second),) = pairs
-        (attribute,) = [name for name in ("shape", "colour", "pattern") if getattr(first, name) != getattr(second, name)]
+        (attribute,) = [
+            name for name in ("shape", "colour", "pattern") if getattr(first, name) != getattr(second, name)
+        ]
         assert replace(first, **{attribute: getattr(second, attribute)}) == second
         assert other.background == scene.background
         changed[attribute] += 1

@@ -1,0 +1,87 @@
+"""From a heat map to a box, and whether it is the right one: weakly-supervised grounding without a box head.
+
+Boxes are (x, y, width, height) in pixels of the image. Legend: H, W height and width of the image, h, w of the map.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+Box = tuple[float, float, float, float]
+IOU_THRESHOLD = 0.5
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union as RefCOCO's API computes it: the last pixel of a box is x + width - 1, and counts.
+
+    For whole numbers this is the exact ratio of pixel counts, except that boxes that share one row or one column of
+    pixels alone count as disjoint.
+    """
+    left, top = max(a[0], b[0]), max(a[1], b[1])
+    right, bottom = min(a[0] + a[2] - 1, b[0] + b[2] - 1), min(a[1] + a[3] - 1, b[1] + b[3] - 1)
+    if left >= right or top >= bottom:
+        return 0.0
+    shared = (right - left + 1) * (bottom - top + 1)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+def to_image_size(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
+    """A heat map [h, w] over the patches, interpolated (bicubic) to [H, W] of the image and cut at 0."""
+    whole = functional.interpolate(heat[None, None].double(), image_size_px, mode="bicubic", align_corners=False)
+    return whole[0, 0].clamp(min=0).numpy()
+
+
+def best_proposal(heat: NDArray[np.float64], proposals: Sequence[Box]) -> int:
+    """The proposal with the most heat for its size: the sum within the box over the root of its area (as ALBEF).
+
+    The root is between the sum, which the whole image would win, and the mean, which the smallest box would.
+
+    Args:
+        heat: float [H, W], not negative.
+        proposals: boxes within the image; their borders are cut to whole pixels.
+
+    Raises:
+        ValueError: there is no proposal, or one has no pixel in the image; its index and the box are named.
+    """
+    if not proposals:
+        raise ValueError("grounding: there is no proposal to choose from")
+    height, width = heat.shape
+    total = np.zeros((height + 1, width + 1))  # summed over rows and columns: a box's sum is four look-ups
+    total[1:, 1:] = heat.cumsum(axis=0).cumsum(axis=1)
+    scores = []
+    for index, (x, y, w, h) in enumerate(proposals):
+        left, top = max(int(x), 0), max(int(y), 0)
+        right, bottom = min(int(x + w), width), min(int(y + h), height)
+        if left >= right or top >= bottom:
+            raise ValueError(f"grounding: proposal {index} {(x, y, w, h)} covers no pixel of {width} x {height}")
+        inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+        scores.append(inside / math.sqrt(w * h))
+    return int(np.argmax(scores))
+
+
+def points_inside(heat: NDArray[np.float64], gold: Box) -> bool:
+    """The pointing game (Zhang et al. 2016): whether the hottest pixel's centre lies in the gold box."""
+    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+    x, y, w, h = gold
+    return bool(x <= column + 0.5 < x + w and y <= row + 0.5 < y + h)
+
+
+def grounding_metrics(
+    heats: Sequence[NDArray[np.float64]], proposals: Sequence[Sequence[Box]], gold: Sequence[Box]
+) -> dict[str, float]:
+    """Percentages over expressions: `proposal` (the chosen one's IoU is at least 0.5), `pointing`, and what to compare
+    with: `random_proposal` (the expected value of a uniform choice) and `upper_bound` (some proposal fits).
+    """
+    fits = [[iou(box, target) >= IOU_THRESHOLD for box in boxes] for boxes, target in zip(proposals, gold, strict=True)]
+    chosen = [best_proposal(heat, boxes) for heat, boxes in zip(heats, proposals, strict=True)]
+    columns: dict[str, list[float]] = {
+        "proposal": [fit[index] for fit, index in zip(fits, chosen)],
+        "pointing": [points_inside(heat, target) for heat, target in zip(heats, gold)],
+        "random_proposal": [sum(fit) / len(fit) for fit in fits],
+        "upper_bound": [any(fit) for fit in fits],
+    }
+    return {name: 100 * sum(values) / len(values) for name, values in columns.items()}
