@@ -4,7 +4,7 @@ Each image and each text is encoded once; their tokens wait in main memory for t
 chooses the precision through the weights; similarities and matching logits are fp32, since
 coarse scores would tie.
 
-Legend: I images, T texts, L text tokens, P patches, D width, N pairs, W masked tokens of a text.
+Legend: I images, T texts, L text tokens, P patches in a grid [h, w], D width, N pairs, W masked tokens of a text.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamo.explain import grad_cam
 from mamo.models.vlm import Mamo
 
 
@@ -99,6 +100,18 @@ class Scorer:
             logits = self.network.itm(fused[:, 0])  # [B, 2]
             score[pairs] = (logits[:, 1] - logits[:, 0]).cpu()
         return score
+
+    def ground(self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
+        """Grad-CAM heat of pairs, rows int64 [N] each -> float32 [N, h, w] over the patches, in main memory."""
+        fusion, itm = self.network.backbone.fusion, self.network.itm
+        assert itm is not None
+        heat = torch.empty(len(image_rows), *fusion.grid)
+        for pairs, longest in self._by_length(texts.lengths[text_rows]):
+            rows = text_rows[pairs]
+            image = images.tokens[image_rows[pairs]].to(self.device)
+            is_valid = _is_valid(texts.lengths[rows], longest).to(self.device)
+            heat[pairs] = grad_cam(fusion, itm, image, texts.tokens[rows, :longest].to(self.device), is_valid).cpu()
+        return heat
 
     def fill(
         self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor, slots: Tensor

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mamo.config import Config
+from mamo.data.expressions import Expression, expressions
 from mamo.data.grammar import identifying_caption
 from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import WORLD_SEED
@@ -25,6 +26,7 @@ from mamo.data.rendering import render
 from mamo.data.scenes import Difficulty, Scene, SceneWorld, near_duplicate
 from mamo.data.shards import ShardMember
 from mamo.data.transforms import eval_transform
+from mamo.evaluation.grounding import grounding_metrics, to_image_size
 from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, probe_accuracy
 from mamo.evaluation.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
 from mamo.evaluation.scoring import EncodedImages, Scorer
@@ -52,7 +54,8 @@ def zero_shot(
 
     Returns:
         Percentages: `itc/i2t_r1` .. `itc/t2i_r10` and `itc/rsum`, the same under `rerank/`, `probe/NAME/itc|itm`,
-        `masked_word/CLASS`, `statements/accuracy|majority|interval_low|interval_high`.
+        `grounding/proposal|pointing|random_proposal|upper_bound`, `masked_word/CLASS`,
+        `statements/accuracy|majority|interval_low|interval_high`.
 
     Raises:
         ValueError: for an evaluation file that cannot be read, BadSample for an image beyond `data.bad_samples`.
@@ -85,7 +88,8 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
     probes, masked = _scene_items(config.data.difficulty, config.evaluation.probe_items)
     gallery = _gallery(world, config)
     probed = {item.scene_index for items in probes.values() for item in items}
-    rest = probed.union(item.scene_index for item in masked) - {scene.index for scene in gallery}
+    referring = list(expressions(world, config.evaluation.probe_items, config.data.image_size)) if has_itm else []
+    rest = probed.union(item.scene_index for item in [*masked, *referring]) - {scene.index for scene in gallery}
     scenes = [*gallery, *(world.scene("test", index) for index in sorted(rest))]
     images = scorer.encode_images(_rendered(scenes, config))
     image_row: dict[int, int] = {}
@@ -99,10 +103,24 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
         for name, items in probes.items():
             accuracy = probe_accuracy(scorer, images, items, image_row)
             metrics |= {f"probe/{name}/{by}": value for by, value in accuracy.items()}
+    if has_itm:
+        metrics |= _grounding(scorer, images, referring, image_row, config)
     if network.mlm is not None:
         accuracy = masked_word_accuracy(scorer, images, masked, image_row)
         metrics |= {f"masked_word/{name}": value for name, value in accuracy.items()}
     return metrics
+
+
+def _grounding(
+    scorer: Scorer, images: EncodedImages, items: Sequence[Expression], image_row: Mapping[int, int], config: Config
+) -> dict[str, float]:
+    """Which object an expression means, from Grad-CAM of the matching score."""
+    texts = scorer.encode_texts(*scorer.tokenize([item.text for item in items]))
+    rows = torch.tensor([image_row[item.scene_index] for item in items])
+    heats = scorer.ground(images, texts, rows, torch.arange(len(items)))
+    whole = [to_image_size(heat, config.data.image_size) for heat in heats]
+    metrics = grounding_metrics(whole, [item.proposals for item in items], [item.box for item in items])
+    return {f"grounding/{name}": value for name, value in metrics.items()}
 
 
 def _gallery(world: SceneWorld, config: Config) -> list[Scene]:

@@ -55,7 +55,10 @@ class FusionLayer(nn.Module):
         query, key, value = self.project(tokens, kept)
         mask = None if is_valid is None else is_valid[:, None, None, :]  # [B, 1, 1, S]
         dropout_p = self.dropout_p if self.training else 0.0
-        mixed = attention(query, key, value, mask, dropout_p)
+        return self.finish(kept, attention(query, key, value, mask, dropout_p))
+
+    def finish(self, kept: Tensor, mixed: Tensor) -> Tensor:
+        """What follows attention: tokens ``kept`` [B, R, D] and mixed values [B, A, R, D/A] -> float [B, R, D]."""
         mixed = self.out(mixed.transpose(1, 2).reshape(kept.shape))
         kept = self.norm1(kept + self.dropout(mixed))
         updated: Tensor = self.norm2(kept + self.dropout(self.fc2(functional.gelu(self.fc1(kept)))))
@@ -189,9 +192,13 @@ class Fusion(nn.Module):
         Returns:
             float [B, S, D], image tokens first, or [B, R, D].
         """
-        tokens = torch.cat([image, self.text_projection(text) + self.text_modality], dim=1)  # [B, S, D]
-        is_valid = functional.pad(text_is_valid, (self.n_image_slots, 0), value=True)  # [B, S]
+        tokens, is_valid = self.join(image, text, text_is_valid)
         for layer in self.layers[:-1]:
             tokens = layer(tokens, is_valid)
         fused: Tensor = self.layers[-1](tokens, is_valid, read)
         return fused
+
+    def join(self, image: Tensor, text: Tensor, text_is_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens [B, S, D] that enter the first layer, and which are valid, bool [B, S]."""
+        tokens = torch.cat([image, self.text_projection(text) + self.text_modality], dim=1)
+        return tokens, functional.pad(text_is_valid, (self.n_image_slots, 0), value=True)

@@ -1,6 +1,7 @@
 """The whole zero-shot evaluation: a tiny network against naive loops, and planted networks that know or do not."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import BertConfig
 
 from mamo.config import build_config
+from mamo.data.expressions import expressions
 from mamo.data.grammar import identifying_caption
 from mamo.data.loader import WORLD_SEED
 from mamo.data.probes import PROBES, probe_items
@@ -121,9 +123,12 @@ def test_pair_scores_equal_unbatched_ones():
     ("heads", "expected"),
     [
         ({"itc": True}, {"itc", "probe/itc"}),
-        ({"itm": True}, {"probe/itm"}),
+        ({"itm": True}, {"probe/itm", "grounding"}),
         ({"mlm": True}, {"masked_word"}),
-        ({"itc": True, "itm": True, "mlm": True}, {"itc", "rerank", "probe/itc", "probe/itm", "masked_word"}),
+        (
+            {"itc": True, "itm": True, "mlm": True},
+            {"itc", "rerank", "probe/itc", "probe/itm", "masked_word", "grounding"},
+        ),
     ],
 )
 def test_absent_heads_leave_their_metrics_out_and_modes_return(heads, expected):
@@ -135,6 +140,8 @@ def test_absent_heads_leave_their_metrics_out_and_modes_return(heads, expected):
     assert [module.training for module in network.modules()] == before
     wanted = {f"{name}/{metric}" for name in expected & {"itc", "rerank"} for metric in RETRIEVAL}
     wanted |= {f"probe/{probe}/{by}" for probe in PROBES for by in ("itc", "itm") if f"probe/{by}" in expected}
+    if "grounding" in expected:
+        wanted |= {f"grounding/{name}" for name in ("proposal", "pointing", "random_proposal", "upper_bound")}
     if "masked_word" in expected:
         wanted |= {f"masked_word/{name}" for name in ("colour", "shape", "size", "relation", "number")}
     assert set(metrics) == wanted
@@ -255,6 +262,33 @@ def planted_scenes(config, is_knowing):
     return network
 
 
+@pytest.fixture
+def no_grounding(monkeypatch):
+    """A planted network has no attention to explain."""
+    monkeypatch.setattr("mamo.evaluation.zero_shot._grounding", lambda *arguments: {})
+
+
+def test_a_heat_on_the_object_grounds_it(monkeypatch):
+    """Would catch expressions joined with the heat of another picture, and boxes in other units than the heat."""
+    config = config_of(rerank_k=3)
+    items = list(expressions(SceneWorld("easy", WORLD_SEED), config.evaluation.probe_items, config.data.image_size))
+    height, width = config.data.image_size
+
+    def oracle(self, images, texts, image_rows, text_rows):
+        heat = torch.zeros(len(items), height, width)
+        for k in range(len(items)):
+            x, y, w, h = items[text_rows[k]].box
+            heat[k, math.ceil(y) : int(y + h), math.ceil(x) : int(x + w)] = 1
+        return heat
+
+    monkeypatch.setattr(Scorer, "ground", oracle)
+    network = tiny_network().eval()
+    metrics = zero_shot(network, config, TOKENIZER, normalise, CPU)
+    assert metrics["grounding/proposal"] == metrics["grounding/pointing"] == metrics["grounding/upper_bound"] == 100
+    assert 10 < metrics["grounding/random_proposal"] < 60
+
+
+@pytest.mark.usefixtures("no_grounding")
 def test_an_oracle_reaches_100_everywhere():
     """Would catch any item, row, caption, foil, slot or answer that does not belong to its picture."""
     config = config_of(rerank_k=3)
@@ -264,6 +298,7 @@ def test_an_oracle_reaches_100_everywhere():
     assert len(metrics) == 2 * 7 + 2 * 5 + 5
 
 
+@pytest.mark.usefixtures("no_grounding")
 def test_a_constant_network_is_at_chance():
     """Would catch any metric that rewards a network which says the same of everything: chance at K is K of 14."""
     config = config_of(rerank_k=3)

@@ -1,0 +1,75 @@
+"""Grad-CAM on the fusion encoder: which patches make a network say that a text matches an image.
+
+Selvaraju et al. (2017), on attention weights instead of activations as in ALBEF (Li et al. 2021): a weight counts where
+a rise of it would raise the matching score.
+
+Legend: B batch, L text tokens, P patches in a grid [h, w], S all fused tokens, D width, A heads.
+"""
+
+import torch
+from torch import Tensor
+
+from mamo.models.fusion import Fusion, FusionLayer
+from mamo.models.heads import ITMHead
+
+
+def default_layer(fusion: Fusion) -> int:
+    """The layer to read if none is named: of six the third, as ALBEF's protocol; the last one serves [CLS] alone."""
+    return (len(fusion.layers) - 1) // 2
+
+
+def grad_cam(
+    fusion: Fusion, itm: ITMHead, image: Tensor, text: Tensor, text_is_valid: Tensor, layer: int | None = None
+) -> Tensor:
+    """Heat of each patch for the statement that text and image match.
+
+    The weights with which text tokens attend to patches in one layer, each times its gradient of (match logit minus
+    mismatch logit), cut at 0; the mean over heads and valid text tokens, [CLS] and [SEP] included.
+
+    Args:
+        fusion, itm: of one network, in eval mode; their parameters get no gradient.
+        image: float [B, n_prefix + P, D], embedded for fusion.
+        text: float [B, L, D_text], encoded.
+        text_is_valid: bool [B, L], False for padding.
+        layer: which fusion layer, from 0; None is `default_layer`.
+
+    Returns:
+        float32 [B, h, w], not negative.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    layer = default_layer(fusion) if layer is None else layer
+    if not 0 <= layer < len(fusion.layers):
+        raise ValueError(f"grad_cam: layer {layer} is not one of the fusion's 0 to {len(fusion.layers) - 1}")
+    with torch.inference_mode(False), torch.enable_grad():
+        image, text, text_is_valid = (value.detach().clone() for value in (image, text, text_is_valid))
+        tokens, is_valid = fusion.join(image, text, text_is_valid)
+        weights = torch.empty(0)
+        for index, module in enumerate(fusion.layers):
+            assert isinstance(module, FusionLayer)
+            if index == layer:
+                tokens, weights = with_weights(module, tokens, is_valid)
+            else:
+                tokens = module(tokens, is_valid)
+        logits = itm(tokens[:, fusion.n_image_slots])  # [B, 2], from the fused [CLS]
+        (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weights)
+    first = fusion.n_image_slots
+    heat = (weights * gradient).detach().float()[:, :, first:, fusion.n_prefix : first].clamp(min=0)  # [B, A, L, P]
+    by_token = heat.mean(dim=1) * text_is_valid[:, :, None]  # [B, L, P]
+    by_patch = by_token.sum(dim=1) / text_is_valid.sum(dim=1, keepdim=True)
+    return by_patch.unflatten(1, fusion.grid)
+
+
+def with_weights(layer: FusionLayer, tokens: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
+    """`layer(tokens, is_valid)` and its attention weights [B, A, S, S], which the result depends on.
+
+    The weights are a leaf's child even where nothing else asks for a gradient.
+    """
+    query, key, value = layer.project(tokens, tokens)
+    score = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    score = score.masked_fill(~is_valid[:, None, None, :], torch.finfo(score.dtype).min)
+    weights = score.softmax(dim=-1)
+    if not weights.requires_grad:
+        weights.requires_grad_()
+    return layer.finish(tokens, weights @ value), weights

@@ -1,0 +1,110 @@
+"""Grad-CAM: the explicit attention is the fused one, and a network that looks at one patch is caught looking there."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mamo.explain import default_layer, grad_cam, with_weights
+from mamo.models.fusion import Fusion
+from mamo.models.heads import ITMHead
+
+D, GRID, L = 16, (2, 3), 5
+
+
+def make(layers: int = 2) -> tuple[Fusion, ITMHead]:
+    torch.manual_seed(0)
+    fusion = Fusion(D, layers, 4, 24, image_width=D, grid=GRID, n_prefix=1, text_width=D)
+    itm = ITMHead(D)
+    for parameter in [*fusion.parameters(), *itm.parameters()]:
+        nn.init.normal_(parameter, std=0.3)
+    return fusion.eval(), itm.eval()
+
+
+def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    is_valid = torch.arange(L) < torch.tensor([5, 3, 2])[:batch, None]
+    return torch.randn(batch, 7, D), torch.randn(batch, L, D), is_valid
+
+
+def test_explicit_attention_equals_the_fused() -> None:
+    """Bug: Grad-CAM explains a slightly different network (another scale, another mask) from the one that scores."""
+    fusion, _ = make()
+    tokens, is_valid = fusion.join(*inputs())
+    found, weights = with_weights(fusion.layers[0], tokens, is_valid)
+    torch.testing.assert_close(found, fusion.layers[0](tokens, is_valid), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3, 4, 7 + L))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_heat_equals_finite_differences(layer: int) -> None:
+    """Bug: the gradient of the wrong class, of the sum over the batch mixed up, or of another layer's weights."""
+    fusion, itm = (module.double() for module in make())
+    image, text, is_valid = (value.double() if value.is_floating_point() else value for value in inputs())
+    heat = grad_cam(fusion, itm, image, text, is_valid, layer)
+
+    def score_with(change: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, valid = fusion.join(image, text, is_valid)
+        original = torch.empty(0)
+        for index, module in enumerate(fusion.layers):
+            if index == layer:
+                _, original = with_weights(module, tokens, valid)
+                value = module.project(tokens, tokens)[2]
+                tokens = module.finish(tokens, (original + change) @ value)
+            else:
+                tokens = module(tokens, valid)
+        logits = itm(tokens[:, 7])
+        return logits[:, 1] - logits[:, 0], original.detach()
+
+    with torch.no_grad():
+        expected = torch.zeros(3, 6)
+        for head in range(4):
+            for word in range(L):
+                for patch in range(6):
+                    change = torch.zeros(3, 4, 7 + L, 7 + L, dtype=torch.double)
+                    change[:, head, 7 + word, 1 + patch] = 1e-5
+                    slope = (score_with(change)[0] - score_with(-change)[0]) / 2e-5
+                    weight = score_with(change)[1][:, head, 7 + word, 1 + patch]
+                    expected[:, patch] += ((weight * slope).clamp(min=0) * is_valid[:, word] / 4).float()
+        expected /= is_valid.sum(dim=1, keepdim=True)
+    assert heat.abs().max() > 1e-3
+    torch.testing.assert_close(heat.flatten(1), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_network_that_reads_one_patch() -> None:
+    """Bug: rows for columns in the grid, the class token counted as a patch, text for image."""
+    fusion, itm = make(layers=1)
+    image, text, is_valid = inputs(2)
+    with torch.no_grad():
+        for parameter in fusion.layers[0].parameters():
+            parameter.zero_()
+        layer = fusion.layers[0]
+        layer.norm1.weight.fill_(1)
+        layer.norm2.weight.fill_(1)
+        layer.qkv.weight[2 * D :] = torch.eye(D)  # every token sees the mean of all tokens
+        layer.out.weight.copy_(torch.eye(D))
+        itm.classifier.weight.zero_()
+        itm.classifier.weight[1, 3] = 1  # a match is what carries dimension 3
+        image[:, :, 3], text[:, :, 3] = 0, 0
+        image[0, 1 + 4, 3], image[1, 1 + 2, 3] = 9, 9  # patches (1, 1) and (0, 2)
+    heat = grad_cam(fusion, itm, image, text, is_valid)
+    assert heat.shape == (2, *GRID)
+    assert [divmod(int(one.argmax()), GRID[1]) for one in heat] == [(1, 1), (0, 2)]
+
+
+def test_padding_and_frozen_networks() -> None:
+    """Bug: a text's heat depends on how far it was padded, or a frozen network in inference mode has none."""
+    fusion, itm = make()
+    image, text, is_valid = inputs()
+    heat = grad_cam(fusion, itm, image, text, is_valid)
+    torch.testing.assert_close(grad_cam(fusion, itm, image[2:], text[2:, :2], is_valid[2:, :2]), heat[2:])
+    fusion.requires_grad_(False)
+    itm.requires_grad_(False)
+    with torch.inference_mode():
+        torch.testing.assert_close(grad_cam(fusion, itm, *inputs()), heat)
+
+
+def test_layers() -> None:
+    """Bug: the default reads the last layer, of which ITM uses [CLS] alone."""
+    assert [default_layer(make(layers)[0]) for layers in (1, 2, 3, 6)] == [0, 0, 1, 2]
+    with pytest.raises(ValueError, match="layer 2 is not one of the fusion's 0 to 1"):
+        grad_cam(*make(), *inputs(), layer=2)
