@@ -43,8 +43,10 @@ def test_commands_run(clone: Path) -> None:
     assert len(commands()) > 3
     for line in commands():
         small = line
-        if "pretrain.py" in line:
+        if "pretrain.py" in line or "finetune.py" in line:
             small = re.sub(r"training\.total_steps=\d+", "", line) + f" {SMALL}"
+        if "evaluate.py" in line:
+            small = f"{line} evaluation.retrieval_items=20 evaluation.probe_items=10"
         done = run(small, clone)
         assert done.returncode == 0, f"{small}\n{done.stderr}"
 
