@@ -1,14 +1,30 @@
 """Prepare data: validate and check pairs files, train a tokenizer, export scenes, build public data sets."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
+from mamo.data.builders.captions import build_karpathy, build_vg
 from mamo.data.builders.nlvr import build_nlvr
+from mamo.data.builders.nlvr2 import build_nlvr2
+from mamo.data.builders.questions import build_vgqa, build_vqa2
+from mamo.data.builders.refcoco import build_refcoco
 from mamo.data.export import export_scenes
 from mamo.data.scenes import DIFFICULTIES, SPLITS
 from mamo.data.tokenizer import train_tokenizer
 from mamo.data.validate import check_pairs, validate_pairs
+
+BUILDERS = {
+    "coco": functools.partial(build_karpathy, "coco"),
+    "flickr30k": functools.partial(build_karpathy, "flickr30k"),
+    "vg": build_vg,
+    "vqa2": build_vqa2,
+    "vgqa": build_vgqa,
+    "nlvr": build_nlvr,
+    "nlvr2": build_nlvr2,
+    "refcoco": build_refcoco,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--split", choices=SPLITS, default="train")
     for name, default in (("--seed", 0), ("--count", 1000), ("--image-size-px", 96)):
         export.add_argument(name, type=int, default=default)
-    build = commands.add_parser("build", help="turn a public release into pairs files; exit code 1 on a gap")
-    build.add_argument("source", choices=["nlvr"])
+    build = commands.add_parser("build", help="turn a public release into our records; exit code 1 on a gap")
+    build.add_argument("source", choices=list(BUILDERS))
     build.add_argument("--from", type=Path, required=True, dest="release")
     for reader in (validate, check):
         reader.add_argument("file", type=Path)
@@ -46,8 +62,11 @@ def run(args: argparse.Namespace) -> tuple[list[str], bool]:
     if args.command == "export":
         size = (args.image_size_px, args.image_size_px)
         return [str(export_scenes(args.difficulty, args.seed, args.split, args.count, size, args.to))], True
-    report = check_pairs(args.file, args.split) if args.command == "check" else build_nlvr(args.release, args.to)
-    return report.lines(), report.is_complete
+    if args.command == "check":
+        report = check_pairs(args.file, args.split)
+        return report.lines(), report.is_complete
+    built = BUILDERS[args.source](args.release, args.to)
+    return built.lines(), built.is_complete
 
 
 if __name__ == "__main__":

@@ -1,0 +1,145 @@
+"""Records of the downstream tasks: JSON Lines (UTF-8), one object a line, paths relative to the file's folder.
+
+    VQA        {"image", "question_id", "question", "answers": [...], "answer_type", "question_type"}
+    reasoning  {"images": [one or two], "sentence", "label", "identifier"}
+    grounding  {"image", "expression_id", "expression", "box_xywh", "proposals_xywh": [...]}
+
+Boxes are (x, y, width, height) in pixels of the image. `answers` is empty where the split withholds them, and
+`box_xywh` is null where nobody may look at it (weakly-supervised training).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_MAX_LISTED = 10
+Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Side = Annotated[float, Field(gt=0)]
+Box = tuple[float, float, Side, Side]
+
+
+class TaskRecord(BaseModel):
+    """A strict row; unknown keys are refused. `identity` names it in messages and is unique in a file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @property
+    def identity(self) -> str:
+        """What is unique in a file."""
+        raise NotImplementedError
+
+    def image_names(self) -> tuple[str, ...]:
+        """The images it needs."""
+        raise NotImplementedError
+
+
+class VqaRecord(TaskRecord):
+    """A question about an image and what people answered."""
+
+    image: Words
+    question_id: int
+    question: Words
+    answers: list[str] = []
+    answer_type: str = ""
+    question_type: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Its question id."""
+        return f"question_id {self.question_id}"
+
+    def image_names(self) -> tuple[str, ...]:
+        """Its image."""
+        return (self.image,)
+
+
+class ReasoningRecord(TaskRecord):
+    """A sentence about one image or a pair of images, and whether it is true."""
+
+    images: Annotated[list[Words], Field(min_length=1, max_length=2)]
+    sentence: Words
+    label: bool
+    identifier: Words
+
+    @property
+    def identity(self) -> str:
+        """Its identifier."""
+        return f"identifier {self.identifier}"
+
+    def image_names(self) -> tuple[str, ...]:
+        """Its images, left to right."""
+        return tuple(self.images)
+
+
+class GroundingRecord(TaskRecord):
+    """A phrase that means one object of an image."""
+
+    image: Words
+    expression_id: int
+    expression: Words
+    box_xywh: Box | None = None
+    proposals_xywh: list[Box] = []
+
+    @property
+    def identity(self) -> str:
+        """Its expression id."""
+        return f"expression_id {self.expression_id}"
+
+    def image_names(self) -> tuple[str, ...]:
+        """Its image."""
+        return (self.image,)
+
+
+Record = TypeVar("Record", bound=TaskRecord)
+
+
+def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
+    """Reads a file of one kind of record, `image` and `images` as they stand (`image_path` joins them).
+
+    Raises ValueError with every bad row (the first ten and the count): file, line, key and what is wrong with it; for
+    an identity that occurs twice; and for a file that cannot be read or is empty.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    records: dict[str, Record] = {}
+    problems: list[str] = []
+    for number, line in enumerate(lines, 1):
+        found = list(_problems_of(line, kind))
+        if not found:
+            record = kind.model_validate_json(line)
+            if record.identity in records:
+                found = [f"{record.identity} occurs twice"]
+            records.setdefault(record.identity, record)
+        problems += [f"{path}:{number}: {text}" for text in found]
+    if problems:
+        more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+        raise ValueError(f"{len(problems)} problem(s): " + "; ".join(problems[:_MAX_LISTED]) + more)
+    if not records:
+        raise ValueError(f"{path}: holds no record")
+    return list(records.values())
+
+
+def _problems_of(line: str, kind: type[TaskRecord]) -> Iterator[str]:
+    try:
+        kind.model_validate_json(line)
+    except ValidationError as error:
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            yield f"{key}: {problem['msg']}" if key else problem["msg"]
+
+
+def image_path(file: Path, name: str) -> Path:
+    """Where an image named in `file` lies."""
+    return file.parent.absolute() / name
+
+
+def write_task_records(file: Path, records: list[Record]) -> None:
+    """Writes records as JSON Lines, keys that have their default left out."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = (json.dumps(record.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n" for record in records)
+    file.write_text("".join(rows), "utf-8")

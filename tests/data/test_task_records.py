@@ -1,0 +1,66 @@
+"""Task records: what is read back, and that every mistake is told with its line and key."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mamo.data.task_records import (
+    GroundingRecord,
+    ReasoningRecord,
+    VqaRecord,
+    image_path,
+    read_task_records,
+    write_task_records,
+)
+
+VQA = {"image": "a.jpg", "question_id": 1, "question": "what?", "answers": ["x", "y"]}
+REASONING = {"images": ["a.jpg", "b.jpg"], "sentence": "s", "label": False, "identifier": "dev-1-0-0"}
+GROUNDING = {"image": "a.jpg", "expression_id": 4, "expression": "the kite", "box_xywh": [1.5, 2, 3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"), [(VqaRecord, VQA), (ReasoningRecord, REASONING), (GroundingRecord, GROUNDING)]
+)
+def test_records_survive_their_file(tmp_path: Path, kind: type, row: dict[str, object]) -> None:
+    """Bug: a label that turns into text, a box that loses its fraction, a default that is not restored."""
+    file = tmp_path / "folder" / "records.jsonl"
+    record = kind.model_validate_json(json.dumps(row))
+    write_task_records(file, [record])
+    assert read_task_records(file, kind) == [record]
+    assert json.loads(file.read_text()) == row
+    assert image_path(file, record.image_names()[0]) == tmp_path / "folder" / "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "message"),
+    [
+        (VqaRecord, [VQA, {**VQA, "question": " "}], r":2: question: String should match"),
+        (VqaRecord, [VQA, VQA], r":2: question_id 1 occurs twice"),
+        (VqaRecord, [{**VQA, "question_id": "1"}], r":1: question_id: Input should be a valid integer"),
+        (VqaRecord, [{**VQA, "anwsers": []}], r":1: anwsers: Extra inputs are not permitted"),
+        (ReasoningRecord, [{**REASONING, "label": "False"}], r":1: label: Input should be a valid boolean"),
+        (ReasoningRecord, [{**REASONING, "images": ["a"] * 3}], r":1: images: List should have at most 2 items"),
+        (GroundingRecord, [{**GROUNDING, "box_xywh": [1, 2, 0, 4]}], r":1: box_xywh.2: Input should be greater than 0"),
+        (
+            GroundingRecord,
+            [{"image": "a"}],
+            r"2 problem\(s\): .*:1: expression_id: Field required; .*:1: expression: F",
+        ),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, kind: type, rows: list[object], message: str) -> None:
+    """Bug: a bad row becomes an example, or one mistake hides the others."""
+    file = tmp_path / "records.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=message):
+        read_task_records(file, kind)
+
+
+def test_files_that_hold_nothing(tmp_path: Path) -> None:
+    """Bug: an empty evaluation passes as 0 of 0."""
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    for name, message in (("empty", "holds no record"), ("broken", ":1: Invalid JSON"), ("absent", "cannot be read")):
+        with pytest.raises(ValueError, match=message):
+            read_task_records(tmp_path / f"{name}.jsonl", VqaRecord)
