@@ -54,12 +54,10 @@ def expressions(
 def _text(scene: Scene, target: int, draws: Draws) -> str | None:
     """A phrase that fits the target alone; None where no attribute and no relation tells it apart."""
     things, wanted = scene.objects, scene.objects[target]
-    said = Description()
-    names = [name for name in _ATTRIBUTES if name != "pattern" or scene.difficulty == "full"]
-    for k in draws.shuffled(len(names)):
-        said = replace(said, **{names[k]: getattr(wanted, names[k])})
-        if sum(said.fits(thing) for thing in things) == 1:
-            return _write(Statement((said,)), "{m0}", (target,), scene, draws)
+    alone = tells_apart(scene, target, list(_ATTRIBUTES), draws)
+    if alone is not None:
+        return _write(Statement((alone,)), "{m0}", (target,), scene, draws)
+    said = _look(wanted, scene)
     for k in draws.shuffled(len(things)):
         if k == target or said.fits(things[k]):
             continue
@@ -72,6 +70,18 @@ def _text(scene: Scene, target: int, draws: Draws) -> str | None:
                 statement = Statement((said, other), (Relation(kind, 0, 1),))
                 assert holds(statement, things)
                 return _write(statement, "{m0} {r0} {m1}", (target, k), scene, draws)
+    return None
+
+
+def tells_apart(scene: Scene, target: int, names: list[str], draws: Draws) -> Description | None:
+    """As few of the attributes `names` as fit object `target` alone, in random order; None where all do not."""
+    said = Description()
+    for k in draws.shuffled(len(names)):
+        if names[k] == "pattern" and scene.difficulty != "full":
+            continue  # all are solid there: not worth saying
+        said = replace(said, **{names[k]: getattr(scene.objects[target], names[k])})
+        if sum(said.fits(thing) for thing in scene.objects) == 1:
+            return said
     return None
 
 

@@ -38,13 +38,14 @@ RELATION_WORDINGS: dict[str, tuple[str, ...]] = {  # opposites differ by one wor
 TOTAL_OPENINGS = ("", "there are", "exactly")
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
+    """The plural of one of our nouns."""
     return noun + ("es" if noun[-1] == "s" else "s")
 
 
 WORD_CLASSES: dict[str, frozenset[str]] = {
     "colour": frozenset(COLOURS),
-    "shape": frozenset(word for shape in SHAPES["full"] for word in (shape, _plural(shape))),
+    "shape": frozenset(word for shape in SHAPES["full"] for word in (shape, plural(shape))),
     "size": frozenset(word for words in SIZE_WORDS.values() for word in words),
     "pattern": frozenset(PATTERNS["full"]),
     "relation": frozenset({"left", "right", "above", "below", "higher", "lower", "larger", "bigger", "smaller"}),
@@ -214,8 +215,8 @@ def _count_phrase(draft: Draft, kind: str, count: Count) -> str:
     if kind == "p":
         return f"{number} of them {_adjectives(draft, count.what)}"
     if kind == "g":
-        return _noun_phrase(draft, count.what, plural=True)
-    return f"{number} {_noun_phrase(draft, count.what, plural=count.number > 1)}"
+        return _noun_phrase(draft, count.what, many=True)
+    return f"{number} {_noun_phrase(draft, count.what, many=count.number > 1)}"
 
 
 def _adjectives(draft: Draft, what: Description) -> str:
@@ -223,9 +224,9 @@ def _adjectives(draft: Draft, what: Description) -> str:
     return " ".join(word for word in (size, what.pattern, what.colour) if word)
 
 
-def _noun_phrase(draft: Draft, what: Description, plural: bool = False) -> str:
+def _noun_phrase(draft: Draft, what: Description, many: bool = False) -> str:
     noun = what.shape or NOUNS[draft.noun_style]
-    return f"{_adjectives(draft, what)} {_plural(noun) if plural else noun}".strip()
+    return f"{_adjectives(draft, what)} {plural(noun) if many else noun}".strip()
 
 
 def captions(scene: Scene) -> tuple[Caption, ...]:
@@ -390,7 +391,7 @@ def _vocabulary() -> tuple[str, ...]:
     words = {"a", "the", "there", "is", "are", "we", "see", "exactly", "with", "and", "of", "them", "number", ":", ","}
     words |= {word for group in WORD_CLASSES.values() for word in group}
     words |= {word for wordings in RELATION_WORDINGS.values() for wording in wordings for word in wording.split()}
-    words |= {word for noun in NOUNS for word in (noun, _plural(noun))}
+    words |= {word for noun in NOUNS for word in (noun, plural(noun))}
     return tuple(sorted(words))
 
 
