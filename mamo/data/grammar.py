@@ -389,10 +389,13 @@ def _comparing(scene: Scene, draws: Draws) -> Draft:
 
 def _vocabulary() -> tuple[str, ...]:
     words = {"a", "the", "there", "is", "are", "we", "see", "exactly", "with", "and", "of", "them", "number", ":", ","}
+    words |= {"what", "how", "many", "more", "in", "total", "both", "image", "images", "show", "shows", "pattern", "?"}
     words |= {word for group in WORD_CLASSES.values() for word in group}
     words |= {word for wordings in RELATION_WORDINGS.values() for wording in wordings for word in wording.split()}
     words |= {word for noun in NOUNS for word in (noun, plural(noun))}
     return tuple(sorted(words))
 
 
-VOCABULARY: tuple[str, ...] = _vocabulary()  # words and punctuation marks, lower-case, of both difficulties
+VOCABULARY: tuple[str, ...] = (
+    _vocabulary()
+)  # words and marks of captions, questions and statements, of both difficulties

@@ -2,7 +2,7 @@
 
 | kind | wording | answers |
 |---|---|---|
-| colour, shape, size, pattern | "what colour is the small circle?" where the other words tell one object apart | the word |
+| colour, shape, size, pattern | "what colour is the small circle?" where the words tell one object apart | the word |
 | count | "how many red circles are there?" | 0 to 5 |
 | existence | "is there a large blue square?" | yes, no |
 | relation | "is the red circle left of the blue square?" of objects that the words tell apart | yes, no |
