@@ -385,17 +385,3 @@ def _comparing(scene: Scene, draws: Draws) -> Draft:
         template += ", " + draws.pick(("with", "and there is")) + " {m2}"
     statement = Statement(tuple(mentions), (Relation(kind, 0, 1, _style(draws)),))
     return Draft(statement, template, (a, b, *others[:1]), _style(draws), _style(draws))
-
-
-def _vocabulary() -> tuple[str, ...]:
-    words = {"a", "the", "there", "is", "are", "we", "see", "exactly", "with", "and", "of", "them", "number", ":", ","}
-    words |= {"what", "how", "many", "more", "in", "total", "both", "image", "images", "show", "shows", "pattern", "?"}
-    words |= {word for group in WORD_CLASSES.values() for word in group}
-    words |= {word for wordings in RELATION_WORDINGS.values() for wording in wordings for word in wording.split()}
-    words |= {word for noun in NOUNS for word in (noun, plural(noun))}
-    return tuple(sorted(words))
-
-
-VOCABULARY: tuple[str, ...] = (
-    _vocabulary()
-)  # words and marks of captions, questions and statements, of both difficulties

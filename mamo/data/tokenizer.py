@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mamo.data.grammar import VOCABULARY
+from mamo.data.grammar import NOUNS, RELATION_WORDINGS, WORD_CLASSES, plural
 from mamo.data.records import clean_caption, read_pairs
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -22,6 +22,19 @@ _ASCII = tuple(chr(code) for code in range(0x21, 0x7F))  # printable, without th
 _PAIR_SUFFIXES = (".json", ".jsonl", ".tar")
 # A longer word would become [UNK] whole; captions are cut to fewer characters than this.
 _MAX_WORD_CHARS = 1000
+
+
+def _vocabulary() -> tuple[str, ...]:
+    words = {"a", "the", "there", "is", "are", "we", "see", "exactly", "with", "and", "of", "them", "number", ":", ","}
+    words |= {"what", "how", "many", "more", "in", "total", "both", "image", "images", "show", "shows", "pattern", "?"}
+    words |= {word for group in WORD_CLASSES.values() for word in group}
+    words |= {word for wordings in RELATION_WORDINGS.values() for wording in wordings for word in wording.split()}
+    words |= {word for noun in NOUNS for word in (noun, plural(noun))}
+    return tuple(sorted(words))
+
+
+VOCABULARY: tuple[str, ...] = _vocabulary()
+"""Words and marks of the captions, questions and statements of both difficulties, lower-case."""
 
 
 def scenes_tokenizer() -> PreTrainedTokenizerFast:

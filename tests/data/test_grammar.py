@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from mamo.data.grammar import VOCABULARY, WORD_CLASSES, Caption, caption, captions, identifying_caption
+from mamo.data.grammar import WORD_CLASSES, Caption, caption, captions, identifying_caption
 from mamo.data.probes import PROBES, probe_items
 from mamo.data.rendering import coverage
+from mamo.data.scene_questions import question
+from mamo.data.scene_statements import pair_statements
 from mamo.data.scenes import Difficulty, Scene, SceneObject, SceneWorld
+from mamo.data.tokenizer import VOCABULARY
 
 DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "full")
 SINGULAR = {w: w for w in ["circle", "square", "triangle", "cross", "ring", "star", "bar", "shape", "object"]}
@@ -234,11 +237,15 @@ def test_captions_are_short_lower_case_and_of_known_words(
 def test_the_vocabulary_is_exactly_what_the_grammar_says() -> None:
     """Catches vocabulary entries that never occur, and word classes that masked-word accuracy would miss."""
     said: set[str] = set()
+    asked: set[str] = set()
     for difficulty in DIFFICULTIES:
+        world = SceneWorld(difficulty, 0)
         for index in range(1500):
-            for one in captions(SceneWorld(difficulty, 0).scene("train", index)):
+            for one in captions(world.scene("train", index)):
                 said.update(re.findall(r"[a-z]+|[,:]", one.text))
-    assert tuple(sorted(said)) == VOCABULARY
+            asked.update(re.findall(r"[a-z]+|[,:?]", question(world, "train", index).text))
+        asked.update(word for item in pair_statements(world, "train", 1500) for word in item.sentence.split())
+    assert tuple(sorted(said | asked)) == VOCABULARY
     # `large` is a size also in "as large as"; no word has two classes.
     assert all(not a & b for a, b in itertools.combinations(WORD_CLASSES.values(), 2))
     words = {word for group in WORD_CLASSES.values() for word in group}
