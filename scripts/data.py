@@ -10,8 +10,8 @@ from mamo.data.builders.nlvr import build_nlvr
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
-from mamo.data.export import export_scenes
-from mamo.data.scenes import DIFFICULTIES, SPLITS
+from mamo.data.export import LAYOUTS, export_scenes
+from mamo.data.scenes import DIFFICULTIES, SPLITS, SceneWorld
 from mamo.data.tokenizer import train_tokenizer
 from mamo.data.validate import check_pairs, validate_pairs
 
@@ -35,10 +35,11 @@ def parser() -> argparse.ArgumentParser:
     tokenizer = commands.add_parser("tokenizer", help="train WordPiece on pairs files or text, one caption a line")
     tokenizer.add_argument("files", type=Path, nargs="+")
     tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
-    export = commands.add_parser("export", help="write the embedded data set as JPEG and JSON Lines")
+    export = commands.add_parser("export", help="write the embedded data set as files")
     export.add_argument("source", choices=["scenes"])
     export.add_argument("--difficulty", choices=DIFFICULTIES, default="easy")
     export.add_argument("--split", choices=SPLITS, default="train")
+    export.add_argument("--layout", choices=LAYOUTS, default="pairs", help="JSON Lines, or a data set's official files")
     for name, default in (("--seed", 0), ("--count", 1000), ("--image-size-px", 96)):
         export.add_argument(name, type=int, default=default)
     build = commands.add_parser("build", help="turn a public release into our records; exit code 1 on a gap")
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> tuple[list[str], bool]:
         return [f"{args.to}: {train_tokenizer(args.files, args.size, args.to, args.split)} tokens"], True
     if args.command == "export":
         size = (args.image_size_px, args.image_size_px)
-        return [str(export_scenes(args.difficulty, args.seed, args.split, args.count, size, args.to))], True
+        world = SceneWorld(args.difficulty, args.seed)
+        return [str(export_scenes(world, args.split, args.count, size, args.to, args.layout))], True
     if args.command == "check":
         report = check_pairs(args.file, args.split)
         return report.lines(), report.is_complete
