@@ -5,6 +5,7 @@ import functools
 import sys
 from pathlib import Path
 
+from mamo.data.audit import audit
 from mamo.data.builders.captions import build_karpathy, build_vg
 from mamo.data.builders.nlvr import build_nlvr
 from mamo.data.builders.nlvr2 import build_nlvr2
@@ -35,6 +36,11 @@ def parser() -> argparse.ArgumentParser:
     tokenizer = commands.add_parser("tokenizer", help="train WordPiece on pairs files or text, one caption a line")
     tokenizer.add_argument("files", type=Path, nargs="+")
     tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
+    overlap = commands.add_parser("audit", help="images that pre-training and evaluation share; exit code 1 if any")
+    overlap.add_argument("train", type=Path, help="pairs file of the pre-training data")
+    overlap.add_argument("eval", type=Path, help="pairs file of the evaluation set")
+    overlap.add_argument("--train-split", help="of a Karpathy file")
+    overlap.add_argument("--eval-split", help="of a Karpathy file")
     export = commands.add_parser("export", help="write the embedded data set as files")
     export.add_argument("source", choices=["scenes"])
     export.add_argument("--difficulty", choices=DIFFICULTIES, default="easy")
@@ -67,6 +73,9 @@ def run(args: argparse.Namespace) -> tuple[list[str], bool]:
     if args.command == "check":
         report = check_pairs(args.file, args.split)
         return report.lines(), report.is_complete
+    if args.command == "audit":
+        found = audit(args.train, args.eval, args.train_split, args.eval_split)
+        return found.lines(), found.is_complete
     built = BUILDERS[args.source](args.release, args.to)
     return built.lines(), built.is_complete
 
