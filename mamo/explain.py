@@ -58,7 +58,7 @@ def grad_cam(
     heat = (weights * gradient).detach().float()[:, :, first:, fusion.n_prefix : first].clamp(min=0)  # [B, A, L, P]
     by_token = heat.mean(dim=1) * text_is_valid[:, :, None]  # [B, L, P]
     by_patch = by_token.sum(dim=1) / text_is_valid.sum(dim=1, keepdim=True)
-    return by_patch.unflatten(1, fusion.grid)
+    return by_patch.view(-1, *fusion.grid)
 
 
 def with_weights(layer: FusionLayer, tokens: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:

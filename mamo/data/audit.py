@@ -68,7 +68,8 @@ def audit(
     train_hash, eval_hash = (dict(_hashes(images, unreadable)) for images in (train, held_out))
     names = list(train_hash)
     index = HashIndex(np.array([train_hash[name] for name in names], np.uint64))
-    examples, n_looks = [], 0
+    examples: list[str] = []
+    n_looks = 0
     for name, value in eval_hash.items():
         found = index.near(value)
         n_looks += found is not None

@@ -211,7 +211,7 @@ def near_duplicate(scene: Scene) -> Scene:
     which = int(draws.uniform() * len(scene.objects))
     thing = scene.objects[which]
     others = [value for value in options[attribute] if value != getattr(thing, attribute)]
-    changed = replace(thing, **{attribute: draws.pick(others)})
+    changed = replace(thing, **{attribute: draws.pick(others)})  # type: ignore[arg-type]
     return replace(scene, objects=(*scene.objects[:which], changed, *scene.objects[which + 1 :]))
 
 

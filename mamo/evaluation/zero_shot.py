@@ -89,7 +89,8 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
     gallery = _gallery(world, config)
     probed = {item.scene_index for items in probes.values() for item in items}
     referring = list(expressions(world, config.evaluation.probe_items, config.data.image_size)) if has_itm else []
-    rest = probed.union(item.scene_index for item in [*masked, *referring]) - {scene.index for scene in gallery}
+    probed |= {item.scene_index for item in masked} | {item.scene_index for item in referring}
+    rest = probed - {scene.index for scene in gallery}
     scenes = [*gallery, *(world.scene("test", index) for index in sorted(rest))]
     images = scorer.encode_images(_rendered(scenes, config))
     image_row: dict[int, int] = {}

@@ -32,15 +32,15 @@ def build_refcoco(source: Path, to: Path) -> BuildReport:
     file = source / "instances.json"
     instances = read_json(file)
     boxes = {row["id"]: row["bbox"] for row in rows_of(instances, "annotations", ("id", "bbox"), file)}
-    names = {row["id"]: row["file_name"] for row in rows_of(instances, "images", ("id", "file_name"), file)}
+    file_names = {row["id"]: row["file_name"] for row in rows_of(instances, "images", ("id", "file_name"), file)}
     proposals = read_json(source / "dets.json") if (source / "dets.json").is_file() else {}
     images = Images(source, to)
     splits: dict[str, list[GroundingRecord]] = {}
     for ref in _read_refs(found[0]):
-        if ref["ann_id"] not in boxes or ref["image_id"] not in names:
+        if ref["ann_id"] not in boxes or ref["image_id"] not in file_names:
             raise ValueError(f"{found[0]}: ref_id {ref['ref_id']} has no annotation or image in {file.name}")
         shared = {
-            "image": images.name(f"train2014/{names[ref['image_id']]}"),
+            "image": images.name(f"train2014/{file_names[ref['image_id']]}"),
             "box_xywh": tuple(float(value) for value in boxes[ref["ann_id"]]),
             "proposals_xywh": [tuple(map(float, box[:4])) for box in proposals.get(str(ref["image_id"]), [])],
         }
