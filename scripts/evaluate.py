@@ -14,7 +14,9 @@ def main() -> None:
         description=f"{__doc__}\nprotocols:\n{protocols}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="+", metavar="key=value")
-    settings = dict(text.partition("=")[::2] for text in parser.parse_args().settings)
+    parser.add_argument("--pictures", action="store_true", help="write report.html too, with pictures of what it does")
+    arguments = parser.parse_intermixed_args()
+    settings = dict(text.partition("=")[::2] for text in arguments.settings)
     missing = [key for key in ("checkpoint", "protocol") if not settings.get(key)]
     if missing:
         raise ValueError(
@@ -25,7 +27,8 @@ def main() -> None:
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
     from mamo.tasks.evaluate import evaluate
 
-    entry = evaluate(path, protocol, [f"{key}={value}" for key, value in settings.items()], Path(to) if to else None)
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    entry = evaluate(path, protocol, overrides, Path(to) if to else None, arguments.pictures)
     print(f"{entry['protocol']} ({entry['split']}) of {entry['checkpoint']}")
     for name, value in entry["metrics"].items():
         print(f"{name:36} {value:6.1f}")

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -186,7 +187,18 @@ def probe_accuracy(
 def masked_word_accuracy(
     scorer: Scorer, images: EncodedImages, items: Sequence[MaskedWord], image_row: dict[int, int]
 ) -> dict[str, float]:
-    """How often the likeliest tokens spell a right word, in percent by word class.
+    """How often `fill_masked_words` finds a right word, in percent by word class."""
+    filled = fill_masked_words(scorer, images, items, image_row)
+    return {
+        name: 100.0 * float(np.mean([is_right for item, _, is_right in filled if item.word_class == name]))
+        for name in dict.fromkeys(item.word_class for item, _, _ in filled)
+    }
+
+
+def fill_masked_words(
+    scorer: Scorer, images: EncodedImages, items: Sequence[MaskedWord], image_row: dict[int, int]
+) -> list[tuple[MaskedWord, str, bool]]:
+    """Each item with what the likeliest tokens spell, and whether that is right.
 
     All tokens of the word are masked, and all must be right at once. A synonym counts if it has as many tokens as the
     word. An item whose word was cut off with the end of a long caption is left out.
@@ -214,10 +226,8 @@ def masked_word_accuracy(
     filled = scorer.fill(images, texts, rows, torch.arange(len(items)), slots)  # [N, W]
     answers = _answer_tokens(scorer, items, n_tokens)  # [N, A, W]
     is_right = ((filled[:, None] == answers) | ~is_slot[:, None]).all(dim=2).any(dim=1)  # [N]
-    return {
-        name: 100.0 * is_right[torch.tensor([item.word_class == name for item in items])].double().mean().item()
-        for name in dict.fromkeys(item.word_class for item in items)
-    }
+    spelled = [scorer.tokenizer.decode(row[:n]) for row, n in zip(filled, n_tokens.tolist())]
+    return list(zip(items, spelled, is_right.tolist(), strict=True))
 
 
 def _answer_tokens(scorer: Scorer, items: Sequence[MaskedWord], n_tokens: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mamo.config import apply_override, build_config, read_values
 from mamo.data.tokenizer import load_tokenizer
+from mamo.evaluation.pictures import scene_pictures
 from mamo.evaluation.protocols import protocol_of, under
 from mamo.evaluation.zero_shot import zero_shot
 from mamo.tasks.build import build_network
@@ -14,11 +15,14 @@ from mamo.tasks.launch import result_entry
 from mamo.tasks.pretrain import PixelNorm
 from mamo.training import checkpoint
 from mamo.training.precision import choose_device, computing_in
+from mamo.training.report import write_report
 from mamo.training.resume import ancestry_of
 from mamo.training.run_folder import CONFIG, STATEMENT_SCORES, replace_text
 
 
-def evaluate(path: Path, protocol: str, overrides: Sequence[str], output_dir: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    path: Path, protocol: str, overrides: Sequence[str], output_dir: Path | None = None, pictures: bool = False
+) -> dict[str, Any]:
     """Evaluate a checkpoint and write `results.json`.
 
     Args:
@@ -26,6 +30,7 @@ def evaluate(path: Path, protocol: str, overrides: Sequence[str], output_dir: Pa
         protocol: a name of `PROTOCOLS`.
         overrides: `section.key=value` over the protocol; a change of what it fixes shows in the entry's name.
         output_dir: where to write; None is `evaluations/PROTOCOL` in the run's folder.
+        pictures: whether to write `report.html` too.
 
     Returns:
         The entry that was written.
@@ -51,7 +56,11 @@ def evaluate(path: Path, protocol: str, overrides: Sequence[str], output_dir: Pa
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
     with computing_in(precision, [network.to(device)]):
         metrics = zero_shot(network, config, tokenizer, normalise, device, output_dir / STATEMENT_SCORES)
+        is_shown = pictures and config.data.source == "scenes"
+        shown = scene_pictures(network, config, tokenizer, normalise, device) if is_shown else []
     *ancestry, own = ancestry_of(folder)
     entry = result_entry(config, protocol_of(config), folder, own["step"], ancestry, metrics)
     replace_text(output_dir / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
+    if pictures:
+        write_report(output_dir, f"{entry['protocol']} of {folder}", metrics, shown, folder.parent.parent)
     return entry

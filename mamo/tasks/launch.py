@@ -21,6 +21,7 @@ from mamo.data.loader import PairSource, collate_range, make_loader
 from mamo.data.pairs import PairDataset
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
+from mamo.evaluation.pictures import scene_pictures
 from mamo.evaluation.protocols import PROTOCOLS, protocol_of
 from mamo.evaluation.zero_shot import zero_shot
 from mamo.tasks.build import HEADS, build_collator, build_network, build_train_source, position_resamplers
@@ -32,6 +33,7 @@ from mamo.training.distributed import rank, world_size
 from mamo.training.loop import Loop
 from mamo.training.optim import make_optimizer
 from mamo.training.precision import choose_device, choose_precision
+from mamo.training.report import write_report
 from mamo.training.resume import ancestry_of, resumed_config
 
 logger = logging.getLogger(__name__)
@@ -213,6 +215,8 @@ def train(config: Config, is_resume: bool) -> None:
             finish(output_dir, trackers)
         raise
     finish(output_dir, trackers)
+    if run.config.evaluation.enabled:
+        report(run)
 
 
 def train_and_evaluate(run: Run, loop: Loop, start_step: int, evaluated: set[int]) -> None:
@@ -234,6 +238,18 @@ def finish(output_dir: Path, trackers: list[run_folder.Tracker]) -> None:
         tracker.close()
     if (output_dir / run_folder.METRICS).exists():
         draw_curves(output_dir)
+
+
+def report(run: Run) -> None:
+    """Write `report.html`: the last evaluation's numbers, pictures of what the network does, the curves."""
+    config = run.config
+    last = run_folder.read_evaluations(run.output_dir)[-1]
+    shown: list[tuple[str, str]] = []
+    if config.data.source == "scenes":
+        with run.trial_loop("bf16" if config.training.precision == "bf16" else "fp32", run.output_dir).computing():
+            shown = scene_pictures(run.task.network, config, run.tokenizer, run.normalise, run.device)
+    title = f"{run.output_dir}: {last['protocol']}"
+    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, run.output_dir))
 
 
 def restore(run: Run) -> int:
