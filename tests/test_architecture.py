@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "mamo").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 TIERS = {
-    "scripts": 4, "tasks": 3, "training": 3, "cli": 3,
+    "scripts": 5, "api": 4, "tasks": 3, "training": 3, "cli": 3,
     "models": 2, "losses": 2, "data": 2, "evaluation": 2, "masking": 2, "queue": 2, "teacher": 2, "explain": 2,
     "config": 1, "presets": 1,
 }  # fmt: skip
@@ -47,7 +47,8 @@ def test_imports_point_one_way(path: Path) -> None:
     """Bug: a model imports a task, a loss imports a network: the parts can no longer be used or read alone."""
     own = room(path)
     if own == "__init__":
-        assert not list(imports(ast.parse(path.read_text())))
+        allowed = {"api"} if path.parent.name == "mamo" else set()  # the package's own names are those of `api`
+        assert set(imports(ast.parse(path.read_text()))) <= allowed
         return
     for other in imports(ast.parse(path.read_text())):
         assert TIERS[other] <= TIERS[own], f"{own} imports {other}"

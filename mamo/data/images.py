@@ -96,10 +96,11 @@ def _decode(image: Image.Image, max_pixels: int) -> Tensor:
         raise BadSample(f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels")
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
-    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)  # [3, H, W]
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)  # [3, H, W]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, transparency on white; see `decode_image`. Raises BadSample for floating point."""
     if image.mode == "F":
         raise BadSample("floating-point samples; save the image with 8 bits a channel")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255

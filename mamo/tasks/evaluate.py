@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mamo.config import apply_override, build_config, read_values
-from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.pictures import scene_pictures
 from mamo.evaluation.protocols import protocol_of, under
 from mamo.evaluation.zero_shot import zero_shot
-from mamo.tasks.build import build_network
 from mamo.tasks.launch import result_entry
-from mamo.tasks.pretrain import PixelNorm
+from mamo.tasks.trained import load_trained
 from mamo.training import checkpoint
 from mamo.training.precision import choose_device, computing_in
 from mamo.training.report import write_report
@@ -40,24 +38,19 @@ def evaluate(
     """
     folder = checkpoint.resolve(path)
     values = under(protocol, read_values(folder / CONFIG))
-    values["data"]["tokenizer"] = str(folder / "tokenizer")
     values["checkpoint"] = str(folder)
     for override in overrides:
         apply_override(values, override)
     config = build_config(values, f"{folder / CONFIG} under {protocol}")
-    device = choose_device("auto")
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    network = build_network(config, len(tokenizer), tokenizer.pad_token_id)
-    checkpoint.load_module(folder, "student", network)
-    encoder = network.backbone.image_encoder
-    normalise = PixelNorm(encoder.mean, encoder.std, device)
+    trained = load_trained(folder, config, choose_device("auto"))
+    network, needed = trained.network, (trained.tokenizer, trained.normalise, trained.device)
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
-    with computing_in(precision, [network.to(device)]):
-        metrics = zero_shot(network, config, tokenizer, normalise, device, output_dir / STATEMENT_SCORES)
+    with computing_in(precision, [network]):
+        metrics = zero_shot(network, config, *needed, output_dir / STATEMENT_SCORES)
         is_shown = pictures and config.data.source == "scenes"
-        shown = scene_pictures(network, config, tokenizer, normalise, device) if is_shown else []
+        shown = scene_pictures(network, config, *needed) if is_shown else []
     *ancestry, own = ancestry_of(folder)
     entry = result_entry(config, protocol_of(config), folder, own["step"], ancestry, metrics)
     replace_text(output_dir / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")

@@ -1,0 +1,185 @@
+"""The library as a researcher imports it: `mamo.load` and what its model does."""
+
+import hashlib
+import itertools
+import json
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import mamo
+from mamo.config import Config
+from mamo.data.grammar import identifying_caption
+from mamo.data.loader import WORLD_SEED
+from mamo.data.rendering import render
+from mamo.data.scenes import SceneWorld
+from mamo.evaluation.probes import fill_masked_words, masked_words
+from mamo.tasks.evaluate import evaluate
+from mamo.tasks.launch import train
+
+N = 12
+WORLD = SceneWorld("easy", WORLD_SEED)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [Image.fromarray(render(WORLD.scene("test", k), (16, 16))) for k in range(N)]
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[str]:
+    return [identifying_caption(WORLD.scene("test", k)).text for k in range(N)]
+
+
+@pytest.fixture
+def run(tiny: Callable[..., Config], tmp_path: Path, no_curves: None, one_thread: None) -> Path:
+    """A run of two steps, its weights spread so that scores differ."""
+    train(tiny(training={"total_steps": 2, "warmup_steps": 1}, data={"text_max_tokens": 40}), is_resume=False)
+    return tmp_path / "run"
+
+
+def stir(model: mamo.Model) -> mamo.Model:
+    """Larger random weights: a network of two steps says nearly the same of everything."""
+    torch.manual_seed(0)
+    for parameter in model.network.parameters():
+        nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    return model
+
+
+def test_recall_equals_the_evaluators(run: Path, pictures: list[Image.Image], captions: list[str]) -> None:
+    """Bug: another shortlist, other pixels or another score in the library than in the published numbers."""
+    overrides = [f"evaluation.retrieval_items={N}", "evaluation.probe_items=2", "evaluation.rerank_k=4"]
+    metrics = evaluate(run, "scenes-easy-zeroshot", overrides)["metrics"]
+    gallery = mamo.load(run).index(pictures)
+    found = gallery.retrieve(captions, k=4, rerank_k=4)
+    assert len(gallery) == N
+    recall = 100 * sum(best[0][0] == k for k, best in enumerate(found)) / N
+    assert recall == pytest.approx(metrics["rerank/t2i_r1"])
+    assert all(a >= b for best in found for (_, a), (_, b) in itertools.pairwise(best))
+
+
+def test_images_in_every_form_are_the_same(run: Path, pictures: list[Image.Image], tmp_path: Path) -> None:
+    """Bug: a tensor that is normalised twice, a path that is resized in another way, a batch that mixes images up."""
+    model = stir(mamo.load(run))
+    large = pictures[0].resize((40, 28))
+    large.save(tmp_path / "a.png")
+    tensor = torch.from_numpy(mamo.api.np.array(large)).permute(2, 0, 1)
+    features = model.encode_image([large, tmp_path / "a.png", str(tmp_path / "a.png"), tensor, pictures[1]])
+    torch.testing.assert_close(features[:1].expand(4, -1), features[:4])
+    assert not torch.allclose(features[0], features[4], atol=1e-2)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(model.encode_image([pictures[1]])[0], features[4])
+
+
+def test_match_similarity_and_words(run: Path, pictures: list[Image.Image], captions: list[str]) -> None:
+    """Bug: probabilities of the mismatch, a transposed matrix, [MASK] read as plain text, another slot filled."""
+    model = stir(mamo.load(run))
+    scorer = model._scorer
+    similarity = model.similarity(pictures[:3], captions[:2])
+    assert similarity.shape == (3, 2)
+    assert float(similarity[2, 1]) == pytest.approx(
+        float(model.encode_image(pictures[2:3])[0] @ model.encode_text(captions[1:2])[0]), abs=1e-6
+    )
+    with torch.inference_mode():
+        images = scorer.encode_images([torch.stack([model._pixels(picture) for picture in pictures])])
+        rows = torch.arange(N)
+        logits = scorer.match(images, scorer.encode_texts(*scorer.tokenize(captions)), rows, rows)
+        items = [item for item in masked_words(WORLD, N) if item.word_class == "colour"][:6]
+        expected = fill_masked_words(scorer, images, items, {k: k for k in range(N)})
+    probability = model.match(pictures, captions)
+    torch.testing.assert_close(probability, 1 / (1 + (-logits).exp()))
+    for item, word, _ in expected:
+        before, after = item.caption[: item.start], item.caption[item.end :]
+        filled = model.fill_mask(pictures[item.scene_index], f"{before}[MASK]{after}")
+        said = model.tokenizer.decode(model.tokenizer(before, add_special_tokens=False)["input_ids"])
+        assert filled[len(said) :].strip().startswith(word)
+
+
+def test_grounding_has_the_size_of_the_image(run: Path, pictures: list[Image.Image]) -> None:
+    """Bug: heat in patches or in the network's size, axes exchanged."""
+    found = stir(mamo.load(run)).ground(pictures[0].resize((50, 30)), "a red circle")
+    assert found.heat.shape == (30, 50)
+    assert found.heat[found.point[1], found.point[0]] == found.heat.max() > 0
+
+
+def test_heads_that_are_missing_are_named(tiny: Callable[..., Config], tmp_path: Path, no_curves: None) -> None:
+    """Bug: an attribute error on None."""
+    only = {"itc": 0.0, "itm": 0.0, "mim": 0.0, "mrm_image": 0.0, "mrm_text": 0.0}
+    train(tiny(training={"total_steps": 1, "warmup_steps": 0}, losses={"weights": only}), is_resume=False)
+    model = mamo.load(tmp_path / "run")
+    picture = Image.new("RGB", (16, 16))
+    for call in (
+        lambda: model.encode_image([picture]),
+        lambda: model.match([picture], ["x"]),
+        lambda: model.index([picture]),
+        lambda: model.ground(picture, "x"),
+    ):
+        with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; train it on with"):
+            call()
+    assert model.fill_mask(picture, "a [MASK]")
+
+
+def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Path, caplog: Any) -> None:
+    """Bug: a traceback from the depths, an empty answer, texts that are cut in silence or announced each time."""
+    model = mamo.load(run)
+    (tmp_path / "text.png").write_text("no image")
+    for call, message in (
+        (lambda: model.encode_image([tmp_path / "text.png"]), r"text\.png: not an image"),
+        (lambda: model.encode_image([tmp_path / "absent.png"]), r"absent\.png"),
+        (lambda: model.encode_image([torch.zeros(3, 4, 4)]), r"uint8 \[3, H, W\], not torch\.float32"),
+        (lambda: model.index([]), "the gallery is empty"),
+        (lambda: model.match(pictures[:2], ["x"]), "2 images and 1 texts"),
+        (lambda: model.encode_text("a text"), "a list of texts"),
+        (lambda: model.fill_mask(pictures[0], "no mask"), r"no \[MASK\] among the first 40 tokens"),
+        (lambda: model.index(pictures).retrieve(["x"], k=9, rerank_k=4), "k = 9 must lie between"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            model.encode_text(["red " * 100])
+    assert caplog.text.count("texts are cut to 40 tokens; the longest has 102") == 1
+
+
+class Evil:
+    """Unpickling it would create a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a truncated file that loads in part, a pickle whose code runs."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no checkpoint found"):
+        mamo.load(tmp_path / "nowhere")
+    (tmp_path / "foreign").mkdir()
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        mamo.load(tmp_path / "foreign")
+    folder = (run / "checkpoints/last").resolve()
+    file, manifest = folder / "student.safetensors", json.loads((folder / "manifest.json").read_text())
+    content = file.read_bytes()
+    file.write_bytes(content[:-9])
+    with pytest.raises(ValueError, match=r"damaged checkpoint, student\.safetensors has"):
+        mamo.load(run)
+    evil = pickle.dumps(Evil())
+    file.write_bytes(evil)
+    manifest["student.safetensors"] = {"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"student\.safetensors cannot be read"):
+        mamo.load(run)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none(run: Path) -> None:
+    """Bug: a late error from CUDA."""
+    with pytest.raises(ValueError, match="offers none"):
+        mamo.load(run, device="cuda")
