@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +50,12 @@ def test_commands_run(clone: Path) -> None:
             small = f"{line} evaluation.retrieval_items=20 evaluation.probe_items=10"
         done = run(small, clone)
         assert done.returncode == 0, f"{small}\n{done.stderr}"
+    (clone / "runs/scenes").symlink_to("mine")
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (60, 40), "red").save(clone / name)
+    for block in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        done = run(f"python -c {shlex.quote(block)}", clone)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
 def test_first_blocks_are_one_line_each() -> None:

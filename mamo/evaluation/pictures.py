@@ -49,7 +49,7 @@ def scene_pictures(
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     found: list[tuple[str, str]] = []
     with torch.inference_mode():
-        images = scorer.encode_images(batch.split(scorer.batch_size))
+        images = scorer.encode_images(torch.split(batch, scorer.batch_size))
         captions = [identifying_caption(world.scene("test", index)).text for index in range(GALLERY)]
         if scorer.network.temperature is not None:
             score, by = _scores(scorer, images, captions)
