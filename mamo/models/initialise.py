@@ -2,6 +2,10 @@
 
 from torch import nn
 
+POSITION_STD = 0.2
+"""Of image positions, in the encoder and in fusion: about as large as the patch content that they are added to at the
+start. ViT's 0.02 is lost beside it, and with it where an object stands."""
+
 
 def init_like_bert(module: nn.Module) -> None:
     """Initialise one module in BERT's way: normal(0, 0.02) cut at two sigmas for matrices, zero biases, unit norms."""
