@@ -19,7 +19,7 @@ EVALUATION = {"enabled": True, "retrieval_items": 8, "probe_items": 8, "rerank_k
 def test_a_run_leaves_what_the_readme_promises(tiny: Callable[..., Config]) -> None:
     """Bug: a file, a key or a loss is missing from what a run writes; a clock's number is in the metrics."""
     config = tiny(training={"total_steps": 3, "checkpoint_every_steps": 2}, evaluation=EVALUATION)
-    launch.pretrain(config, is_resume=False)
+    launch.train(config, is_resume=False)
     run = Path(config.output_dir)
     names = {path.name for path in run.iterdir()}
     assert names == {
@@ -31,6 +31,7 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Callable[..., Config]) -> N
         "checkpoints",
         "results.json",
         "curves.png",
+        "report.html",
     }
     assert load_config(run / "config.yaml") == config
     rows = run_folder.read_lines(run / "metrics.jsonl")
@@ -73,7 +74,7 @@ def test_a_kill_around_an_evaluation_loses_and_doubles_none(
         "training": {"total_steps": 8, "checkpoint_every_steps": 2},
         "evaluation": {**EVALUATION, "every_steps": 4},
     }
-    launch.pretrain(tiny(output_dir=str(tmp_path / "whole"), **settings), is_resume=False)
+    launch.train(tiny(output_dir=str(tmp_path / "whole"), **settings), is_resume=False)
     assert len(calls) == 2
 
     config = tiny(**settings)
@@ -87,10 +88,10 @@ def test_a_kill_around_an_evaluation_loses_and_doubles_none(
 
         monkeypatch.setattr(Loop, "save", save_then_stop)
         with pytest.raises(KeyboardInterrupt):
-            launch.pretrain(config, is_resume=(stop > 4))
+            launch.train(config, is_resume=(stop > 4))
     monkeypatch.setattr(Loop, "run", lambda *_: pytest.fail("a step was trained after the last"))
-    launch.pretrain(config, is_resume=True)  # the last evaluation alone
-    launch.pretrain(config, is_resume=True)  # nothing at all
+    launch.train(config, is_resume=True)  # the last evaluation alone
+    launch.train(config, is_resume=True)  # nothing at all
     assert len(calls) == 4
     whole, broken = (run_folder.read_evaluations(tmp_path / name) for name in ("whole", "run"))
     assert [entry["step"] for entry in whole] == [4, 8]
@@ -102,12 +103,12 @@ def test_results_are_cut_back_to_the_checkpoint(tiny: Callable[..., Config], mon
     """Bug: an evaluation of weights that no checkpoint holds any more stays in `results.json`."""
     counted(monkeypatch)
     config = tiny(training={"total_steps": 8, "checkpoint_every_steps": 4}, evaluation={**EVALUATION, "every_steps": 2})
-    launch.pretrain(config, is_resume=False)
+    launch.train(config, is_resume=False)
     run = Path(config.output_dir)
     whole = run_folder.read_evaluations(run)
     assert [entry["step"] for entry in whole] == [2, 4, 6, 8]
     run_folder.write_evaluations(run, [*whole[:2], {**whole[2], "metrics": {"stale": 1.0}}])
     file = run / "checkpoints" / "step-0000008" / "student.safetensors"
     file.write_bytes(b"")
-    launch.pretrain(config, is_resume=True)
+    launch.train(config, is_resume=True)
     assert run_folder.read_evaluations(run) == whole

@@ -38,7 +38,8 @@ def test_a_bad_weight_is_named_and_reproduced(
     tensors = {name: checkpoint.read_tensors(parent, name) for name in ("student", "teacher", "queue")}
     tensors["student"]["itm.classifier.bias"][1] = torch.nan
     files = {"tokenizer": parent / "tokenizer", "config.yaml": parent / "config.yaml"}
-    checkpoint.write_folder(tmp_path / "poisoned", tensors, {"step": 4}, files)
+    state = json.loads((parent / "state.json").read_text())
+    checkpoint.write_folder(tmp_path / "poisoned", tensors, state, files)
 
     config = tiny(checkpoint=str(tmp_path / "poisoned"), training=short)
     message = fails(lambda: train(config, is_resume=False))
