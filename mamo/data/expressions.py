@@ -65,7 +65,9 @@ def _text(scene: Scene, target: int, draws: Draws) -> str | None:
         if sum(other.fits(thing) for thing in things) > 1:
             continue
         for kind in (_SPATIAL[i] for i in draws.shuffled(len(_SPATIAL))):
-            fitting = [i for i, thing in enumerate(things) if said.fits(thing) and _may_hold(kind, thing, things[k])]
+            # what may be read as true by the slightest distance is no way to tell apart
+            near = [relation_holds(kind, thing, things[k], margin=0.0) for thing in things]
+            fitting = [i for i, thing in enumerate(things) if said.fits(thing) and near[i]]
             if fitting == [target] and relation_holds(kind, wanted, things[k]):
                 statement = Statement((said, other), (Relation(kind, 0, 1),))
                 assert holds(statement, things)
@@ -88,11 +90,6 @@ def tells_apart(scene: Scene, target: int, names: list[str], draws: Draws) -> De
 def _look(thing: SceneObject, scene: Scene) -> Description:
     pattern = thing.pattern if scene.difficulty == "full" else ""
     return Description(thing.shape, thing.colour, thing.size, pattern)
-
-
-def _may_hold(kind: str, a: SceneObject, b: SceneObject) -> bool:
-    """Whether the relation holds by the slightest distance: what may be read as true is no way to tell apart."""
-    return relation_holds(kind, a, b, margin=0.0)
 
 
 def _write(statement: Statement, template: str, referents: tuple[int, ...], scene: Scene, draws: Draws) -> str:

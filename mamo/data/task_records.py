@@ -9,9 +9,8 @@ Boxes are (x, y, width, height) in pixels of the image. `answers` is empty where
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,23 +21,17 @@ Box = tuple[float, float, Side, Side]
 
 
 class TaskRecord(BaseModel):
-    """A strict row; unknown keys are refused. `identity` names it in messages and is unique in a file."""
+    """A strict row; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @property
-    def identity(self) -> str:
-        """What is unique in a file."""
-        raise NotImplementedError
-
-    def image_names(self) -> tuple[str, ...]:
-        """The images it needs."""
-        raise NotImplementedError
+    key: ClassVar[str]
+    """The field that is unique in a file."""
 
 
 class VqaRecord(TaskRecord):
     """A question about an image and what people answered."""
 
+    key: ClassVar[str] = "question_id"
     image: Words
     question_id: int
     question: Words
@@ -46,51 +39,26 @@ class VqaRecord(TaskRecord):
     answer_type: str = ""
     question_type: str = ""
 
-    @property
-    def identity(self) -> str:
-        """Its question id."""
-        return f"question_id {self.question_id}"
-
-    def image_names(self) -> tuple[str, ...]:
-        """Its image."""
-        return (self.image,)
-
 
 class ReasoningRecord(TaskRecord):
-    """A sentence about one image or a pair of images, and whether it is true."""
+    """A sentence about one image or a pair of images, left to right, and whether it is true."""
 
+    key: ClassVar[str] = "identifier"
     images: Annotated[list[Words], Field(min_length=1, max_length=2)]
     sentence: Words
     label: bool
     identifier: Words
 
-    @property
-    def identity(self) -> str:
-        """Its identifier."""
-        return f"identifier {self.identifier}"
-
-    def image_names(self) -> tuple[str, ...]:
-        """Its images, left to right."""
-        return tuple(self.images)
-
 
 class GroundingRecord(TaskRecord):
     """A phrase that means one object of an image."""
 
+    key: ClassVar[str] = "expression_id"
     image: Words
     expression_id: int
     expression: Words
     box_xywh: Box | None = None
     proposals_xywh: list[Box] = []
-
-    @property
-    def identity(self) -> str:
-        """Its expression id."""
-        return f"expression_id {self.expression_id}"
-
-    def image_names(self) -> tuple[str, ...]:
-        """Its image."""
-        return (self.image,)
 
 
 Record = TypeVar("Record", bound=TaskRecord)
@@ -100,22 +68,24 @@ def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
     """Reads a file of one kind of record, `image` and `images` as they stand (`image_path` joins them).
 
     Raises ValueError with every bad row (the first ten and the count): file, line, key and what is wrong with it; for
-    an identity that occurs twice; and for a file that cannot be read or is empty.
+    a key that occurs twice; and for a file that cannot be read or is empty.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
-    records: dict[str, Record] = {}
+    records: dict[object, Record] = {}
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
-        found = list(_problems_of(line, kind))
-        if not found:
+        try:
             record = kind.model_validate_json(line)
-            if record.identity in records:
-                found = [f"{record.identity} occurs twice"]
-            records.setdefault(record.identity, record)
-        problems += [f"{path}:{number}: {text}" for text in found]
+        except ValidationError as error:
+            problems += [f"{path}:{number}: {text}" for text in map(_told, error.errors())]
+            continue
+        identity = getattr(record, kind.key)
+        if identity in records:
+            problems.append(f"{path}:{number}: {kind.key} {identity} occurs twice")
+        records.setdefault(identity, record)
     if problems:
         more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
         raise ValueError(f"{len(problems)} problem(s): " + "; ".join(problems[:_MAX_LISTED]) + more)
@@ -124,13 +94,9 @@ def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
     return list(records.values())
 
 
-def _problems_of(line: str, kind: type[TaskRecord]) -> Iterator[str]:
-    try:
-        kind.model_validate_json(line)
-    except ValidationError as error:
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
-            yield f"{key}: {problem['msg']}" if key else problem["msg"]
+def _told(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    return f"{key}: {problem['msg']}" if key else str(problem["msg"])
 
 
 def image_path(file: Path, name: str) -> Path:

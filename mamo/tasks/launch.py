@@ -32,7 +32,7 @@ from mamo.training.curves import draw_curves
 from mamo.training.distributed import rank, world_size
 from mamo.training.loop import Loop
 from mamo.training.optim import make_optimizer
-from mamo.training.precision import choose_device, choose_precision
+from mamo.training.precision import choose_device, choose_precision, computing_in
 from mamo.training.report import write_report
 from mamo.training.resume import ancestry_of, resumed_config
 
@@ -246,7 +246,7 @@ def report(run: Run) -> None:
     last = run_folder.read_evaluations(run.output_dir)[-1]
     shown: list[tuple[str, str]] = []
     if config.data.source == "scenes":
-        with run.trial_loop("bf16" if config.training.precision == "bf16" else "fp32", run.output_dir).computing():
+        with computing_in("bf16" if config.training.precision == "bf16" else "fp32", [run.task.network]):
             shown = scene_pictures(run.task.network, config, run.tokenizer, run.normalise, run.device)
     title = f"{run.output_dir}: {last['protocol']}"
     logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, run.output_dir))
