@@ -17,12 +17,12 @@ from mamo.data.grammar import identifying_caption
 from mamo.data.loader import WORLD_SEED
 from mamo.data.probes import PROBES, probe_items
 from mamo.data.rendering import render
-from mamo.data.scenes import SceneWorld
+from mamo.data.scenes import SceneWorld, near_duplicate
 from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.probes import masked_words
 from mamo.evaluation.scoring import Scorer
 from mamo.evaluation.statements import read_scores
-from mamo.evaluation.zero_shot import zero_shot
+from mamo.evaluation.zero_shot import _gallery, zero_shot
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder
@@ -260,6 +260,16 @@ def planted_scenes(config, is_knowing):
         answer = TOKENIZER.convert_tokens_to_ids(item.answers[-1])
         network.words[picture_number(item.scene_index), text_number(ids), place] = answer
     return network
+
+
+def test_half_of_the_gallery_are_near_duplicates():
+    """Would catch a switch that changes the protocol's name and nothing else."""
+    world = SceneWorld("easy", WORLD_SEED)
+    plain, near = (_gallery(world, config_of(near_duplicates=is_near)) for is_near in (False, True))
+    n = len(plain)
+    assert [scene.index for scene in plain] == list(range(n))
+    assert near[: n // 2] == plain[: n // 2]
+    assert near[n // 2 :] == [near_duplicate(scene) for scene in plain[: n // 2]]
 
 
 @pytest.fixture

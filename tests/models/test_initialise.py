@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import BertConfig
 
+from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder
 
@@ -26,3 +27,16 @@ def test_layers_keep_the_size_of_their_input(name: str) -> None:
         output = linear(torch.randn(4000, linear.in_features))
         assert 0.9 < output.std() < 1.1
         assert not linear.bias.any()
+
+
+def test_image_positions_are_as_large_as_the_patches() -> None:
+    """Bug: ViT's 0.02, lost beside the patch content that it is added to."""
+    torch.manual_seed(0)
+    encoder = ENCODERS["image"]()
+    fusion = Fusion(128, 1, 4, 256, image_width=128, grid=(4, 4), n_prefix=1, text_width=128)
+    content = encoder.vit.patch_embed(torch.randn(50, 3, 32, 32)).std()
+    for position, beside in (
+        (encoder.vit.pos_embed, content),
+        (fusion.image_position, fusion.image_projection(torch.randn(50, 128)).std()),
+    ):
+        assert 0.25 < position.std() / beside < 4
