@@ -232,9 +232,13 @@ class Config(Section):
     """One run."""
 
     seed: NonNegative = 0
+    task: Literal["pretrain"] = "pretrain"
+    """What is trained. `pretrain`: the losses of `losses` on image-text pairs, which fine-tune retrieval too."""
     output_dir: str
     checkpoint: str | None = None
     """A run or a step folder whose weights start this run."""
+    from_scratch: bool = False
+    """Take architecture, vocabulary and sizes of `checkpoint` but none of its weights: the control of a fine-tuning."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     masking: MaskingConfig = MaskingConfig()
@@ -261,6 +265,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         for key in ("train_file", "train_split", "eval_file", "eval_split", "statements_file"):
             if getattr(data, key) is not None:
                 yield f"data.{key}: contradicts data.source: scenes; use data.source: pairs"
+    if config.from_scratch and config.checkpoint is None:
+        yield "from_scratch: needs a checkpoint, whose architecture it takes"
     if all(weight == 0 for weight in dict(losses.weights).values()):
         yield "losses.weights: every loss is switched off"
     if losses.itc_candidates == "batch" and losses.queue_size:

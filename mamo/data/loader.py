@@ -1,7 +1,7 @@
 """Data sets behind one interface, and the loader that feeds the loop."""
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mamo.config import DataConfig
 from mamo.data import grammar, rendering
-from mamo.data.collate import PairBatch, PairCollator, sample_rng
+from mamo.data.collate import sample_rng
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.sampler import StepSampler
 from mamo.data.scenes import SceneWorld, Split
@@ -24,13 +24,17 @@ WORLD_SEED = 0
 """The embedded world is one fixed data set; a run's seed changes the run, not the world."""
 
 
-class PairSource(Protocol):
-    """Random access to image-text pairs."""
+class Source(Protocol):
+    """Random access to the samples of a task."""
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator) -> Any:
         """Sample `index`; `rng` chooses among captions and augments."""
+        ...
+
+    def identity(self) -> Iterator[str]:
+        """Texts that together change with the data, for its fingerprint."""
         ...
 
 
@@ -46,6 +50,10 @@ class ScenePairs:
 
     def __len__(self) -> int:
         return self.n_scenes
+
+    def identity(self) -> Iterator[str]:
+        """The parameters of the world."""
+        yield f"scenes {self.world.difficulty} {self.n_scenes} {self.image_size_px}"
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Draw scene `index` and one of its captions (or its identifying caption)."""
@@ -65,14 +73,14 @@ class ScenePairs:
         )
 
 
-class EpochDataset(Dataset[tuple[int, Sample]]):
+class EpochDataset(Dataset[tuple[int, Any]]):
     """Gives the loader sample (epoch, index), its random numbers seeded by (seed, epoch, index)."""
 
-    def __init__(self, source: PairSource, seed: int) -> None:
+    def __init__(self, source: Source, seed: int) -> None:
         self.source = source
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Any]:
         epoch, index = key
         return epoch, self.source.load(index, sample_rng(self.seed, epoch, index, LOAD_STREAM))
 
@@ -81,9 +89,7 @@ def _one_thread(worker_id: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
 
 
-def make_loader(
-    source: PairSource, collator: PairCollator, sampler: StepSampler, workers: int, pin_memory: bool
-) -> DataLoader[Any]:
+def make_loader(source: Source, collator: Any, sampler: StepSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:
     """Batches of `source` in the sampler's order; the result does not depend on `workers`."""
     return DataLoader(
         EpochDataset(source, collator.seed),
@@ -98,6 +104,6 @@ def make_loader(
     )
 
 
-def collate_range(source: PairSource, collator: PairCollator, indices: Sequence[int]) -> PairBatch:
+def collate_range(source: Source, collator: Any, indices: Sequence[int]) -> Any:
     """One evaluation batch of the given samples, outside any epoch."""
     return collator([(0, source.load(i, sample_rng(collator.seed, 0, i, LOAD_STREAM))) for i in indices])

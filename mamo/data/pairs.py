@@ -4,7 +4,7 @@ Legend: H, W height and width of the image given to the network, in pixels.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,6 +75,11 @@ class PairDataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def identity(self) -> Iterator[str]:
+        """The records."""
+        for record in self.records:
+            yield f"{record.image}\t{record.image_id}\t{record.captions}\n"
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Loads pair `index`; `rng` picks one of its captions and drives the transform.

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig
 
 from mamo.config import Config
 from mamo.data.collate import PairCollator
-from mamo.data.loader import PairSource, ScenePairs
+from mamo.data.loader import ScenePairs, Source
 from mamo.data.pairs import PairDataset
 from mamo.data.records import read_pairs
 from mamo.data.transforms import train_transform
@@ -25,10 +25,10 @@ HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature")
 """First words of the names of `Mamo`'s parameters outside its backbone: what two tasks may differ in."""
 
 
-def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Mamo:
-    """The network of a config, initialised from `seed` and, where named, from published weights."""
+def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> Backbone:
+    """The part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
-    model, weights = config.model, config.losses.weights
+    model = config.model
     image_encoder = ImageEncoder(
         model.image.name,
         config.data.image_size,
@@ -50,35 +50,57 @@ def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Ma
         text_width=text_encoder.width,
         dropout=model.dropout,
     )
+    return Backbone(image_encoder, text_encoder, fusion, model.itc_width)
+
+
+def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Mamo:
+    """The network of pre-training, initialised from `seed` and, where named, from published weights."""
+    backbone = build_backbone(config, vocabulary_size, pad_token_id)
+    weights, image_encoder = config.losses.weights, backbone.image_encoder
     patch_h, patch_w = image_encoder.patch_size_px
     target_width = image_encoder.width if config.losses.mim_target == "features" else 3 * patch_h * patch_w
     network = Mamo(
-        Backbone(image_encoder, text_encoder, fusion, model.itc_width),
+        backbone,
         itc=weights.itc > 0,
         itm=weights.itm > 0,
         mlm=weights.mlm > 0,
         mim_width=target_width if weights.mim > 0 else None,
-        mim_blocks=model.mim_head_blocks,
+        mim_blocks=config.model.mim_head_blocks,
         mrm_image=weights.mrm_image > 0,
         mrm_text=weights.mrm_text > 0,
         joint=config.masking.mode == "joint",
         temperature=config.losses.temperature,
     )
-    if model.image.weights != "random":
-        load_image_weights(image_encoder, model.image.weights)
-    if model.text.weights == "bert" and model.text.bert is not None:
-        load_bert_weights(text_encoder, fusion, model.text.bert, network.mlm)
+    load_published(config, network)
     return network
 
 
-def position_resamplers(
-    backbone: Backbone, old_image_size_px: tuple[int, int], prefix: str
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What brings stored position embeddings of another image size to the backbone's grid, by parameter name.
+def load_published(config: Config, network: Mamo) -> None:
+    """Fill a network with the published weights that `model` names, if any."""
+    model, backbone = config.model, network.backbone
+    if model.image.weights != "random":
+        load_image_weights(backbone.image_encoder, model.image.weights)
+    if model.text.weights == "bert" and model.text.bert is not None:
+        load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
 
-    Bicubic, class tokens untouched (as timm and MAE do); `prefix` goes before the backbone's own names.
+
+def without_published(config: Config) -> Config:
+    """The same config with random weights: for a network whose weights a checkpoint holds, so that none is fetched."""
+    image = config.model.image.model_copy(update={"weights": "random"})
+    text = config.model.text.model_copy(update={"weights": "random"})
+    return config.model_copy(update={"model": config.model.model_copy(update={"image": image, "text": text})})
+
+
+def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What brings stored position embeddings of another image size to the grid of a network, by parameter name.
+
+    Bicubic, class tokens untouched (as timm and MAE do).
+
+    Args:
+        module: a network with one `ImageEncoder` and any number of `Fusion`s anywhere inside.
     """
-    encoder, fusion = backbone.image_encoder, backbone.fusion
+    found = {name: part for name, part in module.named_modules() if isinstance(part, ImageEncoder | Fusion)}
+    (encoder,) = (part for part in found.values() if isinstance(part, ImageEncoder))
     old_grid = [side // patch for side, patch in zip(old_image_size_px, encoder.patch_size_px)]
 
     def to_grid(n_prefix: int) -> Callable[[Tensor], Tensor]:
@@ -86,10 +108,13 @@ def position_resamplers(
             resample_abs_pos_embed, new_size=list(encoder.grid), old_size=old_grid, num_prefix_tokens=n_prefix
         )
 
-    return {
-        f"{prefix}image_encoder.vit.pos_embed": to_grid(0 if encoder.vit.no_embed_class else encoder.n_prefix),
-        f"{prefix}fusion.image_position": to_grid(fusion.n_prefix),
-    }
+    resamplers = {}
+    for name, part in found.items():
+        if isinstance(part, ImageEncoder):
+            resamplers[f"{name}.vit.pos_embed"] = to_grid(0 if part.vit.no_embed_class else part.n_prefix)
+        else:
+            resamplers[f"{name}.image_position"] = to_grid(part.n_prefix)
+    return resamplers
 
 
 def _bert_config(config: Config, vocabulary_size: int, pad_token_id: int) -> BertConfig:
@@ -114,7 +139,7 @@ def _bert_config(config: Config, vocabulary_size: int, pad_token_id: int) -> Ber
     return bert
 
 
-def build_train_source(config: Config) -> PairSource:
+def build_train_source(config: Config) -> Source:
     """The training pairs of a config."""
     data = config.data
     if data.source == "scenes":

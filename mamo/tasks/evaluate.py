@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mamo.config import apply_override, build_config, read_values
-from mamo.evaluation.pictures import scene_pictures
 from mamo.evaluation.protocols import protocol_of, under
-from mamo.evaluation.zero_shot import zero_shot
 from mamo.tasks.launch import result_entry
-from mamo.tasks.trained import load_trained
+from mamo.tasks.trained import load_parts
 from mamo.training import checkpoint
 from mamo.training.precision import choose_device, computing_in
 from mamo.training.report import write_report
 from mamo.training.resume import ancestry_of
-from mamo.training.run_folder import CONFIG, STATEMENT_SCORES, replace_text
+from mamo.training.run_folder import CONFIG, replace_text
 
 
 def evaluate(
@@ -42,15 +40,13 @@ def evaluate(
     for override in overrides:
         apply_override(values, override)
     config = build_config(values, f"{folder / CONFIG} under {protocol}")
-    trained = load_trained(folder, config, choose_device("auto"))
-    network, needed = trained.network, (trained.tokenizer, trained.normalise, trained.device)
+    trained, parts = load_parts(folder, config, choose_device("auto"))
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
-    with computing_in(precision, [network]):
-        metrics = zero_shot(network, config, *needed, output_dir / STATEMENT_SCORES)
-        is_shown = pictures and config.data.source == "scenes"
-        shown = scene_pictures(network, config, *needed) if is_shown else []
+    with computing_in(precision, [trained.network]):
+        metrics = parts.evaluate(trained, output_dir)
+        shown = parts.pictures(trained) if pictures else []
     *ancestry, own = ancestry_of(folder)
     entry = result_entry(config, protocol_of(config), folder, own["step"], ancestry, metrics)
     replace_text(output_dir / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")

@@ -6,8 +6,7 @@ import json
 import logging
 import platform
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,19 +14,17 @@ from typing import Any, Literal
 import torch
 
 from mamo.config import Config, load_config
-from mamo.data.collate import PairBatch, PairCollator
 from mamo.data.images import BadSample, BadSamplePolicy
-from mamo.data.loader import PairSource, collate_range, make_loader
-from mamo.data.pairs import PairDataset
+from mamo.data.loader import collate_range, make_loader
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
-from mamo.evaluation.pictures import scene_pictures
 from mamo.evaluation.protocols import PROTOCOLS, protocol_of
-from mamo.evaluation.zero_shot import zero_shot
-from mamo.tasks.build import HEADS, build_collator, build_network, build_train_source, position_resamplers
-from mamo.tasks.pretrain import PixelNorm, PretrainTask
+from mamo.tasks.build import HEADS, position_resamplers, without_published
+from mamo.tasks.kinds import parts_of
+from mamo.tasks.parts import PixelNorm, Trained
+from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_folder
-from mamo.training.alarms import ITM_CLASS_PRIOR, Alarms, unigram_entropy
+from mamo.training.alarms import Alarms
 from mamo.training.curves import draw_curves
 from mamo.training.distributed import rank, world_size
 from mamo.training.loop import Loop
@@ -38,7 +35,8 @@ from mamo.training.resume import ancestry_of, resumed_config
 
 logger = logging.getLogger(__name__)
 
-ENTROPY_SAMPLES = 512
+EXAMPLES = 512
+"""Samples from which the baselines of the losses are counted."""
 
 
 class Run:
@@ -50,13 +48,15 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.device = choose_device(config.training.device)
         self.tokenizer = load_tokenizer(str(self.output_dir / "tokenizer") if is_resume else config.data.tokenizer)
-        self.source: PairSource = build_train_source(config)
-        network = build_network(config, len(self.tokenizer), self.tokenizer.pad_token_id)
+        takes_weights = config.checkpoint is not None and not config.from_scratch
+        built = without_published(config) if takes_weights or is_resume else config
+        self.parts = parts_of(built, self.tokenizer, self.output_dir if is_resume else None)
+        self.source = self.parts.source()
         self.ancestry: list[dict[str, Any]] = []
-        encoder = network.backbone.image_encoder
-        self.collator: PairCollator = build_collator(config, self.tokenizer, encoder.grid)
+        self.collator = self.parts.collator
+        encoder = self.parts.image_encoder
         self.normalise = PixelNorm(encoder.mean, encoder.std, self.device)
-        self.task = PretrainTask(config, network, self.normalise)
+        self.task = self.parts.task(self.normalise)
         for module in self.task.modules().values():
             module.to(self.device)
         self.choose_attention(config.training.precision)
@@ -65,16 +65,20 @@ class Run:
         self.optimizer = make_optimizer(self.task.network, config.training)
         self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
 
+    @property
+    def trained(self) -> Trained:
+        """The network as it stands, with what it reads with."""
+        return Trained(self.parts.network, self.tokenizer, self.normalise, self.device)
+
     def choose_attention(self, precision: Literal["auto", "fp32", "bf16"]) -> None:
         """The image encoder's share of what `mamo.models.attention` decides for the rest."""
-        is_fused = self.device.type != "cpu" or precision != "bf16"
-        self.task.network.backbone.image_encoder.use_fused_attention(is_fused)
+        self.parts.image_encoder.use_fused_attention(self.device.type != "cpu" or precision != "bf16")
 
     def start_from(self, path: Path) -> None:
-        """Take student and teacher weights from another run's checkpoint.
+        """Take student and teacher weights from another run's checkpoint (none with `from_scratch`).
 
-        Heads that this run's losses do not use stay behind, those it adds start anew, and positions are resampled to
-        this run's grid of patches; the log says which.
+        Heads that this run's task does not use stay behind, those it adds start anew, and positions are resampled to
+        this run's grid of patches; the log says which. A teacher that the checkpoint lacks starts as the student.
 
         Raises:
             CheckpointError: missing, damaged, of another architecture or with another vocabulary.
@@ -84,19 +88,27 @@ class Run:
             raise checkpoint.CheckpointError(
                 f"{folder} was trained with another vocabulary; set data.tokenizer={folder / 'tokenizer'}"
             )
-        backbone = self.task.network.backbone
+        if self.config.from_scratch:
+            logger.info("from_scratch: architecture, vocabulary and sizes of %s, none of its weights", folder)
+            return
         old_size = load_config(folder / run_folder.CONFIG).data.image_size
-        for name, module, prefix in (
-            ("student", self.task.network, "backbone."),
-            ("teacher", self.task.teacher, "module."),
-        ):
-            report = checkpoint.load_transfer(
-                folder, name, module, HEADS, position_resamplers(backbone, old_size, prefix)
-            )
-            logger.info("%s from %s: %s", name, folder, report)
+        modules = self.task.modules()
+        resamplers = position_resamplers(modules["student"], old_size)
+        report = checkpoint.load_transfer(folder, "student", modules["student"], HEADS, resamplers)
+        logger.info("student from %s: %s", folder, report)
+        self.parts.begin(report.new)
+        teacher = modules.get("teacher")
+        if isinstance(teacher, Teacher):
+            if (folder / "teacher.safetensors").is_file():
+                resamplers = position_resamplers(teacher, old_size)
+                report = checkpoint.load_transfer(folder, "teacher", teacher, HEADS, resamplers)
+                logger.info("teacher from %s: %s", folder, report)
+            else:
+                teacher.update(self.parts.network.backbone, momentum=0.0)
+                logger.info("teacher: a copy of the student, %s has none", folder)
         self.ancestry = ancestry_of(folder)
 
-    def batches(self, start_step: int, workers: int) -> Iterator[PairBatch]:
+    def batches(self, start_step: int, workers: int) -> Iterator[Any]:
         """The training batches from `start_step` on, loaded by this many processes (0: by this one).
 
         Raises:
@@ -120,29 +132,22 @@ class Run:
             error.__traceback__ = None  # its frames hold the workers, which are stopped as soon as it lets go
             raise BadSample(found[-1].strip() if found else str(error)) from None
 
-    def example_batch(self, size: int) -> PairBatch:
+    def example_batch(self, size: int) -> Any:
         """The first `size` samples, for timing and counting."""
         indices = [i % len(self.source) for i in range(size)]
         return collate_range(self.source, self.collator, indices)
 
     def baselines(self) -> dict[str, float]:
         """What each loss is worth to a model that has learned nothing."""
-        batch = self.example_batch(min(ENTROPY_SAMPLES, len(self.source)))
-        counts = Counter(batch.input_ids[batch.is_valid].tolist())
-        for token in self.tokenizer.all_special_ids:
-            counts.pop(token, None)
-        candidates = self.config.training.batch_size_global + self.config.losses.queue_size
-        return {
-            "loss/itm": ITM_CLASS_PRIOR,
-            "loss/mlm": unigram_entropy(counts),
-            "loss/itc": float(torch.tensor(float(candidates)).log()),
-        }
+        return self.parts.baselines(self.example_batch(min(EXAMPLES, len(self.source))))
 
     def loop(self, trackers: list[run_folder.Tracker]) -> Loop:
         """The training loop of this run."""
-        files = {"config.yaml": self.output_dir / run_folder.CONFIG, "tokenizer": self.output_dir / "tokenizer"}
+        names = (run_folder.CONFIG, "tokenizer", *self.parts.carried)
+        files = {name: self.output_dir / name for name in names}
         state = {
             "data_fingerprint": self.fingerprint(),
+            "carried": {name: _digest([text]) for name, text in self.parts.carried.items()},
             "versions": versions(),
             "ancestry": self.ancestry,
         }
@@ -169,15 +174,16 @@ class Run:
         )
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with the training data: records of files or parameters of the world; vocabulary."""
-        digest = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
-        data = self.config.data
-        if isinstance(self.source, PairDataset):
-            for record in self.source.records:
-                digest.update(f"{record.image}\t{record.image_id}\t{record.captions}\n".encode("utf-8", "replace"))
-        else:
-            digest.update(f"scenes {data.difficulty} {data.train_scenes} {data.image_size}".encode())
-        return digest.hexdigest()[:16]
+        """16 hex digits that change with the training data, the vocabulary and what the run carries (answers)."""
+        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return _digest([vocabulary, *self.source.identity(), *self.parts.carried.values()])[:16]
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "replace"))
+    return digest.hexdigest()
 
 
 def train(config: Config, is_resume: bool) -> None:
@@ -201,6 +207,8 @@ def train(config: Config, is_resume: bool) -> None:
             run = resolve_auto(run)
     run_folder.write_config(output_dir, run.config)
     run.tokenizer.save_pretrained(output_dir / "tokenizer")
+    for name, text in run.parts.carried.items():
+        run_folder.replace_text(output_dir / name, text)
     for name in (run_folder.METRICS, run_folder.TIMING):
         run_folder.cut_back(output_dir / name, start_step)
     evaluations = run_folder.read_evaluations(output_dir)
@@ -244,10 +252,8 @@ def report(run: Run) -> None:
     """Write `report.html`: the last evaluation's numbers, pictures of what the network does, the curves."""
     config = run.config
     last = run_folder.read_evaluations(run.output_dir)[-1]
-    shown: list[tuple[str, str]] = []
-    if config.data.source == "scenes":
-        with computing_in("bf16" if config.training.precision == "bf16" else "fp32", [run.task.network]):
-            shown = scene_pictures(run.task.network, config, run.tokenizer, run.normalise, run.device)
+    with computing_in("bf16" if config.training.precision == "bf16" else "fp32", [run.task.network]):
+        shown = run.parts.pictures(run.trained)
     title = f"{run.output_dir}: {last['protocol']}"
     logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, run.output_dir))
 
@@ -278,8 +284,7 @@ def evaluator(run: Run, loop: Loop) -> Any:
 
     def evaluate(step: int) -> None:
         with loop.computing():
-            scores_file = run.output_dir / run_folder.STATEMENT_SCORES
-            metrics = zero_shot(run.task.network, run.config, run.tokenizer, run.normalise, run.device, scores_file)
+            metrics = run.parts.evaluate(run.trained, run.output_dir)
         folder = checkpoint.step_folder(Path("."), step)
         entry = result_entry(run.config, protocol_of(run.config), folder, step, run.ancestry, metrics)
         evaluations = [e for e in run_folder.read_evaluations(run.output_dir) if e["step"] < step]

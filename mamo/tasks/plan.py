@@ -4,10 +4,12 @@ Legend: B batch (one micro-batch here), L text tokens, P patches.
 """
 
 import itertools
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mamo.config import Config
-from mamo.data.collate import PairBatch
-from mamo.models.vlm import Mamo
 from mamo.tasks.launch import Run, resolve_auto
 from mamo.training.loop import Loop
 
 TIMED_STEPS = 3
 FP32_BYTES, BF16_BYTES = 4, 2
-HEADS = ("itm", "mlm", "mim", "mrm_image", "mrm_text")
 
 
 def print_plan(config: Config) -> None:
@@ -45,7 +44,7 @@ def print_plan(config: Config) -> None:
 def plan(run: Run, loop: Loop) -> list[str]:
     """The lines that need no clock: a table of parameters, then costs of a sample and of the run."""
     training = run.config.training
-    table = parameter_table(run.task.network, run.task.teacher)
+    table = parameter_table(run.task.modules())
     width = max(len(name) for name in table)
     lines = ["parameters", *(f"  {name:<{width}} {count:>13,}" for name, count in table.items()), ""]
     batch = run.example_batch(loop.micro_batch_size)
@@ -57,8 +56,9 @@ def plan(run: Run, loop: Loop) -> list[str]:
     run.task.network.zero_grad(set_to_none=True)
     memory = memory_bytes(run, activations + n_bytes)
     samples = training.total_steps * training.batch_size_global
-    encoder = run.task.network.backbone.image_encoder
-    n_image_tokens = encoder.n_prefix + encoder.grid[0] * encoder.grid[1]
+    encoder = run.parts.image_encoder
+    n_images = math.prod(batch.image.shape[1:-3])  # [B, 3, H, W], or [B, images, 3, H, W]
+    n_image_tokens = n_images * (encoder.n_prefix + encoder.grid[0] * encoder.grid[1])
     n_text_tokens = float(batch.is_valid.sum()) / len(batch)
     return [
         *lines,
@@ -74,7 +74,7 @@ def plan(run: Run, loop: Loop) -> list[str]:
         f"steps: {training.total_steps:,}",
         f"samples: {samples:,} ({samples / len(run.source):.2f} epochs of {len(run.source):,})",
         f"text tokens: {samples * n_text_tokens:,.0f} ({n_text_tokens:.1f} a caption)",
-        f"image tokens: {samples * n_image_tokens:,} ({n_image_tokens} an image)",
+        f"image tokens: {samples * n_image_tokens:,} ({n_image_tokens} a sample)",
     ]
 
 
@@ -82,7 +82,7 @@ def measure(run: Run, loop: Loop) -> list[str]:
     """Seconds of loading and of whole steps, and the hours that follow; the weights that move are thrown away."""
     data, training = run.config.data, run.config.training
     started = time.perf_counter()
-    batches: list[PairBatch] = list(itertools.islice(run.batches(0, workers=0), TIMED_STEPS))
+    batches = list(itertools.islice(run.batches(0, workers=0), TIMED_STEPS))
     load_s = (time.perf_counter() - started) / len(batches)
     run.task.network.train()
     durations = []
@@ -100,33 +100,25 @@ def measure(run: Run, loop: Loop) -> list[str]:
     ]
 
 
-def parameter_table(network: Mamo, teacher: nn.Module) -> dict[str, int]:
-    """Number of parameters by module; a shared weight counts where it first appears, so the rows add up to `total`."""
-    backbone = network.backbone
-    parts: dict[str, Iterable[Tensor]] = {
-        "image_encoder": backbone.image_encoder.parameters(),
-        "text_encoder": backbone.text_encoder.parameters(),
-        "fusion": backbone.fusion.parameters(),
-        "projections": [*backbone.image_projection.parameters(), *backbone.text_projection.parameters()],
-        "temperature": [] if network.temperature is None else [network.temperature],
-    }
-    for name in HEADS:
-        head: nn.Module | None = getattr(network, name)
-        if head is not None:
-            parts[f"head {name}"] = head.parameters()
-    seen: set[int] = set()
-    table = {}
-    for name, parameters in parts.items():
-        own = [p for p in parameters if id(p) not in seen]
-        seen |= {id(p) for p in own}
-        table[name] = sum(p.numel() for p in own)
-    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return {
-        **table,
-        "total": sum(table.values()),
-        "of these trainable": trainable,
-        "teacher (a copy)": sum(p.numel() for p in teacher.parameters()),
-    }
+def parameter_table(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Number of parameters of a task's modules, the network's by part.
+
+    A shared weight counts where it first appears, so the rows before `total` add up to it.
+    """
+    network = modules["student"]
+    names: dict[str, str] = {}
+    for name, _ in network.named_parameters():
+        first, second = (*name.split("."), "")[:2]
+        part = second if first == "backbone" else f"head {first}" if second else first
+        names[name] = "projections" if part in ("image_projection", "text_projection") else part
+    table = dict.fromkeys(names.values(), 0)
+    for name, parameter in network.named_parameters():
+        table[names[name]] += parameter.numel()
+    total, trainable = sum(table.values()), sum(p.numel() for p in network.parameters() if p.requires_grad)
+    table |= {"total": total, "of these trainable": trainable}
+    if "teacher" in modules:
+        table["teacher (a copy)"] = sum(p.numel() for p in modules["teacher"].parameters())
+    return table
 
 
 def count_operations(work: Callable[[], object]) -> int:
@@ -157,21 +149,24 @@ def count_activation_bytes(work: Callable[[], object], network: nn.Module) -> in
 
 def memory_bytes(run: Run, micro_batch: int) -> dict[str, int]:
     """What the device holds at the end of a forward pass, in bytes; `micro_batch` is what one needs besides weights."""
-    network, teacher = run.task.network, run.task.teacher
+    network = run.task.network
+    others = {name: module for name, module in run.task.modules().items() if module is not network}
     n_all = sum(p.numel() for p in network.parameters())
     n_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    n_teacher = sum(p.numel() for p in teacher.parameters())
     copies = BF16_BYTES if run.config.training.precision == "bf16" else 0
     return {
         "weights": n_all * (FP32_BYTES + copies),
         "gradients": n_trainable * FP32_BYTES,
         "Adam": n_trainable * 2 * FP32_BYTES,
-        "teacher": n_teacher * (FP32_BYTES + copies),
-        "queue": sum(b.numel() * b.element_size() for b in run.task.queue.buffers()),
+        **{
+            name: sum(p.numel() for p in module.parameters()) * (FP32_BYTES + copies)
+            + sum(b.numel() * b.element_size() for b in module.buffers())
+            for name, module in others.items()
+        },
         "micro-batch": micro_batch,
     }
 
 
-def batch_bytes(batch: PairBatch) -> int:
+def batch_bytes(batch: Any) -> int:
     """Bytes of a batch as the loader hands it over."""
     return sum(tensor.numel() * tensor.element_size() for tensor in batch.tensors().values())

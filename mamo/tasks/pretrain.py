@@ -27,19 +27,9 @@ from mamo.losses.mrm import mrm_loss
 from mamo.models.fusion import take_tokens
 from mamo.models.vlm import Backbone, Mamo
 from mamo.queue import FeatureQueue
+from mamo.tasks.parts import PixelNorm
 from mamo.teacher import Teacher, momentum_at
 from mamo.training.distributed import gather, rank, total, world_size
-
-
-class PixelNorm:
-    """uint8 [B, 3, H, W] -> float32, standardised with the image encoder's published pixel statistics."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
-        self.mean = 255 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self.std = 255 * torch.tensor(std, device=device).view(1, 3, 1, 1)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return (image.float() - self.mean) / self.std
 
 
 def spread(features: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def test_the_table_adds_up(tiny: Callable[..., Config]) -> None:
     """Bug: the weight that the masked-word head shares is counted twice, or a head is left out."""
     run = Run(tiny(training=SHORT))
     network = run.task.network
-    table = plan.parameter_table(network, run.task.teacher)
+    table = plan.parameter_table(run.task.modules())
     assert table["total"] == sum(p.numel() for p in network.parameters())
     assert table["teacher (a copy)"] == sum(p.numel() for p in network.backbone.parameters())
     assert table["of these trainable"] == sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -86,7 +86,7 @@ def test_plan_prints_everything_and_writes_nothing(
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
     assert lines["steps"] == "20"
     assert lines["samples"] == "160 (3.20 epochs of 50)"
-    assert lines["image tokens"] == "800 (5 an image)"  # four patches and the class token
+    assert lines["image tokens"] == "800 (5 a sample)"  # four patches and the class token
     assert lines["a step"] == "8 samples in micro-batches of 4"
     gflop = float(lines["operations a sample"].split()[0])
     assert gflop > 0
