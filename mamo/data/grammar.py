@@ -247,7 +247,12 @@ def identifying_caption(scene: Scene) -> Caption:
 
     It is worded like captions 0 and 1. For two objects it says that there are two: other scenes may hold such a pair.
     """
-    return write(_full(scene, scene.draws(_IDENTIFYING_STREAM), total_probability=0.0), scene.objects)
+    return write(identifying_draft(scene), scene.objects)
+
+
+def identifying_draft(scene: Scene) -> Draft:
+    """The draft of `identifying_caption`."""
+    return _full(scene, scene.draws(_IDENTIFYING_STREAM), total_probability=0.0)
 
 
 def caption_draft(scene: Scene, which: int) -> Draft:

@@ -14,6 +14,7 @@ from mamo.data.collate import sample_rng
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.sampler import StepSampler
 from mamo.data.scenes import SceneWorld, Split
+from mamo.data.twins import telling_caption, training_scene
 
 LOAD_STREAM = 0
 """Sub-stream of a sample's random numbers that chooses the caption and augments the image."""
@@ -33,13 +34,23 @@ class Source(Protocol):
         """Sample `index`; `rng` chooses among captions and augments."""
         ...
 
+    @property
+    def group_size(self) -> int:
+        """Consecutive samples (from a multiple of it on) that stay side by side in the order of an epoch."""
+        ...
+
     def identity(self) -> Iterator[str]:
         """Texts that together change with the data, for its fingerprint."""
         ...
 
 
 class ScenePairs:
-    """The embedded world as image-text pairs; each scene has five captions, one is drawn."""
+    """The embedded world as image-text pairs; each scene has five captions, one is drawn.
+
+    Training scenes come in pairs, half of them twins that differ in one thing (`mamo.data.twins`).
+    """
+
+    group_size = 2
 
     def __init__(self, config: DataConfig, split: Split, n_scenes: int, identifying: bool = False) -> None:
         self.world = SceneWorld(config.difficulty, WORLD_SEED)
@@ -57,11 +68,16 @@ class ScenePairs:
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Draw scene `index` and one of its captions (or its identifying caption)."""
-        scene = self.world.scene(self.split, index)
+        scene, twin = self.world.scene(self.split, index), None
+        if self.split == "train":
+            scene, twin = training_scene(self.world, self.split, index)
         if self.identifying:
             text = grammar.identifying_caption(scene).text
+        elif twin is None:
+            text = grammar.caption(scene, int(rng.choice(grammar.N_CAPTIONS, p=CAPTION_SHARES))).text
         else:
-            text = grammar.caption(scene, int(rng.choice(5, p=CAPTION_SHARES))).text
+            order = rng.choice(grammar.N_CAPTIONS, size=grammar.N_CAPTIONS, replace=False, p=CAPTION_SHARES)
+            text = telling_caption(scene, twin, order.tolist())
         image = rendering.render(scene, self.image_size_px)  # [H, W, 3]
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),

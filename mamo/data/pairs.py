@@ -59,6 +59,8 @@ class PairDataset:
     batches keep their size and every run sees the same replacement.
     """
 
+    group_size = 1
+
     def __init__(
         self,
         records: Sequence[PairRecord],

@@ -6,9 +6,14 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
-def epoch_order(seed: int, epoch: int, n_samples: int) -> np.ndarray:
-    """int64 [n_samples], the permutation in which an epoch visits the data."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n_samples)
+def epoch_order(seed: int, epoch: int, n_samples: int, group_size: int = 1) -> np.ndarray:
+    """int64 [n_samples], the permutation in which an epoch visits the data.
+
+    Groups of `group_size` samples, each from a multiple of it on, are permuted as wholes; the last may be smaller.
+    """
+    groups = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(-(-n_samples // group_size))
+    order: np.ndarray = (groups[:, None] * group_size + np.arange(group_size)).ravel()
+    return order[order < n_samples]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -27,6 +32,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         total_steps: int,
         rank: int,
         world: int,
+        group_size: int = 1,
     ) -> None:
         assert batch_size_global % world == 0
         self.n_samples = n_samples
@@ -36,6 +42,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.total_steps = total_steps
         self.rank = rank
         self.world = world
+        self.group_size = group_size
 
     def __len__(self) -> int:
         return self.total_steps - self.start_step
@@ -49,6 +56,6 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             for position in range(first, first + share):
                 if position // self.n_samples != epoch:
                     epoch = position // self.n_samples
-                    order = epoch_order(self.seed, epoch, self.n_samples)
+                    order = epoch_order(self.seed, epoch, self.n_samples, self.group_size)
                 batch.append((epoch, int(order[position % self.n_samples])))
             yield batch

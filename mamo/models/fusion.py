@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertLayer
 
 from mamo.models.attention import attention
-from mamo.models.initialise import POSITION_STD, init_like_bert
+from mamo.models.initialise import init_like_bert, init_position
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 
@@ -149,7 +149,7 @@ class Fusion(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList([FusionLayer(width, heads, mlp_width, dropout) for _ in range(layers)])
         self.apply(init_like_bert)
-        nn.init.normal_(self.image_position, std=POSITION_STD)
+        init_position(self.image_position, grid, n_prefix)
         for embedding in (self.image_modality, self.mask_token):
             nn.init.trunc_normal_(embedding, std=0.02, a=-0.04, b=0.04)
 

@@ -15,7 +15,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mamo.models.initialise import POSITION_STD, init_by_fan_in
+from mamo.models.initialise import init_by_fan_in, init_position
 from mamo.models.weights import WeightReport, check_keys, read_weights
 
 # What follows the token features in a timm model: a classifier, a pooling layer, the norm of a pooled feature.
@@ -52,7 +52,7 @@ class ImageEncoder(nn.Module):
             name, img_size=image_size_px, num_classes=0, global_pool="", drop_path_rate=drop_path, **options
         )
         vit.apply(init_by_fan_in)
-        nn.init.normal_(vit.pos_embed, std=POSITION_STD)
+        init_position(vit.pos_embed, vit.patch_embed.grid_size, 0 if vit.no_embed_class else vit.num_prefix_tokens)
         self.name = name
         self.vit = vit
         self.width: int = vit.embed_dim

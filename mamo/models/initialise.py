@@ -1,10 +1,27 @@
 """How layers start where no published weights do."""
 
-from torch import nn
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from torch import Tensor, nn
 
 POSITION_STD = 0.2
 """Of image positions, in the encoder and in fusion: about as large as the patch content that they are added to at the
 start. ViT's 0.02 is lost beside it, and with it where an object stands."""
+POSITION_TEMPERATURE = 10.0
+"""Ratio of the highest to the lowest frequency: waves of 6 to 63 patches, where a grid has 6 to 24 patches a side."""
+
+
+def init_position(position: Tensor, grid: tuple[int, int], n_prefix: int) -> None:
+    """Start learned positions [1, n_prefix + P, D] in place: sines and cosines of row and column, of `POSITION_STD`.
+
+    Neighbours start alike, so what is learned of one place helps at the next. The mean over places is taken out: it
+    would say nothing. Class tokens start at zero.
+    """
+    table = build_sincos2d_pos_embed(list(grid), position.shape[-1], temperature=POSITION_TEMPERATURE)  # [P, D]
+    table = table - table.mean(dim=0)
+    with torch.no_grad():
+        position.zero_()
+        position[:, n_prefix:] = table * (POSITION_STD / table.std())
 
 
 def init_like_bert(module: nn.Module) -> None:

@@ -123,6 +123,7 @@ class Run:
             training.total_steps,
             rank(),
             world_size(),
+            self.source.group_size,
         )
         loader = make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
         try:

@@ -40,3 +40,18 @@ def test_image_positions_are_as_large_as_the_patches() -> None:
         (fusion.image_position, fusion.image_projection(torch.randn(50, 128)).std()),
     ):
         assert 0.25 < position.std() / beside < 4
+
+
+def test_image_positions_start_as_waves_of_row_and_column() -> None:
+    """Bug: rows and columns exchanged on a grid that is not square, or a mean that says nothing of the place."""
+    position = Fusion(64, 1, 4, 128, image_width=64, grid=(3, 5), n_prefix=1, text_width=64).image_position[0]
+    assert not position[0].any()
+    table = position[1:].unflatten(0, (3, 5))  # [rows, columns, D]
+    torch.testing.assert_close(position[1:].mean(dim=0), torch.zeros(64), atol=1e-6, rtol=0)
+    differs_by_row = (table[1:] - table[:-1]).abs().amax(dim=(0, 1)) > 1e-6
+    differs_by_column = (table[:, 1:] - table[:, :-1]).abs().amax(dim=(0, 1)) > 1e-6
+    assert (differs_by_row ^ differs_by_column).all()
+    assert differs_by_row.sum() == 32
+    # the fastest wave turns by one radian a patch, the slowest by a tenth: equal steps along the grid, not along rows
+    column = table[0][:, differs_by_column] / table[0][:, differs_by_column].std(dim=0)
+    assert ((column[1:] - column[:-1]).norm(dim=1) > 0.5).all()
