@@ -6,6 +6,7 @@ statement alone decides truth, so a draft with one fact changed is a foil of the
 Meaning of the words:
 - "a small red circle" claims an object with these attributes; two such phrases of a caption mean two objects;
 - "left of", "right of", "above" and "below" compare the centres along one axis, at least `RELATION_MARGIN` apart;
+- "on the left" and the like compare a centre with the middle of the image, at least `RELATION_MARGIN` from it;
 - "larger than" and "smaller than" compare size words, never radii within one size;
 - every count is exact: "two red circles" is false where there are three.
 """
@@ -35,6 +36,13 @@ RELATION_WORDINGS: dict[str, tuple[str, ...]] = {  # opposites differ by one wor
     "same shape": ("the same shape as", "of the same shape as"),
     "same size": ("the same size as", "as large as"),
 }
+PLACE_WORDINGS: dict[str, tuple[str, ...]] = {
+    "on the left": ("on the left", "at the left"),
+    "on the right": ("on the right", "at the right"),
+    "at the top": ("at the top", "in the top half"),
+    "at the bottom": ("at the bottom", "in the bottom half"),
+}
+PLACED_SHARE = 0.5  # of the captions that relate two objects: these say instead where in the image objects are
 TOTAL_OPENINGS = ("", "there are", "exactly")
 
 
@@ -91,7 +99,10 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """`kind` (a key of `RELATION_WORDINGS`) holds from mention `first` to mention `second`; `wording` is its style."""
+    """`kind` holds from mention `first` to mention `second`; `wording` is its style.
+
+    `kind` is a key of `RELATION_WORDINGS`, or of `PLACE_WORDINGS` with the same mention twice.
+    """
 
     kind: str
     first: int
@@ -135,6 +146,10 @@ class Draft:
 
 def relation_holds(kind: str, a: SceneObject, b: SceneObject, margin: float = RELATION_MARGIN) -> bool:
     """Whether `a` stands in relation `kind` to `b`; `margin` is the least distance along the axis, in image sides."""
+    if kind in PLACE_WORDINGS:
+        right, down = a.centre_x - 0.5, a.centre_y - 0.5
+        inside = {"on the left": -right, "on the right": right, "at the top": -down, "at the bottom": down}
+        return inside[kind] > margin
     if kind == "left":
         return b.centre_x - a.centre_x > margin
     if kind == "right":
@@ -194,7 +209,8 @@ def write(draft: Draft, objects: Sequence[SceneObject]) -> Caption:
         start = len(text)
         if kind == "r":
             relation = draft.statement.relations[index]
-            text += RELATION_WORDINGS[relation.kind][relation.wording]
+            wordings = PLACE_WORDINGS.get(relation.kind) or RELATION_WORDINGS[relation.kind]
+            text += wordings[relation.wording]
         elif kind == "m":
             text += "a " + _noun_phrase(draft, draft.statement.mentions[index])
             phrases.append(Phrase(start, len(text), (draft.referents[index],)))
@@ -235,7 +251,7 @@ def captions(scene: Scene) -> tuple[Caption, ...]:
 
 
 def caption(scene: Scene, which: int) -> Caption:
-    """Caption `which` of `scene`: 0 and 1 describe all of it, 2 relates two objects, 3 counts, 4 compares two objects.
+    """Caption `which` of `scene`: 0 and 1 describe all of it, 2 relates two objects or places some, 3 counts, 4 compares.
 
     A pure function of the scene. Raises ValueError where `which` is not in 0 to 4.
     """
@@ -316,7 +332,9 @@ def _full(scene: Scene, draws: Draws, total_probability: float) -> Draft:
 
 
 def _partial(scene: Scene, draws: Draws) -> Draft:
-    """Two objects by some of their attributes, and where one is from the other."""
+    """Two objects by some of their attributes, and where one is from the other, or where in the image some are."""
+    if draws.uniform() < PLACED_SHARE and (placed := _placed(scene, draws)) is not None:
+        return placed
     a, b = draws.shuffled(len(scene.objects))[:2]
     mentions = tuple(_some(_describe(scene, i), draws) for i in (a, b))
     relation = Relation(draws.pick(_axes(scene, a, b)), 0, 1, _style(draws))
@@ -324,6 +342,24 @@ def _partial(scene: Scene, draws: Draws) -> Draft:
     if RELATION_WORDINGS[relation.kind][relation.wording] in ("to the left of", "to the right of", "above", "below"):
         templates += ["{r0} {m1} is {m0}", "{r0} {m1} we see {m0}"]
     return Draft(Statement(mentions, (relation,)), draws.pick(templates), (a, b), _style(draws), _style(draws))
+
+
+def _placed(scene: Scene, draws: Draws) -> Draft | None:
+    """Two objects that are not in the middle (or one), and where they are; None where all are in the middle."""
+    found = [(i, kind) for i in draws.shuffled(len(scene.objects)) for kind in _places(scene.objects[i], draws)][:2]
+    if not found:
+        return None
+    mentions = tuple(_some(_describe(scene, i), draws) for i, _ in found)
+    relations = tuple(Relation(kind, k, k, _style(draws)) for k, (_, kind) in enumerate(found))
+    template = draws.pick(("{m0} {r0}", "{m0} is {r0}", "there is {m0} {r0}", "{r0} there is {m0}", "{r0} we see {m0}"))
+    template += " and {m1} {r1}" if len(found) > 1 else ""
+    return Draft(Statement(mentions, relations), template, tuple(i for i, _ in found), _style(draws), _style(draws))
+
+
+def _places(thing: SceneObject, draws: Draws) -> list[str]:
+    """One of the places that hold of `thing`, or nothing."""
+    kinds = [kind for kind in PLACE_WORDINGS if relation_holds(kind, thing, thing)]
+    return [draws.pick(kinds)] if kinds else []
 
 
 def _some(what: Description, draws: Draws) -> Description:
