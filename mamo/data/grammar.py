@@ -251,7 +251,7 @@ def captions(scene: Scene) -> tuple[Caption, ...]:
 
 
 def caption(scene: Scene, which: int) -> Caption:
-    """Caption `which` of `scene`: 0 and 1 describe all of it, 2 relates two objects or places some, 3 counts, 4 compares.
+    """Caption `which` of `scene`: 0 and 1 describe all, 2 relates two objects or places some, 3 counts, 4 compares two.
 
     A pure function of the scene. Raises ValueError where `which` is not in 0 to 4.
     """
