@@ -5,7 +5,6 @@ The official files make the readers and builders of public data run on as many r
 
 import json
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from mamo.data.expressions import expressions
 from mamo.data.grammar import captions
+from mamo.data.records import write_json_lines
 from mamo.data.rendering import render
 from mamo.data.scene_questions import question
 from mamo.data.scene_statements import pair_statements
@@ -51,7 +51,7 @@ def _pairs(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: P
         texts = [caption.text for caption in captions(world.scene(split, index))]
         identity = f"scenes-{world.difficulty}-{world.seed}-{split}-{index}"
         rows.append({"image": name, "caption": texts, "image_id": identity})
-    _write_lines(to / "pairs.jsonl", rows)
+    write_json_lines(to / "pairs.jsonl", rows)
     return to / "pairs.jsonl"
 
 
@@ -87,7 +87,7 @@ def _nlvr2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: P
         for side, index in enumerate((item.left, item.right)):
             _save(world, split, index, size, folder / f"{pair}-img{side}.png")
         rows.append({"identifier": identifier, "sentence": item.sentence, "label": str(item.label), **place})
-    _write_lines(to / f"{name}.json", rows)
+    write_json_lines(to / f"{name}.json", rows)
     return to
 
 
@@ -121,7 +121,3 @@ def _save(world: SceneWorld, split: Split, index: int, size: tuple[int, int], fi
 
 def _write_json(file: Path, document: dict[str, Any]) -> None:
     file.write_text(json.dumps(document), "utf-8")
-
-
-def _write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -4,16 +4,16 @@ An expression names as few attributes as tell its object from the others, in ran
 them do not ("two red circles"), it adds where the object is from another one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mamo.data.grammar import Description, Draft, Relation, Statement, holds, relation_holds, write
+from mamo.data.grammar import Description, Draft, Relation, Statement, describe, holds, only, relation_holds, write
 from mamo.data.scenes import Draws, Scene, SceneObject, SceneWorld, Split
 
 Box = tuple[float, float, float, float]
 _STREAM = 19  # of the scene's randomness; everything else uses lower ones
 _DISTRACTORS_PER_OBJECT = 2
-_ATTRIBUTES = ("shape", "colour", "size", "pattern")
+ATTRIBUTES = ("shape", "colour", "size", "pattern")
 _SPATIAL = ("left", "right", "above", "below")
 
 
@@ -54,14 +54,14 @@ def expressions(
 def _text(scene: Scene, target: int, draws: Draws) -> str | None:
     """A phrase that fits the target alone; None where no attribute and no relation tells it apart."""
     things, wanted = scene.objects, scene.objects[target]
-    alone = tells_apart(scene, target, list(_ATTRIBUTES), draws)
+    alone = tells_apart(scene, target, list(ATTRIBUTES), draws)
     if alone is not None:
         return _write(Statement((alone,)), "{m0}", (target,), scene, draws)
-    said = _look(wanted, scene)
+    said = describe(scene, wanted)
     for k in draws.shuffled(len(things)):
         if k == target or said.fits(things[k]):
             continue
-        other = _look(things[k], scene)
+        other = describe(scene, things[k])
         if sum(other.fits(thing) for thing in things) > 1:
             continue
         for kind in (_SPATIAL[i] for i in draws.shuffled(len(_SPATIAL))):
@@ -87,9 +87,11 @@ def tells_apart(scene: Scene, target: int, names: list[str], draws: Draws) -> De
     return None
 
 
-def _look(thing: SceneObject, scene: Scene) -> Description:
-    pattern = thing.pattern if scene.difficulty == "full" else ""
-    return Description(thing.shape, thing.colour, thing.size, pattern)
+def one_or_two(scene: Scene, thing: SceneObject, names: Sequence[str], draws: Draws) -> Description:
+    """One or two of an object's attributes `names`, where they are worth saying."""
+    what = describe(scene, thing)
+    worth = [name for name in names if getattr(what, name)]
+    return only(what, *(worth[k] for k in draws.shuffled(len(worth))[: 1 + int(draws.uniform() * 2)]))
 
 
 def _write(statement: Statement, template: str, referents: tuple[int, ...], scene: Scene, draws: Draws) -> str:

@@ -212,7 +212,8 @@ def write(draft: Draft, objects: Sequence[SceneObject]) -> Caption:
             wordings = PLACE_WORDINGS.get(relation.kind) or RELATION_WORDINGS[relation.kind]
             text += wordings[relation.wording]
         elif kind == "m":
-            text += "a " + _noun_phrase(draft, draft.statement.mentions[index])
+            mention = draft.statement.mentions[index]
+            text += "a " + noun_phrase(mention, False, draft.size_style, draft.noun_style)
             phrases.append(Phrase(start, len(text), (draft.referents[index],)))
         else:
             count = draft.statement.counts[index]
@@ -229,20 +230,20 @@ def _count_phrase(draft: Draft, kind: str, count: Count) -> str:
     if kind == "n":
         return number
     if kind == "p":
-        return f"{number} of them {_adjectives(draft, count.what)}"
-    if kind == "g":
-        return _noun_phrase(draft, count.what, many=True)
-    return f"{number} {_noun_phrase(draft, count.what, many=count.number > 1)}"
+        return f"{number} of them {_adjectives(count.what, draft.size_style)}"
+    phrase = noun_phrase(count.what, kind == "g" or count.number > 1, draft.size_style, draft.noun_style)
+    return phrase if kind == "g" else f"{number} {phrase}"
 
 
-def _adjectives(draft: Draft, what: Description) -> str:
-    size = SIZE_WORDS[what.size][draft.size_style] if what.size else ""
+def noun_phrase(what: Description, many: bool = False, size_style: int = 0, noun_style: int = 1) -> str:
+    """Adjectives and a noun, without an article: "small red circle". The styles are those of `Draft`."""
+    noun = what.shape or NOUNS[noun_style]
+    return f"{_adjectives(what, size_style)} {plural(noun) if many else noun}".strip()
+
+
+def _adjectives(what: Description, size_style: int) -> str:
+    size = SIZE_WORDS[what.size][size_style] if what.size else ""
     return " ".join(word for word in (size, what.pattern, what.colour) if word)
-
-
-def _noun_phrase(draft: Draft, what: Description, many: bool = False) -> str:
-    noun = what.shape or NOUNS[draft.noun_style]
-    return f"{_adjectives(draft, what)} {plural(noun) if many else noun}".strip()
 
 
 def captions(scene: Scene) -> tuple[Caption, ...]:
@@ -282,9 +283,9 @@ def caption_draft(scene: Scene, which: int) -> Draft:
     return makers[which - 2](scene, draws)
 
 
-def _describe(scene: Scene, index: int) -> Description:
-    thing = scene.objects[index]
-    pattern = thing.pattern if scene.difficulty == "full" else ""  # all are solid in `easy`: not worth saying
+def describe(scene: Scene, thing: SceneObject) -> Description:
+    """All that is worth saying of one of the scene's objects."""
+    pattern = thing.pattern if scene.difficulty == "full" else ""  # all are solid in `easy`
     return Description(thing.shape, thing.colour, thing.size, pattern)
 
 
@@ -326,7 +327,7 @@ def _full(scene: Scene, draws: Draws, total_probability: float) -> Draft:
         template = f"{opening} {{c0}}: {template}"
     elif n == 3 and draws.uniform() < 0.25:
         template = f"there is {template}"
-    mentions = tuple(_describe(scene, i) for i in order)
+    mentions = tuple(describe(scene, scene.objects[i]) for i in order)
     statement = Statement(mentions, tuple(relations), counts)
     return Draft(statement, template, tuple(order), _style(draws), _style(draws))
 
@@ -336,7 +337,7 @@ def _partial(scene: Scene, draws: Draws) -> Draft:
     if draws.uniform() < PLACED_SHARE and (placed := _placed(scene, draws)) is not None:
         return placed
     a, b = draws.shuffled(len(scene.objects))[:2]
-    mentions = tuple(_some(_describe(scene, i), draws) for i in (a, b))
+    mentions = tuple(_some(describe(scene, scene.objects[i]), draws) for i in (a, b))
     relation = Relation(draws.pick(_axes(scene, a, b)), 0, 1, _style(draws))
     templates = ["{m0} is {r0} {m1}", "there is {m0} {r0} {m1}", "{m0} {r0} {m1}"]
     if RELATION_WORDINGS[relation.kind][relation.wording] in ("to the left of", "to the right of", "above", "below"):
@@ -376,19 +377,19 @@ def _some(what: Description, draws: Draws) -> Description:
 
 def _counting(scene: Scene, draws: Draws) -> Draft:
     """Exact counts: a total with some parts of it, all groups by colour or shape, or the number of some kinds."""
-    things = [_describe(scene, i) for i in draws.shuffled(len(scene.objects))]
+    things = [describe(scene, scene.objects[i]) for i in draws.shuffled(len(scene.objects))]
     choice = draws.uniform()
     if choice < 0.4:
         aspects = draws.pick((("colour", "size"), ("colour", "colour"), ("size", "colour")))
         if scene.difficulty == "full":
             aspects = draws.pick((aspects, ("pattern", "colour"), ("size", "pattern")))
-        parts = [_only(thing, aspect) for thing, aspect in zip(things, aspects, strict=False)]
+        parts = [only(thing, aspect) for thing, aspect in zip(things, aspects, strict=False)]
         counts = [Count(Description(), len(things)), *_exact(scene, parts)]
         template = draws.pick(TOTAL_OPENINGS) + " {c0}, " + " and ".join(f"{{p{k}}}" for k in range(1, len(counts)))
     else:
         groups: tuple[tuple[str, ...], ...] = (("colour",), ("shape",), ("shape", "colour"))
         said = draws.pick(groups)
-        kinds = [_only(thing, *said) for thing in things]
+        kinds = [only(thing, *said) for thing in things]
         counts = _exact(scene, kinds if choice < 0.8 else kinds[:2])
         if choice < 0.8:
             *names, last = [f"{{c{k}}}" for k in range(len(counts))]
@@ -399,7 +400,8 @@ def _counting(scene: Scene, draws: Draws) -> Draft:
     return Draft(Statement(counts=tuple(counts)), template, (), _style(draws), _style(draws))
 
 
-def _only(what: Description, *aspects: str) -> Description:
+def only(what: Description, *aspects: str) -> Description:
+    """`what` with these attributes alone."""
     return Description(**{aspect: getattr(what, aspect) for aspect in aspects})
 
 
@@ -417,12 +419,12 @@ def _comparing(scene: Scene, draws: Draws) -> Draft:
     things = scene.objects[a], scene.objects[b]
     kind = draws.pick([kind for kind in RELATION_WORDINGS if kind not in OPPOSITE and relation_holds(kind, *things)])
     unsaid = {"larger": "size", "smaller": "size"}.get(kind, kind.removeprefix("same "))
-    mentions = [replace(_describe(scene, a), **{unsaid: ""}), _describe(scene, b)]
+    mentions = [replace(describe(scene, things[0]), **{unsaid: ""}), describe(scene, things[1])]
     if unsaid == "size":
         mentions[1] = replace(mentions[1], size="")
     template = "{m0} is {r0} {m1}"
     if others:
-        mentions.append(_describe(scene, others[0]))
+        mentions.append(describe(scene, scene.objects[others[0]]))
         template += ", " + draws.pick(("with", "and there is")) + " {m2}"
     statement = Statement(tuple(mentions), (Relation(kind, 0, 1, _style(draws)),))
     return Draft(statement, template, (a, b, *others[:1]), _style(draws), _style(draws))

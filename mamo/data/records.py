@@ -19,7 +19,7 @@ import difflib
 import glob
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ def clean_caption(text: str) -> str:
     text = text[: 4 * MAX_CAPTION_CHARS].encode("utf-8", "replace").decode("utf-8")
     text = " ".join(unicodedata.normalize("NFKC", text).split())[:MAX_CAPTION_CHARS].strip()
     return text if any(char.isprintable() and not char.isspace() for char in text) else ""
+
+
+def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, UTF-8; makes the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
 def read_pairs(path: Path, split: str | None = None) -> list[PairRecord]:

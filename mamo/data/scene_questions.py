@@ -15,9 +15,9 @@ people up to two slip and give another answer of the same kind; a size has two w
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mamo.data.expressions import tells_apart
-from mamo.data.grammar import OPPOSITE, RELATION_WORDINGS, SIZE_WORDS, Description, plural, relation_holds
-from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Draws, Scene, SceneObject, SceneWorld, Split
+from mamo.data.expressions import one_or_two, tells_apart
+from mamo.data.grammar import OPPOSITE, RELATION_WORDINGS, SIZE_WORDS, Description, noun_phrase, relation_holds
+from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Draws, Scene, SceneWorld, Split
 
 _STREAM = 20  # of the scene's randomness; everything else uses lower ones
 N_ANSWERS = 10
@@ -85,50 +85,37 @@ def _values(attribute: str, scene: Scene) -> tuple[str, ...]:
     return values[attribute]
 
 
-def _words(what: Description, many: bool = False) -> str:
-    noun = what.shape or "object"
-    said = (what.size, what.pattern, what.colour, plural(noun) if many else noun)
-    return " ".join(word for word in said if word)
-
-
 def _attribute(attribute: str) -> Callable[[Scene, Draws], tuple[str, str] | None]:
     def make(scene: Scene, draws: Draws) -> tuple[str, str] | None:
         names = [name for name in _ATTRIBUTES if name != attribute]
         for k in draws.shuffled(len(scene.objects)):
             what = tells_apart(scene, k, names, draws)
             if what is not None:
-                return f"what {attribute} is the {_words(what)}?", getattr(scene.objects[k], attribute)
+                return f"what {attribute} is the {noun_phrase(what)}?", getattr(scene.objects[k], attribute)
         return None
 
     return make
 
 
 def _count(scene: Scene, draws: Draws) -> tuple[str, str] | None:
-    what = _some(draws.pick(scene.objects), scene, draws)
+    what = one_or_two(scene, draws.pick(scene.objects), _ATTRIBUTES, draws)
     if draws.uniform() < 0.3:  # of something that may not be there
         attribute = draws.pick([name for name in _ATTRIBUTES if getattr(what, name)])
         what = replace(what, **{attribute: draws.pick(_values(attribute, scene))})
     n = sum(what.fits(thing) for thing in scene.objects)
-    return f"how many {_words(what, many=True)} are there?", str(n)
-
-
-def _some(thing: SceneObject, scene: Scene, draws: Draws) -> Description:
-    """One or two of an object's attributes."""
-    names = [name for name in _ATTRIBUTES if name != "pattern" or scene.difficulty == "full"]
-    chosen = [names[k] for k in draws.shuffled(len(names))[: 1 + int(draws.uniform() * 2)]]
-    return Description(**{name: getattr(thing, name) for name in chosen})
+    return f"how many {noun_phrase(what, many=True)} are there?", str(n)
 
 
 def _existence(scene: Scene, draws: Draws) -> tuple[str, str] | None:
     is_yes = draws.uniform() < 0.5
     for _ in range(_TRIES):
         thing = draws.pick(scene.objects)
-        what = replace(_some(thing, scene, draws), shape=thing.shape)
+        what = replace(one_or_two(scene, thing, _ATTRIBUTES, draws), shape=thing.shape)
         if not is_yes:  # one word of something that is there is exchanged
             attribute = draws.pick([name for name in _ATTRIBUTES if getattr(what, name)])
             what = replace(what, **{attribute: draws.pick(_values(attribute, scene))})
         if any(what.fits(other) for other in scene.objects) == is_yes:
-            return f"is there a {_words(what)}?", "yes" if is_yes else "no"
+            return f"is there a {noun_phrase(what)}?", "yes" if is_yes else "no"
     return None
 
 
@@ -143,7 +130,7 @@ def _relation(scene: Scene, draws: Draws) -> tuple[str, str] | None:
         first, second = (tells_apart(scene, k, list(_ATTRIBUTES), draws) for k in (a, b))
         if first is not None and second is not None:
             wording = draws.pick(RELATION_WORDINGS[kind])
-            return f"is the {_words(first)} {wording} the {_words(second)}?", "yes" if is_yes else "no"
+            return f"is the {noun_phrase(first)} {wording} the {noun_phrase(second)}?", "yes" if is_yes else "no"
     return None
 
 
@@ -157,7 +144,7 @@ def _comparison(scene: Scene, draws: Draws) -> tuple[str, str] | None:
         # equal numbers are a no too, but mostly of things that are not there; one must be
         if (more > fewer) == is_yes and max(more, fewer) > 0:
             answer = "yes" if is_yes else "no"
-            return f"are there more {_words(first, many=True)} than {_words(second, many=True)}?", answer
+            return f"are there more {noun_phrase(first, many=True)} than {noun_phrase(second, many=True)}?", answer
     return None
 
 

@@ -15,7 +15,8 @@ alone therefore tell nothing, and consistency (both right) is asked of every sen
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mamo.data.grammar import NUMBERS, Description, plural
+from mamo.data.expressions import ATTRIBUTES, one_or_two
+from mamo.data.grammar import NUMBERS, Description, noun_phrase
 from mamo.data.scenes import Draws, Scene, SceneObject, SceneWorld, Split
 
 KINDS = ("total", "both", "one", "more", "sides")
@@ -58,17 +59,17 @@ class _Claim:
 
     def write(self) -> str:
         """The sentence."""
-        what = _words(self.what)
+        what = noun_phrase(self.what)
         if self.kind == "total":
-            verb, noun = ("is", what) if self.number == 1 else ("are", _words(self.what, many=True))
+            verb, noun = ("is", what) if self.number == 1 else ("are", noun_phrase(self.what, many=True))
             return f"there {verb} {NUMBERS[self.number]} {noun} in total"
         if self.kind == "both":
             return f"both images show a {what}"
         if self.kind == "one":
             return f"exactly one image shows a {what}"
         if self.kind == "more":
-            return f"the left image shows more {_words(self.what, many=True)} than the right image"
-        return f"the left image shows a {what} and the right image shows a {_words(self.other)}"
+            return f"the left image shows more {noun_phrase(self.what, many=True)} than the right image"
+        return f"the left image shows a {what} and the right image shows a {noun_phrase(self.other)}"
 
 
 def pair_statements(world: SceneWorld, split: Split, n_items: int) -> Iterator[PairStatement]:
@@ -91,23 +92,10 @@ def _telling(scenes: list[Scene], kind: str, draws: Draws) -> _Claim:
     for turn in range(len(KINDS)):
         for _ in range(_TRIES):
             sides = scenes[:2] if first_is_true else scenes[2:]
-            what, other = (_some(draws.pick(side.objects), side, draws) for side in sides)
+            what, other = (one_or_two(side, draws.pick(side.objects), ATTRIBUTES, draws) for side in sides)
             n = sum(what.fits(thing) for side in sides for thing in side.objects)
             claim = _Claim(KINDS[(KINDS.index(kind) + turn) % len(KINDS)], what, other, min(n, len(NUMBERS) - 1))
             truths = [claim.holds(scenes[k].objects, scenes[k + 1].objects) for k in (0, 2)]
             if truths == [first_is_true, not first_is_true]:
                 return claim
     raise AssertionError("no claim tells two pairs of scenes apart")
-
-
-def _some(thing: SceneObject, scene: Scene, draws: Draws) -> Description:
-    """One or two of an object's attributes."""
-    names = ["shape", "colour", "size"] + (["pattern"] if scene.difficulty == "full" else [])
-    chosen = [names[k] for k in draws.shuffled(len(names))[: 1 + int(draws.uniform() * 2)]]
-    return Description(**{name: getattr(thing, name) for name in chosen})
-
-
-def _words(what: Description, many: bool = False) -> str:
-    noun = what.shape or "object"
-    said = (what.size, what.pattern, what.colour, plural(noun) if many else noun)
-    return " ".join(word for word in said if word)

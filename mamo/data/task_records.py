@@ -8,11 +8,12 @@ Boxes are (x, y, width, height) in pixels of the image. `answers` is empty where
 `box_xywh` is null where nobody may look at it (weakly-supervised training).
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mamo.data.records import write_json_lines
 
 _MAX_LISTED = 10
 Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -106,6 +107,4 @@ def image_path(file: Path, name: str) -> Path:
 
 def write_task_records(file: Path, records: list[Record]) -> None:
     """Writes records as JSON Lines, keys that have their default left out."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows = (json.dumps(record.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n" for record in records)
-    file.write_text("".join(rows), "utf-8")
+    write_json_lines(file, (record.model_dump(exclude_defaults=True) for record in records))

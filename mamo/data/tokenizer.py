@@ -6,6 +6,7 @@ caption ever becomes [UNK]), and read "[MASK]" in a caption as text, never as th
 Legend: V vocabulary.
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mamo.data.grammar import NOUNS, PLACE_WORDINGS, RELATION_WORDINGS, WORD_CLASSES, plural
 from mamo.data.records import clean_caption, read_pairs
+from mamo.hub import hub_folder
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ASCII = tuple(chr(code) for code in range(0x21, 0x7F))  # printable, without the space
+_NEEDED_FILES = ("tokenizer.json", "vocab.txt")  # one of them
+_FURTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 _PAIR_SUFFIXES = (".json", ".jsonl", ".tar")
 # A longer word would become [UNK] whole; captions are cut to fewer characters than this.
 _MAX_WORD_CHARS = 1000
@@ -77,7 +81,7 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str |
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
-    """Loads "scenes", a folder that `save_pretrained` wrote, or a Hugging Face name.
+    """Loads "scenes", a folder that `save_pretrained` wrote, or a hub name.
 
     Raises ValueError where there is none, where it is slow, or where it lacks one of the five special tokens.
     """
@@ -87,11 +91,13 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
     if is_path and not Path(source).is_dir():
         raise ValueError(f"tokenizer {source!r}: no such folder; make one with scripts/data.py tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=Path(source).exists())
+        folder = Path(source) if Path(source).exists() else hub_folder(source, _NEEDED_FILES, _FURTHER_FILES)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
+        near = "; did you mean 'scenes'?" if difflib.get_close_matches(source, ["scenes"]) else ""
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"tokenizer {source!r}: neither 'scenes', nor a tokenizer folder, nor a name: {first_line}"
+            f"tokenizer {source!r}: neither 'scenes', nor a tokenizer folder, nor a hub name{near}: {first_line}"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {source!r} has no fast version (tokenizer.json); convert it first")

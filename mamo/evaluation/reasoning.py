@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
+from mamo.evaluation.answered import check_answered
+
 
 def reasoning_metrics(predictions: Mapping[str, bool], labels: Mapping[str, bool]) -> dict[str, float]:
     """`accuracy`, `consistency` and `majority` in percent, of statements named by their identifiers.
@@ -13,14 +15,7 @@ def reasoning_metrics(predictions: Mapping[str, bool], labels: Mapping[str, bool
     Raises ValueError, naming the first, where a statement has no prediction or a prediction no statement, and for an
     identifier of neither form.
     """
-    for problem, keys in (
-        ("statements have no prediction", labels.keys() - predictions.keys()),
-        ("predictions are of no statement of the split", predictions.keys() - labels.keys()),
-    ):
-        if keys:
-            raise ValueError(f"NLVR: {len(keys)} {problem}, the first is {min(keys)}")
-    if not labels:
-        raise ValueError("NLVR: there is no statement")
+    check_answered("NLVR", "statement", predictions, labels)
     is_right = {identifier: predictions[identifier] == label for identifier, label in labels.items()}
     groups: dict[str, list[bool]] = defaultdict(list)
     for identifier, right in is_right.items():

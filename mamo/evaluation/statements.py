@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mamo.data.records import write_json_lines
+
 N_FOLDS = 6
 _N_RESAMPLES = 2000
 _SEED = 0
@@ -86,7 +88,7 @@ def write_scores(file: Path, score: Floats, records: list[StatementRecord]) -> N
         }
         for value, r in zip(score.tolist(), records, strict=True)
     )
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_json_lines(file, rows)
 
 
 def read_scores(file: Path) -> tuple[Floats, list[StatementRecord]]:

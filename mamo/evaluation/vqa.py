@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mamo.evaluation.answered import check_answered
+
 _PUNCTUATION = r""";/[]"{}()=+\_-><@`,?!"""  # the apostrophe and the colon stay
 _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
 # Meant as "no digit before", but written as a look-ahead for the characters "<=" and a digit: any dot that no digit
@@ -84,14 +86,7 @@ def vqa_metrics(predictions: Mapping[int, str], questions: Mapping[int, VqaAnswe
 
     Raises ValueError, naming the first, where a question has no prediction or a prediction no question.
     """
-    for problem, keys in (
-        ("questions have no prediction", questions.keys() - predictions.keys()),
-        ("predictions are of no question of the split", predictions.keys() - questions.keys()),
-    ):
-        if keys:
-            raise ValueError(f"VQA: {len(keys)} {problem}, the first is question_id {min(keys)}")
-    if not questions:
-        raise ValueError("VQA: there is no question")
+    check_answered("VQA", "question", predictions, questions, "question_id ")
     values: dict[str, list[float]] = defaultdict(list)
     for question_id, question in questions.items():
         accuracy = vqa_accuracy(predictions[question_id], question.answers)

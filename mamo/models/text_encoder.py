@@ -6,10 +6,10 @@ Legend: B batch, L text tokens, D width, V vocabulary.
 import copy
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from mamo.hub import hub_folder
 from mamo.models.attention import BERT_ATTENTION
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import MLMHead
@@ -58,9 +58,12 @@ def bert_config_from(source: str) -> BertConfig:
         ValueError: if there is none, or it describes another family of models.
     """
     try:
-        values, _ = BertConfig.get_config_dict(source)
-    except OSError as error:
-        raise ValueError(f"no BERT config at {source!r}: give a folder with config.json or a hub name") from error
+        folder = Path(source) if Path(source).exists() else hub_folder(source, ("config.json",))
+        values, _ = BertConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no BERT config at {source!r}: give a folder with config.json or a hub name ({error})"
+        ) from None
     if values.get("model_type", "bert") != "bert":
         raise ValueError(f"{source!r} describes a {values['model_type']!r} model, not a BERT")
     config: BertConfig = BertConfig.from_dict(values)
@@ -120,12 +123,8 @@ def _check_heads(path: Path, text_encoder: TextEncoder, fusion: Fusion) -> None:
 
 
 def _download(source: str) -> Path:
-    """Fetch a hub repository's configuration and weights; ValueError without network or under a wrong name."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        try:
-            folder = Path(snapshot_download(source, allow_patterns=["config.json", pattern]))
-        except (OSError, ValueError) as error:  # the hub's errors derive from these
-            raise ValueError(f"{source!r} is neither a local path nor a hub name that can be fetched") from error
-        if any(folder.glob(pattern)):
-            return folder
-    raise ValueError(f"hub repository {source!r} holds neither .safetensors files nor pytorch_model.bin")
+    """Fetch a hub repository's configuration and weights, as .safetensors where it has them."""
+    try:
+        return hub_folder(source, ("*.safetensors",), ("config.json",))
+    except ValueError:
+        return hub_folder(source, ("pytorch_model*.bin",), ("config.json",))

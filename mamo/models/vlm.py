@@ -17,20 +17,18 @@ from mamo.models.text_encoder import TextEncoder
 class Backbone(nn.Module):
     """Encoders, fusion and contrastive projections: everything that the momentum teacher copies."""
 
-    def __init__(
-        self, image_encoder: ImageEncoder, text_encoder: TextEncoder, fusion: Fusion, contrast_width: int
-    ) -> None:
+    def __init__(self, image_encoder: ImageEncoder, text_encoder: TextEncoder, fusion: Fusion, itc_width: int) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.fusion = fusion
-        self.image_projection = nn.Linear(image_encoder.width, contrast_width)
-        self.text_projection = nn.Linear(text_encoder.width, contrast_width)
+        self.image_projection = nn.Linear(image_encoder.width, itc_width)
+        self.text_projection = nn.Linear(text_encoder.width, itc_width)
         self.image_projection.apply(init_by_fan_in)
         self.text_projection.apply(init_by_fan_in)
 
     def image_feature(self, image_tokens: Tensor) -> Tensor:
-        """Encoded image tokens [B, n_prefix + P, D] -> L2-normalised fp32 features [B, D_contrast] for ITC.
+        """Encoded image tokens [B, n_prefix + P, D] -> L2-normalised fp32 features [B, D_itc] for ITC.
 
         Reads the class token, or the mean patch of encoders without one.
         """
@@ -38,7 +36,7 @@ class Backbone(nn.Module):
         return functional.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def text_feature(self, text_tokens: Tensor) -> Tensor:
-        """Encoded text tokens [B, L, D] -> L2-normalised fp32 features [B, D_contrast] for ITC, from [CLS]."""
+        """Encoded text tokens [B, L, D] -> L2-normalised fp32 features [B, D_itc] for ITC, from [CLS]."""
         return functional.normalize(self.text_projection(text_tokens[:, 0]).float(), dim=-1)
 
 

@@ -22,7 +22,7 @@ def backbone(image_name: str = "vit_tiny_patch16_224") -> Backbone:
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     text_encoder = TextEncoder(config, 2)
     fusion = Fusion(32, 2, 4, 48, 16, image_encoder.grid, image_encoder.n_prefix, 24)
-    return Backbone(image_encoder, text_encoder, fusion, contrast_width=12)
+    return Backbone(image_encoder, text_encoder, fusion, itc_width=12)
 
 
 def losses(network: Mamo) -> Tensor:

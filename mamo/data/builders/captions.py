@@ -1,10 +1,10 @@
 """COCO and Flickr30k captions in Karpathy's splits, and Visual Genome regions: image-text pairs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Images, read_json, rows_of
+from mamo.data.records import write_json_lines
 
 _SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 _EXPECTED_IMAGES = {
@@ -36,7 +36,7 @@ def build_karpathy(name: str, source: Path, to: Path) -> BuildReport:
         rows[_SPLIT_OF[entry["split"]]].append(row)
     counts = []
     for split, expected in _EXPECTED_IMAGES[name].items():
-        write_rows(to / f"{split}.jsonl", rows[split])
+        write_json_lines(to / f"{split}.jsonl", rows[split])
         counts.append(Count(f"{split} images", len(rows[split]), expected))
         counts.append(Count(f"{split} captions", sum(len(row["caption"]) for row in rows[split])))
     return BuildReport((*counts, images.count()))
@@ -57,12 +57,6 @@ def build_vg(source: Path, to: Path) -> BuildReport:
         if captions:
             name = images.name(f"VG_100K/{entry['id']}.jpg", f"VG_100K_2/{entry['id']}.jpg")
             rows.append({"image": name, "caption": captions, "image_id": f"vg/{entry['id']}"})
-    write_rows(to / "pairs.jsonl", rows)
+    write_json_lines(to / "pairs.jsonl", rows)
     n_captions = sum(len(row["caption"]) for row in rows)
     return BuildReport((Count("images", len(rows)), Count("captions", n_captions), images.count()))
-
-
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes JSON Lines."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mamo.data.records import write_json_lines
 from mamo.data.shards import ShardMember, index_shard, read_member
 
 EXPECTED_RECORDS = 989
@@ -73,8 +74,8 @@ def build_nlvr(source: Path, to: Path) -> NlvrCounts:
             statements.append({**group, "sentence": row["sentence"], "label": is_true, **identity})
             if is_true:
                 pairs.append({**group, "caption": row["sentence"]})
-    _write_lines(to / "pairs.jsonl", pairs)
-    _write_lines(to / "statements.jsonl", statements)
+    write_json_lines(to / "pairs.jsonl", pairs)
+    write_json_lines(to / "statements.jsonl", statements)
     _write_folds(to, pairs, statements)
     return NlvrCounts(len(rows), n_images, len(pairs), len(statements))
 
@@ -94,7 +95,7 @@ def _write_folds(to: Path, pairs: list[Row], statements: list[Row]) -> None:
             ("statements", [row for row in statements if row["directory"] == held_out]),
         ):
             from_fold = [{**row, "image": f"../{row['image']}"} for row in rows]
-            _write_lines(to / f"fold-{fold}" / f"{name}.jsonl", from_fold)
+            write_json_lines(to / f"fold-{fold}" / f"{name}.jsonl", from_fold)
 
 
 def _read_release(file: Path) -> list[Row]:
@@ -140,8 +141,3 @@ def _content(source: Path, name: str, members: dict[str, ShardMember]) -> bytes 
         return read_member(members[name]) if name in members else None
     file = source / name
     return file.read_bytes() if file.is_file() else None
-
-
-def _write_lines(file: Path, rows: list[Row]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
