@@ -16,9 +16,9 @@ from torch import nn
 
 import mamo
 from mamo.config import Config
-from mamo.data.grammar import identifying_caption
 from mamo.data.loader import WORLD_SEED
 from mamo.data.rendering import render
+from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import SceneWorld
 from mamo.evaluation.probes import fill_masked_words, masked_words
 from mamo.tasks.evaluate import evaluate

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from mamo.data.expressions import expressions
-from mamo.data.grammar import captions
 from mamo.data.records import write_json_lines
 from mamo.data.rendering import render
+from mamo.data.scene_captions import captions
 from mamo.data.scene_questions import question
 from mamo.data.scene_statements import pair_statements
 from mamo.data.scenes import SceneWorld, Split

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mamo.config import DataConfig
-from mamo.data import grammar, rendering
+from mamo.data import rendering, scene_captions
 from mamo.data.collate import sample_rng
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.sampler import StepSampler
@@ -72,11 +72,13 @@ class ScenePairs:
         if self.split == "train":
             scene, twin = training_scene(self.world, self.split, index)
         if self.identifying:
-            text = grammar.identifying_caption(scene).text
+            text = scene_captions.identifying_caption(scene).text
         elif twin is None:
-            text = grammar.caption(scene, int(rng.choice(grammar.N_CAPTIONS, p=CAPTION_SHARES))).text
+            text = scene_captions.caption(scene, int(rng.choice(scene_captions.N_CAPTIONS, p=CAPTION_SHARES))).text
         else:
-            order = rng.choice(grammar.N_CAPTIONS, size=grammar.N_CAPTIONS, replace=False, p=CAPTION_SHARES)
+            order = rng.choice(
+                scene_captions.N_CAPTIONS, size=scene_captions.N_CAPTIONS, replace=False, p=CAPTION_SHARES
+            )
             text = telling_caption(scene, twin, order.tolist())
         image = rendering.render(scene, self.image_size_px)  # [H, W, 3]
         return Sample(

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mamo.data.grammar import OPPOSITE, Description, Draft, caption_draft, holds, write
+from mamo.data.grammar import OPPOSITE, Description, Draft, holds, write
+from mamo.data.scene_captions import caption_draft
 from mamo.data.scenes import COLOURS, N_OBJECTS, PATTERNS, SHAPES, SIZES, Draws, Scene, SceneObject, SceneWorld, Split
 
 PROBES = ("attribute_swap", "relation_swap", "count_change", "attribute_replacement", "object_replacement")

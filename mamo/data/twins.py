@@ -9,7 +9,7 @@ like images so that hard negatives are hard is what GRIT-VLP (Byun et al., ECCV 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from mamo.data import grammar
+from mamo.data import grammar, scene_captions
 from mamo.data.scenes import Draws, Scene, SceneObject, SceneWorld, Split, near_duplicate
 
 TWIN_SHARE = 0.5
@@ -38,7 +38,7 @@ def twin(scene: Scene, draws: Draws) -> Scene:
     """
     kind = draws.uniform()
     if kind < MIRRORED:
-        said = grammar.identifying_draft(scene).statement
+        said = scene_captions.identifying_draft(scene).statement
         mirrored = [
             flipped
             for axis in ("centre_x", "centre_y")
@@ -61,9 +61,9 @@ def twin(scene: Scene, draws: Draws) -> Scene:
 
 def telling_caption(scene: Scene, other: Scene, order: Iterable[int]) -> str:
     """The first of the scene's captions, in this order, that is false of `other`; else the identifying one."""
-    drafts = (grammar.caption_draft(scene, which) for which in order)
+    drafts = (scene_captions.caption_draft(scene, which) for which in order)
     false = (draft for draft in drafts if not grammar.holds(draft.statement, other.objects, margin=0.0))
-    return grammar.write(next(false, grammar.identifying_draft(scene)), scene.objects).text
+    return grammar.write(next(false, scene_captions.identifying_draft(scene)), scene.objects).text
 
 
 def _mirror(thing: SceneObject, axis: str) -> SceneObject:

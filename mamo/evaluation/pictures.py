@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mamo.config import Config
 from mamo.data.expressions import Expression, expressions
-from mamo.data.grammar import identifying_caption
 from mamo.data.loader import WORLD_SEED
 from mamo.data.rendering import render
+from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import SceneWorld
 from mamo.evaluation.grounding import IOU_THRESHOLD, best_proposal, iou, to_image_size
 from mamo.evaluation.probes import fill_masked_words, masked_words

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mamo.data.grammar import (
-    N_CAPTIONS,
     NUMBERS,
     OPPOSITE,
     RELATION_WORDINGS,
@@ -27,11 +26,11 @@ from mamo.data.grammar import (
     Description,
     Draft,
     Statement,
-    caption_draft,
     holds,
     write,
 )
 from mamo.data.probes import ProbeItem
+from mamo.data.scene_captions import N_CAPTIONS, caption_draft
 from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Difficulty, Scene, SceneWorld, Split
 from mamo.evaluation.scoring import EncodedImages, Scorer
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from mamo.config import Config
 from mamo.data.expressions import Expression, expressions
-from mamo.data.grammar import identifying_caption
 from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import WORLD_SEED
 from mamo.data.pairs import load_image
 from mamo.data.probes import PROBES, ProbeItem, probe_items
 from mamo.data.records import clean_caption, read_pairs
 from mamo.data.rendering import render
+from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import Difficulty, Scene, SceneWorld, near_duplicate
 from mamo.data.shards import ShardMember
 from mamo.data.transforms import eval_transform

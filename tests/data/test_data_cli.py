@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from mamo.data import rendering
-from mamo.data.grammar import captions
 from mamo.data.records import read_pairs
+from mamo.data.scene_captions import captions
 from mamo.data.scenes import SceneWorld
 
 ROOT = Path(__file__).parents[2]

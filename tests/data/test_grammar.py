@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from mamo.data.grammar import WORD_CLASSES, Caption, caption, captions, identifying_caption
+from mamo.data.grammar import WORD_CLASSES, Caption
 from mamo.data.probes import PROBES, probe_items
 from mamo.data.rendering import coverage
+from mamo.data.scene_captions import caption, captions, identifying_caption
 from mamo.data.scene_questions import question
 from mamo.data.scene_statements import pair_statements
 from mamo.data.scenes import Difficulty, Scene, SceneObject, SceneWorld

@@ -14,8 +14,9 @@ import scipy.sparse
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from mamo.data.grammar import WORD_CLASSES, caption, captions
+from mamo.data.grammar import WORD_CLASSES
 from mamo.data.probes import PROBES, ProbeItem, probe_items
+from mamo.data.scene_captions import caption, captions
 from mamo.data.scenes import Difficulty, SceneWorld, Split
 
 DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "full")

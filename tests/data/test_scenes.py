@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mamo.data.grammar import _IDENTIFYING_STREAM, _full, holds
+from mamo.data.grammar import holds
 from mamo.data.rendering import coverage, render
+from mamo.data.scene_captions import _IDENTIFYING_STREAM, _full
 from mamo.data.scenes import Background, Difficulty, Scene, SceneObject, SceneWorld, near_duplicate
 
 DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "full")
@@ -42,7 +43,7 @@ def test_scenes_do_not_depend_on_the_order_of_access(difficulty: Difficulty) -> 
 def test_scenes_do_not_depend_on_the_process() -> None:
     """Catches captions or scenes drawn from a set, whose order changes with Python's hash seed."""
     program = (
-        "import hashlib; from mamo.data.scenes import SceneWorld; from mamo.data.grammar import captions;"
+        "import hashlib; from mamo.data.scenes import SceneWorld; from mamo.data.scene_captions import captions;"
         "from mamo.data.tokenizer import VOCABULARY;"
         "scenes = [SceneWorld(d, 0).scene('val', i) for d in ('easy', 'full') for i in range(50)];"
         "print(hashlib.sha256(repr([(s, captions(s), VOCABULARY) for s in scenes]).encode()).hexdigest())"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mamo.data import grammar
+from mamo.data import scene_captions
 from mamo.data.scenes import SceneWorld
 from mamo.data.tokenizer import is_word_start, load_tokenizer, scenes_tokenizer, train_tokenizer
 
@@ -42,7 +42,7 @@ def test_scene_captions_are_whole_words(difficulty: str) -> None:
     tokenizer, world = scenes_tokenizer(), SceneWorld(difficulty, 0)  # type: ignore[arg-type]
     for index in range(100):
         scene = world.scene("train", index)
-        for caption in (*grammar.captions(scene), grammar.identifying_caption(scene)):
+        for caption in (*scene_captions.captions(scene), scene_captions.identifying_caption(scene)):
             tokens = tokenizer.tokenize(caption.text)
             assert "[UNK]" not in tokens
             assert "".join(tokens) == caption.text.lower().replace(" ", "")

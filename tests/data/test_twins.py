@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mamo.config import DataConfig
-from mamo.data import grammar
+from mamo.data import grammar, scene_captions
 from mamo.data.loader import ScenePairs
 from mamo.data.scenes import DIFFICULTIES, GAP, Difficulty, Scene, SceneObject, SceneWorld
 from mamo.data.twins import EXCHANGED, MIRRORED, TWIN_SHARE, telling_caption, training_scene
@@ -97,8 +97,8 @@ def test_the_caption_that_does_not_tell_is_passed_over() -> None:
         pair for pair in pairs_of("easy") if pair[1] is not None and kind_of(*pair[:2]) == "mirrored"
     )
     assert twin is not None
-    counting = grammar.caption_draft(scene, 3)
+    counting = scene_captions.caption_draft(scene, 3)
     assert grammar.holds(counting.statement, twin.objects)  # numbers do not change in the mirror
-    assert telling_caption(scene, twin, [3]) == grammar.identifying_caption(scene).text
+    assert telling_caption(scene, twin, [3]) == scene_captions.identifying_caption(scene).text
     other = world.scene("train", 10_001)
-    assert telling_caption(scene, other, [3, 0]) == grammar.caption(scene, 3).text
+    assert telling_caption(scene, other, [3, 0]) == scene_captions.caption(scene, 3).text

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from mamo.data.grammar import WORD_CLASSES, caption_draft, write
+from mamo.data.grammar import WORD_CLASSES, write
 from mamo.data.probes import ProbeItem
+from mamo.data.scene_captions import caption_draft
 from mamo.data.scenes import COLOURS, SHAPES, SceneWorld
 from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, preferred, probe_accuracy

@@ -13,10 +13,10 @@ from transformers import BertConfig
 
 from mamo.config import build_config
 from mamo.data.expressions import expressions
-from mamo.data.grammar import identifying_caption
 from mamo.data.loader import WORLD_SEED
 from mamo.data.probes import PROBES, probe_items
 from mamo.data.rendering import render
+from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import SceneWorld, near_duplicate
 from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.probes import masked_words
