@@ -29,7 +29,7 @@ from mamo.data.transforms import eval_transform
 from mamo.evaluation.grounding import grounding_metrics, to_image_size
 from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, probe_accuracy
 from mamo.evaluation.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
-from mamo.evaluation.scoring import EncodedImages, Scorer
+from mamo.evaluation.scoring import EncodedImages, Scorer, evaluating
 from mamo.evaluation.statements import read_statements, statement_metrics, write_scores
 from mamo.models.vlm import Mamo
 
@@ -60,18 +60,10 @@ def zero_shot(
     Raises:
         ValueError: for an evaluation file that cannot be read, BadSample for an image beyond `data.bad_samples`.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     settings = (config.data.text_max_tokens, config.evaluation.batch_size)
-    try:
-        with torch.inference_mode():
-            scorer = Scorer(network, tokenizer, normalise, device, *settings)
-            return (
-                _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
-            )
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(network):
+        scorer = Scorer(network, tokenizer, normalise, device, *settings)
+        return _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
 
 
 @functools.cache

@@ -15,6 +15,8 @@ from mamo.evaluation.zero_shot import zero_shot
 from mamo.tasks.build import build_collator, build_network, build_train_source
 from mamo.tasks.parts import Parts, Trained
 from mamo.tasks.pretrain import PretrainTask
+from mamo.tasks.reasoning import reasoning_parts
+from mamo.tasks.vqa import vqa_parts
 from mamo.training.alarms import ITM_CLASS_PRIOR, unigram_entropy
 from mamo.training.run_folder import STATEMENT_SCORES
 
@@ -64,4 +66,6 @@ def _pretrain_baselines(config: Config, tokenizer: Any, batch: PairBatch) -> dic
 
 KINDS: dict[str, Callable[[Config, Any, Path | None], Parts]] = {
     "pretrain": pretrain_parts,
+    "vqa": vqa_parts,
+    "reasoning": reasoning_parts,
 }

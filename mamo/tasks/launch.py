@@ -96,7 +96,7 @@ class Run:
         resamplers = position_resamplers(modules["student"], old_size)
         report = checkpoint.load_transfer(folder, "student", modules["student"], HEADS, resamplers)
         logger.info("student from %s: %s", folder, report)
-        self.parts.begin(report.new)
+        self.parts.begin(folder, report.new)
         teacher = modules.get("teacher")
         if isinstance(teacher, Teacher):
             if (folder / "teacher.safetensors").is_file():

@@ -39,7 +39,7 @@ def _no_pictures(trained: Trained) -> list[tuple[str, str]]:
     return []
 
 
-def _nothing_to_begin(new: tuple[str, ...]) -> None:
+def _nothing_to_begin(folder: Path, new: tuple[str, ...]) -> None:
     pass
 
 
@@ -68,7 +68,7 @@ class Parts:
     """A batch of examples -> what each loss is worth to a model that has learned nothing."""
     pictures: Callable[[Trained], list[tuple[str, str]]] = _no_pictures
     """(title, HTML fragment) for the report."""
-    begin: Callable[[tuple[str, ...]], None] = _nothing_to_begin
-    """Called with the names of the parameters that a checkpoint did not have, once the others are taken from it."""
+    begin: Callable[[Path, tuple[str, ...]], None] = _nothing_to_begin
+    """Called with a checkpoint and the names of the parameters that it lacks, once the others are taken from it."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """Texts by file name that the run's folder and every checkpoint must hold, as the tokenizer."""
