@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamo.data.answer_text import normalise_answer
 from mamo.data.collate import Batch, tokenize
 from mamo.data.records import clean_caption
 from mamo.data.task_records import VqaRecord
 from mamo.data.task_sources import TaskSample
-from mamo.evaluation.vqa import normalise_answer
 
 ANSWERS = "answers.json"
 """Name of the answer list in a run's folder and in its checkpoints."""
