@@ -247,6 +247,8 @@ class EvaluationConfig(Section):
     """Half of the gallery (scenes) are pictures that differ from the other half in one word of one object."""
     rerank_k: Positive = 16
     """Shortlist: of ITC's ranking, which ITM re-ranks; of answers by their first token, which are then scored whole."""
+    retrieval_folds: Positive = 1
+    """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
     probe_items: Positive = 1000
     """Items a probe, captions of the masked-word test; questions, statements or expressions of a scenes task."""
     batch_size: Positive = 256

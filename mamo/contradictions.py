@@ -32,6 +32,8 @@ def contradictions(config: "Config") -> Iterator[str]:
         for key in ("train_file", "train_split", "eval_file", "eval_split", "statements_file"):
             if getattr(data, key) is not None:
                 yield f"data.{key}: contradicts data.source: scenes; use data.source: {files}"
+    if data.source != "pairs" and config.evaluation.retrieval_folds > 1:
+        yield f"evaluation.retrieval_folds: divides the images of data.source: pairs alone, not of {data.source}"
     if data.source == "records":
         for key in ("train_split", "eval_split", "statements_file"):
             if getattr(data, key) is not None:

@@ -100,6 +100,11 @@ class PairDataset:
         for record in self.records:
             yield f"{record.image}\t{record.image_id}\t{record.captions}\n"
 
+    def data_sets(self) -> list[str]:
+        """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""
+        names = {record.image_id.partition("/")[::2] for record in self.records}
+        return sorted({name if name and rest else "other" for name, rest in names})
+
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Loads pair `index`; `rng` picks one of its captions and drives the transform.
 

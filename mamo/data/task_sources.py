@@ -66,6 +66,10 @@ class TaskSource(Generic[Record]):
         for record in self.records:
             yield record.model_dump_json() + "\n"
 
+    def data_sets(self) -> list[str]:
+        """The embedded world, or files of records."""
+        return ["scenes"] if isinstance(self.load_image, _SceneImages) else ["records"]
+
     def load(self, index: int, rng: np.random.Generator) -> TaskSample[Record]:
         """Loads record `index`; `rng` drives the augmentation. Raises BadSample as `PairDataset.load`."""
         return first_good(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))

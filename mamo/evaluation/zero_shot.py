@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.config import Config
+from mamo.config import Config, EvaluationConfig
 from mamo.data.expressions import Expression, expressions
 from mamo.data.grammar import identifying_caption
 from mamo.data.images import BadSample, BadSamplePolicy
@@ -172,10 +172,27 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
             captions.setdefault(record.image_id, {}).update(dict.fromkeys(text for text in found if text))
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
-        metrics |= _retrieval(scorer, images, [captions[image_id] for image_id in shown], config.evaluation.rerank_k)
+        found = [captions[image_id] for image_id in shown]
+        metrics |= _retrieval_in_folds(scorer, images, found, config.evaluation)
     if data.statements_file is not None and network.itm is not None:
         metrics |= _on_statements(scorer, Path(data.statements_file), config, scores_file)
     return metrics
+
+
+def _retrieval_in_folds(
+    scorer: Scorer, images: EncodedImages, captions: Sequence[Iterable[str]], settings: EvaluationConfig
+) -> dict[str, float]:
+    """`_retrieval` within each of `retrieval_folds` consecutive galleries of equal size, averaged."""
+    n_folds = settings.retrieval_folds
+    size, rest = divmod(len(captions), n_folds)
+    if rest or not size:
+        raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
+    found = []
+    for start in range(0, len(captions), size):
+        rows = slice(start, start + size)
+        part = EncodedImages(images.tokens[rows], images.feature[rows])
+        found.append(_retrieval(scorer, part, captions[rows], settings.rerank_k))
+    return {name: sum(fold[name] for fold in found) / n_folds for name in found[0]}
 
 
 def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path | None) -> dict[str, float]:

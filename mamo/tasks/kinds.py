@@ -13,6 +13,7 @@ from mamo.data.collate import PairBatch
 from mamo.evaluation.pictures import scene_pictures
 from mamo.evaluation.zero_shot import zero_shot
 from mamo.tasks.build import build_collator, build_network, build_train_source
+from mamo.tasks.grounding import grounding_parts
 from mamo.tasks.parts import Parts, Trained
 from mamo.tasks.pretrain import PretrainTask
 from mamo.tasks.reasoning import reasoning_parts
@@ -66,6 +67,7 @@ def _pretrain_baselines(config: Config, tokenizer: Any, batch: PairBatch) -> dic
 
 KINDS: dict[str, Callable[[Config, Any, Path | None], Parts]] = {
     "pretrain": pretrain_parts,
+    "grounding": grounding_parts,
     "vqa": vqa_parts,
     "reasoning": reasoning_parts,
 }

