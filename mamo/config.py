@@ -182,6 +182,8 @@ class LossConfig(Section):
     """Steps over which that share grows from 0."""
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07
     """First value of the learnable ITC temperature."""
+    itm_negatives: Literal["pool", "foils"] = "pool"
+    """`pool`: hard negatives by ITC; `foils` (grounding): the records' own expressions that are true of nothing."""
     itm_pool_size: Annotated[int, Field(ge=2)] = 32
     """Hard negatives come from fixed pools of this many consecutive samples."""
     mim_target: Literal["features", "pixels"] = "features"

@@ -50,6 +50,8 @@ def contradictions(config: "Config") -> Iterator[str]:
     if config.model.text.weights == "bert" and config.model.text.bert is None:
         yield "model.text.bert: needed when model.text.weights is bert"
     if "losses" in sections:
+        if config.losses.itm_negatives == "foils" and config.task != "grounding":
+            yield f"losses.itm_negatives: only records of grounding have foils; use pool with task {config.task}"
         yield from _loss_contradictions(config.losses, micro, training.batch_size_global)
 
 

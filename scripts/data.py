@@ -11,6 +11,7 @@ from mamo.data.builders.nlvr import build_nlvr
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
+from mamo.data.builders.web import build_cc3m, build_sbu
 from mamo.data.export import LAYOUTS, export_scenes
 from mamo.data.scenes import DIFFICULTIES, SPLITS, SceneWorld
 from mamo.data.tokenizer import train_tokenizer
@@ -20,6 +21,8 @@ BUILDERS = {
     "coco": functools.partial(build_karpathy, "coco"),
     "flickr30k": functools.partial(build_karpathy, "flickr30k"),
     "vg": build_vg,
+    "cc3m": build_cc3m,
+    "sbu": build_sbu,
     "vqa2": build_vqa2,
     "vgqa": build_vgqa,
     "nlvr": build_nlvr,

@@ -2,10 +2,11 @@
 
     VQA        {"image", "question_id", "question", "answers": [...], "answer_type", "question_type"}
     reasoning  {"images": [one or two], "sentence", "label", "identifier"}
-    grounding  {"image", "expression_id", "expression", "box_xywh", "proposals_xywh": [...]}
+    grounding  {"image", "expression_id", "expression", "box_xywh", "proposals_xywh": [...], "foil"}
 
 Boxes are (x, y, width, height) in pixels of the image. `answers` is empty where the split withholds them, and
-`box_xywh` is null where nobody may look at it (weakly-supervised training).
+`box_xywh` is null where nobody may look at it (weakly-supervised training). `foil` is an expression that is true of
+nothing in the image, where one is known.
 """
 
 import json
@@ -59,6 +60,7 @@ class GroundingRecord(TaskRecord):
     expression: Words
     box_xywh: Box | None = None
     proposals_xywh: list[Box] = []
+    foil: str = ""
 
 
 Record = TypeVar("Record", bound=TaskRecord)

@@ -152,9 +152,15 @@ def scene_records(
             rows[-1]["identifier"] = item.identifier
     else:
         assert kind is GroundingRecord
-        for number, item in enumerate(expressions(world, n_items, image_size_px, split)):
-            boxes = {"box_xywh": item.box, "proposals_xywh": list(item.proposals)}
-            rows.append({"image": str(item.scene_index), "expression_id": number, "expression": item.text, **boxes})
+        for number, phrase in enumerate(expressions(world, n_items, image_size_px, split)):
+            boxes = {"box_xywh": phrase.box, "proposals_xywh": list(phrase.proposals)}
+            named = {
+                "image": str(phrase.scene_index),
+                "expression_id": number,
+                "expression": phrase.text,
+                "foil": phrase.foil,
+            }
+            rows.append({**named, **boxes})
     return [kind.model_validate(row) for row in rows]
 
 

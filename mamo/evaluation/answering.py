@@ -62,7 +62,8 @@ def rank_answers(
     length = int(of.is_valid.sum(dim=1).max())
     step = max(1, _TOKENS_AT_ONCE // (shortlist.shape[1] * length))
     best = []
-    for rows in torch.arange(len(memory), device=memory.device).split(step):
+    for first_row in range(0, len(memory), step):
+        rows = slice(first_row, first_row + step)
         ids, valid = of.ids[shortlist[rows]], of.is_valid[shortlist[rows]]  # [b, K, T]
         logits = decoder(embed(ids[..., :-1]), memory[rows], is_valid[rows])
         likeliest = answer_likelihood(logits, ids, valid).argmax(dim=1, keepdim=True)

@@ -172,8 +172,8 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
             captions.setdefault(record.image_id, {}).update(dict.fromkeys(text for text in found if text))
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
-        found = [captions[image_id] for image_id in shown]
-        metrics |= _retrieval_in_folds(scorer, images, found, config.evaluation)
+        texts = [list(captions[image_id]) for image_id in shown]
+        metrics |= _retrieval_in_folds(scorer, images, texts, config.evaluation)
     if data.statements_file is not None and network.itm is not None:
         metrics |= _on_statements(scorer, Path(data.statements_file), config, scores_file)
     return metrics

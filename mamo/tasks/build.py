@@ -148,8 +148,8 @@ def build_train_source(config: Config) -> Source:
     return PairDataset(records, data.image_size, augmenting(data), data.bad_samples.policy)
 
 
-def build_collator(config: Config, tokenizer: Any, grid: tuple[int, int]) -> PairCollator:
+def build_collator(
+    config: Config, tokenizer: Any, grid: tuple[int, int], kind: type[PairCollator] = PairCollator
+) -> PairCollator:
     """Tokenizer and masks of a config."""
-    return PairCollator(
-        tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed
-    )
+    return kind(tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed)
