@@ -15,7 +15,7 @@ from mamo.data.builders.web import build_cc3m, build_sbu
 from mamo.data.export import LAYOUTS, export_scenes
 from mamo.data.scenes import DIFFICULTIES, SPLITS, SceneWorld
 from mamo.data.tokenizer import train_tokenizer
-from mamo.data.validate import check_pairs, validate_pairs
+from mamo.data.validate import TASK_RECORDS, check_pairs, check_records, validate_pairs, validate_records
 
 BUILDERS = {
     "coco": functools.partial(build_karpathy, "coco"),
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--from", type=Path, required=True, dest="release")
     for reader in (validate, check):
         reader.add_argument("file", type=Path)
+        reader.add_argument("--task", choices=["pairs", *TASK_RECORDS], default="pairs", help="what its rows are")
     for reader in (validate, check, tokenizer):
         reader.add_argument("--split", help="needed for Karpathy files: train, val or test")
     for writer in (tokenizer, export, build):
@@ -65,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[list[str], bool]:
     """The lines to print, and whether everything that was expected is there."""
+    if args.command == "validate" and args.task != "pairs":
+        return validate_records(args.file, args.task), True
     if args.command == "validate":
         return validate_pairs(args.file, args.split), True
     if args.command == "tokenizer":
@@ -74,7 +77,8 @@ def run(args: argparse.Namespace) -> tuple[list[str], bool]:
         world = SceneWorld(args.difficulty, args.seed)
         return [str(export_scenes(world, args.split, args.count, size, args.to, args.layout))], True
     if args.command == "check":
-        report = check_pairs(args.file, args.split)
+        is_pairs = args.task == "pairs"
+        report = check_pairs(args.file, args.split) if is_pairs else check_records(args.file, args.task)
         return report.lines(), report.is_complete
     if args.command == "audit":
         found = audit(args.train, args.eval, args.train_split, args.eval_split)

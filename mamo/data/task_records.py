@@ -16,6 +16,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _MAX_LISTED = 10
+_ROUNDING_PX = 1.0
+"""COCO's boxes may leave the image by less than a pixel."""
 Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Side = Annotated[float, Field(gt=0)]
 Box = tuple[float, float, Side, Side]
@@ -99,6 +101,19 @@ def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
 def _told(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     return f"{key}: {problem['msg']}" if key else str(problem["msg"])
+
+
+def boxes_outside(record: GroundingRecord, width: int, height: int) -> list[str]:
+    """A message for the gold box and each proposal that leaves an image of this size by a pixel or more."""
+    boxes = [*([] if record.box_xywh is None else [record.box_xywh]), *record.proposals_xywh]
+    return [
+        f"expression_id {record.expression_id} ({record.image}): box {box} leaves its image of {width} x {height} px; "
+        "give x, y, width, height in its pixels"
+        for box in boxes
+        if min(box[:2]) < -_ROUNDING_PX
+        or box[0] + box[2] > width + _ROUNDING_PX
+        or box[1] + box[3] > height + _ROUNDING_PX
+    ]
 
 
 def image_path(file: Path, name: str) -> Path:

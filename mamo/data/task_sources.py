@@ -165,8 +165,21 @@ def scene_records(
 
 
 def load_distinct(
-    names: Sequence[str], load_image: LoadImage, image_size_px: tuple[int, int]
-) -> tuple[Tensor, dict[str, int]]:
-    """Each image once, for evaluation: uint8 [distinct, 3, H, W], and its row by name. Raises BadSample."""
-    row = {name: at for at, name in enumerate(dict.fromkeys(names))}
-    return torch.stack([eval_transform(load_image(name), image_size_px) for name in row]), row
+    records: Sequence[Record], load_image: LoadImage, image_size_px: tuple[int, int] | None
+) -> tuple[list[Tensor], dict[str, int]]:
+    """Each image of some records once, for evaluation: uint8 [3, H, W] (of its own size without `image_size_px`), and
+    where each is, by name. Raises BadSample, naming the record, for one that cannot be read.
+    """
+    images: list[Tensor] = []
+    place: dict[str, int] = {}
+    for record in records:
+        for name in image_names(record):
+            if name in place:
+                continue
+            try:
+                image = load_image(name)
+            except BadSample as error:
+                raise BadSample(f"{record.key} {getattr(record, record.key)}: {error}") from error
+            place[name] = len(images)
+            images.append(image if image_size_px is None else eval_transform(image, image_size_px))
+    return images, place

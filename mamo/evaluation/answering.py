@@ -128,9 +128,9 @@ def answer_all(
     """Answers by question_id; questions about one image stay together, so that it is read and encoded about once."""
     answers: dict[int, str] = {}
     for part in batches(sorted(records, key=lambda record: record.image), batch_size):
-        image, row = load_distinct([record.image for record in part], load_image, image_size_px)
+        images, row = load_distinct(part, load_image, image_size_px)
         rows = torch.tensor([row[record.image] for record in part])
-        given = answerer(image, rows, [record.question for record in part], is_blank)
+        given = answerer(torch.stack(images), rows, [record.question for record in part], is_blank)
         answers |= {record.question_id: answer for record, answer in zip(part, given, strict=True)}
     return answers
 

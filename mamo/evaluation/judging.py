@@ -36,8 +36,8 @@ def judge_all(
     backbone, ordered = network.backbone, sorted(records, key=lambda record: record.images)
     for start in range(0, len(ordered), batch_size):
         part = ordered[start : start + batch_size]
-        image, row = load_distinct([name for record in part for name in record.images], load_image, image_size_px)
-        slots = backbone.fusion.embed_image(backbone.image_encoder(normalise(image.to(device))))
+        images, row = load_distinct(part, load_image, image_size_px)
+        slots = backbone.fusion.embed_image(backbone.image_encoder(normalise(torch.stack(images).to(device))))
         rows = torch.tensor([[row[name] for name in record.images] for record in part], device=device)
         sentences = [record.sentence for record in part]
         ids, is_valid = tokenize(tokenizer, [clean_caption(text) for text in sentences], text_max_tokens)

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from mamo.data.records import clean_caption
-from mamo.data.task_records import GroundingRecord
-from mamo.data.task_sources import LoadImage
+from mamo.data.task_records import GroundingRecord, boxes_outside
+from mamo.data.task_sources import LoadImage, load_distinct
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.grounding import grounded, percentages, to_image_size
 from mamo.evaluation.scoring import Scorer
-
-_ROUNDING_PX = 1.0
-"""COCO's boxes may leave the image by less than a pixel."""
 
 
 def locate_all(
@@ -30,8 +27,7 @@ def locate_all(
     ordered = sorted(records, key=lambda record: record.image)  # an image is read and encoded about once
     for start in range(0, len(ordered), batch_size):
         part = ordered[start : start + batch_size]
-        row = {name: at for at, name in enumerate(dict.fromkeys(record.image for record in part))}
-        raw = [load_image(name) for name in row]
+        raw, row = load_distinct(part, load_image, None)
         images = scorer.encode_images([torch.stack([eval_transform(image, image_size_px) for image in raw])])
         texts = scorer.encode_texts(*scorer.tokenize([clean_caption(record.expression) for record in part]))
         rows = torch.tensor([row[record.image] for record in part])
@@ -47,11 +43,10 @@ def locate_all(
 
 
 def _checked(record: GroundingRecord, width: int, height: int) -> tuple[float, float, float, float]:
-    name = f"expression_id {record.expression_id} ({record.image})"
     if record.box_xywh is None:
-        raise ValueError(f"{name}: has no box_xywh, which an evaluation needs")
-    for box in (record.box_xywh, *record.proposals_xywh):
-        x, y, w, h = box
-        if min(x, y) < -_ROUNDING_PX or x + w > width + _ROUNDING_PX or y + h > height + _ROUNDING_PX:
-            raise ValueError(f"{name}: box {box} leaves its image of {width} x {height} px; give x, y, width, height")
+        raise ValueError(
+            f"expression_id {record.expression_id} ({record.image}): has no box_xywh, the truth to score by"
+        )
+    for problem in boxes_outside(record, width, height):
+        raise ValueError(problem)
     return record.box_xywh

@@ -21,7 +21,7 @@ from mamo.evaluation.locating import locate_all
 from mamo.evaluation.scoring import Scorer, evaluating
 from mamo.losses.itm import itm_loss
 from mamo.tasks.build import build_collator, build_network
-from mamo.tasks.parts import Parts, Trained
+from mamo.tasks.parts import Parts, Trained, pictures_of
 from mamo.tasks.pretrain import PretrainTask, Targets
 
 
@@ -74,7 +74,7 @@ class FoilCollator(PairCollator):
 
     def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> ExpressionBatch:
         """Collate (epoch, sample) pairs."""
-        pairs = PairCollator.__call__(self, drawn)
+        pairs = super().__call__(drawn)
         foils = [sample.foil for _, sample in drawn if isinstance(sample, ExpressionSample)]
         ids, is_valid = tokenize(self.tokenizer, foils, self.text_max_tokens)
         return ExpressionBatch(**pairs.tensors(), skipped=pairs.skipped, foil_input_ids=ids, foil_is_valid=is_valid)
@@ -138,6 +138,7 @@ def grounding_parts(config: Config, tokenizer: Any, stored: Path | None) -> Part
         task=functools.partial(FoilTask if has_foils else PretrainTask, config, network),
         evaluate=functools.partial(evaluate_grounding, config),
         baselines=lambda batch: {},
+        pictures=functools.partial(pictures_of, config),
     )
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamo.config import Config
 from mamo.data.loader import Source
+from mamo.evaluation.pictures import scene_pictures
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.vlm import Mamo
 from mamo.training.loop import Task
@@ -72,3 +74,10 @@ class Parts:
     """Called with a checkpoint and the names of the parameters that it lacks, once the others are taken from it."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """Texts by file name that the run's folder and every checkpoint must hold, as the tokenizer."""
+
+
+def pictures_of(config: Config, trained: Trained) -> list[tuple[str, str]]:
+    """What a network with the heads of pre-training does with scenes; nothing of files."""
+    if config.data.source != "scenes":
+        return []
+    return scene_pictures(trained.network, config, trained.tokenizer, trained.normalise, trained.device)
