@@ -254,7 +254,7 @@ def test_every_key_is_read_somewhere() -> None:
     files = [
         p
         for p in itertools.chain((ROOT / "mamo").rglob("*.py"), (ROOT / "scripts").glob("*.py"))
-        if p.name != "config.py"
+        if p.name not in ("config.py", "contradictions.py")
     ]
     read = set().union(*map(attributes, files))
     for name, keys in properties().items():

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +18,7 @@ from mamo.data.shards import ShardMember, read_member
 from mamo.data.transforms import eval_transform
 
 MAX_REPLACEMENTS = 100  # so many bad samples in a row mean a missing folder, not a bad file
+Loaded = TypeVar("Loaded")
 Transform = Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]
 
 
@@ -49,6 +50,24 @@ def load_image(image: str | ShardMember) -> Tensor:
         return decode_image(read_member(image), name=str(image))
     except OSError as error:
         raise BadSample(f"{image}: {error}") from error
+
+
+def first_good(
+    index: int, n: int, on_bad: Literal["raise", "skip"], load: Callable[[int, tuple[str, ...]], Loaded]
+) -> Loaded:
+    """What `load(index, skipped)` gives for the first good index of `n` from `index` on, wrapping around.
+
+    Raises BadSample at the first bad one where `on_bad` is "raise", or after MAX_REPLACEMENTS bad ones in a row.
+    """
+    skipped: list[str] = []
+    for step in range(min(n, MAX_REPLACEMENTS)):
+        try:
+            return load((index + step) % n, tuple(skipped))
+        except BadSample as error:
+            if on_bad == "raise":
+                raise
+            skipped.append(str(error))
+    raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
 
 
 class PairDataset:
@@ -83,20 +102,17 @@ class PairDataset:
         for record in self.records:
             yield f"{record.image}\t{record.image_id}\t{record.captions}\n"
 
+    def data_sets(self) -> list[str]:
+        """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""
+        names = {record.image_id.partition("/")[::2] for record in self.records}
+        return sorted({name if name and rest else "other" for name, rest in names})
+
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Loads pair `index`; `rng` picks one of its captions and drives the transform.
 
         Raises BadSample where the policy is "raise", or where MAX_REPLACEMENTS indices in a row are bad.
         """
-        skipped: list[str] = []
-        for step in range(min(len(self), MAX_REPLACEMENTS)):
-            try:
-                return self._load_one((index + step) % len(self), rng, tuple(skipped))
-            except BadSample as error:
-                if self.on_bad == "raise":
-                    raise
-                skipped.append(str(error))
-        raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
+        return first_good(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))
 
     def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> Sample:
         record = self.records[index]

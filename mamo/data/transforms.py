@@ -6,6 +6,7 @@ operations leave colours alone, because captions name them. Normalisation belong
 Legend: H, W source height and width; h, w the target's.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ import numpy as np
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from mamo.config import DataConfig
 
 # Level 7 of 10 on ALBEF's scales: 30 degrees, 0.3 shear, 10 px of 256, enhancement factor 0.1 to 1.9.
 _ROTATE_DEGREES = 21.0
@@ -57,6 +60,17 @@ def train_transform(
             if is_applied:
                 image = OPERATIONS[index](image, sign)
     return image
+
+
+def augmenting(data: DataConfig) -> Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]:
+    """`train_transform` with a config's augmentation."""
+    augmentation = data.augmentation
+    return functools.partial(
+        train_transform,
+        min_crop_scale=augmentation.crop_scale_min,
+        horizontal_flip=augmentation.horizontal_flip,
+        rand_augment=augmentation.randaugment,
+    )
 
 
 def draw_crop(

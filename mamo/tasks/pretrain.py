@@ -212,7 +212,7 @@ class PretrainTask:
             if self.needs("itc"):
                 losses["itc"], metrics["itc_accuracy"] = self._itc(*features, batch, targets, start)
             if clean_slots is not None and self.needs("itm"):
-                losses["itm"], metrics["itm_accuracy"] = self._itm(*features, clean_slots, clean_text, batch, targets)
+                losses["itm"], metrics["itm_accuracy"] = self.itm(*features, clean_slots, clean_text, batch, targets)
 
         slots_image, slots_text = fusion.image_slots(batch.masked_patches), fusion.text_position(batch.text_slots)
         masked_slots = None
@@ -286,7 +286,7 @@ class PretrainTask:
         same_image = image_id[:, :, None] == image_id[:, None, :]
         return same_image | (caption_id[:, :, None] == caption_id[:, None, :])
 
-    def _itm(
+    def itm(
         self,
         image_feature: Tensor,
         text_feature: Tensor,
