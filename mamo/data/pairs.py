@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from mamo.data.images import BadSample, decode_image
-from mamo.data.records import PairRecord, clean_caption
+from mamo.data.pair_record import PairRecord
+from mamo.data.records import clean_caption
 from mamo.data.shards import ShardMember, read_member
 from mamo.data.transforms import eval_transform
 
@@ -92,7 +93,10 @@ class PairDataset:
         raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
 
     def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> Sample:
-        record = self.records[index]
+        try:
+            record = self.records[index]
+        except (OSError, ValueError) as error:  # a shard that is gone or damaged since it was indexed
+            raise BadSample(f"sample {index}: {error}") from error
         caption = clean_caption(record.captions[int(rng.integers(len(record.captions)))])
         if not caption:
             raise BadSample(f"{record.source}:{record.line}: sample {index}: the caption is empty")

@@ -9,8 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mamo.data.images import BadSample
+from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
-from mamo.data.records import MAX_CAPTION_CHARS, PairRecord, clean_caption, read_pairs
+from mamo.data.records import MAX_CAPTION_CHARS, clean_caption, read_pairs
 
 _MAX_LISTED = 10
 

@@ -20,6 +20,7 @@ from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import PairSource, collate_range, make_loader
 from mamo.data.pairs import PairDataset
 from mamo.data.sampler import StepSampler
+from mamo.data.shard_pairs import ShardPairs
 from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.pictures import scene_pictures
 from mamo.evaluation.protocols import PROTOCOLS, protocol_of
@@ -172,7 +173,9 @@ class Run:
         """16 hex digits that change with the training data: records of files or parameters of the world; vocabulary."""
         digest = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
         data = self.config.data
-        if isinstance(self.source, PairDataset):
+        if isinstance(self.source, PairDataset) and isinstance(self.source.records, ShardPairs):
+            digest.update(self.source.records.fingerprint().encode())
+        elif isinstance(self.source, PairDataset):
             for record in self.source.records:
                 digest.update(f"{record.image}\t{record.image_id}\t{record.captions}\n".encode("utf-8", "replace"))
         else:
