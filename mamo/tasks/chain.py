@@ -115,7 +115,7 @@ def errors_removed(fine_tuned: float, from_scratch: float) -> float:
 def table_of(results: Mapping[str, Mapping[str, float]], rows: Sequence[Row]) -> str:
     """One Markdown line a metric: the aim, what was reached, what stands beside it."""
     head = ("task", "metric", "aim", "fine-tuned", "from scratch", f"errors removed (aim {ERRORS_TO_REMOVE:.0f} %)")
-    lines = [(*head, "zero-shot", "beside it"), ("---",) * 8]
+    lines: list[tuple[str, ...]] = [(*head, "zero-shot", "beside it"), ("---",) * 8]
     for row in rows:
         tuned, scratch = results[row.task], results[f"{row.task}-{FROM_SCRATCH}"]
         zero_shot = results.get(f"{row.task}/{ZERO_SHOT}", {})
