@@ -1,4 +1,4 @@
-"""Prepare data: validate and check pairs files, train a tokenizer, export scenes, build public data sets."""
+"""Prepare data: validate and check pairs files, index shards, train a tokenizer, export scenes, build data sets."""
 
 import argparse
 import functools
@@ -14,6 +14,7 @@ from mamo.data.builders.refcoco import build_refcoco
 from mamo.data.builders.web import build_cc3m, build_sbu
 from mamo.data.export import LAYOUTS, export_scenes
 from mamo.data.scenes import DIFFICULTIES, SPLITS, SceneWorld
+from mamo.data.shard_pairs import index_folder
 from mamo.data.tokenizer import train_tokenizer
 from mamo.data.validate import TASK_RECORDS, check_pairs, check_records, validate_pairs, validate_records
 
@@ -39,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     tokenizer = commands.add_parser("tokenizer", help="train WordPiece on pairs files or text, one caption a line")
     tokenizer.add_argument("files", type=Path, nargs="+")
     tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
+    index = commands.add_parser("index", help="write down once where each pair lies in a folder of tar shards")
+    index.add_argument("folder", type=Path)
+    index.add_argument("--workers", type=int, default=1, help="processes that read shards")
     overlap = commands.add_parser("audit", help="images that pre-training and evaluation share; exit code 1 if any")
     overlap.add_argument("train", type=Path, help="pairs file of the pre-training data")
     overlap.add_argument("eval", type=Path, help="pairs file of the evaluation set")
@@ -70,6 +74,9 @@ def run(args: argparse.Namespace) -> tuple[list[str], bool]:
         return validate_records(args.file, args.task), True
     if args.command == "validate":
         return validate_pairs(args.file, args.split), True
+    if args.command == "index":
+        pairs = index_folder(args.folder, args.workers)
+        return [f"{args.folder}: {len(pairs)} pairs in {len(pairs.shards)} shards"], True
     if args.command == "tokenizer":
         return [f"{args.to}: {train_tokenizer(args.files, args.size, args.to, args.split)} tokens"], True
     if args.command == "export":

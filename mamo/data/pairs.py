@@ -13,7 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from mamo.data.images import BadSample, decode_image
-from mamo.data.records import PairRecord, clean_caption
+from mamo.data.pair_record import PairRecord
+from mamo.data.records import clean_caption
+from mamo.data.shard_pairs import ShardPairs
 from mamo.data.shards import ShardMember, read_member
 from mamo.data.transforms import eval_transform
 
@@ -98,12 +100,17 @@ class PairDataset:
         return len(self.records)
 
     def identity(self) -> Iterator[str]:
-        """The records."""
+        """The records; of shards their tables, since reading every caption would take hours."""
+        if isinstance(self.records, ShardPairs):
+            yield self.records.fingerprint()
+            return
         for record in self.records:
             yield f"{record.image}\t{record.image_id}\t{record.captions}\n"
 
     def data_sets(self) -> list[str]:
         """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""
+        if isinstance(self.records, ShardPairs):
+            return ["other"]
         names = {record.image_id.partition("/")[::2] for record in self.records}
         return sorted({name if name and rest else "other" for name, rest in names})
 
@@ -115,7 +122,10 @@ class PairDataset:
         return first_good(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))
 
     def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> Sample:
-        record = self.records[index]
+        try:
+            record = self.records[index]
+        except (OSError, ValueError) as error:  # a shard that is gone or damaged since it was indexed
+            raise BadSample(f"sample {index}: {error}") from error
         caption = clean_caption(record.captions[int(rng.integers(len(record.captions)))])
         if not caption:
             raise BadSample(f"{record.source}:{record.line}: sample {index}: the caption is empty")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -22,7 +23,7 @@ _ROTATE_DEGREES = 21.0
 _SHEAR_DEGREES = math.degrees(math.atan(0.21))
 _TRANSLATE_SHARE = 7 / 256
 _ENHANCE_FACTOR = 0.7 * 1.8 + 0.1
-_FILL = [128.0, 128.0, 128.0]
+_FILL = 128
 RAND_AUGMENT_N = 2
 RAND_AUGMENT_PROBABILITY = 0.5
 
@@ -100,8 +101,38 @@ def draw_crop(
 
 
 def _affine(image: Tensor, degrees: float, shift: tuple[int, int], shear: tuple[float, float]) -> Tensor:
-    moved: Tensor = F.affine(image, degrees, list(shift), 1.0, list(shear), fill=_FILL)
-    return moved
+    """`F.affine` with the nearest pixel, a fifth of its time: where each pixel comes from is worked out once a size."""
+    source, is_outside = _sources(image.shape[-2], image.shape[-1], degrees, shift, shear)
+    moved = image.flatten(1).index_select(1, source)  # [3, h * w]
+    return moved.masked_fill_(is_outside, _FILL).view(image.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _sources(
+    height: int, width: int, degrees: float, shift: tuple[int, int], shear: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Which pixel of an image `F.affine` puts at each place, int64 [h * w], and bool [h * w] where there is none.
+
+    Found by moving an image whose pixels hold their own numbers; float32 holds them exactly up to 2**24.
+    """
+    assert height * width < 2**24
+    numbers = torch.arange(height * width, dtype=torch.float32).view(1, height, width)
+    moved = F.affine(numbers, degrees, list(shift), 1.0, list(shear), fill=[-1.0]).flatten()
+    return moved.clamp(min=0).long(), moved < 0
+
+
+def _sharpen(image: Tensor) -> Tensor:
+    """`F.adjust_sharpness`, a quarter of its time: the 3 x 3 mean as a sum of whole numbers, not as a convolution."""
+    if min(image.shape[-2:]) <= 2:
+        return image
+    small = image.to(torch.int16)
+    rows = small[:, :-2] + small[:, 1:-1] + small[:, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * small[:, 1:-1, 1:-1]  # weights 1, in the middle 5
+    blurred = (total.float() / 13).round_()  # an odd divisor: no sum lies half-way between two numbers
+    sharp = image.float()
+    middle = sharp[:, 1:-1, 1:-1]
+    middle.add_(blurred.sub_(middle), alpha=1 - _ENHANCE_FACTOR)
+    return sharp.clamp_(0, 255).to(torch.uint8)
 
 
 def _shift_px(length: int, sign: float) -> int:
@@ -114,7 +145,7 @@ OPERATIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
     lambda image, sign: F.autocontrast(image),
     lambda image, sign: F.equalize(image),
     lambda image, sign: F.adjust_brightness(image, _ENHANCE_FACTOR),
-    lambda image, sign: F.adjust_sharpness(image, _ENHANCE_FACTOR),
+    lambda image, sign: _sharpen(image),
     lambda image, sign: _affine(image, 0, (0, 0), (sign * _SHEAR_DEGREES, 0)),
     lambda image, sign: _affine(image, 0, (0, 0), (0, sign * _SHEAR_DEGREES)),
     lambda image, sign: _affine(image, 0, (_shift_px(image.shape[-1], sign), 0), (0, 0)),

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from mamo.data.images import BadSample
+from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
-from mamo.data.records import MAX_CAPTION_CHARS, PairRecord, clean_caption, read_pairs
+from mamo.data.records import MAX_CAPTION_CHARS, clean_caption, read_pairs
 from mamo.data.task_records import GroundingRecord, ReasoningRecord, VqaRecord, boxes_outside, read_task_records
 from mamo.data.task_sources import file_records, image_names
 
