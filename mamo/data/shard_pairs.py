@@ -95,7 +95,7 @@ class ShardPairs(Sequence[PairRecord]):
         """Hex digits that change with the pairs: of the names and tables of the shards, none of which is read."""
         names = "\n".join(Path(shard).name for shard in self.shards)
         digest = hashlib.sha256(names.encode("utf-8", "replace") + self.first_row.tobytes())
-        digest.update(np.ascontiguousarray(self.rows).view(np.uint8))
+        digest.update(np.ascontiguousarray(self.rows).view(np.uint8).data)
         return digest.hexdigest()
 
 

