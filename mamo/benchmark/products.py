@@ -22,11 +22,11 @@ SHORTEST_S = 5e-4
 MOST_REPEATS = 200
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the products by operation, sizes, strides and precision."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[tuple[Any, tuple[Any, ...]]] = Counter()
         self.operations = 0
 

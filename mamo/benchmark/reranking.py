@@ -29,7 +29,10 @@ def measure_reranking(case: Case, folder: Path, device: torch.device, precision:
     text_rows = torch.arange(case.pairs) % SHORTLIST
     rounds = Rounds()
     with computing_in(precision, [network]), torch.inference_mode():
-        encoded, texts = scorer.encode_images(images.split(BATCH_SIZE)), scorer.encode_texts(*scorer.tokenize(captions))
+        encoded, texts = (
+            scorer.encode_images(torch.split(images, BATCH_SIZE)),
+            scorer.encode_texts(*scorer.tokenize(captions)),
+        )
         products = Products(lambda: scorer.match(encoded, texts, image_rows, text_rows), device)
         again = slice(0, BATCH_SIZE)
 
@@ -71,7 +74,7 @@ def measure_galleries(
     case: Case, device: torch.device, sizes: tuple[int, ...] = (1_000, 5_000, 25_000)
 ) -> dict[str, float]:
     """Seconds to rank 1,000 queries by similarity in galleries of several sizes, and the memory of the device."""
-    found = {}
+    found: dict[str, float] = {}
     width = 256
     query = torch.nn.functional.normalize(torch.randn(1_000, width, device=device), dim=1)
     for size in sizes:
@@ -87,10 +90,10 @@ def measure_galleries(
 def measure_gallery_memory(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
     """Peak memory of a GPU while the same pairs are scored out of a gallery of one and of four times the images."""
     run, scorer, images = _ready(case, folder, device, precision)
-    found = {}
+    found: dict[str, float] = {}
     with computing_in(precision, [run.task.network]), torch.inference_mode():
         texts = scorer.encode_texts(*scorer.tokenize(made_up_captions(SHORTLIST, 8, case.vocabulary_size)))
-        one = scorer.encode_images(images.split(BATCH_SIZE))
+        one = scorer.encode_images(torch.split(images, BATCH_SIZE))
         for factor in (1, 4):
             gallery = EncodedImages(one.tokens.repeat(factor, 1, 1), one.feature.repeat(factor, 1))
             rows = torch.arange(min(case.pairs, len(gallery.tokens)))

@@ -124,7 +124,7 @@ def _encoding_all(encoder: ImageEncoder) -> Iterator[None]:
     try:
         yield
     finally:
-        del encoder.encode  # type: ignore[method-assign]
+        del encoder.encode
 
 
 def _largest_difference(

@@ -100,7 +100,7 @@ class PairDataset:
         return len(self.records)
 
     def identity(self) -> Iterator[str]:
-        """The records; of shards their index, which is not read."""
+        """The records; of shards their tables, since reading every caption would take hours."""
         if isinstance(self.records, ShardPairs):
             yield self.records.fingerprint()
             return
@@ -109,6 +109,8 @@ class PairDataset:
 
     def data_sets(self) -> list[str]:
         """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""
+        if isinstance(self.records, ShardPairs):
+            return ["other"]
         names = {record.image_id.partition("/")[::2] for record in self.records}
         return sorted({name if name and rest else "other" for name, rest in names})
 
