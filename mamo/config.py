@@ -387,8 +387,9 @@ def explain(problem: Any, root: type[Section]) -> list[str]:
 def _keys_of(path: list[str], root: type[Section]) -> list[str]:
     section: Any = root
     for part in path:
-        section = section.model_fields[part].annotation if part in section.model_fields else Section
-    return list(section.model_fields)
+        fields = getattr(section, "model_fields", {})  # a list of sections has none
+        section = fields[part].annotation if part in fields else Section
+    return list(getattr(section, "model_fields", {}))
 
 
 def dump(config: Config, path: Path) -> None:

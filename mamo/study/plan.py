@@ -16,6 +16,7 @@ confirm_seeds: [5, 6, 7, 8, 9]
 ```
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -26,7 +27,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from mamo.config import Config, Section, build_config, explain, read_values
+from mamo.config import Config, Section, apply_override, build_config, explain, read_values
 
 SeedSet = Literal["explore", "confirm", "all"]
 Name = Annotated[str, Field(pattern=r"^[\w.+=, -]+$")]
@@ -75,8 +76,8 @@ class Study:
     base: Path
     file: StudyFile
     variants: dict[str, Overrides]
-    common: tuple[str, ...]
-    """`section.key=value` over the base, for all variants."""
+    all_cells: tuple[Cell, ...]
+    """Variants times seeds, seed by seed, so that a study broken off has whole pairs."""
 
     def seeds(self, chosen: SeedSet) -> list[int]:
         """The seeds of a set, in the order of the file."""
@@ -84,19 +85,13 @@ class Study:
         return [*sets["explore"], *sets["confirm"]] if chosen == "all" else sets[chosen]
 
     def cells(self, chosen: SeedSet) -> list[Cell]:
-        """Variants times seeds, seed by seed, so that a study broken off has whole pairs.
-
-        Raises:
-            ValueError: as `mamo.config.load_config`, naming base and variant.
-        """
-        return [self.cell(name, seed) for seed in self.seeds(chosen) for name in self.variants]
+        """The cells of a set of seeds."""
+        seeds = set(self.seeds(chosen))
+        return [cell for cell in self.all_cells if cell.seed in seeds]
 
     def cell(self, variant: str, seed: int) -> Cell:
         """The cell of one variant and seed."""
-        own = [f"{key}={json.dumps(value)}" for key, value in self.variants[variant].items()]
-        overrides = (*self.common, *own, f"seed={seed}")
-        config = build_config(read_values(self.base, overrides), f"{self.base}, variant {variant}")
-        return Cell(variant, seed, overrides, config, identity(config))
+        return next(cell for cell in self.all_cells if (cell.variant, cell.seed) == (variant, seed))
 
 
 def read_study(path: Path, common: Sequence[str] = ()) -> Study:
@@ -115,9 +110,25 @@ def read_study(path: Path, common: Sequence[str] = ()) -> Study:
     problems = list(_contradictions(file, variants))
     if problems:
         raise _refusal(path, problems)
-    study = Study(path.stem, path.parent / file.base, file, variants, tuple(common))
-    study.cells("all")
-    return study
+    base = path.parent / file.base
+    base_values = read_values(base)
+    cells = [
+        _cell(name, overrides, seed, common, base, base_values)
+        for seed in (*file.explore_seeds, *file.confirm_seeds)
+        for name, overrides in variants.items()
+    ]
+    return Study(path.stem, base, file, variants, tuple(cells))
+
+
+def _cell(
+    variant: str, own: Overrides, seed: int, common: Sequence[str], base: Path, base_values: dict[str, Any]
+) -> Cell:
+    overrides = (*common, *(f"{key}={json.dumps(value)}" for key, value in own.items()), f"seed={seed}")
+    values = copy.deepcopy(base_values)
+    for override in overrides:
+        apply_override(values, override)
+    config = build_config(values, f"{base}, variant {variant}")
+    return Cell(variant, seed, overrides, config, identity(config))
 
 
 def identity(config: Config) -> str:
