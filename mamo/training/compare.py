@@ -40,8 +40,8 @@ SEED_SPREAD = (
     ("loss/itc", 0.02),
     ("loss/itm", 0.03),
     ("gradient_norm", 0.15),
-    ("teacher_spread/", 0.35),
-    ("", 0.7),
+    ("teacher_spread/", 0.4),
+    ("", 0.9),
 )
 """Relative standard deviation from seed to seed, supposed before any is seen, of metrics whose name begins so."""
 PATIENCE = 5
@@ -201,7 +201,8 @@ def band(references: Floats, steps: Floats, seed_spread: float) -> tuple[Floats,
     n_averaged = np.minimum(np.arange(1, len(steps) + 1), WINDOW)
     variance = between * (1 + 1 / n_runs) + _step_noise(logs) ** 2 / n_averaged * (1 + 1 / n_runs)
     half = SIGMAS * np.sqrt(variance)
-    lowest, highest = smooth.min(axis=0) - half, smooth.max(axis=0) + half
+    middle = smooth.mean(axis=0)
+    lowest, highest = middle - half, middle + half
     first = np.searchsorted(steps, steps / PACE, side="left")
     last = np.searchsorted(steps, steps * PACE, side="right")
     low = np.array([lowest[a:b].min() for a, b in zip(first, last)])

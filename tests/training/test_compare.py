@@ -13,7 +13,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import init_weights_vit_timm
 
-from mamo.tasks import launch
+from mamo.tasks import kinds, launch
 from mamo.training.compare import PACE, WINDOW, band, compare, running_mean
 
 ROOT = Path(__file__).parents[2]
@@ -231,7 +231,7 @@ SMALL = {
     },
     "losses": {"queue_size": 0, "itm_pool_size": 16},
     "training": {
-        "total_steps": 180,
+        "total_steps": 220,
         "batch_size_global": 32,
         "learning_rate": 2e-3,
         "warmup_steps": 10,
@@ -240,14 +240,20 @@ SMALL = {
     },
     "teacher": {"momentum": 0.99},
 }
-TAMPERED = ("learning rate x3", "learning rate /3", "frozen image encoder", "frozen text encoder", "no image init")
+TAMPERED = {  # what is changed -> a metric that shows it
+    "learning rate x3": "loss/mlm",
+    "learning rate /3": "loss/mlm",
+    "frozen image encoder": "loss/itc",
+    "frozen text encoder": "loss/mlm",
+    "no image init": "teacher_spread/image",
+}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_curves")
 def test_real_runs(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: another seed leaves the band of real curves, or a tampered run stays inside, its logged settings aside."""
-    build = launch.build_network
+    build = kinds.build_network
 
     def tampered(how: str) -> Callable[..., Any]:
         def changed(*arguments: Any) -> Any:
@@ -266,18 +272,16 @@ def test_real_runs(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest
     def train(how: str, seed: int, folder: Path) -> Path:
         factor = {"learning rate x3": 3.0, "learning rate /3": 1 / 3}.get(how, 1.0)
         training = {**SMALL["training"], "learning_rate": 2e-3 * factor}
-        monkeypatch.setattr(launch, "build_network", tampered(how))
+        monkeypatch.setattr(kinds, "build_network", tampered(how))
         launch.train(tiny(**{**SMALL, "training": training}, seed=seed, output_dir=str(folder)), False)
         made = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         (folder / "config.yaml").unlink()
         return write(folder, [{**row, "learning_rate": 1.0} for row in made])  # the curves alone shall tell
 
-    reference = tmp_path / "reference"
-    for seed in range(3):
-        train("", seed, reference / f"seed-{seed}")
-    for seed in (5, 6):
+    reference = train("", 0, tmp_path / "reference")
+    for seed in (1, 2):
         verdict = compare(train("", seed, tmp_path / f"good-{seed}"), reference)
         assert verdict.departures == (), verdict.lines()
-    for how in TAMPERED:
+    for how, metric in TAMPERED.items():
         verdict = compare(train(how, 5, tmp_path / how), reference)
-        assert verdict.departures, how
+        assert metric in {departure.metric for departure in verdict.departures}, (how, verdict.lines())
