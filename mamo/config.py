@@ -387,8 +387,7 @@ def explain(problem: Any, root: type[Section]) -> list[str]:
 def _keys_of(path: list[str], root: type[Section]) -> list[str]:
     section: Any = root
     for part in path:
-        fields = getattr(section, "model_fields", {})  # a list of sections has none
-        section = fields[part].annotation if part in fields else Section
+        section = getattr(getattr(section, "model_fields", {}).get(part), "annotation", Section)
     return list(getattr(section, "model_fields", {}))
 
 
