@@ -80,7 +80,8 @@ def markdown(study: Study, cells: list[Cell], rows: Mapping[str, Row]) -> str:
     lines = [f"# {study.name}", "", file.question.strip(), ""]
     lines += [f"{n_finished} of {len(cells)} cells finished (variants times seeds); metrics in percent, mean and 95 % "]
     lines[-1] += f"interval over seeds (t); differences are paired by seed. Baseline: {file.baseline}."
-    sets: tuple[SeedSet, ...] = ("explore", "confirm", "all") if file.confirm_seeds else ("explore",)
+    is_confirming = any(cell.identity in rows for cell in study.cells("confirm"))
+    sets: tuple[SeedSet, ...] = ("explore", "confirm", "all") if is_confirming else ("explore",)
     for chosen in sets:
         of_metric = {metric: values_of(study, rows, metric, chosen) for metric in file.metrics}
         if not any(values for by_variant in of_metric.values() for values in by_variant.values()):
@@ -181,7 +182,8 @@ def _draw_map(axis: Any, study: Study, values: Values) -> None:
     axis.imshow(means, cmap="viridis", aspect="auto", origin="lower")
     for place, mean in np.ndenumerate(means):
         if not math.isnan(mean):
-            axis.text(place[1], place[0], f"{mean:.1f}", ha="center", va="center", fontsize=8, color="white")
+            colour = "white" if mean < (np.nanmin(means) + np.nanmax(means)) / 2 else "black"
+            axis.text(place[1], place[0], f"{mean:.1f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_xticks(range(len(columns)), columns, fontsize=8)
     axis.set_ylabel(down, fontsize=8)
