@@ -356,7 +356,7 @@ def build_config(values: dict[str, Any], origin: str = "config") -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = [line for problem in error.errors() for line in _explain(problem)]
+        lines = [line for problem in error.errors() for line in explain(problem, Config)]
         raise ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(lines)) from None
 
 
@@ -369,11 +369,12 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(problem: Any) -> list[str]:
+def explain(problem: Any, root: type[Section]) -> list[str]:
+    """The lines that tell a person of one of pydantic's problems with a value of the section `root`."""
     path = [str(part) for part in problem["loc"] if part not in ("int", "list[constrained-int]")]
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _keys_of(path[:-1]), n=1)
+        near = difflib.get_close_matches(path[-1], _keys_of(path[:-1], root), n=1)
         return [f"{dotted}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")]
     if problem["type"] == "missing":
         return [f"{dotted}: missing"]
@@ -383,11 +384,11 @@ def _explain(problem: Any) -> list[str]:
     return [f"{dotted}: {message} (found {problem['input']!r})"]
 
 
-def _keys_of(path: list[str]) -> list[str]:
-    section: Any = Config
+def _keys_of(path: list[str], root: type[Section]) -> list[str]:
+    section: Any = root
     for part in path:
-        section = section.model_fields[part].annotation if part in section.model_fields else Section
-    return list(section.model_fields)
+        section = getattr(getattr(section, "model_fields", {}).get(part), "annotation", Section)
+    return list(getattr(section, "model_fields", {}))
 
 
 def dump(config: Config, path: Path) -> None:

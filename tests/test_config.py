@@ -12,7 +12,12 @@ from mamo.config import Config, build_config, dump, load_config
 from mamo.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+STUDIES = ROOT / "configs" / "studies"
+FILES = sorted(
+    path
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent != STUDIES or path.stem.startswith("base_")  # studies have a test of their own
+)
 
 
 def write(folder: Path, text: str) -> Path:
