@@ -1,6 +1,7 @@
 """Where a network sees what expressions mean: Grad-CAM heat of records, against their boxes."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -18,8 +19,11 @@ def locate_all(
     load_image: LoadImage,
     image_size_px: tuple[int, int],
     batch_size: int,
+    heat_from: Literal["fusion", "image_encoder"] = "fusion",
 ) -> dict[str, float]:
     """`grounding_metrics` of the records, a batch of them at a time; boxes are in pixels of each image's own size.
+
+    `heat_from` chooses between `grad_cam` and `image_grad_cam`.
 
     Raises ValueError, naming the record, for one without a gold box, and for a box that leaves its image.
     """
@@ -28,10 +32,13 @@ def locate_all(
     for start in range(0, len(ordered), batch_size):
         part = ordered[start : start + batch_size]
         raw, row = load_distinct(part, load_image, None)
-        images = scorer.encode_images([torch.stack([eval_transform(image, image_size_px) for image in raw])])
+        resized = torch.stack([eval_transform(image, image_size_px) for image in raw])
         texts = scorer.encode_texts(*scorer.tokenize([clean_caption(record.expression) for record in part]))
         rows = torch.tensor([row[record.image] for record in part])
-        heats = scorer.ground(images, texts, rows, torch.arange(len(part)))
+        if heat_from == "fusion":
+            heats = scorer.ground(scorer.encode_images([resized]), texts, rows, torch.arange(len(part)))
+        else:
+            heats = scorer.ground_in_encoder(resized, texts, rows, torch.arange(len(part)))
         for record, heat in zip(part, heats, strict=True):
             height, width = raw[row[record.image]].shape[1:]
             gold = _checked(record, width, height)

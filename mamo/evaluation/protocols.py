@@ -49,7 +49,7 @@ def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
     )
 
 
-def _scenes_task(task: str, difficulty: str, states: str, **evaluation: int) -> Protocol:
+def _scenes_task(task: str, difficulty: str, states: str, **evaluation: int | str) -> Protocol:
     data = {"source": "scenes", "difficulty": difficulty}
     values = {"task": task, "data": data, "evaluation": {"probe_items": 1000, **evaluation}}
     return Protocol(values, "test", f"{states} ({difficulty})")
@@ -61,7 +61,7 @@ def _retrieval(file: str, n_images: int, k: int, lineage: Lineage, states: str, 
     return Protocol(values, "test", f"{states}; ITM re-ranks ITC's {k} best", n_images, lineage)
 
 
-def _records(task: str, file: str, n_records: int | None, states: str, **evaluation: int) -> Protocol:
+def _records(task: str, file: str, n_records: int | None, states: str, **evaluation: int | str) -> Protocol:
     data = {"source": "records", "eval_file": file, "image_size_px": PUBLIC_SIZE_PX}
     return Protocol({"task": task, "data": data, "evaluation": evaluation}, Path(file).stem, states, n_records)
 
@@ -81,7 +81,12 @@ PROTOCOLS: dict[str, Protocol] = {
         for name, task, states, evaluation in (
             ("vqa", "vqa", "1,000 questions, official accuracy, and with blank images", {"rerank_k": ANSWERS_K}),
             ("nlvr2", "reasoning", "1,000 statements about pairs, each sentence once true and once false", {}),
-            ("grounding", "grounding", "1,000 expressions, Grad-CAM to proposals, IoU 0.5", {}),
+            (
+                "grounding",
+                "grounding",
+                "1,000 expressions, Grad-CAM of the image encoder to proposals, IoU 0.5",
+                {"grounding_heat": "image_encoder"},
+            ),
         )
     },
     "coco5k-zeroshot": _retrieval(_COCO, 5000, 256, "not-coco", "COCO 5K test, no fine-tuning on COCO"),
@@ -107,6 +112,7 @@ PROTOCOLS: dict[str, Protocol] = {
         None,
         "RefCOCO+ without boxes in training: Grad-CAM of the third of six fusion layers, the proposal with the most "
         "heat for the root of its area, IoU 0.5; data.eval_file names val, testA or testB",
+        grounding_heat="fusion",
     ),
     "pairs-zeroshot": Protocol(
         {"task": "pretrain", "data": {"source": "pairs"}},
@@ -215,5 +221,5 @@ def scorer_of(config: Config) -> str:
         return ranked if config.vqa.head == "decoder" else "answer classifier"
     return {
         "reasoning": "pair head",
-        "grounding": "Grad-CAM of ITM, sum in the box / sqrt(area)",
+        "grounding": f"Grad-CAM of ITM in {config.evaluation.grounding_heat}, sum in the box / sqrt(area)",
     }.get(config.task, f"ITC shortlist of {k}, then ITM")

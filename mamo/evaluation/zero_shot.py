@@ -180,10 +180,10 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
 
 
 def _retrieval_in_folds(
-    scorer: Scorer, images: EncodedImages, captions: Sequence[Iterable[str]], settings: EvaluationConfig
+    scorer: Scorer, images: EncodedImages, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
 ) -> dict[str, float]:
     """`_retrieval` within each of `retrieval_folds` consecutive galleries of equal size, averaged."""
-    n_folds = settings.retrieval_folds
+    n_folds = evaluation.retrieval_folds
     size, rest = divmod(len(captions), n_folds)
     if rest or not size:
         raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
@@ -191,7 +191,7 @@ def _retrieval_in_folds(
     for start in range(0, len(captions), size):
         rows = slice(start, start + size)
         part = EncodedImages(images.tokens[rows], images.feature[rows])
-        found.append(_retrieval(scorer, part, captions[rows], settings.rerank_k))
+        found.append(_retrieval(scorer, part, captions[rows], evaluation.rerank_k))
     return {name: sum(fold[name] for fold in found) / n_folds for name in found[0]}
 
 

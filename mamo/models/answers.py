@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from mamo.models.attention import attention
 from mamo.models.fusion import LAYER_NORM_EPS, Fusion, FusionLayer
-from mamo.models.heads import MLMHead
+from mamo.models.heads import MLMHead, fine_linear
 from mamo.models.initialise import init_like_bert
 from mamo.models.text_encoder import TextEncoder
 
@@ -80,13 +80,12 @@ class AnswerDecoder(nn.Module):
             memory_is_valid: bool [B, S], False for padding.
 
         Returns:
-            float [B, K, T, V].
+            float [B, K, T, V], not coarser than fp32.
         """
         tokens = self.project(embedded)
         for layer in self.layers:
             tokens = layer(tokens, memory, memory_is_valid)
-        logits: Tensor = self.words(tokens)
-        return logits
+        return fine_linear(self.words.decoder, self.words.transform(tokens))
 
     def begin_from(self, fusion: Fusion) -> None:
         """Start the layers where the fusion's stand, which know words and patches already."""
@@ -107,9 +106,8 @@ class AnswerClassifier(nn.Module):
         self.apply(init_like_bert)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Fused text [CLS] float [B, D] -> logits [B, N], each of "is this an answer?"."""
-        logits: Tensor = self.classifier(functional.gelu(self.norm(self.dense(hidden))))
-        return logits
+        """Fused text [CLS] float [B, D] -> logits [B, N], each of "is this an answer?", not coarser than fp32."""
+        return fine_linear(self.classifier, functional.gelu(self.norm(self.dense(hidden))))
 
 
 def answer_likelihood(logits: Tensor, ids: Tensor, is_valid: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mamo.models.fusion import LAYER_NORM_EPS, Fusion, FusionLayer
+from mamo.models.heads import fine_linear
 from mamo.models.initialise import init_like_bert
 
 
@@ -45,7 +46,7 @@ class PairHead(nn.Module):
             is_ordered: bool [B], whether the sentence tells the first image from the second.
 
         Returns:
-            float32 [B].
+            float [B], not coarser than fp32.
         """
         b, n_images, s, d = fused.shape
         ordered = is_ordered.to(fused.dtype)
@@ -61,8 +62,7 @@ class PairHead(nn.Module):
         h = torch.cat([cls, patches], dim=-1)  # [B, I, 2 D]
         difference = h[:, 0] - h[:, -1]  # of one image from itself: zero
         joined = torch.cat([h.mean(dim=1), difference.abs(), ordered[:, None] * difference], dim=-1)  # [B, 6 D]
-        logit: Tensor = self.classifier(functional.gelu(self.norm(self.dense(joined))))
-        return logit[:, 0].float()
+        return fine_linear(self.classifier, functional.gelu(self.norm(self.dense(joined))))[:, 0]
 
     def begin_from(self, fusion: Fusion) -> None:
         """Start every layer where the fusion's last one stands, which knows how [CLS] reads patches and words."""

@@ -151,5 +151,5 @@ def evaluate_grounding(config: Config, trained: Trained, folder: Path) -> dict[s
     reading = (trained.tokenizer, trained.normalise, trained.device, data.text_max_tokens)
     with evaluating(trained.network):
         scorer = Scorer(trained.network, *reading, batch_size)
-        found = locate_all(scorer, records, load_image, data.image_size, batch_size)
+        found = locate_all(scorer, records, load_image, data.image_size, batch_size, config.evaluation.grounding_heat)
     return {f"grounding/{name}": value for name, value in found.items()}
