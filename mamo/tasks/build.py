@@ -20,6 +20,7 @@ from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
+from mamo.training.run_folder import BERT
 
 HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answer.", "pair.")
 """First words of the names of `Mamo`'s parameters outside its backbone: what two tasks may differ in."""
@@ -84,10 +85,15 @@ def load_published(config: Config, network: Mamo) -> None:
         load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
 
 
-def without_published(config: Config) -> Config:
-    """The same config with random weights: for a network whose weights a checkpoint holds, so that none is fetched."""
+def without_published(config: Config, folder: Path) -> Config:
+    """The config to build a stored network by: its weights come from `folder`, and so do the values of a named BERT.
+
+    Published weights and configurations are not looked for again: where they came from may be gone.
+    """
     image = config.model.image.model_copy(update={"weights": "random"})
     text = config.model.text.model_copy(update={"weights": "random"})
+    if text.bert is not None and (folder / BERT).is_dir():
+        text = text.model_copy(update={"bert": str(folder / BERT)})
     return config.model_copy(update={"model": config.model.model_copy(update={"image": image, "text": text})})
 
 

@@ -48,8 +48,10 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.device = choose_device(config.training.device)
         self.tokenizer = load_tokenizer(str(self.output_dir / "tokenizer") if is_resume else config.data.tokenizer)
-        takes_weights = config.checkpoint is not None and not config.from_scratch
-        built = without_published(config) if takes_weights or is_resume else config
+        stored = self.output_dir if is_resume else None
+        if config.checkpoint is not None and not config.from_scratch and not is_resume:
+            stored = checkpoint.resolve(Path(config.checkpoint))
+        built = config if stored is None else without_published(config, stored)
         self.parts = parts_of(built, self.tokenizer, self.output_dir if is_resume else None)
         self.source = self.parts.source()
         self.ancestry: list[dict[str, Any]] = []
@@ -146,6 +148,8 @@ class Run:
         """The training loop of this run."""
         names = (run_folder.CONFIG, "tokenizer", *self.parts.carried)
         files = {name: self.output_dir / name for name in names}
+        if self.config.model.text.bert is not None:
+            files[run_folder.BERT] = self.output_dir / run_folder.BERT
         state = {
             "data_fingerprint": self.fingerprint(),
             "data_sets": self.source.data_sets(),
@@ -211,6 +215,8 @@ def train(config: Config, is_resume: bool) -> None:
     run.tokenizer.save_pretrained(output_dir / "tokenizer")
     for name, text in run.parts.carried.items():
         run_folder.replace_text(output_dir / name, text)
+    if run.config.model.text.bert is not None:
+        run.parts.network.backbone.text_encoder.bert.config.save_pretrained(output_dir / run_folder.BERT)
     for name in (run_folder.METRICS, run_folder.TIMING):
         run_folder.cut_back(output_dir / name, start_step)
     evaluations = run_folder.read_evaluations(output_dir)

@@ -29,7 +29,13 @@ Resample = Callable[[Tensor], Tensor]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another architecture."""
+    """A checkpoint that is missing, damaged or of another architecture.
+
+    >>> import mamo
+    >>> mamo.load("runs/nowhere/else")
+    Traceback (most recent call last):
+    mamo.training.checkpoint.CheckpointError: runs/nowhere/else: no checkpoint found; give a run folder or ...
+    """
 
 
 def step_folder(output_dir: Path, step: int) -> Path:

@@ -14,10 +14,22 @@ logger = logging.getLogger(__name__)
 TIMED_STEPS = 3
 
 
+class DeviceError(ValueError):
+    """CUDA was asked for where there is none.
+
+    >>> import mamo, torch
+    >>> if not torch.cuda.is_available():
+    ...     try:
+    ...         mamo.load("runs/scenes", device="cuda")
+    ...     except mamo.DeviceError as error:
+    ...         assert "offers none" in str(error)
+    """
+
+
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Raises `ValueError` where CUDA is asked for and there is none."""
+    """Raises DeviceError where CUDA is asked for and there is none."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("training.device: cuda was asked for, but this machine offers none; use cpu or auto")
+        raise DeviceError("training.device: cuda was asked for, but this machine offers none; use cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)

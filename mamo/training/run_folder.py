@@ -22,6 +22,8 @@ METRICS, TIMING, RESULTS, CONFIG, CURVES, STATEMENT_SCORES = (
     "curves.png",
     "statement_scores.jsonl",
 )
+BERT = "bert"
+"""Folder in a run and in each of its checkpoints: the configuration of the BERT that `model.text.bert` names."""
 
 
 @contextlib.contextmanager
