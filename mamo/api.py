@@ -232,7 +232,7 @@ class Model(ModelHubMixin):
             heat = self._scorer.ground(self._images([pixels]), self._texts([expression]), row, row)[0]
         whole = to_image_size(heat, size)
         y, x = np.unravel_index(int(whole.argmax()), whole.shape)
-        box = tuple(proposals[best_proposal(whole, proposals)]) if proposals else _hot_box(heat, size)
+        box = proposals[best_proposal(whole, proposals)] if proposals else _hot_box(heat, size)
         return Grounding(whole, (int(x), int(y)), box)
 
     def fill_mask(self, image: ImageLike, text: str) -> str:

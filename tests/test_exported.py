@@ -66,7 +66,7 @@ def test_every_public_name_has_an_example_that_runs(home: Path, name: str, monke
 
 
 def test_it_is_read_back_as_it_was(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bug: weights, tokenizer or sizes that differ after a round trip; a second copy of a tied weight; a network call."""
+    """Bug: weights, tokenizer or sizes that differ after a round trip; a tied weight twice; a network call."""
     model = mamo.load(home / "runs/scenes", device="cpu")
     model.save_pretrained(tmp_path / "e")
     names = {path.name for path in (tmp_path / "e").iterdir()}

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_model
-from torch import nn
 
 from mamo.config import Config, build_config
+from mamo.models.vlm import Mamo
 from mamo.tasks.parts import Trained
 from mamo.tasks.trained import load_parts
 from mamo.training.checkpoint import CheckpointError
@@ -36,7 +36,7 @@ def is_exported(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or (folder / f"{WEIGHTS}.safetensors").is_file()
 
 
-def write_exported(folder: Path, network: nn.Module, tokenizer: Any, config: Config, card: str) -> None:
+def write_exported(folder: Path, network: Mamo, tokenizer: Any, config: Config, card: str) -> None:
     """Write a network into an existing folder; a BERT that its config names is written down in `bert/`."""
     tokenizer.save_pretrained(folder)
     values = {

@@ -18,6 +18,7 @@ from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import collate_range, make_loader
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
+from mamo.evaluation.pictures import SHOWN
 from mamo.evaluation.protocols import protocol_of, scorer_of, split_of
 from mamo.tasks.build import HEADS, position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
@@ -261,7 +262,7 @@ def report(run: Run) -> None:
     config = run.config
     last = run_folder.read_evaluations(run.output_dir)[-1]
     with computing_in("bf16" if config.training.precision == "bf16" else "fp32", [run.task.network]):
-        shown = run.parts.pictures(run.trained)
+        shown = run.parts.pictures(run.trained, SHOWN)
     title = f"{run.output_dir}: {last['protocol']}"
     logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, run.output_dir))
 
