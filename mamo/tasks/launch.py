@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -193,8 +193,13 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def train(config: Config, is_resume: bool) -> None:
+def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker] = ()) -> None:
     """Train, evaluate and write everything into `output_dir`.
+
+    Args:
+        config: what to run.
+        is_resume: whether to go on with the run in `output_dir`.
+        trackers: where else, besides TensorBoard, the process of rank 0 logs each step; closed at the end.
 
     Raises:
         ValueError: a mistake in the config, the data or the checkpoint; nothing of an earlier run is touched.
@@ -224,16 +229,23 @@ def train(config: Config, is_resume: bool) -> None:
     kept = [entry for entry in evaluations if entry["step"] <= start_step]
     if kept != evaluations:
         run_folder.write_evaluations(output_dir, kept)
-    trackers: list[run_folder.Tracker] = [run_folder.TensorBoardTracker(output_dir / "tensorboard", start_step + 1)]
+    opened = open_trackers(output_dir, start_step, trackers)
     try:
-        train_and_evaluate(run, run.loop(trackers), start_step, {entry["step"] for entry in kept})
+        train_and_evaluate(run, run.loop(opened), start_step, {entry["step"] for entry in kept})
     except BaseException:
         with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
-            finish(output_dir, trackers)
+            finish(output_dir, opened)
         raise
-    finish(output_dir, trackers)
+    finish(output_dir, opened)
     if run.config.evaluation.enabled:
         report(run)
+
+
+def open_trackers(output_dir: Path, start_step: int, given: Sequence[run_folder.Tracker]) -> list[run_folder.Tracker]:
+    """TensorBoard and the given ones on rank 0, none elsewhere: each step is logged once."""
+    if rank() != 0:
+        return []
+    return [run_folder.TensorBoardTracker(output_dir / "tensorboard", start_step + 1), *given]
 
 
 def train_and_evaluate(run: Run, loop: Loop, start_step: int, evaluated: set[int]) -> None:
