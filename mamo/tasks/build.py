@@ -1,6 +1,7 @@
 """From a configuration to the objects of a pre-training run."""
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
 from mamo.training.run_folder import BERT
+
+logger = logging.getLogger(__name__)
 
 HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answer.", "pair.")
 """First words of the names of `Mamo`'s parameters outside its backbone: what two tasks may differ in."""
@@ -80,9 +83,11 @@ def load_published(config: Config, network: Mamo) -> None:
     """Fill a network with the published weights that `model` names, if any."""
     model, backbone = config.model, network.backbone
     if model.image.weights != "random":
-        load_image_weights(backbone.image_encoder, model.image.weights)
+        report = load_image_weights(backbone.image_encoder, model.image.weights)
+        logger.info("image encoder from %s: %s", model.image.weights, report)
     if model.text.weights == "bert" and model.text.bert is not None:
-        load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
+        report = load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
+        logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
 
 
 def without_published(config: Config, folder: Path) -> Config:
