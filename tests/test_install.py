@@ -85,7 +85,8 @@ def test_a_wheel_works_with_what_it_declares(tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "mamo").rglob("*.py")}
+    source = tmp_path / "source"
+    sources = {str(path.relative_to(source)) for path in (source / "mamo").rglob("*.py")}
     assert sources | {"mamo/py.typed"} == {name for name in names if name.startswith("mamo/")}
     python = make_environment(tmp_path / "venv")
     where = subprocess.run(
