@@ -1,4 +1,4 @@
-"""A trained model as one object: features, matching, retrieval, grounding, masked words.
+"""A trained model as one object: features, matching, retrieval, grounding, masked words, answers, reasoning.
 
 Images are paths, PIL images or uint8 tensors [3, H, W] of any size; texts are strings. Lists are worked on in batches.
 What a caller can do wrong ends in a ValueError, each kind in its own class; see `load`.
@@ -6,8 +6,9 @@ What a caller can do wrong ends in a ValueError, each kind in its own class; see
 Legend: I images, T texts, N pairs, D width of the shared space, K results.
 """
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +21,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from mamo.config import Config, load_config
+from mamo.data.answers import ANSWERS
 from mamo.data.images import BadSample
 from mamo.data.processor import ImageLike, Processor
+from mamo.data.reasoning import is_ordered
+from mamo.data.records import clean_caption
+from mamo.evaluation.answering import Answerer
 from mamo.evaluation.grounding import Box, best_proposal, to_image_size
 from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Scorer
+from mamo.gallery import EmptyGalleryError, Gallery
 from mamo.tasks.exported import FILES, TokenizerMismatchError, is_exported, read_exported, write_exported
 from mamo.tasks.parts import Trained
-from mamo.tasks.trained import load_trained
+from mamo.tasks.trained import load_parts
 from mamo.training import checkpoint
 from mamo.training.card import card
 from mamo.training.checkpoint import CheckpointError
@@ -51,16 +57,6 @@ class MissingHeadError(ValueError):
     >>> model.match(["a.jpg"], ["a red circle"])
     Traceback (most recent call last):
     mamo.api.MissingHeadError: match: this model was trained without itm; train it on ...
-    """
-
-
-class EmptyGalleryError(ValueError):
-    """A gallery to retrieve from has no image.
-
-    >>> import mamo
-    >>> mamo.load("runs/scenes").index([])
-    Traceback (most recent call last):
-    mamo.api.EmptyGalleryError: index: the gallery is empty
     """
 
 
@@ -119,7 +115,8 @@ def load(
             raise CheckpointError(f"{name}: no such folder, and no hub name that can be fetched") from error
     folder = checkpoint.resolve(folder)
     config = load_config(folder / CONFIG)
-    return _model(load_trained(folder, config, choose_device(device)), config, card(folder), precision)
+    trained, parts = load_parts(folder, config, choose_device(device))
+    return _model(trained, config, card(folder), parts.carried, precision)
 
 
 class Model(ModelHubMixin):
@@ -136,11 +133,15 @@ class Model(ModelHubMixin):
     True
     """
 
-    def __init__(self, trained: Trained, processor: Processor, config: Config, card: str) -> None:
+    def __init__(
+        self, trained: Trained, processor: Processor, config: Config, card: str, carried: Mapping[str, str]
+    ) -> None:
+        """`carried` are texts by file name that belong to the weights, such as the answer list of VQA."""
         self.network = trained.network
         self.processor = processor
         self.config = config
         self.card = card
+        self.carried = carried
         self._scorer = Scorer(
             trained.network,
             processor.tokenizer,
@@ -208,7 +209,7 @@ class Model(ModelHubMixin):
         if not images:
             raise EmptyGalleryError("index: the gallery is empty")
         with torch.inference_mode():
-            return Gallery(self, self._images(images))
+            return Gallery(self._scorer, self._texts, self._images(images))
 
     def ground(self, image: ImageLike, expression: str, proposals: Sequence[Box] = ()) -> Grounding:
         """Where in the image is what the expression says: Grad-CAM of the match (`mamo.explain.grad_cam`).
@@ -265,12 +266,63 @@ class Model(ModelHubMixin):
             joined[slot] = token
         return str(tokenizer.decode(joined[1:-1]))
 
-    def _need(self, head: str, call: str, loss: str) -> None:
+    def answer(self, images: Sequence[ImageLike], questions: Sequence[str]) -> list[str]:
+        """An answer to question n about image n, of the list that the model was fine-tuned with (VQA).
+
+        >>> import mamo
+        >>> answers = mamo.load("runs/vqa").answer(["a.jpg", "b.jpg"], ["what colour is it?", "is there a circle?"])
+        >>> len(answers)
+        2
+
+        Raises ValueError where there are not as many images as questions.
+        """
+        self._need("answer", "answer", "vqa")
+        if len(images) != len(questions):
+            raise ValueError(f"answer: {len(images)} images and {len(questions)} questions; give pairs")
+        scorer, given = self._scorer, list[str]()
+        reading = (self.processor.tokenizer, scorer.normalise, scorer.device, json.loads(self.carried[ANSWERS]))
+        answerer = Answerer(self.network, *reading, self.processor.text_max_tokens, self.config.evaluation.rerank_k)
+        with torch.inference_mode():
+            for start in range(0, len(images), scorer.batch_size):
+                part = slice(start, start + scorer.batch_size)
+                pixels = self.processor.images(images[part])
+                given += answerer(pixels, torch.arange(len(pixels)), questions[part])
+        return given
+
+    def reason(self, images: Sequence[Sequence[ImageLike]], sentences: Sequence[str]) -> Tensor:
+        """Probability that sentence n is true of the images n (NLVR2: a pair), float32 [N].
+
+        >>> import mamo
+        >>> true = mamo.load("runs/reasoning").reason([["a.jpg", "b.jpg"]], ["both images show a circle"])
+        >>> bool(0 < true < 1)
+        True
+
+        Raises ValueError where lengths differ, or sentences have different numbers of images.
+        """
+        self._need("pair", "reason", "nlvr2")
+        if len(images) != len(sentences) or len({len(several) for several in images}) != 1:
+            raise ValueError("reason: give one list of images a sentence, all of the same length")
+        backbone, scorer, found = self.network.backbone, self._scorer, list[Tensor]()
+        with torch.inference_mode():
+            for start in range(0, len(images), scorer.batch_size):
+                part = slice(start, start + scorer.batch_size)
+                pixels = torch.stack([self.processor.images(several) for several in images[part]])
+                pixels = scorer.normalise(pixels.flatten(0, 1).to(scorer.device))
+                slots = backbone.fusion.embed_image(backbone.image_encoder(pixels))
+                ids, lengths = self.processor.texts([clean_caption(text) for text in sentences[part]])
+                is_valid = torch.arange(ids.shape[1]) < lengths[:, None]
+                sided = torch.tensor([is_ordered(text) for text in sentences[part]])
+                texts = (value.to(scorer.device) for value in (ids, is_valid, sided))
+                found.append(self.network.judge(slots.view(len(ids), -1, *slots.shape[1:]), *texts).sigmoid().cpu())
+        return torch.cat(found)
+
+    def _need(self, head: str, call: str, trained_by: str) -> None:
         if getattr(self.network, head) is None:
+            is_loss = head in ("temperature", "itm", "mlm")
             raise MissingHeadError(
-                f"{call}: this model was trained without {loss}; train it on with "
-                f"`python scripts/finetune.py --config configs/finetune/retrieval_scenes.yaml checkpoint=FOLDER`, or "
-                f"pre-train with losses.weights.{loss} above 0"
+                f"{call}: this model was trained without {trained_by}; train it on with `python scripts/finetune.py "
+                f"--config configs/finetune/{'retrieval' if is_loss else trained_by}_scenes.yaml checkpoint=FOLDER`"
+                + (f", or pre-train with losses.weights.{trained_by} above 0" if is_loss else "")
             )
 
     def _images(self, images: Sequence[ImageLike]) -> EncodedImages:
@@ -289,7 +341,7 @@ class Model(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained`."""
-        write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card)
+        write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card, self.carried)
 
     @classmethod
     def _from_pretrained(
@@ -325,52 +377,13 @@ class Model(ModelHubMixin):
         return _model(*read_exported(folder, where), precision)
 
 
-class Gallery:
-    """Encoded images to retrieve from; `Model.index` makes it.
-
-    >>> import mamo
-    >>> gallery = mamo.load("runs/scenes").index(["a.jpg", "b.jpg"])
-    >>> len(gallery)
-    2
-    >>> (best,) = gallery.retrieve(["a red circle"], k=2)
-    >>> sorted(index for index, score in best)
-    [0, 1]
-    """
-
-    def __init__(self, model: Model, images: EncodedImages) -> None:
-        self._model, self._images = model, images
-
-    def __len__(self) -> int:
-        return len(self._images.feature)
-
-    def retrieve(self, texts: Sequence[str], k: int = 5, rerank_k: int = 32) -> list[list[tuple[int, float]]]:
-        """The best `k` images of each text: (index in the gallery, score), best first.
-
-        The `rerank_k` most similar by ITC are scored again by ITM, if the model has that head, as in the evaluation;
-        the score is then the matching logit, else the cosine similarity.
-
-        Raises ValueError for `k` above `rerank_k` or below 1.
-        """
-        if not 1 <= k <= rerank_k:
-            raise ValueError(f"retrieve: k = {k} must lie between 1 and rerank_k = {rerank_k}")
-        scorer = self._model._scorer
-        with torch.inference_mode():
-            encoded = self._model._texts(texts)
-            similarity = encoded.feature @ self._images.feature.T  # [T, I]
-            score, shortlist = (found.cpu() for found in similarity.topk(min(rerank_k, len(self)), dim=1))
-            if self._model.network.itm is not None:
-                rows = torch.arange(len(texts)).repeat_interleave(shortlist.shape[1])
-                score = scorer.match(self._images, encoded, shortlist.flatten(), rows).view(shortlist.shape)
-            best, order = score.topk(min(k, shortlist.shape[1]), dim=1)
-            images = shortlist.gather(1, order)
-        return [list(zip(*pair, strict=True)) for pair in zip(images.tolist(), best.tolist())]
-
-
-def _model(trained: Trained, config: Config, card: str, precision: Literal["fp32", "bf16"]) -> Model:
+def _model(
+    trained: Trained, config: Config, card: str, carried: Mapping[str, str], precision: Literal["fp32", "bf16"]
+) -> Model:
     if precision == "bf16":
         trained.network.bfloat16()
     processor = Processor(trained.tokenizer, config.data.image_size, config.data.text_max_tokens)
-    return Model(trained, processor, config, card)
+    return Model(trained, processor, config, card, carried)
 
 
 def _hot_box(heat: Tensor, image_size_px: tuple[int, int]) -> Box:

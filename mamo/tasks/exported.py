@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 
 from mamo.config import Config, build_config
 from mamo.models.vlm import Mamo
@@ -36,23 +37,30 @@ def is_exported(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or (folder / f"{WEIGHTS}.safetensors").is_file()
 
 
-def write_exported(folder: Path, network: Mamo, tokenizer: Any, config: Config, card: str) -> None:
+def write_exported(
+    folder: Path, network: Mamo, tokenizer: Any, config: Config, card: str, carried: Mapping[str, str]
+) -> None:
     """Write a network into an existing folder; a BERT that its config names is written down in `bert/`."""
     tokenizer.save_pretrained(folder)
     values = {
-        "model_type": "mamo",
         "vocabulary": _fingerprint(tokenizer),
         "mamo": config.model_dump(mode="json"),
     }
     (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-    save_model(network, str(folder / f"{WEIGHTS}.safetensors"), metadata={"format": "pt"})
+    once = {
+        name for name, _ in [*network.named_parameters(), *network.named_buffers()]
+    }  # tied ones by their first name
+    tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items() if key in once}
+    save_file(tensors, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
     if config.model.text.bert is not None:
         network.backbone.text_encoder.bert.config.save_pretrained(folder / BERT)
+    for name, text in carried.items():
+        (folder / name).write_text(text, "utf-8")
     (folder / CARD).write_text(_HEADER + card, "utf-8")
 
 
-def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, str]:
-    """The network on `device`, the config of its run, and its card.
+def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, str, Mapping[str, str]]:
+    """The network on `device`, the config of its run, its card, and what it carries (`Parts.carried`).
 
     Raises:
         CheckpointError: a file is missing, damaged or not of this layout. Nothing is unpickled and no code is run.
@@ -60,10 +68,10 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, 
     """
     try:
         values = json.loads((folder / CONFIG).read_text("utf-8"))
-        if not isinstance(values, dict) or values.get("model_type") != "mamo":
+        if not isinstance(values, dict) or "mamo" not in values:
             raise ValueError(f"its {CONFIG} is of another kind of model")
         config = build_config(values["mamo"], str(folder / CONFIG))
-        trained, _ = load_parts(folder, config, device, weights=WEIGHTS, tokenizer=".")
+        trained, parts = load_parts(folder, config, device, weights=WEIGHTS, tokenizer=".")
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -71,7 +79,7 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, 
     if values.get("vocabulary") != _fingerprint(trained.tokenizer):
         raise TokenizerMismatchError(f"{folder}: its tokenizer is not the one that its weights were trained with")
     card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""
-    return trained, config, re.sub(r"\A---\n.*?\n---\n\n?", "", card, flags=re.DOTALL)
+    return trained, config, re.sub(r"\A---\n.*?\n---\n\n?", "", card, flags=re.DOTALL), parts.carried
 
 
 def _fingerprint(tokenizer: Any) -> str:
