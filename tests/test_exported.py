@@ -188,7 +188,7 @@ def test_what_is_not_ours_is_refused(home: Path, tmp_path: Path, monkeypatch: py
     refused(mamo.CheckpointError, r"model\.safetensors cannot be read", model__safetensors=weights[:-9])
     refused(mamo.CheckpointError, r"model\.safetensors cannot be read", model__safetensors=pickle.dumps(Evil()))
     refused(mamo.CheckpointError, "another kind of model", config__json=b'{"model_type": "clip"}')
-    refused(ValueError, "config|JSON|Expecting", config__json=whole["config.json"][:40])
+    refused(ValueError, "Expecting|Unterminated", config__json=whole["config.json"][:40])
     other = {**config, "mamo": {**config["mamo"], "colour": "red"}}
     refused(mamo.CheckpointError, "colour", config__json=json.dumps(other).encode())
     auto = {**json.loads(whole["tokenizer_config.json"]), "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
