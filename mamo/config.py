@@ -221,7 +221,14 @@ class TrainingConfig(Section):
     batch_size_global: Positive = 64
     """Samples an optimizer step sees, over all processes and micro-batches."""
     micro_batch_size: Positive | None = None
-    """Samples a forward pass sees; null takes the whole batch at once."""
+    """Samples a forward pass sees at most; null takes a process's whole share of the batch at once."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share a step: `ddp` copies the weights to each, `fsdp` splits weights, gradients, Adam's
+    state and teacher over them. One process needs neither."""
+    activation_checkpointing: bool = False
+    """Compute the transformer layers again in the backward pass instead of keeping their activations."""
+    compile: bool = False
+    """Compile the transformer layers with `torch.compile`."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     learning_rate_min: Annotated[float, Field(ge=0.0)] = 1e-5
     warmup_steps: NonNegative = 100

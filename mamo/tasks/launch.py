@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +29,11 @@ from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_folder
 from mamo.training.alarms import Alarms
 from mamo.training.curves import draw_curves
-from mamo.training.distributed import rank, world_size
+from mamo.training.distributed import exchange, processes, rank, together, world_size
 from mamo.training.loop import Loop
 from mamo.training.optim import make_optimizer
-from mamo.training.precision import choose_device, choose_precision, computing_in
+from mamo.training.parallel import adapt_blocks, shares
+from mamo.training.precision import choose_device, choose_precision
 from mamo.training.report import write_report
 from mamo.training.resume import ancestry_of, resumed_config
 
@@ -63,6 +66,7 @@ class Run:
         for module in self.task.modules().values():
             module.to(self.device)
         self.choose_attention(config.training.precision)
+        adapt_blocks(config.training, self.task.modules())
         if config.checkpoint is not None and not is_resume:
             self.start_from(Path(config.checkpoint))
         self.optimizer = make_optimizer(self.task.network, config.training)
@@ -158,7 +162,7 @@ class Run:
             "versions": versions(),
             "ancestry": self.ancestry,
         }
-        return Loop(
+        loop = Loop(
             self.config,
             self.task,
             self.optimizer,
@@ -170,6 +174,8 @@ class Run:
             Alarms(self.baselines()),
             self.bad_samples,
         )
+        loop.join()
+        return loop
 
     def trial_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
         """A loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss fails."""
@@ -194,7 +200,9 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker] = ()) -> None:
-    """Train, evaluate and write everything into `output_dir`.
+    """Train, evaluate and write everything into `output_dir`, in every process that `torchrun` started.
+
+    A run that `torchrun --max-restarts` starts again resumes.
 
     Args:
         config: what to run.
@@ -203,20 +211,52 @@ def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker
 
     Raises:
         ValueError: a mistake in the config, the data or the checkpoint; nothing of an earlier run is touched.
+        ProcessLost: another process of the run died.
+        Terminated: SIGTERM came, and the step was finished and saved.
     """
+    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_folder.CONFIG).is_file())
+    with processes(config.training.device):
+        if not is_resume:
+            together(lambda: run_folder.claim(Path(config.output_dir)) if rank() == 0 else None)
+        run, start_step = together(lambda: resumed(config) if is_resume else started(config))
+        evaluated: set[int] = set()
+        if rank() == 0:
+            evaluated = set_out(run, start_step)
+        [evaluated, *_] = exchange(evaluated)
+        opened = open_trackers(run.output_dir, start_step, trackers)
+        try:
+            loop = run.loop(opened)
+            train_and_evaluate(run, loop, start_step, evaluated)
+        except BaseException:
+            with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
+                finish(run.output_dir, opened)
+            raise
+        finish(run.output_dir, opened)
+        if run.config.evaluation.enabled:
+            report(run, loop)
+
+
+def started(config: Config) -> tuple[Run, int]:
+    """A new run and its first step."""
+    run = Run(config)
+    if config.training.precision == "auto" or config.training.device == "auto":
+        run = resolve_auto(run)
+    return run, 0
+
+
+def resumed(config: Config) -> tuple[Run, int]:
+    """The run in `output_dir` and the number of steps it has done."""
     output_dir = Path(config.output_dir)
-    start_step = 0
-    if is_resume:
-        config = resumed_config(config, output_dir / run_folder.CONFIG)
-        has_checkpoint = bool(checkpoint.step_folders(output_dir))
-        run = Run(config, has_checkpoint)
-        if has_checkpoint:
-            start_step = restore(run)
-    else:
-        run_folder.claim(output_dir)
-        run = Run(config)
-        if config.training.precision == "auto" or config.training.device == "auto":
-            run = resolve_auto(run)
+    config = resumed_config(config, output_dir / run_folder.CONFIG)
+    has_checkpoint = bool(checkpoint.step_folders(output_dir))
+    run = Run(config, has_checkpoint)
+    return run, restore(run) if has_checkpoint else 0
+
+
+def set_out(run: Run, start_step: int) -> set[int]:
+    """Write what the run's folder begins with, cut back what is later than `start_step`; the steps evaluated so far."""
+    output_dir = run.output_dir
     run_folder.write_config(output_dir, run.config)
     run.tokenizer.save_pretrained(output_dir / "tokenizer")
     for name, text in run.parts.carried.items():
@@ -229,16 +269,7 @@ def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker
     kept = [entry for entry in evaluations if entry["step"] <= start_step]
     if kept != evaluations:
         run_folder.write_evaluations(output_dir, kept)
-    opened = open_trackers(output_dir, start_step, trackers)
-    try:
-        train_and_evaluate(run, run.loop(opened), start_step, {entry["step"] for entry in kept})
-    except BaseException:
-        with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
-            finish(output_dir, opened)
-        raise
-    finish(output_dir, opened)
-    if run.config.evaluation.enabled:
-        report(run)
+    return {entry["step"] for entry in kept}
 
 
 def open_trackers(output_dir: Path, start_step: int, given: Sequence[run_folder.Tracker]) -> list[run_folder.Tracker]:
@@ -265,16 +296,17 @@ def finish(output_dir: Path, trackers: list[run_folder.Tracker]) -> None:
     """Close the trackers and draw the curves."""
     for tracker in trackers:
         tracker.close()
-    if (output_dir / run_folder.METRICS).exists():
+    if rank() == 0 and (output_dir / run_folder.METRICS).exists():
         draw_curves(output_dir)
 
 
-def report(run: Run) -> None:
+def report(run: Run, loop: Loop) -> None:
     """Write `report.html`: the last evaluation's numbers, pictures of what the network does, the curves."""
-    config = run.config
+    with loop.passes.evaluating() as network:
+        if rank() > 0:
+            return
+        shown = run.parts.pictures(replace(run.trained, network=network), SHOWN)
     last = run_folder.read_evaluations(run.output_dir)[-1]
-    with computing_in("bf16" if config.training.precision == "bf16" else "fp32", [run.task.network]):
-        shown = run.parts.pictures(run.trained, SHOWN)
     title = f"{run.output_dir}: {last['protocol']}"
     logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, run.output_dir))
 
@@ -304,8 +336,13 @@ def evaluator(run: Run, loop: Loop) -> Any:
     """A function that evaluates after a step and appends the result to `results.json`."""
 
     def evaluate(step: int) -> None:
-        with loop.computing():
-            metrics = run.parts.evaluate(run.trained, run.output_dir)
+        metrics: dict[str, float] = {}
+        with loop.passes.evaluating() as network:
+            if rank() == 0:
+                metrics = run.parts.evaluate(replace(run.trained, network=network), run.output_dir)
+        exchange(None)  # the others wait
+        if rank() > 0:
+            return
         folder = checkpoint.step_folder(Path("."), step)
         entry = result_entry(run.config, protocol_of(run.config), folder, step, run.ancestry, metrics)
         evaluations = [e for e in run_folder.read_evaluations(run.output_dir) if e["step"] < step]
@@ -322,7 +359,7 @@ def resolve_auto(run: Run) -> Run:
     values = run.config.model_dump()
     values["training"]["device"] = run.device.type
     if run.config.training.precision == "auto":
-        batch = run.example_batch(run.config.training.batch_size_global).to(run.device)
+        batch = run.example_batch(shares(run.config)[0]).to(run.device)
 
         def run_step(precision: Literal["fp32", "bf16"]) -> None:
             run.trial_loop(precision, run.output_dir).backward(batch, 0)
@@ -331,7 +368,7 @@ def resolve_auto(run: Run) -> Run:
                 torch.cuda.synchronize()
 
         values["training"]["precision"] = choose_precision(run_step)
-    return Run(Config.model_validate(values))
+    return Run(Config.model_validate(exchange(values)[0]))
 
 
 def result_entry(

@@ -122,10 +122,10 @@ class PretrainTask:
             caption_id = torch.cat([caption_id, self.queue.caption_id])
             is_filled = torch.cat([is_filled, self.queue.is_filled()])
         if "fused_text" in joined:
-            fused = functional.normalize(joined["fused_text"][:, 0].float(), dim=-1)
+            fused = gather(functional.normalize(joined["fused_text"][:, 0].float(), dim=-1))
             metrics["teacher_spread/fused_text"] = spread(fused)
         if "fused_image" in joined:
-            fused = functional.normalize(joined["fused_image"][:, 0].float(), dim=-1)
+            fused = gather(functional.normalize(joined["fused_image"][:, 0].float(), dim=-1))
             metrics["teacher_spread/fused_image"] = spread(fused)
         has_negative = ~self._pool_positives(batch).all(dim=2)
         targets = Targets(
