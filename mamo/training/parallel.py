@@ -6,6 +6,7 @@ Losses are shares of the global batch, so gradients over processes are summed, n
 import contextlib
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -140,7 +141,9 @@ class Replicated(OneProcess):
 
     def __init__(self, config: Config, task: Passes) -> None:
         super().__init__(config, task)
-        self.replica = DistributedDataParallel(Through(task.network, task.losses), broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a name that older versions of PyTorch do not have
+            self.replica = DistributedDataParallel(Through(task.network, task.losses), broadcast_buffers=False)
         self.replica.register_comm_hook(None, _sum)  # instead of DDP's average
         self.losses = self.replica
 
@@ -149,7 +152,7 @@ class Replicated(OneProcess):
         return contextlib.nullcontext() if is_last else self.replica.no_sync()
 
 
-def _sum(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return future.then(lambda done: done.value()[0])
 
@@ -228,7 +231,7 @@ class Sharded(OneProcess):
 
 
 def _move_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], sharded: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer, names: Mapping[Any, str], sharded: Mapping[str, nn.Parameter]
 ) -> None:
     """Let the optimizer move the sharded parameters, its state split like them."""
     for group in optimizer.param_groups:
