@@ -120,6 +120,7 @@ class Run:
 
         Raises:
             BadSample: one that the policy does not forgive, told alike whether or not it was met in a worker process.
+            ChildProcessError: a worker process died.
         """
         training = self.config.training
         sampler = StepSampler(
@@ -139,6 +140,13 @@ class Run:
             found = re.findall(r"^[\w.]*BadSample: (.*)", str(error), re.MULTILINE | re.DOTALL)
             error.__traceback__ = None  # its frames hold the workers, which are stopped as soon as it lets go
             raise BadSample(found[-1].strip() if found else str(error)) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"a loader process died, killed perhaps for want of memory ({error}): lower data.workers "
+                f"(now {workers}) or data.image_size_px, then continue with --resume"
+            ) from None
 
     def example_batch(self, size: int) -> Any:
         """The first `size` samples, for timing and counting."""

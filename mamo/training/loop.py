@@ -20,7 +20,7 @@ from mamo.training.background import Background
 from mamo.training.distributed import exchange, rank, total, world_size
 from mamo.training.failure import NonFiniteLoss, write_reproduction
 from mamo.training.optim import learning_rate_at
-from mamo.training.parallel import OneProcess, Replicated, Sharded, clip_gradients, shares
+from mamo.training.parallel import OneProcess, Replicated, Sharded, check_combination, clip_gradients, shares
 from mamo.training.run_folder import Tracker
 from mamo.training.step_log import StepLog
 from mamo.training.termination import Sigterm, Terminated
@@ -85,7 +85,12 @@ class Loop:
         self.passes = OneProcess(config, task)
 
     def join(self) -> None:
-        """Share the steps with the other processes of the launch; the weights must be in their place by now."""
+        """Share the steps with the other processes of the launch; the weights must be in their place by now.
+
+        Raises:
+            ValueError: the config combines what is not tested over several processes.
+        """
+        check_combination(self.config.training)
         if world_size() > 1 and self.config.training.parallel == "fsdp":
             self.passes = Sharded(self.config, self.task, self.optimizer, self.device)
         elif world_size() > 1:

@@ -73,6 +73,26 @@ def shares(config: Config) -> tuple[int, int]:
     return share, micro
 
 
+def check_combination(training: TrainingConfig) -> None:
+    """Refuse, for several processes, what no test compares with one process.
+
+    Raises:
+        ValueError: names the keys and what is offered.
+    """
+    extras = {
+        "training.precision: bf16": training.precision == "bf16",
+        "training.activation_checkpointing": training.activation_checkpointing,
+        "training.compile": training.compile,
+    }
+    used = [name for name, is_used in extras.items() if is_used]
+    is_bf16_alone = training.parallel == "ddp" and used == ["training.precision: bf16"]
+    if world_size() > 1 and 0 < len(used) < len(extras) and not is_bf16_alone:
+        raise ValueError(
+            f"training.parallel: {training.parallel} over {world_size()} processes is tested with none or all of "
+            f"{', '.join(extras)} (ddp also with bf16 alone), this run has {', '.join(used)} alone"
+        )
+
+
 def blocks(module: nn.Module) -> list[nn.Module]:
     """The transformer layers within `module`."""
     return [layer for layer in module.modules() if isinstance(layer, BLOCKS)]

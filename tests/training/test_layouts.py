@@ -1,11 +1,10 @@
 """One process, one with accumulation, two with DDP and two with FSDP take the same 20 steps."""
 
 import dataclasses
-import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ import yaml
 from torch import Tensor
 
 from mamo.config import load_config
-from mamo.tasks.launch import Run, restore, train
-from mamo.training import checkpoint, run_folder
-from mamo.training.distributed import processes, rank
+from mamo.tasks.launch import Run, train
+from mamo.training import checkpoint, parallel, run_folder
+from mamo.training.distributed import processes
 from mamo.training.parallel import blocks, shares
-from mamo.training.precision import computing_in
 
 pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
 
@@ -60,15 +58,12 @@ def write(folder: Path, **training: Any) -> Path:
 
 def launch(count: int, *arguments: str | Path, **environment: str) -> list[subprocess.Popen[str]]:
     """Start `count` processes as `torchrun` would, without the time that it takes."""
-    with subprocess.Popen(["true"]):
-        pass
-    store = subprocess.run(
-        [sys.executable, "-c", "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     common = {
         **os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store, "WORLD_SIZE": str(count), **environment,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), **environment,
     }  # fmt: skip
     return [
         subprocess.Popen(
@@ -82,7 +77,8 @@ def launch(count: int, *arguments: str | Path, **environment: str) -> list[subpr
 
 def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """(exit code, what went to stderr) of each."""
-    return [(process.wait(), errors) for process in started for errors in [process.communicate()[1]]]
+    errors = [process.communicate()[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, errors)]
 
 
 def in_float64(config_file: Path) -> None:
@@ -98,13 +94,13 @@ def in_float64(config_file: Path) -> None:
             values = loop.step(batch, step)
             losses.append({name: value for name, value in values.items() if name.startswith("loss/")})
         tensors = checkpoint.snapshot(run.task.modules(), run.optimizer)
-    if rank() == 0 and os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         torch.save({"losses": losses, **{name: tensors[name] for name in NAMES}}, config_file.parent / "end.pt")
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
     """Largest absolute difference of losses and of each part of the state."""
-    far = {name: 0.0 for name in ("losses", *NAMES)}
+    far = dict.fromkeys(("losses", *NAMES), 0.0)
     for mine, theirs in zip(found["losses"], expected["losses"], strict=True):
         assert mine.keys() == theirs.keys()
         far["losses"] = max(far["losses"], *(abs(mine[key] - theirs[key]) for key in mine))
@@ -128,6 +124,103 @@ def test_every_layout_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.M
     for name in ("accumulated", "ddp", "fsdp", "parts"):
         far = differences(torch.load(tmp_path / name / "end.pt", weights_only=True), expected)
         assert max(far.values()) < 1e-8, (name, far)
+
+
+SCRIPT = ROOT / "scripts" / "pretrain.py"
+
+
+def test_saved_by_two_loaded_by_one(tmp_path: Path) -> None:
+    """Bug: a checkpoint holds one process's shards, or Adam's state is lost where weights are split or joined."""
+    files = {name: write(tmp_path / name, parallel="fsdp") for name in ("one", "two")}
+    started = launch(2, SCRIPT, "--config", files["two"])
+    train(load_config(files["one"]), is_resume=False)
+    assert [code for code, _ in finish(started)] == [0, 0]
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    rows = [run_folder.read_lines(run / run_folder.METRICS) for run in (one, two)]
+    assert [row["step"] for row in rows[1]] == list(range(1, 21))  # one process alone writes
+    for mine, theirs in zip(*rows):
+        assert mine == {name: pytest.approx(value, abs=1e-4) for name, value in theirs.items()}
+    last = checkpoint.step_folder(two, 20)
+    for name in (*NAMES, "optimizer"):
+        expected = checkpoint.read_tensors(checkpoint.step_folder(one, 20), name)
+        found = checkpoint.read_tensors(last, name)
+        assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
+    for name in ("checkpoints/step-0000020", "checkpoints/last"):
+        target = two / name
+        target.unlink() if target.is_symlink() else target.rename(two / "later")
+    train(load_config(files["two"]), is_resume=True)  # from step 10, in one process
+    again = run_folder.read_lines(two / run_folder.METRICS)
+    for mine, theirs in zip(again, rows[0], strict=True):
+        assert mine == {name: pytest.approx(value, abs=1e-4) for name, value in theirs.items()}
+
+
+@pytest.mark.parametrize(
+    ("world", "training", "message"),
+    [
+        (3, {}, "training.batch_size_global: 8 does not divide by 3 processes"),
+        (8, {}, "losses.itm_pool_size: 2 does not divide the 1 samples of a forward pass"),
+        (2, {"batch_size_global": 12, "micro_batch_size": 4}, "training.micro_batch_size: 4 does not divide the 6"),
+    ],
+)
+def test_shares_that_do_not_divide_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int, training: dict[str, Any], message: str
+) -> None:
+    """Bug: a pool of negatives straddles two processes, which then train on other pairs than one process does."""
+    config = load_config(write(tmp_path, **training))
+    monkeypatch.setattr(parallel, "world_size", lambda: world)
+    with pytest.raises(ValueError, match=message):
+        shares(config)
+
+
+def test_shares_follow_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a process takes the whole global batch; a micro-batch of the config is larger than a process's share."""
+    config = load_config(write(tmp_path, micro_batch_size=4))
+    assert shares(config) == (8, 4)
+    monkeypatch.setattr(parallel, "world_size", lambda: 4)
+    assert shares(config) == (2, 2)
+
+
+def test_untested_combinations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a combination that nobody compared with one process trains something else in silence."""
+    both = {"activation_checkpointing": True, "compile": True}
+    refused = [{"compile": True}, {"parallel": "fsdp", "precision": "bf16"}, both]
+    offered = [{}, {"parallel": "fsdp"}, {"precision": "bf16"}, {"parallel": "fsdp", "precision": "bf16", **both}]
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    for training in refused:
+        with pytest.raises(ValueError, match="is tested with none or all of"):
+            parallel.check_combination(load_config(write(tmp_path, **training)).training)
+    for training in offered:
+        parallel.check_combination(load_config(write(tmp_path, **training)).training)
+
+
+def gradients_of(config_file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses and gradients of the first step."""
+    run = Run(load_config(config_file))
+    run.task.network.train()
+    precision = run.config.training.precision
+    assert precision != "auto"
+    _, values = run.trial_loop(precision, config_file.parent).backward(next(run.batches(0, 0)), 0)
+    return values, {n: p.grad for n, p in run.task.network.named_parameters() if p.grad is not None}
+
+
+def test_checkpointed_and_compiled_blocks_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: recomputed blocks draw other dropout or read other weights; a block is neither compiled nor checkpointed."""
+    real, compiled = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or real(f, backend="aot_eager"))
+    for precision in ("fp32", "bf16"):
+        plain = write(tmp_path / f"{precision} plain", precision=precision)
+        both = write(tmp_path / precision, precision=precision, activation_checkpointing=True, compile=True)
+        (values, gradients), (found, others) = gradients_of(plain), gradients_of(both)
+        for name, value in values.items():
+            torch.testing.assert_close(found[name], value, atol=2e-2 if precision == "bf16" else 1e-5, rtol=1e-2)
+        assert others.keys() == gradients.keys()
+        if precision == "fp32":
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
+        assert all(gradient.dtype == torch.float32 for gradient in others.values())
+    assert len(compiled) == 2 * 2 * (1 + 1 + 2)  # precisions, student and teacher, layers
+    network = Run(load_config(plain)).task.network
+    assert len(blocks(network)) == 4
 
 
 if __name__ == "__main__":
