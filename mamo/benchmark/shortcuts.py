@@ -71,7 +71,7 @@ def _each_pass_alone(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
     """Every pass encodes what it needs itself (the masked text pass also the clean caption: one call encodes both)."""
     task, weights = loop.task, loop.task.weights
     values: dict[str, Tensor] = {}
-    with loop.computing():
+    with loop.passes.computing():
         targets, _ = task.prepare(batch, len(batch), 0)
         for names in PASSES.values():
             task.weights = {name: weights[name] for name in names if name in weights}
