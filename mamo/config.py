@@ -260,8 +260,8 @@ class EvaluationConfig(Section):
     """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
     probe_items: Positive = 1000
     """Items a probe, captions of the masked-word test; questions, statements or expressions of a scenes task."""
-    grounding_heat: Literal["fusion", "image_encoder"] = "fusion"
-    """Where Grad-CAM is read when expressions are grounded; see `mamo.explain`."""
+    grounding_heat: Literal["fusion", "image_encoder", "occlusion"] = "fusion"
+    """How expressions are grounded: where Grad-CAM is read, or by painting patches over; see `mamo.explain`."""
     batch_size: Positive = 256
 
 

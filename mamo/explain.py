@@ -1,4 +1,4 @@
-"""Grad-CAM on the fusion encoder: which patches make a network say that a text matches an image.
+"""Heat maps: which patches make a network say that a text matches an image.
 
 Selvaraju et al. (2017), on attention weights instead of activations as in ALBEF (Li et al. 2021): a weight counts where
 a rise of it would raise the matching score.
@@ -8,6 +8,7 @@ Legend: B batch, L text tokens, P patches in a grid [h, w], S all fused tokens, 
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import ITMHead
@@ -91,6 +92,39 @@ def image_grad_cam(backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tenso
         (w * g).detach().float().clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, gradients)
     ]  # [B, S]
     return torch.stack(layers).sum(dim=0)[:, encoder.n_prefix :].view(-1, *fusion.grid)
+
+
+def occlusion(
+    backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tensor, text_is_valid: Tensor, radius: int = 1
+) -> Tensor:
+    """Heat of each patch: how much the match suffers where it and its neighbours are painted over (Zeiler and Fergus
+    2014). No gradient, nothing of the network's inside: P forward passes, the truth that Grad-CAM approximates.
+
+    Args:
+        backbone, itm, pixels, text, text_is_valid: as `image_grad_cam`.
+        radius: neighbours in each direction; 1 hides 3 x 3 patches, by the image's median colour.
+
+    Returns:
+        float32 [B, h, w], (match logit minus mismatch logit) lost, cut at 0.
+    """
+    encoder, fusion = backbone.image_encoder, backbone.fusion
+    read = torch.full((len(text), 1), fusion.n_image_slots, device=text.device)  # [CLS]
+
+    def score(tokens: Tensor) -> Tensor:
+        logits = itm(fusion(fusion.embed_image(encoder.encode(tokens)), text, text_is_valid, read)[:, 0])
+        return logits[:, 1] - logits[:, 0]
+
+    (h, w), n_prefix = fusion.grid, encoder.n_prefix
+    painted = pixels.flatten(2).median(dim=2).values[:, :, None, None].expand_as(pixels)
+    embedded, hidden = encoder.embed(pixels), encoder.embed(painted)
+    whole, heat = score(embedded), torch.empty(len(text), h, w)
+    for row in range(h):
+        for column in range(w):
+            is_hidden = torch.zeros(h, w, dtype=torch.bool, device=text.device)
+            is_hidden[max(0, row - radius) : row + radius + 1, max(0, column - radius) : column + radius + 1] = True
+            at = functional.pad(is_hidden.flatten(), (n_prefix, 0))[None, :, None]
+            heat[:, row, column] = (whole - score(torch.where(at, hidden, embedded))).float().cpu()
+    return heat.clamp(min=0)
 
 
 def with_weights(layer: FusionLayer, tokens: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
