@@ -190,5 +190,7 @@ def test_no_python_object_a_pair(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(keys) == 64
-    assert peak < 50 * n_pairs, f"{peak / n_pairs:.0f} bytes a pair"  # a permutation of int64 is 8, made with some copies
+    assert peak < 50 * n_pairs, (
+        f"{peak / n_pairs:.0f} bytes a pair"
+    )  # a permutation of int64 is 8, made with some copies
     assert sorted(epoch_order(0, 1, 50).tolist()) == list(range(50))
