@@ -48,8 +48,9 @@ Without = tuple[Callable[[], AbstractContextManager[None]], Callable[[], dict[st
 
 def shortcuts(run: Run, loop: Loop, batch: PairBatch) -> dict[str, Without]:
     """Each shortcut's name, a block in which it is not taken, and the forward and backward pass to run in the block."""
-    backbone = run.task.network.backbone
-    fusions = [backbone.fusion, run.task.teacher.module.fusion]
+    backbone = run.parts.network.backbone
+    teacher: Any = run.task.modules()["teacher"]
+    fusions = [backbone.fusion, teacher.module.fusion]
 
     def plain() -> dict[str, Tensor]:
         return _plain(loop, batch)
