@@ -128,6 +128,8 @@ class ModelConfig(Section):
     """Values for every key below that the file does not give; see `mamo/presets.py`."""
     image: ImageEncoderConfig = ImageEncoderConfig()
     text: TextEncoderConfig = TextEncoderConfig()
+    fusion_type: Literal["concat", "cross"] = "concat"
+    """`concat`: self-attention over image and text, outputs for both; `cross`: text attends to the image (ALBEF)."""
     fusion_layers: Positive = 3
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout of text encoder and fusion."""
@@ -147,6 +149,8 @@ class MaskingConfig(Section):
     text_ratio: Ratio = 0.25
     text_unit: Literal["token", "word"] = "token"
     """`word` masks all pieces of a chosen word."""
+    text_replacement: Literal["mask", "bert"] = "mask"
+    """`mask`: a chosen token becomes [MASK]; `bert`: 80 % do, 10 % become a random token, 10 % stay."""
 
 
 class LossWeights(Section):
@@ -171,6 +175,10 @@ class LossConfig(Section):
     itc_soft_target_alpha: Fraction = 0.0
     """Share of the teacher's similarities in the ITC target (ALBEF: 0.4)."""
     itc_soft_target_ramp_steps: NonNegative = 0
+    """Steps over which that share grows from 0."""
+    mlm_soft_target_alpha: Fraction = 0.0
+    """Share of the teacher's word probabilities in the MLM target: momentum distillation (ALBEF: 0.4)."""
+    mlm_soft_target_ramp_steps: NonNegative = 0
     """Steps over which that share grows from 0."""
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07
     """First value of the learnable ITC temperature."""
@@ -236,7 +244,7 @@ class Config(Section):
     """What is trained. `pretrain`: the losses of `losses` on image-text pairs, which fine-tune retrieval too."""
     output_dir: str
     checkpoint: str | None = None
-    """A run or a step folder whose weights start this run."""
+    """A run or a step folder whose weights start this run, or a file in the layout of the published ALBEF's."""
     from_scratch: bool = False
     """Take architecture, vocabulary and sizes of `checkpoint` but none of its weights: the control of a fine-tuning."""
     data: DataConfig = DataConfig()
@@ -273,6 +281,14 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "losses.queue_size: contradicts losses.itc_candidates: batch; use 0"
     if losses.itc_candidates == "batch" and losses.itc_soft_target_alpha:
         yield "losses.itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
+    if losses.mlm_soft_target_alpha and not losses.weights.mlm:
+        yield "losses.mlm_soft_target_alpha: contradicts losses.weights.mlm: 0; use 0"
+    on_image = [name for name in ("mim", "mrm_image") if getattr(losses.weights, name)]
+    if config.model.fusion_type == "cross" and on_image:
+        yield (
+            f"model.fusion_type: cross gives no fused image tokens, which {' and '.join(on_image)} would learn from; "
+            f"set {' and '.join(f'losses.weights.{name}' for name in on_image)} to 0 or use concat"
+        )
     if training.warmup_steps > training.total_steps:
         yield f"training.warmup_steps: {training.warmup_steps} is more than total_steps {training.total_steps}"
     if training.learning_rate_min > training.learning_rate:

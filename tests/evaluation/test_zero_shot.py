@@ -186,7 +186,6 @@ class PlantedBackbone:
 
     n_features = 600
     width = 3
-    image_position = torch.zeros(1)  # its type is that of the weights
 
     def __init__(self, owner):
         self.owner = owner
@@ -196,8 +195,8 @@ class PlantedBackbone:
         numbers = [self.owner.pictures.get(picture.numpy().tobytes(), -1) for picture in image]
         return torch.tensor(numbers).float()[:, None, None].expand(-1, 1, 3)
 
-    def __call__(self, *tokens, read=None):
-        return self.encode_text(*tokens) if read is None else self.fuse(*tokens, read)
+    def __call__(self, *tokens):
+        return self.encode_text(*tokens)
 
     def encode_text(self, input_ids, is_valid):
         numbers = [text_number(ids[valid].tolist()) for ids, valid in zip(input_ids, is_valid)]
@@ -216,6 +215,9 @@ class PlantedBackbone:
         return nn.functional.one_hot(tokens[:, 0, 0].long(), self.n_features).float()
 
     def embed_image(self, tokens):
+        return tokens
+
+    def embed_text(self, tokens, is_valid):
         return tokens
 
     def text_position(self, positions):

@@ -19,7 +19,8 @@ from mamo.data.pairs import Sample, hash_id
 from mamo.data.tokenizer import scenes_tokenizer
 from mamo.models.vlm import Backbone
 from mamo.tasks.build import build_collator, build_network
-from mamo.tasks.pretrain import PixelNorm, PretrainTask, spread
+from mamo.tasks.pretrain import PixelNorm, PretrainTask
+from mamo.tasks.targets import share_at, spread
 from mamo.teacher import momentum_at
 from mamo.training.optim import make_optimizer
 
@@ -365,11 +366,12 @@ def test_a_batch_of_one_image_has_nothing_to_contrast() -> None:
 
 
 def test_alpha_grows_over_its_ramp() -> None:
-    """Bug: soft targets from a teacher that knows nothing yet, or a share that never arrives."""
-    task, _ = make(tiny(itc_soft_target_alpha=0.4, itc_soft_target_ramp_steps=10))
-    assert [task._alpha_at(step) for step in (0, 5, 10, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
-    task, _ = make(tiny(itc_soft_target_alpha=0.4))
-    assert task._alpha_at(0) == 0.4
+    """Bug: soft targets from a teacher that knows nothing yet, a share that never arrives, or one ramp for both."""
+    ramps = {"itc_soft_target_alpha": 0.4, "itc_soft_target_ramp_steps": 10, "mlm_soft_target_alpha": 0.2}
+    task, batch = make(tiny(("itc", "mlm"), mlm_soft_target_ramp_steps=20, **ramps))
+    shares = [(t.itc_alpha, t.mlm_alpha) for t in (task.prepare(batch, B, step)[0] for step in (0, 5, 10, 99))]
+    assert shares == [pytest.approx(pair) for pair in ((0, 0), (0.2, 0.05), (0.4, 0.1), (0.4, 0.2))]
+    assert share_at(0.4, 0, step=0) == 0.4
 
 
 def test_in_batch_contrast_equals_cross_entropy() -> None:
