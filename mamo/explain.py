@@ -119,7 +119,7 @@ def explicit_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> 
     score = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if mask is not None:
         score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
-    weights = score.softmax(dim=-1)
+    weights: Tensor = score.softmax(dim=-1)
     if not weights.requires_grad:
         weights.requires_grad_()
     return weights

@@ -52,7 +52,7 @@ class Teacher(nn.Module):
 
         `mlm` is the student's masked-word head, not read by a teacher that has none.
         """
-        source = nn.ModuleList([student] if self.mlm is None else [student, mlm])
+        source = nn.ModuleList([student] if self.mlm is None or mlm is None else [student, mlm])
         mine: list[Tensor] = list(self.parameters())
         theirs: list[Tensor] = list(source.parameters())
         assert len(mine) == len(theirs)

@@ -77,7 +77,9 @@ class Scorer:
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> EncodedTexts:
         """Encode token ids int64 [T, L], of which the first `lengths` int64 [T] are real; similar lengths together."""
         backbone = self.network.backbone
-        tokens, features, order = torch.empty(0), [], []
+        tokens = torch.empty(0)
+        features: list[Tensor] = []
+        order: list[Tensor] = []
         for rows, longest in self._by_length(lengths):
             is_valid = _is_valid(lengths[rows], longest).to(self.device)
             encoded = backbone.text_encoder(input_ids[rows, :longest].to(self.device), is_valid)
@@ -165,7 +167,7 @@ class Scorer:
         rank = turn.argsort()[image_rows]  # [N]
         images_at_once = min(self.batch_size, max(1, 8 * self.batch_size * n_used // max(1, len(image_rows))))
         sizes = torch.bincount(rank // images_at_once).tolist()
-        for number, pairs in enumerate(rank.argsort(stable=True).split(sizes) if sizes else ()):
+        for number, pairs in enumerate(torch.split(rank.argsort(stable=True), sizes) if sizes else ()):
             first = number * images_at_once
             yield pairs, turn[first : min(first + images_at_once, n_used)], rank[pairs] - first
 

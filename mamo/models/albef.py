@@ -73,7 +73,8 @@ def load_albef(path: Path, network: Mamo, teacher: Backbone, teacher_mlm: MLMHea
 
 def _split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The network's and its momentum copy's tensors, the latter under the former's names."""
-    online, momentum = {}, {}
+    online: dict[str, Tensor] = {}
+    momentum: dict[str, Tensor] = {}
     for key, value in state.items():
         first, dot, rest = key.partition(".")
         plain = f"{first.removesuffix('_m')}{dot}{rest}"
@@ -117,7 +118,11 @@ def _prepare(found: dict[str, Tensor], wanted: dict[str, Tensor], backbone: Back
         n_prefix = backbone.image_encoder.n_prefix
         side = math.isqrt(positions.shape[1] - n_prefix)  # ALBEF's images are square
         found[_POSITIONS] = resample_abs_pos_embed(
-            positions, new_size=list(backbone.image_encoder.grid), old_size=[side, side], num_prefix_tokens=n_prefix
+            positions,
+            new_size=list(backbone.image_encoder.grid),
+            old_size=[side, side],
+            num_prefix_tokens=n_prefix,
+            antialias=False,  # as ALBEF's own code does
         )
         interpolated.append(_POSITIONS)
     new = tuple(key for key in wanted if key.startswith(_HEADS) and key not in found)

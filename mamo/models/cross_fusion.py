@@ -30,7 +30,7 @@ class CrossLayer(FusionLayer):
 
     def project_image(self, image_tokens: Tensor) -> Tensor:
         """Encoded image tokens float [B, N, D_image] -> keys and values [B, 2, A, N, d]."""
-        both = self.cross_key_value(image_tokens).unflatten(-1, (2, self.heads, -1))  # [B, N, 2, A, d]
+        both: Tensor = self.cross_key_value(image_tokens).unflatten(-1, (2, self.heads, -1))  # [B, N, 2, A, d]
         return both.permute(0, 2, 3, 1, 4)
 
     def attend_text(self, tokens: Tensor, is_valid: Tensor, read: Tensor | None = None) -> Tensor:

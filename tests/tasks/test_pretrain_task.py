@@ -484,7 +484,7 @@ def test_cross_attention_embeds_each_side_once() -> None:
 
 @pytest.mark.parametrize("mode", ["alternate", "joint"])
 def test_every_parameter_of_cross_attention_gets_a_gradient(mode: str) -> None:
-    """Bug: a cross-attention that no token goes through, or a mask token that fusion without image outputs still has."""
+    """Bug: a cross-attention that no token goes through, or a mask token that this fusion has no use for."""
     task, batch = make(tiny(CROSS, mode, "cross", queue_size=3, mlm_soft_target_alpha=0.4))
     targets, _ = task.prepare(batch, B, step=1)
     found = gradients(task.network, task.losses(batch, targets, 0)[0])
