@@ -5,7 +5,6 @@ before a model is built. `dump` writes the resolved configuration, from which a 
 """
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mamo.presets import PRESETS
+from mamo.values import merge, read_values
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -304,22 +304,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "model.text.bert: needed when model.text.weights is bert"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, except that `1e-4` is a number and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"line {node.start_mark.line + 1}: the key `{key}` appears twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read `path`, apply `section.key=value` overrides, validate.
 
@@ -328,39 +312,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             valid one.
     """
     return build_config(read_values(path, overrides), str(path))
-
-
-def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file with the overrides applied; raises `ValueError` as `load_config` does."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    except FileNotFoundError:
-        raise ValueError(f"config file not found: {path}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected `section:` keys at the top level")
-    for override in overrides:
-        apply_override(values, override)
-    return values
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value`, its value read as YAML, into nested plain values. Raises `ValueError`."""
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise ValueError(f"override `{override}`: write section.key=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"override `{override}`: not valid YAML: {error}") from None
-    *sections, leaf = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise ValueError(f"override `{override}`: `{section}` is not a section")
-        values = inner
-    values[leaf] = value
 
 
 def build_config(values: dict[str, Any], origin: str = "config") -> Config:
@@ -376,15 +327,6 @@ def build_config(values: dict[str, Any], origin: str = "config") -> Config:
     except ValidationError as error:
         lines = [line for problem in error.errors() for line in _explain(problem)]
         raise ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(lines)) from None
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, section by section."""
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _explain(problem: Any) -> list[str]:

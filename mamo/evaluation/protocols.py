@@ -7,7 +7,8 @@ tokenizer and the batch size, which belong to the model and the machine.
 from dataclasses import dataclass
 from typing import Any
 
-from mamo.config import Config, merge
+from mamo.config import Config
+from mamo.values import merge
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
 SCENES_RERANK_K = 32

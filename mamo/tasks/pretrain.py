@@ -30,8 +30,6 @@ from mamo.teacher import Teacher, momentum_at
 from mamo.training.distributed import gather, rank, total, world_size
 
 
-
-
 class PretrainTask:
     """MAMO pre-training: `prepare` (teacher, no gradient), `losses` (each micro-batch), `after_step` (state moves)."""
 

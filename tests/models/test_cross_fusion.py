@@ -111,7 +111,7 @@ def test_a_plain_bert_fills_all_but_the_cross_attention(tmp_path: object) -> Non
 def test_losses_on_fused_image_tokens_are_refused() -> None:
     """Bug: a head for tokens that do not exist, found out in the middle of the first step."""
     image_encoder = ImageEncoder("vit_tiny_patch16_224", (16, 24), patch_size_px=8, width=24, depth=1, heads=2)
-    body = Backbone(image_encoder, TextEncoder(bert().config, 1), fusion(), contrast_width=8)
+    body = Backbone(image_encoder, TextEncoder(bert().config, 1), fusion(), itc_width=8)
     for head in ({"mim_width": 24}, {"mrm_image": True}):
         with pytest.raises(ValueError, match="cross-attention fusion gives none"):
             Mamo(body, **head)

@@ -179,7 +179,7 @@ def gradients_by_albefs_names(task: PretrainTask) -> dict[str, Tensor]:
     }
 
 
-# ---- the part of it that is committed ---------------------------------------------------------------------------------
+# ---- the part of it that is committed --------------------------------------------------------------------------------
 
 LAYERS = "text_encoder.bert.encoder.layer."
 WEIGHTS = (f"{LAYERS}2.", f"{LAYERS}3.", "itm_head.", "text_encoder.cls.predictions.transform.")
@@ -282,7 +282,7 @@ def test_itc_loss_equals_albefs(fixture: dict[str, Tensor], name: str, alpha: fl
     torch.testing.assert_close(temperature.grad, fixture[f"{name}/grad/temp"], **CLOSE)
 
 
-# ---- the loader -------------------------------------------------------------------------------------------------------
+# ---- the loader ------------------------------------------------------------------------------------------------------
 
 
 def albef_file(tmp_path: Path, change: Callable[[dict[str, Tensor]], Any] = lambda state: None) -> Path:
