@@ -22,7 +22,8 @@ from mamo.data.images import decode_image, to_rgb
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.grounding import to_image_size
 from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Scorer
-from mamo.tasks.trained import Trained, load_trained
+from mamo.tasks.parts import Trained
+from mamo.tasks.trained import load_trained
 from mamo.training import checkpoint
 from mamo.training.precision import choose_device
 from mamo.training.run_folder import CONFIG

@@ -5,13 +5,14 @@ before a model is built. `dump` writes the resolved configuration, from which a 
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mamo.contradictions import contradictions
 from mamo.presets import PRESETS
 from mamo.values import merge, read_values
 
@@ -53,14 +54,14 @@ class BadSampleConfig(Section):
 class DataConfig(Section):
     """Where image-text pairs come from."""
 
-    source: Literal["scenes", "pairs"] = "scenes"
-    """`scenes`: the embedded world. `pairs`: files of real image-text pairs."""
+    source: Literal["scenes", "pairs", "records"] = "scenes"
+    """`scenes`: the embedded world. `pairs`: files of image-text pairs. `records`: JSON Lines of the task's records."""
     difficulty: Literal["easy", "full"] = "easy"
     """Difficulty of the embedded world."""
     train_scenes: Positive = 1_000_000
     """Number of distinct training scenes; none is stored, each is drawn when needed."""
-    train_file: str | None = None
-    """JSON Lines, ALBEF JSON, Karpathy JSON, or a folder or glob of tar shards."""
+    train_file: str | list[str] | None = None
+    """One or several: JSON Lines; of pairs also ALBEF JSON, Karpathy JSON, or a folder or glob of tar shards."""
     train_split: str | None = None
     """Split to take from a Karpathy file."""
     eval_file: str | None = None
@@ -86,6 +87,13 @@ class DataConfig(Section):
         if isinstance(value, list) and len(value) != 2:
             raise ValueError("give one side or [height, width]")
         return value
+
+    @property
+    def train_files(self) -> list[str]:
+        """`train_file` as a list."""
+        if self.train_file is None:
+            return []
+        return [self.train_file] if isinstance(self.train_file, str) else self.train_file
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -182,6 +190,8 @@ class LossConfig(Section):
     """Steps over which that share grows from 0."""
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07
     """First value of the learnable ITC temperature."""
+    itm_negatives: Literal["pool", "foils"] = "pool"
+    """`pool`: hard negatives by ITC; `foils` (grounding): the records' own expressions that are true of nothing."""
     itm_pool_size: Annotated[int, Field(ge=2)] = 32
     """Hard negatives come from fixed pools of this many consecutive samples."""
     mim_target: Literal["features", "pixels"] = "features"
@@ -194,6 +204,22 @@ class TeacherConfig(Section):
     momentum: Fraction = 0.995
     schedule: Literal["constant", "cosine"] = "constant"
     """`cosine` moves the momentum from `momentum` to 1 over the run."""
+
+
+class VqaConfig(Section):
+    """Visual question answering."""
+
+    head: Literal["decoder", "classifier"] = "decoder"
+    """`decoder` writes answers word by word and is ranked over the answer list; `classifier` chooses from the list."""
+    answer_min_count: Positive = 9
+    """An answer is on the list if it is the commonest one to at least this many training questions."""
+
+
+class ReasoningConfig(Section):
+    """Sentences about one image or a pair (NLVR, NLVR2)."""
+
+    cross_layers: Positive = 1
+    """Transformer layers across the fused tokens of the images; the last one computes their [CLS] alone."""
 
 
 class TrainingConfig(Section):
@@ -230,9 +256,13 @@ class EvaluationConfig(Section):
     near_duplicates: bool = False
     """Half of the gallery (scenes) are pictures that differ from the other half in one word of one object."""
     rerank_k: Positive = 16
-    """Shortlist of the ITC ranking that ITM re-ranks."""
+    """Shortlist: of ITC's ranking, which ITM re-ranks; of answers by their first token, which are then scored whole."""
+    retrieval_folds: Positive = 1
+    """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
     probe_items: Positive = 1000
-    """Items a probe, and captions of the masked-word test."""
+    """Items a probe, captions of the masked-word test; questions, statements or expressions of a scenes task."""
+    grounding_heat: Literal["fusion", "image_encoder"] = "fusion"
+    """Where Grad-CAM is read when expressions are grounded; see `mamo.explain`."""
     batch_size: Positive = 256
 
 
@@ -240,8 +270,9 @@ class Config(Section):
     """One run."""
 
     seed: NonNegative = 0
-    task: Literal["pretrain"] = "pretrain"
-    """What is trained. `pretrain`: the losses of `losses` on image-text pairs, which fine-tune retrieval too."""
+    task: Literal["pretrain", "grounding", "vqa", "reasoning"] = "pretrain"
+    """What is trained. `pretrain`: the losses of `losses` on image-text pairs, which fine-tune retrieval too.
+    `grounding`: the same on images and expressions. `vqa`: answers. `reasoning`: is a sentence true of images?"""
     output_dir: str
     checkpoint: str | None = None
     """A run or a step folder whose weights start this run, or a file in the layout of the published ALBEF's."""
@@ -252,56 +283,17 @@ class Config(Section):
     masking: MaskingConfig = MaskingConfig()
     losses: LossConfig = LossConfig()
     teacher: TeacherConfig = TeacherConfig()
+    vqa: VqaConfig = VqaConfig()
+    reasoning: ReasoningConfig = ReasoningConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> "Config":
-        problems = list(_contradictions(self))
+        problems = list(contradictions(self))
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-def _contradictions(config: Config) -> Iterator[str]:
-    data, losses, training = config.data, config.losses, config.training
-    if data.source == "pairs" and data.train_file is None:
-        yield "data.train_file: needed when data.source is pairs"
-    if data.source == "pairs" and config.evaluation.enabled and data.eval_file is None:
-        yield "data.eval_file: needed when evaluation.enabled is true; name held-out pairs or disable evaluation"
-    if data.source == "scenes":
-        for key in ("train_file", "train_split", "eval_file", "eval_split", "statements_file"):
-            if getattr(data, key) is not None:
-                yield f"data.{key}: contradicts data.source: scenes; use data.source: pairs"
-    if config.from_scratch and config.checkpoint is None:
-        yield "from_scratch: needs a checkpoint, whose architecture it takes"
-    if all(weight == 0 for weight in dict(losses.weights).values()):
-        yield "losses.weights: every loss is switched off"
-    if losses.itc_candidates == "batch" and losses.queue_size:
-        yield "losses.queue_size: contradicts losses.itc_candidates: batch; use 0"
-    if losses.itc_candidates == "batch" and losses.itc_soft_target_alpha:
-        yield "losses.itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
-    if losses.mlm_soft_target_alpha and not losses.weights.mlm:
-        yield "losses.mlm_soft_target_alpha: contradicts losses.weights.mlm: 0; use 0"
-    on_image = [name for name in ("mim", "mrm_image") if getattr(losses.weights, name)]
-    if config.model.fusion_type == "cross" and on_image:
-        yield (
-            f"model.fusion_type: cross gives no fused image tokens, which {' and '.join(on_image)} would learn from; "
-            f"set {' and '.join(f'losses.weights.{name}' for name in on_image)} to 0 or use concat"
-        )
-    if training.warmup_steps > training.total_steps:
-        yield f"training.warmup_steps: {training.warmup_steps} is more than total_steps {training.total_steps}"
-    if training.learning_rate_min > training.learning_rate:
-        yield "training.learning_rate_min: is above training.learning_rate"
-    micro = training.micro_batch_size or training.batch_size_global
-    if training.batch_size_global % micro:
-        yield f"training.micro_batch_size: {micro} does not divide batch_size_global {training.batch_size_global}"
-    if losses.weights.itm and micro % losses.itm_pool_size:
-        yield f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the micro-batch of {micro}"
-    if losses.itc_candidates == "batch" and micro != training.batch_size_global:
-        yield "losses.itc_candidates: batch contrasts within a forward pass; use teacher with micro-batches"
-    if config.model.text.weights == "bert" and config.model.text.bert is None:
-        yield "model.text.bert: needed when model.text.weights is bert"
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -325,15 +317,16 @@ def build_config(values: dict[str, Any], origin: str = "config") -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = [line for problem in error.errors() for line in _explain(problem)]
+        lines = [line for problem in error.errors() for line in explain(problem, Config)]
         raise ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(lines)) from None
 
 
-def _explain(problem: Any) -> list[str]:
+def explain(problem: Any, root: type[Section]) -> list[str]:
+    """The lines that tell a person of one of pydantic's problems with a value of the section `root`."""
     path = [str(part) for part in problem["loc"] if part not in ("int", "list[constrained-int]")]
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _keys_of(path[:-1]), n=1)
+        near = difflib.get_close_matches(path[-1], _keys_of(path[:-1], root), n=1)
         return [f"{dotted}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")]
     if problem["type"] == "missing":
         return [f"{dotted}: missing"]
@@ -343,11 +336,11 @@ def _explain(problem: Any) -> list[str]:
     return [f"{dotted}: {message} (found {problem['input']!r})"]
 
 
-def _keys_of(path: list[str]) -> list[str]:
-    section: Any = Config
+def _keys_of(path: list[str], root: type[Section]) -> list[str]:
+    section: Any = root
     for part in path:
-        section = section.model_fields[part].annotation if part in section.model_fields else Section
-    return list(section.model_fields)
+        section = getattr(getattr(section, "model_fields", {}).get(part), "annotation", Section)
+    return list(getattr(section, "model_fields", {}))
 
 
 def dump(config: Config, path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mamo.models.cross_fusion import CrossFusion, CrossLayer
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import ITMHead
+from mamo.models.vlm import Backbone
 
 
 def default_layer(fusion: Fusion | CrossFusion) -> int:
@@ -64,6 +65,37 @@ def grad_cam(
     by_token = heat.mean(dim=1) * text_is_valid[:, :, None]  # [B, L, P]
     by_patch = by_token.sum(dim=1) / text_is_valid.sum(dim=1, keepdim=True)
     return by_patch.view(-1, *fusion.grid)
+
+
+def image_grad_cam(backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tensor, text_is_valid: Tensor) -> Tensor:
+    """Heat of each patch as `grad_cam`, read in the image encoder instead of the fusion.
+
+    An image encoder mixes its patches: what fusion reads at a patch need not have stood there, and much of it is read
+    from the class token, which stands nowhere. Here the weights with which the tokens of the image attend to a patch,
+    each times its gradient of (match logit minus mismatch logit), cut at 0, are averaged over heads and summed over
+    attending tokens and layers: from where the encoder fetched what made the match.
+
+    Args:
+        backbone, itm: of one network, in eval mode; their parameters get no gradient.
+        pixels: float [B, 3, H, W], normalised.
+        text: float [B, L, D], from the fusion's `embed_text`.
+        text_is_valid: bool [B, L], False for padding.
+
+    Returns:
+        float32 [B, h, w], not negative.
+    """
+    encoder, fusion = backbone.image_encoder, backbone.fusion
+    with torch.inference_mode(False), torch.enable_grad(), encoder.recording_attention() as weights:
+        pixels, text, text_is_valid = (value.detach().clone() for value in (pixels, text, text_is_valid))
+        embedded = encoder.embed(pixels).detach().requires_grad_()
+        slots = fusion.embed_image(encoder.encode(embedded))
+        cls = fusion.text_position(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
+        logits = itm(fusion.fuse(slots, text, text_is_valid, cls)[:, 0])
+        gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weights)
+    layers = [
+        (w * g).detach().float().clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, gradients)
+    ]  # [B, S]
+    return torch.stack(layers).sum(dim=0)[:, encoder.n_prefix :].view(-1, *fusion.grid)
 
 
 Slices = tuple[slice, slice, slice, slice]

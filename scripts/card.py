@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from mamo.cli import run
 from mamo.config import LOSS_NAMES, Config, load_config
+from mamo.evaluation.protocols import scorer_of
 from mamo.training import checkpoint
 from mamo.training.run_folder import CONFIG, RESULTS
 
@@ -24,7 +25,7 @@ def card(path: Path) -> str:
     state = json.loads((folder / "state.json").read_text())
     training = config.training
     facts = {
-        "method": f"{_method(config)}; losses {', '.join(name for name in LOSS_NAMES if _weight(config, name) > 0)}",
+        "method": _method(config),
         "preset": f"`{config.model.preset}`, {_parameters(folder):,} parameters",
         "image": f"{config.model.image.name}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
         "steps": f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each",
@@ -45,8 +46,11 @@ def card(path: Path) -> str:
 
 
 def _method(config: Config) -> str:
-    masking = config.masking
-    return f"MAMO, {masking.mode} masking ({masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words)"
+    if config.task in ("vqa", "reasoning"):
+        return f"fine-tuned for {config.task}: {scorer_of(config)}"
+    masking, losses = config.masking, ", ".join(name for name in LOSS_NAMES if _weight(config, name) > 0)
+    ratios = f"{masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words"
+    return f"MAMO, {masking.mode} masking ({ratios}); losses {losses}"
 
 
 def _weight(config: Config, name: str) -> float:

@@ -1,4 +1,4 @@
-"""Prepare data: validate and check pairs files, train a tokenizer, export scenes, build public data sets."""
+"""Prepare data: validate and check pairs files, index shards, train a tokenizer, export scenes, build data sets."""
 
 import argparse
 import functools
@@ -11,15 +11,19 @@ from mamo.data.builders.nlvr import build_nlvr
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
+from mamo.data.builders.web import build_cc3m, build_sbu
 from mamo.data.export import LAYOUTS, export_scenes
 from mamo.data.scenes import DIFFICULTIES, SPLITS, SceneWorld
+from mamo.data.shard_pairs import index_folder
 from mamo.data.tokenizer import train_tokenizer
-from mamo.data.validate import check_pairs, validate_pairs
+from mamo.data.validate import TASK_RECORDS, check_pairs, check_records, validate_pairs, validate_records
 
 BUILDERS = {
     "coco": functools.partial(build_karpathy, "coco"),
     "flickr30k": functools.partial(build_karpathy, "flickr30k"),
     "vg": build_vg,
+    "cc3m": build_cc3m,
+    "sbu": build_sbu,
     "vqa2": build_vqa2,
     "vgqa": build_vgqa,
     "nlvr": build_nlvr,
@@ -36,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     tokenizer = commands.add_parser("tokenizer", help="train WordPiece on pairs files or text, one caption a line")
     tokenizer.add_argument("files", type=Path, nargs="+")
     tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
+    index = commands.add_parser("index", help="write down once where each pair lies in a folder of tar shards")
+    index.add_argument("folder", type=Path)
+    index.add_argument("--workers", type=int, default=1, help="processes that read shards")
     overlap = commands.add_parser("audit", help="images that pre-training and evaluation share; exit code 1 if any")
     overlap.add_argument("train", type=Path, help="pairs file of the pre-training data")
     overlap.add_argument("eval", type=Path, help="pairs file of the evaluation set")
@@ -53,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--from", type=Path, required=True, dest="release")
     for reader in (validate, check):
         reader.add_argument("file", type=Path)
+        reader.add_argument("--task", choices=["pairs", *TASK_RECORDS], default="pairs", help="what its rows are")
     for reader in (validate, check, tokenizer):
         reader.add_argument("--split", help="needed for Karpathy files: train, val or test")
     for writer in (tokenizer, export, build):
@@ -62,8 +70,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[list[str], bool]:
     """The lines to print, and whether everything that was expected is there."""
+    if args.command == "validate" and args.task != "pairs":
+        return validate_records(args.file, args.task), True
     if args.command == "validate":
         return validate_pairs(args.file, args.split), True
+    if args.command == "index":
+        pairs = index_folder(args.folder, args.workers)
+        return [f"{args.folder}: {len(pairs)} pairs in {len(pairs.shards)} shards"], True
     if args.command == "tokenizer":
         return [f"{args.to}: {train_tokenizer(args.files, args.size, args.to, args.split)} tokens"], True
     if args.command == "export":
@@ -71,7 +84,8 @@ def run(args: argparse.Namespace) -> tuple[list[str], bool]:
         world = SceneWorld(args.difficulty, args.seed)
         return [str(export_scenes(world, args.split, args.count, size, args.to, args.layout))], True
     if args.command == "check":
-        report = check_pairs(args.file, args.split)
+        is_pairs = args.task == "pairs"
+        report = check_pairs(args.file, args.split) if is_pairs else check_records(args.file, args.task)
         return report.lines(), report.is_complete
     if args.command == "audit":
         found = audit(args.train, args.eval, args.train_split, args.eval_split)

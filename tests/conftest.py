@@ -100,3 +100,17 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], None]], 
         return message
 
     return check
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny pre-trained run of two steps, to fine-tune from; not to be written to."""
+    import mamo.tasks.launch
+    from mamo.config import build_config
+
+    short = {"training": {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}}
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mamo.tasks.launch, "draw_curves", lambda output_dir: None)
+        mamo.tasks.launch.train(build_config(merged({**TINY, "output_dir": str(folder)}, short)), is_resume=False)
+    return folder

@@ -3,11 +3,15 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig
 
-from mamo.explain import default_layer, grad_cam, with_weights
+from mamo.explain import default_layer, grad_cam, image_grad_cam, with_weights
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.heads import ITMHead
+from mamo.models.image_encoder import ImageEncoder
+from mamo.models.text_encoder import TextEncoder
+from mamo.models.vlm import Backbone
 
 D, GRID, L = 16, (2, 3), 5
 
@@ -154,3 +158,63 @@ def test_layers() -> None:
     assert [default_layer(make(layers)[0]) for layers in (1, 2, 3, 6)] == [0, 0, 1, 2]
     with pytest.raises(ValueError, match="layer 2 is not one of the fusion's 0 to 1"):
         grad_cam(*make(), *inputs(), layer=2)
+
+
+def whole() -> tuple[Backbone, ITMHead]:
+    """A backbone of two image layers, with weights large enough to be seen."""
+    fusion, itm = make(1)
+    image = ImageEncoder("vit_tiny_patch16_224", (16, 24), patch_size_px=8, width=D, depth=2, heads=2)
+    config = BertConfig(vocab_size=9, hidden_size=D, num_attention_heads=2, intermediate_size=16)
+    backbone = Backbone(image, TextEncoder(config, 1), fusion, 4)
+    for parameter in image.vit.blocks.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return backbone.double().eval(), itm.double()
+
+
+def test_recorded_attention_equals_the_fused() -> None:
+    """Bug: the encoder that is explained is not the one that scores; hooks or slow attention are left behind."""
+    backbone, _ = whole()
+    encoder, pixels = backbone.image_encoder, torch.randn(3, 3, 16, 24, dtype=torch.float64)
+    encoder.use_fused_attention(True)
+    expected = encoder(pixels)
+    with encoder.recording_attention() as weights:
+        torch.testing.assert_close(encoder(pixels), expected, atol=1e-5, rtol=0)
+    assert [tuple(w.shape) for w in weights] == [(3, 2, 7, 7)] * 2
+    torch.testing.assert_close(weights[1].sum(dim=-1), torch.ones(3, 2, 7, dtype=torch.float64))
+    encoder(pixels)
+    assert len(weights) == 2
+    assert all(block.attn.fused_attn for block in encoder.vit.blocks)
+
+
+def test_image_heat_equals_finite_differences() -> None:
+    """Bug: the gradient of other weights, a layer left out, the class token among the patches, negative parts kept."""
+    backbone, itm = whole()
+    encoder, fusion = backbone.image_encoder, backbone.fusion
+    pixels, (_, text, is_valid) = torch.randn(3, 3, 16, 24, dtype=torch.float64), inputs()
+    text = text.double()
+    with torch.inference_mode():  # as an evaluation calls it
+        heat = image_grad_cam(backbone, itm, pixels, fusion.embed_text(text, is_valid), is_valid)
+
+    def score() -> Tensor:
+        logits = itm(fusion(fusion.embed_image(encoder(pixels)), text, is_valid)[:, fusion.n_image_slots])
+        return logits[:, 1] - logits[:, 0]
+
+    expected = torch.zeros(3, 6, dtype=torch.float64)
+    with torch.no_grad(), encoder.recording_attention() as weights:
+        before = score()
+        for layer in range(2):
+            for head in range(2):
+                for query in range(7):
+                    for patch in range(6):
+                        change = torch.zeros(7, 7, dtype=torch.float64)
+                        change[query, 1 + patch] = 1e-6
+                        added = torch.zeros(2, 7, 7, dtype=torch.float64)
+                        added[head] = change
+                        drop = encoder.vit.blocks[layer].attn.attn_drop
+                        hook = drop.register_forward_hook(lambda _, __, output, added=added: output + added)
+                        slope = (score() - before) / 1e-6
+                        hook.remove()
+                        expected[:, patch] += (weights[layer][:, head, query, 1 + patch] * slope).clamp(min=0) / 2
+    torch.testing.assert_close(heat, expected.view(3, *GRID).float(), atol=1e-4, rtol=1e-3)
+    assert heat.min() >= 0
+    assert heat.max() > 1e-3

@@ -5,7 +5,7 @@ Legend: B batch, L text tokens, P patches, K masked slots, S ITM pool size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,8 +20,43 @@ MASK_STREAM = 1
 """Sub-stream of a sample's random numbers that draws masks and noise; loading draws from sub-stream 0."""
 
 
+class Batch:
+    """What the loop, the loader and `--plan` ask of a batch; a subclass is a dataclass of tensors and `skipped`."""
+
+    __slots__ = ()
+    image: Tensor
+    """uint8 [B, 3, H, W], or [B, I, 3, H, W] for several images a sample."""
+    sample_id: Tensor
+    """int64 [B], index in the data set."""
+    skipped: tuple[str, ...]
+    """One line for each bad sample that was replaced."""
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def part(self, start: int, stop: int) -> Self:
+        """Samples `start` to `stop`."""
+        return self._map(lambda tensor: tensor[start:stop])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skipped"}  # type: ignore[arg-type]
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True, slots=True)
-class PairBatch:
+class PairBatch(Batch):
     """Image-text pairs with both masked views, as plain tensors."""
 
     image: Tensor
@@ -51,33 +86,16 @@ class PairBatch:
     skipped: tuple[str, ...] = ()
     """One line for each bad sample that was replaced."""
 
-    def __len__(self) -> int:
-        return self.image.shape[0]
-
-    def to(self, device: torch.device) -> "PairBatch":
-        """The same batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def part(self, start: int, stop: int) -> "PairBatch":
-        """Samples `start` to `stop`."""
-        return self._map(lambda tensor: tensor[start:stop])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skipped"}
-
-    def pin_memory(self) -> "PairBatch":
-        """The same batch in page-locked memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "PairBatch":
-        changed: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
-        return replace(self, **changed)
-
 
 def sample_rng(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:
     """The random numbers of one sample in one epoch: a function of these four numbers alone."""
     return np.random.Generator(np.random.PCG64([seed, epoch, index, stream]))
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Texts -> (input_ids int64 [B, L], is_valid bool [B, L]), padded to the longest, cut to `max_tokens`."""
+    encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+    return encoded["input_ids"], encoded["attention_mask"].bool()
 
 
 class PairCollator:
@@ -102,17 +120,10 @@ class PairCollator:
         self.ordinary_ids = np.array([token for token in range(len(tokenizer)) if token not in special])
         self.word_start = is_word_start(tokenizer) if masking.text_unit == "word" else None
 
-    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions -> (input_ids int64 [B, L], is_valid bool [B, L]), padded to the longest."""
-        encoded = self.tokenizer(
-            list(captions), padding=True, truncation=True, max_length=self.text_max_tokens, return_tensors="pt"
-        )
-        return encoded["input_ids"], encoded["attention_mask"].bool()
-
     def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> PairBatch:
         """Collate (epoch, sample) pairs."""
         samples = [sample for _, sample in drawn]
-        input_ids, is_valid = self.tokenize([sample.caption for sample in samples])
+        input_ids, is_valid = tokenize(self.tokenizer, [sample.caption for sample in samples], self.text_max_tokens)
         special = torch.tensor(self.tokenizer.all_special_ids)
         is_maskable = (is_valid & ~torch.isin(input_ids, special)).numpy()  # [B, L]
         slots, shown_ids, visible, masked, noise = [], [], [], [], []

@@ -1,17 +1,18 @@
 """Referring expressions of the embedded world: a phrase that fits one object of a picture, its box, and proposals.
 
 An expression names as few attributes as tell its object from the others, in random order of preference; where all of
-them do not ("two red circles"), it adds where the object is from another one.
+them do not ("two red circles"), it adds where the object is from another one. Its foil differs in one attribute and
+is true of nothing in the picture.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mamo.data.grammar import Description, Draft, Relation, Statement, describe, holds, only, relation_holds, write
-from mamo.data.scenes import Draws, Scene, SceneObject, SceneWorld, Split
+from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Draws, Scene, SceneObject, SceneWorld, Split
 
 Box = tuple[float, float, float, float]
-_STREAM = 19  # of the scene's randomness; everything else uses lower ones
+_STREAM, _FOIL_STREAM = 19, 22  # of the scene's randomness
 _DISTRACTORS_PER_OBJECT = 2
 ATTRIBUTES = ("shape", "colour", "size", "pattern")
 _SPATIAL = ("left", "right", "above", "below")
@@ -19,10 +20,13 @@ _SPATIAL = ("left", "right", "above", "below")
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """`text` fits object `target` of the scene at `scene_index` alone; boxes are (x, y, width, height) in pixels."""
+    """`text` fits object `target` of the scene at `scene_index` alone, `foil` (worded alike) fits none of its objects;
+    boxes are (x, y, width, height) in pixels.
+    """
 
     scene_index: int
     text: str
+    foil: str
     target: int
     box: Box
     proposals: tuple[Box, ...]
@@ -40,23 +44,24 @@ def expressions(
         scene = world.scene(split, index)
         draws = scene.draws(_STREAM)
         target = int(draws.uniform() * len(scene.objects))
-        text = _text(scene, target, draws)
-        if text is not None:
+        draft = _draft(scene, target, draws)
+        if draft is not None:
             boxes = [thing.box_px(image_size_px) for thing in scene.objects]
             others = [_moved(box, image_size_px, draws) for box in boxes for _ in range(_DISTRACTORS_PER_OBJECT)]
             proposals = [*boxes, *others]
             order = draws.shuffled(len(proposals))
-            yield Expression(index, text, target, boxes[target], tuple(proposals[k] for k in order))
+            text, foil = (_write(each, scene) for each in (draft, _foil(draft, scene)))
+            yield Expression(index, text, foil, target, boxes[target], tuple(proposals[k] for k in order))
             found += 1
         index += 1
 
 
-def _text(scene: Scene, target: int, draws: Draws) -> str | None:
+def _draft(scene: Scene, target: int, draws: Draws) -> Draft | None:
     """A phrase that fits the target alone; None where no attribute and no relation tells it apart."""
     things, wanted = scene.objects, scene.objects[target]
     alone = tells_apart(scene, target, list(ATTRIBUTES), draws)
     if alone is not None:
-        return _write(Statement((alone,)), "{m0}", (target,), scene, draws)
+        return _styled(Statement((alone,)), "{m0}", (target,), draws)
     said = describe(scene, wanted)
     for k in draws.shuffled(len(things)):
         if k == target or said.fits(things[k]):
@@ -71,7 +76,7 @@ def _text(scene: Scene, target: int, draws: Draws) -> str | None:
             if fitting == [target] and relation_holds(kind, wanted, things[k]):
                 statement = Statement((said, other), (Relation(kind, 0, 1),))
                 assert holds(statement, things)
-                return _write(statement, "{m0} {r0} {m1}", (target, k), scene, draws)
+                return _styled(statement, "{m0} {r0} {m1}", (target, k), draws)
     return None
 
 
@@ -94,9 +99,37 @@ def one_or_two(scene: Scene, thing: SceneObject, names: Sequence[str], draws: Dr
     return only(what, *(worth[k] for k in draws.shuffled(len(worth))[: 1 + int(draws.uniform() * 2)]))
 
 
-def _write(statement: Statement, template: str, referents: tuple[int, ...], scene: Scene, draws: Draws) -> str:
+def _foil(draft: Draft, scene: Scene) -> Draft:
+    """The draft with another value of one attribute of its object (said, else added): true of nothing in the scene."""
+    draws, (said, *others) = scene.draws(_FOIL_STREAM), draft.statement.mentions
+    names = [ATTRIBUTES[k] for k in draws.shuffled(len(ATTRIBUTES)) if ATTRIBUTES[k] != "pattern" or said.pattern]
+    for name in sorted(names, key=lambda name: not getattr(said, name)):
+        values = values_of(name, scene)
+        for k in draws.shuffled(len(values)):
+            false = replace(draft.statement, mentions=(replace(said, **{name: values[k]}), *others))
+            if not holds(false, scene.objects, margin=0.0):
+                return replace(draft, statement=false)
+    raise AssertionError("a few objects cannot have every look")
+
+
+def values_of(attribute: str, scene: Scene) -> tuple[str, ...]:
+    """The values that an attribute can have in a scene's world."""
+    values = {
+        "colour": tuple(COLOURS),
+        "shape": SHAPES[scene.difficulty],
+        "size": tuple(SIZES[scene.difficulty]),
+        "pattern": PATTERNS[scene.difficulty],
+    }
+    return values[attribute]
+
+
+def _styled(statement: Statement, template: str, referents: tuple[int, ...], draws: Draws) -> Draft:
     style = int(draws.uniform() * 2)
-    return write(Draft(statement, template, referents, style, style), scene.objects).text
+    return Draft(statement, template, referents, style, style)
+
+
+def _write(draft: Draft, scene: Scene) -> str:
+    return write(draft, scene.objects).text
 
 
 def _moved(box: Box, image_size_px: tuple[int, int], draws: Draws) -> Box:

@@ -43,6 +43,10 @@ class Source(Protocol):
         """Texts that together change with the data, for its fingerprint."""
         ...
 
+    def data_sets(self) -> list[str]:
+        """Names of the data sets that the samples come from, as far as they are known."""
+        ...
+
 
 class ScenePairs:
     """The embedded world as image-text pairs; each scene has five captions, one is drawn.
@@ -65,6 +69,10 @@ class ScenePairs:
     def identity(self) -> Iterator[str]:
         """The parameters of the world."""
         yield f"scenes {self.world.difficulty} {self.n_scenes} {self.image_size_px}"
+
+    def data_sets(self) -> list[str]:
+        """The embedded world."""
+        return ["scenes"]
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Draw scene `index` and one of its captions (or its identifying caption)."""

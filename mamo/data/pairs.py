@@ -7,17 +7,20 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from mamo.data.images import BadSample, decode_image
-from mamo.data.records import PairRecord, clean_caption
+from mamo.data.pair_record import PairRecord
+from mamo.data.records import clean_caption
+from mamo.data.shard_pairs import ShardPairs
 from mamo.data.shards import ShardMember, read_member
 from mamo.data.transforms import eval_transform
 
 MAX_REPLACEMENTS = 100  # so many bad samples in a row mean a missing folder, not a bad file
+Loaded = TypeVar("Loaded")
 Transform = Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]
 
 
@@ -51,6 +54,24 @@ def load_image(image: str | ShardMember) -> Tensor:
         raise BadSample(f"{image}: {error}") from error
 
 
+def first_good(
+    index: int, n: int, on_bad: Literal["raise", "skip"], load: Callable[[int, tuple[str, ...]], Loaded]
+) -> Loaded:
+    """What `load(index, skipped)` gives for the first good index of `n` from `index` on, wrapping around.
+
+    Raises BadSample at the first bad one where `on_bad` is "raise", or after MAX_REPLACEMENTS bad ones in a row.
+    """
+    skipped: list[str] = []
+    for step in range(min(n, MAX_REPLACEMENTS)):
+        try:
+            return load((index + step) % n, tuple(skipped))
+        except BadSample as error:
+            if on_bad == "raise":
+                raise
+            skipped.append(str(error))
+    raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
+
+
 class PairDataset:
     """Pairs of images and captions.
 
@@ -79,27 +100,32 @@ class PairDataset:
         return len(self.records)
 
     def identity(self) -> Iterator[str]:
-        """The records."""
+        """The records; of shards their tables, since reading every caption would take hours."""
+        if isinstance(self.records, ShardPairs):
+            yield self.records.fingerprint()
+            return
         for record in self.records:
             yield f"{record.image}\t{record.image_id}\t{record.captions}\n"
+
+    def data_sets(self) -> list[str]:
+        """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""
+        if isinstance(self.records, ShardPairs):
+            return ["other"]
+        names = {record.image_id.partition("/")[::2] for record in self.records}
+        return sorted({name if name and rest else "other" for name, rest in names})
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Loads pair `index`; `rng` picks one of its captions and drives the transform.
 
         Raises BadSample where the policy is "raise", or where MAX_REPLACEMENTS indices in a row are bad.
         """
-        skipped: list[str] = []
-        for step in range(min(len(self), MAX_REPLACEMENTS)):
-            try:
-                return self._load_one((index + step) % len(self), rng, tuple(skipped))
-            except BadSample as error:
-                if self.on_bad == "raise":
-                    raise
-                skipped.append(str(error))
-        raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
+        return first_good(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))
 
     def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> Sample:
-        record = self.records[index]
+        try:
+            record = self.records[index]
+        except (OSError, ValueError) as error:  # a shard that is gone or damaged since it was indexed
+            raise BadSample(f"sample {index}: {error}") from error
         caption = clean_caption(record.captions[int(rng.integers(len(record.captions)))])
         if not caption:
             raise BadSample(f"{record.source}:{record.line}: sample {index}: the caption is empty")

@@ -19,52 +19,17 @@ import difflib
 import glob
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mamo.data.shards import ShardMember, index_shard, read_member
+from mamo.data.pair_record import PairRecord, Problems
+from mamo.data.shard_pairs import read_shards
 
 MAX_CAPTION_CHARS = (
     1000  # far more than any text encoder's window; bounds the tokenizer's work on a 10,000-word caption
 )
 _ROW_KEYS = ("image", "caption", "image_id", "directory")
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_MAX_LISTED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class PairRecord:
-    """One row: a picture and its captions (at least one; an empty caption is left to the bad-sample policy).
-
-    `image` is an absolute path or a member of a tar; `line` is the 1-based line, list entry or tar group in `source`.
-    """
-
-    image: str | ShardMember
-    captions: tuple[str, ...]
-    image_id: str
-    line: int
-    source: str
-    directory: str | None = None
-
-
-class _Problems:
-    """Collects every mistake of one file, so that the user sees them all at once."""
-
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        self.found: list[tuple[int, str]] = []
-
-    def add(self, line: int, text: str) -> None:
-        self.found.append((line, f"{self.source}:{line}: {text}"))
-
-    def raise_if_any(self) -> None:
-        if self.found:
-            hidden = len(self.found) - _MAX_LISTED
-            listed = [text for _, text in sorted(self.found)[:_MAX_LISTED]]
-            more = f"; and {hidden} more" if hidden > 0 else ""
-            raise ValueError(f"{len(self.found)} bad rows: " + "; ".join(listed) + more)
 
 
 def clean_caption(text: str) -> str:
@@ -83,17 +48,19 @@ def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
-def read_pairs(path: Path, split: str | None = None) -> list[PairRecord]:
+def read_pairs(path: Path, split: str | None = None) -> Sequence[PairRecord]:
     """Reads all pairs of a file, a folder of tar shards, or a glob of them; the layout is told by the content.
 
     `split` is for Karpathy files, which hold all of them ("train" takes train and restval), and needed there.
+
+    Of tar shards each pair is read when it is asked for (`shard_pairs.ShardPairs`).
 
     Raises ValueError with every bad row (the first ten and the count): file, line, field and fix.
     """
     is_shards = path.is_dir() or path.suffix == ".tar" or (glob.has_magic(str(path)) and not path.exists())
     if is_shards and split is not None:
         raise ValueError(_split_unused(path, split))
-    records = _read_shards(path) if is_shards else _read_text(path, split)
+    records: Sequence[PairRecord] = read_shards(path) if is_shards else _read_text(path, split)
     if not records:
         raise ValueError(f"{path}: holds no image-caption pair")
     return records
@@ -146,7 +113,7 @@ def _parse(text: str) -> Any:
 
 
 def _read_lines(path: Path, text: str) -> list[PairRecord]:
-    problems, rows = _Problems(path), []
+    problems, rows = Problems(path), []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -156,8 +123,8 @@ def _read_lines(path: Path, text: str) -> list[PairRecord]:
     return _read_rows(path, rows, problems)
 
 
-def _read_rows(path: Path, rows: list[tuple[int, Any]], problems: _Problems | None = None) -> list[PairRecord]:
-    problems = problems or _Problems(path)
+def _read_rows(path: Path, rows: list[tuple[int, Any]], problems: Problems | None = None) -> list[PairRecord]:
+    problems = problems or Problems(path)
     folder = path.parent.absolute()
     records = []
     for line, row in rows:
@@ -214,7 +181,7 @@ def _read_karpathy(path: Path, document: dict[str, Any], split: str | None) -> l
     wanted = {"train", "restval"} if split == "train" else {split}
     if not wanted & set(known):
         raise ValueError(f"{path}: a Karpathy file needs a split out of {', '.join(known)}; got {split}")
-    problems, rows = _Problems(path), []
+    problems, rows = Problems(path), []
     for number, image in enumerate(images, 1):
         try:
             if image["split"] not in wanted:
@@ -229,49 +196,3 @@ def _read_karpathy(path: Path, document: dict[str, Any], split: str | None) -> l
             continue
         rows.append((number, {"image": name, "caption": captions, "image_id": identifier}))
     return _read_rows(path, rows, problems)
-
-
-def _read_shards(path: Path) -> list[PairRecord]:
-    pattern = str(path / "*.tar") if path.is_dir() else str(path)
-    shards = sorted(glob.glob(pattern)) or (
-        [str(path)] if path.suffix == ".tar" and not glob.has_magic(str(path)) else []
-    )
-    if not shards:
-        raise ValueError(f"{path}: no tar shard there (*.tar); give a pairs file, a folder of shards or a glob")
-    return [record for shard in shards for record in _read_shard(Path(shard).absolute())]
-
-
-def _read_shard(shard: Path) -> list[PairRecord]:
-    groups: dict[str, dict[str, ShardMember]] = {}
-    for member in index_shard(shard):
-        folder, _, name = member.name.rpartition("/")
-        key, _, suffix = name.partition(".")
-        groups.setdefault(f"{folder}/{key}", {})[suffix.lower()] = member
-    problems, records = _Problems(shard), []
-    for line, (key, members) in enumerate(groups.items(), 1):
-        image = next((members[suffix] for suffix in _IMAGE_SUFFIXES if suffix in members), None)
-        try:
-            caption, is_failed = _shard_caption(members)
-        except ValueError as error:
-            problems.add(line, f"{key.lstrip('/')}: {error}")
-            continue
-        if image is not None:
-            records.append(PairRecord(image, (caption,), str(image), line, str(shard)))
-        elif not is_failed:
-            problems.add(line, f"{key.lstrip('/')}: no image beside its caption (.{', .'.join(_IMAGE_SUFFIXES)})")
-    problems.raise_if_any()
-    return records
-
-
-def _shard_caption(members: dict[str, ShardMember]) -> tuple[str, bool]:
-    """The caption of one group, and whether its JSON says that the download failed (then no image is expected)."""
-    details: Any = json.loads(read_member(members["json"])) if "json" in members else {}
-    if not isinstance(details, dict):
-        raise ValueError("the .json member must be an object")
-    is_failed = details.get("status", "success") != "success"
-    if "txt" in members:
-        return read_member(members["txt"]).decode("utf-8").strip(), is_failed
-    caption = details.get("caption", 0)
-    if caption is not None and not isinstance(caption, str):
-        raise ValueError("no caption: add a .txt member or a 'caption' string to the .json member")
-    return caption or "", is_failed

@@ -15,9 +15,9 @@ people up to two slip and give another answer of the same kind; a size has two w
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mamo.data.expressions import one_or_two, tells_apart
+from mamo.data.expressions import one_or_two, tells_apart, values_of
 from mamo.data.grammar import OPPOSITE, RELATION_WORDINGS, SIZE_WORDS, Description, noun_phrase, relation_holds
-from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Draws, Scene, SceneWorld, Split
+from mamo.data.scenes import Draws, Scene, SceneWorld, Split
 
 _STREAM = 20  # of the scene's randomness; everything else uses lower ones
 N_ANSWERS = 10
@@ -71,18 +71,8 @@ def _people(answer: str, others: list[str], draws: Draws) -> tuple[str, ...]:
 
 def _alternatives(kind: str, scene: Scene) -> list[str]:
     if kind in _ATTRIBUTES:
-        return list(_values(kind, scene))
+        return list(values_of(kind, scene))
     return [str(n) for n in range(_MAX_COUNT + 1)] if kind == "count" else ["yes", "no"]
-
-
-def _values(attribute: str, scene: Scene) -> tuple[str, ...]:
-    values = {
-        "colour": tuple(COLOURS),
-        "shape": SHAPES[scene.difficulty],
-        "size": tuple(SIZES[scene.difficulty]),
-        "pattern": PATTERNS[scene.difficulty],
-    }
-    return values[attribute]
 
 
 def _attribute(attribute: str) -> Callable[[Scene, Draws], tuple[str, str] | None]:
@@ -101,7 +91,7 @@ def _count(scene: Scene, draws: Draws) -> tuple[str, str] | None:
     what = one_or_two(scene, draws.pick(scene.objects), _ATTRIBUTES, draws)
     if draws.uniform() < 0.3:  # of something that may not be there
         attribute = draws.pick([name for name in _ATTRIBUTES if getattr(what, name)])
-        what = replace(what, **{attribute: draws.pick(_values(attribute, scene))})
+        what = replace(what, **{attribute: draws.pick(values_of(attribute, scene))})
     n = sum(what.fits(thing) for thing in scene.objects)
     return f"how many {noun_phrase(what, many=True)} are there?", str(n)
 
@@ -113,7 +103,7 @@ def _existence(scene: Scene, draws: Draws) -> tuple[str, str] | None:
         what = replace(one_or_two(scene, thing, _ATTRIBUTES, draws), shape=thing.shape)
         if not is_yes:  # one word of something that is there is exchanged
             attribute = draws.pick([name for name in _ATTRIBUTES if getattr(what, name)])
-            what = replace(what, **{attribute: draws.pick(_values(attribute, scene))})
+            what = replace(what, **{attribute: draws.pick(values_of(attribute, scene))})
         if any(what.fits(other) for other in scene.objects) == is_yes:
             return f"is there a {noun_phrase(what)}?", "yes" if is_yes else "no"
     return None
@@ -138,7 +128,7 @@ def _comparison(scene: Scene, draws: Draws) -> tuple[str, str] | None:
     is_yes = draws.uniform() < 0.5
     for _ in range(_TRIES):
         attribute = draws.pick(("colour", "shape"))
-        values = _values(attribute, scene)
+        values = values_of(attribute, scene)
         first, second = (Description(**{attribute: values[k]}) for k in draws.shuffled(len(values))[:2])
         more, fewer = (sum(what.fits(thing) for thing in scene.objects) for what in (first, second))
         # equal numbers are a no too, but mostly of things that are not there; one must be

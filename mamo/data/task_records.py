@@ -2,10 +2,11 @@
 
     VQA        {"image", "question_id", "question", "answers": [...], "answer_type", "question_type"}
     reasoning  {"images": [one or two], "sentence", "label", "identifier"}
-    grounding  {"image", "expression_id", "expression", "box_xywh", "proposals_xywh": [...]}
+    grounding  {"image", "expression_id", "expression", "box_xywh", "proposals_xywh": [...], "foil"}
 
 Boxes are (x, y, width, height) in pixels of the image. `answers` is empty where the split withholds them, and
-`box_xywh` is null where nobody may look at it (weakly-supervised training).
+`box_xywh` is null where nobody may look at it (weakly-supervised training). `foil` is an expression that is true of
+nothing in the image, where one is known.
 """
 
 from pathlib import Path
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mamo.data.records import write_json_lines
 
 _MAX_LISTED = 10
+_ROUNDING_PX = 1.0
+"""COCO's boxes may leave the image by less than a pixel."""
 Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Side = Annotated[float, Field(gt=0)]
 Box = tuple[float, float, Side, Side]
@@ -60,6 +63,7 @@ class GroundingRecord(TaskRecord):
     expression: Words
     box_xywh: Box | None = None
     proposals_xywh: list[Box] = []
+    foil: str = ""
 
 
 Record = TypeVar("Record", bound=TaskRecord)
@@ -98,6 +102,19 @@ def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
 def _told(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     return f"{key}: {problem['msg']}" if key else str(problem["msg"])
+
+
+def boxes_outside(record: GroundingRecord, width: int, height: int) -> list[str]:
+    """A message for the gold box and each proposal that leaves an image of this size by a pixel or more."""
+    boxes = [*([] if record.box_xywh is None else [record.box_xywh]), *record.proposals_xywh]
+    return [
+        f"expression_id {record.expression_id} ({record.image}): box {box} leaves its image of {width} x {height} px; "
+        "give x, y, width, height in its pixels"
+        for box in boxes
+        if min(box[:2]) < -_ROUNDING_PX
+        or box[0] + box[2] > width + _ROUNDING_PX
+        or box[1] + box[3] > height + _ROUNDING_PX
+    ]
 
 
 def image_path(file: Path, name: str) -> Path:

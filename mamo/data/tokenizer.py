@@ -44,7 +44,7 @@ VOCABULARY: tuple[str, ...] = _vocabulary()
 
 def scenes_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the embedded data set: its vocabulary is fixed by the grammar, nothing is trained."""
-    return _from_tokens((*_base_tokens(_ASCII), *VOCABULARY))
+    return tokenizer_of((*_base_tokens(_ASCII), *VOCABULARY))
 
 
 def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str | None = None) -> int:
@@ -75,7 +75,7 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str |
         vocab_size=size, special_tokens=list(base), initial_alphabet=[], min_frequency=2, show_progress=False
     )
     model.train_from_iterator(captions, trainer)
-    tokenizer = _from_tokens(sorted(model.get_vocab(), key=model.get_vocab().__getitem__))
+    tokenizer = tokenizer_of(sorted(model.get_vocab(), key=model.get_vocab().__getitem__))
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
 
@@ -123,7 +123,7 @@ def _normalizer() -> normalizers.Normalizer:
     return normalizers.BertNormalizer(lowercase=True)
 
 
-def _from_tokens(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+def tokenizer_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     """Numbers the distinct tokens in order and builds the Hugging Face tokenizer: [CLS] text [SEP]."""
     ids = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     model = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARS))

@@ -6,20 +6,24 @@ operations leave colours alone, because captions name them. Normalisation belong
 Legend: H, W source height and width; h, w the target's.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from mamo.config import DataConfig
 
 # Level 7 of 10 on ALBEF's scales: 30 degrees, 0.3 shear, 10 px of 256, enhancement factor 0.1 to 1.9.
 _ROTATE_DEGREES = 21.0
 _SHEAR_DEGREES = math.degrees(math.atan(0.21))
 _TRANSLATE_SHARE = 7 / 256
 _ENHANCE_FACTOR = 0.7 * 1.8 + 0.1
-_FILL = [128.0, 128.0, 128.0]
+_FILL = 128
 RAND_AUGMENT_N = 2
 RAND_AUGMENT_PROBABILITY = 0.5
 
@@ -59,6 +63,17 @@ def train_transform(
     return image
 
 
+def augmenting(data: DataConfig) -> Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]:
+    """`train_transform` with a config's augmentation."""
+    augmentation = data.augmentation
+    return functools.partial(
+        train_transform,
+        min_crop_scale=augmentation.crop_scale_min,
+        horizontal_flip=augmentation.horizontal_flip,
+        rand_augment=augmentation.randaugment,
+    )
+
+
 def draw_crop(
     height: int, width: int, image_size_px: tuple[int, int], rng: np.random.Generator, min_scale: float
 ) -> tuple[int, int, int, int]:
@@ -86,8 +101,38 @@ def draw_crop(
 
 
 def _affine(image: Tensor, degrees: float, shift: tuple[int, int], shear: tuple[float, float]) -> Tensor:
-    moved: Tensor = F.affine(image, degrees, list(shift), 1.0, list(shear), fill=_FILL)
-    return moved
+    """`F.affine` with the nearest pixel, a sixth of its time: where each pixel comes from is worked out once a size."""
+    source, is_outside = _sources(image.shape[-2], image.shape[-1], degrees, shift, shear)
+    moved = image.flatten(1).gather(1, source.expand(image.shape[0], -1))  # [3, h * w]
+    return moved.masked_fill_(is_outside, _FILL).view(image.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _sources(
+    height: int, width: int, degrees: float, shift: tuple[int, int], shear: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Which pixel of an image `F.affine` puts at each place, int64 [h * w], and bool [h * w] where there is none.
+
+    Found by moving an image whose pixels hold their own numbers; float32 holds them exactly up to 2**24.
+    """
+    assert height * width < 2**24
+    numbers = torch.arange(height * width, dtype=torch.float32).view(1, height, width)
+    moved = F.affine(numbers, degrees, list(shift), 1.0, list(shear), fill=[-1.0]).flatten()
+    return moved.clamp(min=0).long(), moved < 0
+
+
+def _sharpen(image: Tensor) -> Tensor:
+    """`F.adjust_sharpness`, a quarter of its time: the 3 x 3 mean as a sum of whole numbers, not as a convolution."""
+    if min(image.shape[-2:]) <= 2:
+        return image
+    small = image.to(torch.int16)
+    rows = small[:, :-2] + small[:, 1:-1] + small[:, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * small[:, 1:-1, 1:-1]  # weights 1, in the middle 5
+    blurred = (total.float() / 13).round_()  # an odd divisor: no sum lies half-way between two numbers
+    sharp = image.float()
+    middle = sharp[:, 1:-1, 1:-1]
+    middle.add_(blurred.sub_(middle), alpha=1 - _ENHANCE_FACTOR)
+    return sharp.clamp_(0, 255).to(torch.uint8)
 
 
 def _shift_px(length: int, sign: float) -> int:
@@ -100,7 +145,7 @@ OPERATIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
     lambda image, sign: F.autocontrast(image),
     lambda image, sign: F.equalize(image),
     lambda image, sign: F.adjust_brightness(image, _ENHANCE_FACTOR),
-    lambda image, sign: F.adjust_sharpness(image, _ENHANCE_FACTOR),
+    lambda image, sign: _sharpen(image),
     lambda image, sign: _affine(image, 0, (0, 0), (sign * _SHEAR_DEGREES, 0)),
     lambda image, sign: _affine(image, 0, (0, 0), (0, sign * _SHEAR_DEGREES)),
     lambda image, sign: _affine(image, 0, (_shift_px(image.shape[-1], sign), 0), (0, 0)),

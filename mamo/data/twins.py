@@ -17,7 +17,7 @@ TWIN_SHARE = 0.5
 MIRRORED, EXCHANGED = 0.5, 0.3
 """Shares of the kinds of twins; the rest are near duplicates."""
 
-_STREAM = 19  # of the scene's randomness; lower ones are taken
+_STREAM = 23  # of the scene's randomness; lower ones are taken
 _EXCHANGEABLE = ("shape", "colour", "pattern")  # not the size: objects could come to overlap
 
 
@@ -54,7 +54,7 @@ def twin(scene: Scene, draws: Draws) -> Scene:
             name, a, b = draws.pick(unlike)
             objects = list(scene.objects)
             for one, other in ((a, b), (b, a)):
-                objects[one] = replace(objects[one], **{name: _of(scene, other, name)})
+                objects[one] = replace(objects[one], **{name: _of(scene, other, name)})  # type: ignore[arg-type]
             return replace(scene, objects=tuple(objects))
     return near_duplicate(scene)
 

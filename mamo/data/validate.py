@@ -1,18 +1,28 @@
-"""Two looks at a pairs file before anything is trained: `validate` reads the rows, `check` decodes every image."""
+"""Two looks at pairs or records before anything is trained: `validate` reads the rows, `check` decodes every image."""
 
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from mamo.data.images import BadSample
+from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
-from mamo.data.records import MAX_CAPTION_CHARS, PairRecord, clean_caption, read_pairs
+from mamo.data.records import MAX_CAPTION_CHARS, clean_caption, read_pairs
+from mamo.data.task_records import GroundingRecord, ReasoningRecord, VqaRecord, boxes_outside, read_task_records
+from mamo.data.task_sources import file_records, image_names
 
 _MAX_LISTED = 10
+TaskName = Literal["vqa", "reasoning", "grounding"]
+TASK_RECORDS: dict[TaskName, type[VqaRecord | ReasoningRecord | GroundingRecord]] = {
+    "vqa": VqaRecord,
+    "reasoning": ReasoningRecord,
+    "grounding": GroundingRecord,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,34 @@ def check_pairs(path: Path, split: str | None = None) -> CheckReport:
         except BadSample as error:
             unreadable.append(str(error))
     return CheckReport(len(images), len(images) - len(unreadable), tuple(unreadable))
+
+
+def validate_records(path: Path, task: TaskName) -> list[str]:
+    """Reads every record of a task and returns a report. Raises ValueError, naming line and field, for a bad one."""
+    records: list[Any] = read_task_records(path, TASK_RECORDS[task])
+    names = {name for record in records for name in image_names(record)}
+    return [f"{path}: valid", f"{task} records: {len(records)}", f"images: {len(names)}"]
+
+
+def check_records(path: Path, task: TaskName) -> CheckReport:
+    """Decodes every distinct image once, and holds every box against it; what is wrong is in the report by record."""
+    records, load = file_records([str(path)], TASK_RECORDS[task])
+    sizes: dict[str, tuple[int, int] | None] = {}
+    wrong = []
+    for record in tqdm(records, desc="check", unit="record", disable=None):
+        for name in image_names(record):
+            if name not in sizes:
+                try:
+                    height, width = load(name).shape[1:]
+                    sizes[name] = (width, height)
+                except BadSample as error:
+                    sizes[name] = None
+                    wrong.append(f"{record.key} {getattr(record, record.key)}: {error}")
+            size = sizes[name]
+            if size is not None and isinstance(record, GroundingRecord):
+                wrong += boxes_outside(record, *size)
+    n_unreadable = sum(size is None for size in sizes.values())
+    return CheckReport(len(sizes), len(sizes) - n_unreadable, tuple(wrong))
 
 
 def _warnings(records: Sequence[PairRecord]) -> list[str]:

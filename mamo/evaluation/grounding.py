@@ -4,7 +4,7 @@ Boxes are (x, y, width, height) in pixels of the image. Legend: H, W height and 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,18 +70,29 @@ def points_inside(heat: NDArray[np.float64], gold: Box) -> bool:
     return bool(x <= column + 0.5 < x + w and y <= row + 0.5 < y + h)
 
 
+def grounded(heat: NDArray[np.float64], proposals: Sequence[Box], gold: Box) -> dict[str, float]:
+    """What one expression adds to the metrics, each 0 to 1; without proposals `pointing` alone.
+
+    `proposal`: the chosen one's IoU with the gold box is at least 0.5; `pointing`; and what to compare with:
+    `random_proposal` (the expected value of a uniform choice) and `upper_bound` (some proposal fits).
+    """
+    found = {"pointing": float(points_inside(heat, gold))}
+    if proposals:
+        fits = [iou(box, gold) >= IOU_THRESHOLD for box in proposals]
+        found["proposal"] = float(fits[best_proposal(heat, proposals)])
+        found |= {"random_proposal": sum(fits) / len(fits), "upper_bound": float(any(fits))}
+    return found
+
+
+def percentages(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The means of `grounded` over expressions in percent, each over those that have it."""
+    names = ("proposal", "pointing", "random_proposal", "upper_bound")
+    columns = {name: [row[name] for row in found if name in row] for name in names}
+    return {name: 100 * sum(values) / len(values) for name, values in columns.items() if values}
+
+
 def grounding_metrics(
     heats: Sequence[NDArray[np.float64]], proposals: Sequence[Sequence[Box]], gold: Sequence[Box]
 ) -> dict[str, float]:
-    """Percentages over expressions: `proposal` (the chosen one's IoU is at least 0.5), `pointing`, and what to compare
-    with: `random_proposal` (the expected value of a uniform choice) and `upper_bound` (some proposal fits).
-    """
-    fits = [[iou(box, target) >= IOU_THRESHOLD for box in boxes] for boxes, target in zip(proposals, gold, strict=True)]
-    chosen = [best_proposal(heat, boxes) for heat, boxes in zip(heats, proposals, strict=True)]
-    columns: dict[str, list[float]] = {
-        "proposal": [fit[index] for fit, index in zip(fits, chosen)],
-        "pointing": [points_inside(heat, target) for heat, target in zip(heats, gold)],
-        "random_proposal": [sum(fit) / len(fit) for fit in fits],
-        "upper_bound": [any(fit) for fit in fits],
-    }
-    return {name: 100 * sum(values) / len(values) for name, values in columns.items()}
+    """`percentages` of `grounded` over expressions with proposals."""
+    return percentages([grounded(*row) for row in zip(heats, proposals, gold, strict=True)])

@@ -1,26 +1,39 @@
 """Named evaluation protocols: what is fixed, so that two numbers of one name can be compared.
 
 A protocol replaces `data` and `evaluation` of the checkpoint's config but for the picture size, the text length, the
-tokenizer and the batch size, which belong to the model and the machine.
+tokenizer and the batch size, which belong to the model and the machine, unless the protocol fixes the size too.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from mamo.config import Config
 from mamo.values import merge
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
+_ALIKE = ({"pretrain", "grounding"},)
+"""Kinds of task with the same network: a checkpoint of one can be evaluated as the other."""
 SCENES_RERANK_K = 32
+ANSWERS_K = 128
+PUBLIC_SIZE_PX = 384
+Lineage = Literal["any", "not-coco", "coco", "coco-or-raw", "flickr30k"]
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """`values` go over the config; `split` is what is evaluated; `states` says the rest in one sentence."""
+    """`values` go over the config; `split` is what is evaluated; `states` says the rest in one sentence.
+
+    `n_records` is the number of lines that the split's official file gives; `lineage` is what the checkpoint itself
+    must have been trained on last.
+    """
 
     values: dict[str, Any]
     split: str
     states: str
+    n_records: int | None = None
+    lineage: Lineage = "any"
 
 
 def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
@@ -28,6 +41,7 @@ def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
     gallery = "500 held-out scenes and a near duplicate of each" if near_duplicates else "1,000 held-out scenes"
     return Protocol(
         {
+            "task": "pretrain",
             "data": {"source": "scenes", "difficulty": difficulty},
             "evaluation": {**evaluation, "near_duplicates": near_duplicates},
         },
@@ -36,36 +50,177 @@ def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
     )
 
 
+def _scenes_task(task: str, difficulty: str, states: str, **evaluation: int | str) -> Protocol:
+    data = {"source": "scenes", "difficulty": difficulty}
+    values = {"task": task, "data": data, "evaluation": {"probe_items": 1000, **evaluation}}
+    return Protocol(values, "test", f"{states} ({difficulty})")
+
+
+def _retrieval(file: str, n_images: int, k: int, lineage: Lineage, states: str, folds: int = 1) -> Protocol:
+    data = {"source": "pairs", "eval_file": file, "image_size_px": PUBLIC_SIZE_PX}
+    values = {"task": "pretrain", "data": data, "evaluation": {"rerank_k": k, "retrieval_folds": folds}}
+    return Protocol(values, "test", f"{states}; ITM re-ranks ITC's {k} best", n_images, lineage)
+
+
+def _records(task: str, file: str, n_records: int | None, states: str, **evaluation: int | str) -> Protocol:
+    data = {"source": "records", "eval_file": file, "image_size_px": PUBLIC_SIZE_PX}
+    return Protocol({"task": task, "data": data, "evaluation": evaluation}, Path(file).stem, states, n_records)
+
+
+_FLICKR = "data/flickr30k/test.jsonl"
+_COCO = "data/coco/test.jsonl"
+_LABEL = "the raw pre-trained model is named flickr30k-zeroshot-raw"
+
 PROTOCOLS: dict[str, Protocol] = {
     "scenes-easy-zeroshot": _scenes("easy", near_duplicates=False),
     "scenes-full-zeroshot": _scenes("full", near_duplicates=False),
     "scenes-easy-retrieval": _scenes("easy", near_duplicates=True),
     "scenes-full-retrieval": _scenes("full", near_duplicates=True),
+    **{
+        f"scenes-{difficulty}-{name}": _scenes_task(task, difficulty, states, **evaluation)
+        for difficulty in ("easy", "full")
+        for name, task, states, evaluation in (
+            ("vqa", "vqa", "1,000 questions, official accuracy, and with blank images", {"rerank_k": ANSWERS_K}),
+            ("nlvr2", "reasoning", "1,000 statements about pairs, each sentence once true and once false", {}),
+            (
+                "grounding",
+                "grounding",
+                "1,000 expressions, Grad-CAM of the image encoder to proposals, IoU 0.5",
+                {"grounding_heat": "image_encoder"},
+            ),
+        )
+    },
+    "coco5k-zeroshot": _retrieval(_COCO, 5000, 256, "not-coco", "COCO 5K test, no fine-tuning on COCO"),
+    "coco5k-finetuned": _retrieval(_COCO, 5000, 256, "coco", "COCO 5K test, fine-tuned on COCO"),
+    "coco1k-finetuned": _retrieval(_COCO, 5000, 256, "coco", "the same in five folds of 1,000 images, averaged", 5),
+    "flickr30k-zeroshot": _retrieval(
+        _FLICKR, 1000, 128, "coco-or-raw", f"Flickr30k 1K test by the COCO-fine-tuned model, as is usual; {_LABEL}"
+    ),
+    "flickr30k-finetuned": _retrieval(_FLICKR, 1000, 128, "flickr30k", "Flickr30k 1K test, fine-tuned on Flickr30k"),
+    "vqa2-val": _records("vqa", "data/vqa2/val.jsonl", 214_354, "VQA v2 validation, local", rerank_k=ANSWERS_K),
+    "vqa2-testdev": _records(
+        "vqa",
+        "data/vqa2/test.jsonl",
+        447_793,
+        "VQA v2 test2015: the file to submit (test-dev and -std)",
+        rerank_k=ANSWERS_K,
+    ),
+    "nlvr2-dev": _records("reasoning", "data/nlvr2/dev.jsonl", 6982, "NLVR2 development"),
+    "nlvr2-testp": _records("reasoning", "data/nlvr2/test-p.jsonl", 6967, "NLVR2 public test, with its subsets"),
+    "refcocop-weak": _records(
+        "grounding",
+        "data/refcoco+/val.jsonl",
+        None,
+        "RefCOCO+ without boxes in training: Grad-CAM of the third of six fusion layers, the proposal with the most "
+        "heat for the root of its area, IoU 0.5; data.eval_file names val, testA or testB",
+        grounding_heat="fusion",
+    ),
     "pairs-zeroshot": Protocol(
-        {"data": {"source": "pairs"}},
+        {"task": "pretrain", "data": {"source": "pairs"}},
         "all of data.eval_file",
         "all images and captions of data.eval_file, and the statements of data.statements_file",
     ),
+    **{
+        f"records-{task}": Protocol(
+            {"task": task, "data": {"source": "records"}},
+            "all of data.eval_file",
+            f"all records of data.eval_file ({task})",
+        )
+        for task in ("vqa", "reasoning", "grounding")
+    },
 }
 
 
 def under(protocol: str, values: dict[str, Any]) -> dict[str, Any]:
     """The plain config `values` of a checkpoint, changed to what `protocol` fixes.
 
-    Raises ValueError for an unknown name, listing the known ones.
+    Raises ValueError for an unknown name, listing the known ones, and for a checkpoint of another kind of task.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
+    wanted, found = PROTOCOLS[protocol].values["task"], values.get("task", "pretrain")
+    if wanted != found and not any({wanted, found} <= kinds for kinds in _ALIKE):
+        raise ValueError(
+            f"protocol {protocol} is for checkpoints of task {wanted}, this one is of {found}: fine-tune it"
+        )
     data = {key: value for key, value in values["data"].items() if key in _KEPT}
     evaluation = {"enabled": True, "batch_size": values["evaluation"]["batch_size"]}
-    return merge({**values, "data": data, "evaluation": evaluation}, PROTOCOLS[protocol].values)
+    changed = merge({**values, "data": data, "evaluation": evaluation}, PROTOCOLS[protocol].values)
+    if changed["data"]["source"] != "scenes":
+        changed["data"].setdefault("train_file", "none")  # never read: nothing is trained
+    return changed
 
 
 def protocol_of(config: Config) -> str:
-    """The protocol that an evaluation agrees with; `NAME-custom` where it changes what the protocol fixes."""
-    data, evaluation = config.data, config.evaluation
+    """The protocol that the evaluation of a run agrees with; `NAME-custom` where it changes what the protocol fixes."""
+    data = config.data
+    if data.source == "records":
+        return f"records-{config.task}"
     if data.source == "pairs":
         return "pairs-zeroshot"
-    name = f"scenes-{data.difficulty}-{'retrieval' if evaluation.near_duplicates else 'zeroshot'}"
-    fixed = PROTOCOLS[name].values["evaluation"]
-    return name if all(getattr(evaluation, key) == value for key, value in fixed.items()) else f"{name}-custom"
+    retrieval = "retrieval" if config.evaluation.near_duplicates else "zeroshot"
+    task = {"pretrain": retrieval, "vqa": "vqa", "reasoning": "nlvr2", "grounding": "grounding"}[config.task]
+    return named(f"scenes-{data.difficulty}-{task}", config)
+
+
+def named(protocol: str, config: Config) -> str:
+    """`protocol`, or `protocol-custom` where the config or the number of its records is not what the protocol fixes.
+
+    Where files lie is free.
+    """
+    fixed, data = PROTOCOLS[protocol], config.data
+    values = config.model_dump()
+    held = all(
+        values[section][key] == value
+        for section in ("data", "evaluation")
+        for key, value in fixed.values.get(section, {}).items()
+        if key != "eval_file"
+    )
+    if held and fixed.n_records is not None and data.eval_file is not None and data.eval_split is None:
+        with Path(data.eval_file).open(encoding="utf-8") as lines:
+            held = sum(1 for line in lines if line.strip()) == fixed.n_records
+    return protocol if held else f"{protocol}-custom"
+
+
+def of_lineage(protocol: str, ancestry: Sequence[Mapping[str, Any]]) -> str:
+    """The name of a result under `protocol` given what the checkpoint (last) and its ancestors were trained on.
+
+    Raises ValueError where the numbers would not be what the protocol's name promises.
+    """
+    wanted = PROTOCOLS[protocol].lineage
+    if wanted == "any":
+        return protocol
+    seen: list[list[str]] = [link.get("data_sets", []) for link in ancestry]
+    last = seen[-1]
+    told = " -> ".join(" + ".join(names) or "unknown data" for names in seen)
+    if wanted == "coco-or-raw":
+        if any("flickr30k" in names for names in seen):
+            raise ValueError(f"{protocol}: the checkpoint was trained on Flickr30k ({told}); use flickr30k-finetuned")
+        return protocol if last == ["coco"] else f"{protocol}-raw"
+    if wanted == "not-coco" and last == ["coco"]:
+        raise ValueError(f"{protocol}: the checkpoint was fine-tuned on COCO ({told}); use coco5k-finetuned")
+    if wanted in ("coco", "flickr30k") and last != [wanted]:
+        raise ValueError(f"{protocol}: the checkpoint was not fine-tuned on {wanted} ({told}); fine-tune it first")
+    return protocol
+
+
+def split_of(protocol: str, config: Config) -> str:
+    """What is evaluated: of a public set the name of its file (val, testA, ...), else what the protocol says."""
+    base = PROTOCOLS.get(protocol) or next(p for name, p in PROTOCOLS.items() if protocol.startswith(f"{name}-"))
+    return (
+        base.split
+        if config.data.eval_file is None or base.split.startswith("all")
+        else Path(config.data.eval_file).stem
+    )
+
+
+def scorer_of(config: Config) -> str:
+    """By what an item is scored, in words."""
+    k = config.evaluation.rerank_k
+    if config.task == "vqa":
+        ranked = f"answer decoder, first-token shortlist of {k}, then full likelihood"
+        return ranked if config.vqa.head == "decoder" else "answer classifier"
+    return {
+        "reasoning": "pair head",
+        "grounding": f"Grad-CAM of ITM in {config.evaluation.grounding_heat}, sum in the box / sqrt(area)",
+    }.get(config.task, f"ITC shortlist of {k}, then ITM")

@@ -8,14 +8,28 @@ Legend: I images, T texts, L text tokens, P patches in a grid [h, w], D width, N
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mamo.explain import grad_cam
+from mamo.explain import grad_cam, image_grad_cam
 from mamo.models.vlm import Mamo
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within the block the network is in eval mode and nothing asks for gradients; then each module's mode is back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +128,19 @@ class Scorer:
         heat = torch.empty(len(image_rows), *fusion.grid)
         for pairs, image, text, is_valid in self._embedded(images, texts, image_rows, text_rows):
             heat[pairs] = grad_cam(fusion, itm, image, text, is_valid).cpu()
+        return heat
+
+    def ground_in_encoder(self, image: Tensor, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
+        """`ground` by `image_grad_cam`: pairs of images uint8 [I, 3, H, W] and texts -> float32 [N, h, w]."""
+        backbone, itm = self.network.backbone, self.network.itm
+        assert itm is not None
+        heat = torch.empty(len(image_rows), *backbone.fusion.grid)
+        for pairs, longest in self._by_length(texts.lengths[text_rows]):
+            rows = text_rows[pairs]
+            pixels = self.normalise(image[image_rows[pairs]].to(self.device))
+            is_valid = _is_valid(texts.lengths[rows], longest).to(self.device)
+            text = texts.tokens[rows, :longest].to(self.device)
+            heat[pairs] = image_grad_cam(backbone, itm, pixels, text, is_valid).cpu()
         return heat
 
     def fill(

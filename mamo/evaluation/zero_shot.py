@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.config import Config
+from mamo.config import Config, EvaluationConfig
 from mamo.data.expressions import Expression, expressions
 from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import WORLD_SEED
@@ -29,7 +29,7 @@ from mamo.data.transforms import eval_transform
 from mamo.evaluation.grounding import grounding_metrics, to_image_size
 from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, probe_accuracy
 from mamo.evaluation.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
-from mamo.evaluation.scoring import EncodedImages, Scorer
+from mamo.evaluation.scoring import EncodedImages, Scorer, evaluating
 from mamo.evaluation.statements import read_statements, statement_metrics, write_scores
 from mamo.models.vlm import Mamo
 
@@ -60,18 +60,10 @@ def zero_shot(
     Raises:
         ValueError: for an evaluation file that cannot be read, BadSample for an image beyond `data.bad_samples`.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     settings = (config.data.text_max_tokens, config.evaluation.batch_size)
-    try:
-        with torch.inference_mode():
-            scorer = Scorer(network, tokenizer, normalise, device, *settings)
-            return (
-                _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
-            )
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(network):
+        scorer = Scorer(network, tokenizer, normalise, device, *settings)
+        return _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
 
 
 @functools.cache
@@ -180,10 +172,27 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
             captions.setdefault(record.image_id, {}).update(dict.fromkeys(text for text in found if text))
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
-        metrics |= _retrieval(scorer, images, [captions[image_id] for image_id in shown], config.evaluation.rerank_k)
+        texts = [list(captions[image_id]) for image_id in shown]
+        metrics |= _retrieval_in_folds(scorer, images, texts, config.evaluation)
     if data.statements_file is not None and network.itm is not None:
         metrics |= _on_statements(scorer, Path(data.statements_file), config, scores_file)
     return metrics
+
+
+def _retrieval_in_folds(
+    scorer: Scorer, images: EncodedImages, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
+) -> dict[str, float]:
+    """`_retrieval` within each of `retrieval_folds` consecutive galleries of equal size, averaged."""
+    n_folds = evaluation.retrieval_folds
+    size, rest = divmod(len(captions), n_folds)
+    if rest or not size:
+        raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
+    found = []
+    for start in range(0, len(captions), size):
+        rows = slice(start, start + size)
+        part = EncodedImages(images.tokens[rows], images.feature[rows])
+        found.append(_retrieval(scorer, part, captions[rows], evaluation.rerank_k))
+    return {name: sum(fold[name] for fold in found) / n_folds for name in found[0]}
 
 
 def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path | None) -> dict[str, float]:

@@ -227,4 +227,8 @@ class Fusion(nn.Module):
 
     def join(self, image: Tensor, text: Tensor, text_is_valid: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens [B, S, D] that enter the first layer, and which are valid, bool [B, S]; both sides embedded."""
-        return torch.cat([image, text], dim=1), functional.pad(text_is_valid, (self.n_image_slots, 0), value=True)
+        return torch.cat([image, text], dim=1), self.is_valid(text_is_valid)
+
+    def is_valid(self, text_is_valid: Tensor) -> Tensor:
+        """Which fused tokens are valid, bool [B, S]: all of the image's, and of the text's those in bool [B, L]."""
+        return functional.pad(text_is_valid, (self.n_image_slots, 0), value=True)

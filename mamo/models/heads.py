@@ -11,6 +11,12 @@ from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer
 from mamo.models.initialise import init_like_bert
 
 
+def fine_linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
+    """`layer(hidden)`, not coarser than fp32: scores that are ranked would tie in bf16."""
+    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+    return functional.linear(hidden.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+
+
 class MLMHead(nn.Module):
     """BERT's masked-word head: dense, GELU, LayerNorm, then a decoder that shares the word embeddings' weight.
 
@@ -30,8 +36,13 @@ class MLMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Fused tokens float [N, D] -> vocabulary logits [N, V]."""
-        logits: Tensor = self.decoder(self.norm(functional.gelu(self.dense(hidden))))
+        logits: Tensor = self.decoder(self.transform(hidden))
         return logits
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """What the decoder reads: float [..., D] -> [..., D_embedding]."""
+        transformed: Tensor = self.norm(functional.gelu(self.dense(hidden)))
+        return transformed
 
     def bert_views(self) -> dict[str, Tensor]:
         """The head's own memory, without the shared weight, under the names of BERT's ``cls.predictions``."""
@@ -53,9 +64,7 @@ class ITMHead(nn.Module):
 
         Not coarser than fp32: in bf16 many pairs would tie, and re-ranking orders pairs by these logits.
         """
-        weight, bias = self.classifier.weight, self.classifier.bias
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        return functional.linear(hidden.to(dtype), weight.to(dtype), bias.to(dtype))
+        return fine_linear(self.classifier, hidden)
 
 
 class MIMHead(nn.Module):

@@ -5,6 +5,8 @@ Legend: B batch, H height and W width in pixels, P patches, D width.
 
 import difflib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,27 @@ class ImageEncoder(nn.Module):
         """Choose timm's fused attention or its plain products (faster in bf16 training on a CPU, see `attention`)."""
         for block in self.vit.blocks:
             block.attn.fused_attn = is_fused
+
+    @contextmanager
+    def recording_attention(self) -> Iterator[list[Tensor]]:
+        """Within the block each `encode` appends its layers' attention weights [B, A, S, S], in order, to the list.
+
+        The encoding depends on them (plain products instead of the fused kernel), so it can be differentiated by them.
+        """
+        weights: list[Tensor] = []
+        was_fused = [block.attn.fused_attn for block in self.vit.blocks]
+        self.use_fused_attention(False)
+        hooks = [
+            block.attn.attn_drop.register_forward_hook(lambda _, __, output: weights.append(output))
+            for block in self.vit.blocks
+        ]
+        try:
+            yield weights
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for block, is_fused in zip(self.vit.blocks, was_fused):
+                block.attn.fused_attn = is_fused
 
     def embed(self, image: Tensor) -> Tensor:
         """float [B, 3, H, W] -> class token and embedded patches with their positions, float [B, n_prefix + P, D]."""

@@ -1,7 +1,7 @@
 """How layers start where no published weights do."""
 
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 POSITION_STD = 0.2

@@ -45,6 +45,11 @@ class TextEncoder(nn.Module):
         encoded: Tensor = self.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return encoded
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """BERT's embedding of words and positions: token ids int64 [..., T] -> float [..., T, D]."""
+        embedded: Tensor = self.bert.embeddings(input_ids=input_ids.flatten(0, -2))
+        return embedded.view(*input_ids.shape, -1)
+
     @property
     def word_embeddings(self) -> nn.Embedding:
         """The embedding [V, D] of the vocabulary, which the MLM head shares."""

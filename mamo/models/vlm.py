@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mamo.models.answers import AnswerClassifier, AnswerDecoder
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.heads import ITMHead, MIMHead, MLMHead, Predictor
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.initialise import init_by_fan_in
+from mamo.models.reasoning import PairHead
 from mamo.models.text_encoder import TextEncoder
 
 
@@ -67,6 +69,8 @@ class Mamo(nn.Module):
         mrm_image: bool = False,
         mrm_text: bool = False,
         joint: bool = False,
+        answer: AnswerDecoder | AnswerClassifier | None = None,
+        pair: PairHead | None = None,
         predictor_width: int | None = None,
         temperature: float = 0.07,
     ) -> None:
@@ -78,6 +82,7 @@ class Mamo(nn.Module):
             mim_width: width of the MIM targets, the image encoder's or ``3 * patch_px**2``; None without MIM.
             mim_blocks: transformer blocks in the MIM head, 0 to 6; 0 is an MLP.
             joint: whether the masked text is fused with the masked image, so that its losses reach the mask token too.
+            answer, pair: the head of VQA or of reasoning over images, made for this backbone.
             predictor_width: hidden width of the MRM predictors; None is the fusion width.
             temperature: where the learned ITC temperature starts.
 
@@ -94,6 +99,8 @@ class Mamo(nn.Module):
         self.mim = MIMHead(fusion.width, mim_width, mim_blocks, fusion.heads) if mim_width else None
         self.mrm_image = Predictor(fusion.width, hidden_width) if mrm_image else None
         self.mrm_text = Predictor(fusion.width, hidden_width) if mrm_text else None
+        self.answer = answer
+        self.pair = pair
         if not itc:
             backbone.image_projection.requires_grad_(False)
             backbone.text_projection.requires_grad_(False)
@@ -102,5 +109,22 @@ class Mamo(nn.Module):
                 raise ValueError("mim and mrm_image read fused image tokens, and cross-attention fusion gives none")
         elif not (mim_width or mrm_image or (joint and (mlm or mrm_text))):
             fusion.mask_token.requires_grad_(False)
-        if not (itm or mlm or mim_width or mrm_image or mrm_text):
+        if not (itm or mlm or mim_width or mrm_image or mrm_text or answer or pair):
             fusion.requires_grad_(False)
+
+    def judge(self, slots: Tensor, input_ids: Tensor, is_valid: Tensor, is_ordered: Tensor) -> Tensor:
+        """Logits float32 [B] that sentences are true of their images: each image is fused with its sentence, then
+        the pair head.
+
+        Args:
+            slots: float [B, I, n_prefix + P, D], images embedded for fusion.
+            input_ids, is_valid: int64 and bool [B, L], the sentences, encoded once for all images.
+            is_ordered: bool [B], whether a sentence tells the first image from the second.
+        """
+        assert self.pair is not None
+        b, n_images = slots.shape[:2]
+        text = self.backbone.text_encoder(input_ids, is_valid)
+        text, text_is_valid = (value.repeat_interleave(n_images, dim=0) for value in (text, is_valid))
+        fused = self.backbone.fusion(slots.flatten(0, 1), text, text_is_valid)
+        logits: Tensor = self.pair(fused.view(b, n_images, *fused.shape[1:]), is_valid, is_ordered)
+        return logits

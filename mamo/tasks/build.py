@@ -15,14 +15,14 @@ from mamo.data.collate import PairCollator
 from mamo.data.loader import ScenePairs, Source
 from mamo.data.pairs import PairDataset
 from mamo.data.records import read_pairs
-from mamo.data.transforms import train_transform
+from mamo.data.transforms import augmenting
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
 
-HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature")
+HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answer.", "pair.")
 """First words of the names of `Mamo`'s parameters outside its backbone: what two tasks may differ in."""
 
 
@@ -152,22 +152,12 @@ def build_train_source(config: Config) -> Source:
     data = config.data
     if data.source == "scenes":
         return ScenePairs(data, "train", data.train_scenes)
-    assert data.train_file is not None
-    return PairDataset(
-        read_pairs(Path(data.train_file), data.train_split),
-        data.image_size,
-        functools.partial(
-            train_transform,
-            min_crop_scale=data.augmentation.crop_scale_min,
-            horizontal_flip=data.augmentation.horizontal_flip,
-            rand_augment=data.augmentation.randaugment,
-        ),
-        data.bad_samples.policy,
-    )
+    records = [record for file in data.train_files for record in read_pairs(Path(file), data.train_split)]
+    return PairDataset(records, data.image_size, augmenting(data), data.bad_samples.policy)
 
 
-def build_collator(config: Config, tokenizer: Any, grid: tuple[int, int]) -> PairCollator:
+def build_collator(
+    config: Config, tokenizer: Any, grid: tuple[int, int], kind: type[PairCollator] = PairCollator
+) -> PairCollator:
     """Tokenizer and masks of a config."""
-    return PairCollator(
-        tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed
-    )
+    return kind(tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed)

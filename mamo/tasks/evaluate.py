@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mamo.config import build_config
-from mamo.evaluation.protocols import protocol_of, under
+from mamo.evaluation.protocols import named, of_lineage, under
 from mamo.tasks.launch import result_entry
 from mamo.tasks.trained import load_parts
+from mamo.tasks.vqa import refuse_training_questions
 from mamo.training import checkpoint
 from mamo.training.precision import choose_device, computing_in
 from mamo.training.report import write_report
@@ -36,11 +37,16 @@ def evaluate(
         ValueError: an unknown protocol, a bad override, a missing or damaged checkpoint, unreadable data.
     """
     folder = checkpoint.resolve(path)
-    values = under(protocol, read_values(folder / CONFIG))
+    *ancestry, own = ancestry_of(folder)
+    stored = read_values(folder / CONFIG)
+    values = under(protocol, stored)
     values["checkpoint"] = str(folder)
     for override in overrides:
         apply_override(values, override)
     config = build_config(values, f"{folder / CONFIG} under {protocol}")
+    name = of_lineage(protocol, [*ancestry, own]) + named(protocol, config).removeprefix(protocol)
+    if config.task == "vqa":
+        refuse_training_questions(config, build_config(stored).data.train_files)
     trained, parts = load_parts(folder, config, choose_device("auto"))
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -48,8 +54,7 @@ def evaluate(
     with computing_in(precision, [trained.network]):
         metrics = parts.evaluate(trained, output_dir)
         shown = parts.pictures(trained) if pictures else []
-    *ancestry, own = ancestry_of(folder)
-    entry = result_entry(config, protocol_of(config), folder, own["step"], ancestry, metrics)
+    entry = result_entry(config, name, folder, own["step"], ancestry, metrics)
     replace_text(output_dir / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
     if pictures:
         write_report(output_dir, f"{entry['protocol']} of {folder}", metrics, shown, folder.parent.parent)

@@ -10,11 +10,13 @@ import torch
 
 from mamo.config import Config
 from mamo.data.collate import PairBatch
-from mamo.evaluation.pictures import scene_pictures
 from mamo.evaluation.zero_shot import zero_shot
 from mamo.tasks.build import build_collator, build_network, build_train_source
-from mamo.tasks.parts import Parts, Trained
+from mamo.tasks.grounding import grounding_parts
+from mamo.tasks.parts import Parts, Trained, pictures_of
 from mamo.tasks.pretrain import PretrainTask
+from mamo.tasks.reasoning import reasoning_parts
+from mamo.tasks.vqa import vqa_parts
 from mamo.training.alarms import ITM_CLASS_PRIOR, unigram_entropy
 from mamo.training.run_folder import STATEMENT_SCORES
 
@@ -33,11 +35,6 @@ def pretrain_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts
         scores_file = folder / STATEMENT_SCORES
         return zero_shot(trained.network, config, trained.tokenizer, trained.normalise, trained.device, scores_file)
 
-    def pictures(trained: Trained) -> list[tuple[str, str]]:
-        if config.data.source != "scenes":
-            return []
-        return scene_pictures(trained.network, config, trained.tokenizer, trained.normalise, trained.device)
-
     return Parts(
         network=network,
         image_encoder=encoder,
@@ -46,7 +43,7 @@ def pretrain_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts
         task=functools.partial(PretrainTask, config, network),
         evaluate=evaluate,
         baselines=functools.partial(_pretrain_baselines, config, tokenizer),
-        pictures=pictures,
+        pictures=functools.partial(pictures_of, config),
     )
 
 
@@ -64,4 +61,7 @@ def _pretrain_baselines(config: Config, tokenizer: Any, batch: PairBatch) -> dic
 
 KINDS: dict[str, Callable[[Config, Any, Path | None], Parts]] = {
     "pretrain": pretrain_parts,
+    "grounding": grounding_parts,
+    "vqa": vqa_parts,
+    "reasoning": reasoning_parts,
 }

@@ -18,7 +18,7 @@ from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import collate_range, make_loader
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
-from mamo.evaluation.protocols import PROTOCOLS, protocol_of
+from mamo.evaluation.protocols import protocol_of, scorer_of, split_of
 from mamo.models.albef import load_albef
 from mamo.models.vlm import Backbone
 from mamo.tasks.build import HEADS, position_resamplers, without_published
@@ -107,7 +107,7 @@ class Run:
         resamplers = position_resamplers(modules["student"], old_size)
         report = checkpoint.load_transfer(folder, "student", modules["student"], HEADS, resamplers)
         logger.info("student from %s: %s", folder, report)
-        self.parts.begin(report.new)
+        self.parts.begin(folder, report.new)
         teacher = modules.get("teacher")
         if isinstance(teacher, Teacher):
             if (folder / "teacher.safetensors").is_file():
@@ -161,6 +161,7 @@ class Run:
         files = {name: self.output_dir / name for name in names}
         state = {
             "data_fingerprint": self.fingerprint(),
+            "data_sets": self.source.data_sets(),
             "carried": {name: _digest([text]) for name, text in self.parts.carried.items()},
             "versions": versions(),
             "ancestry": self.ancestry,
@@ -333,7 +334,8 @@ def result_entry(
     """One entry of `results.json`: the numbers, and all that they depend on."""
     return {
         "protocol": protocol,
-        "split": PROTOCOLS[protocol.removesuffix("-custom")].split,
+        "split": split_of(protocol, config),
+        "scorer": scorer_of(config),
         "checkpoint": str(folder),
         "step": step,
         "seed": config.seed,

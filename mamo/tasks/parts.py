@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamo.config import Config
 from mamo.data.loader import Source
+from mamo.evaluation.pictures import scene_pictures
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.vlm import Mamo
 from mamo.training.loop import Task
@@ -39,7 +41,7 @@ def _no_pictures(trained: Trained) -> list[tuple[str, str]]:
     return []
 
 
-def _nothing_to_begin(new: tuple[str, ...]) -> None:
+def _nothing_to_begin(folder: Path, new: tuple[str, ...]) -> None:
     pass
 
 
@@ -68,7 +70,14 @@ class Parts:
     """A batch of examples -> what each loss is worth to a model that has learned nothing."""
     pictures: Callable[[Trained], list[tuple[str, str]]] = _no_pictures
     """(title, HTML fragment) for the report."""
-    begin: Callable[[tuple[str, ...]], None] = _nothing_to_begin
-    """Called with the names of the parameters that a checkpoint did not have, once the others are taken from it."""
+    begin: Callable[[Path, tuple[str, ...]], None] = _nothing_to_begin
+    """Called with a checkpoint and the names of the parameters that it lacks, once the others are taken from it."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """Texts by file name that the run's folder and every checkpoint must hold, as the tokenizer."""
+
+
+def pictures_of(config: Config, trained: Trained) -> list[tuple[str, str]]:
+    """What a network with the heads of pre-training does with scenes; nothing of files."""
+    if config.data.source != "scenes":
+        return []
+    return scene_pictures(trained.network, config, trained.tokenizer, trained.normalise, trained.device)

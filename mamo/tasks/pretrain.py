@@ -134,10 +134,7 @@ class PretrainTask:
             if self.needs("itc"):
                 losses["itc"], metrics["itc_accuracy"] = contrast(features, temperature, batch, targets, start)
             if clean_slots is not None and self.needs("itm"):
-                words, size = fusion.embed_text(clean_text, batch.is_valid), self.config.losses.itm_pool_size
-                losses["itm"], metrics["itm_accuracy"] = match(
-                    self.network, features, temperature, clean_slots, words, batch, targets, size
-                )
+                losses["itm"], metrics["itm_accuracy"] = self.itm(*features, clean_slots, clean_text, batch, targets)
 
         fused = self._masked_passes(batch, patches, clean_slots, clean_text, masked_text)
         part = slice(start, start + len(batch))
@@ -148,6 +145,20 @@ class PretrainTask:
             losses |= text_losses
             metrics |= text_metrics
         return losses, metrics
+
+    def itm(
+        self,
+        image_feature: Tensor,
+        text_feature: Tensor,
+        embedded: Tensor,
+        text: Tensor,
+        batch: PairBatch,
+        targets: Targets,
+    ) -> tuple[Tensor, Tensor]:
+        """ITM loss and accuracy: hard negatives from the pool. `embedded` images, `text` float [B, L, D] encoded."""
+        words = self.network.backbone.fusion.embed_text(text, batch.is_valid)
+        features, size = (image_feature, text_feature), self.config.losses.itm_pool_size
+        return match(self.network, features, self._temperature(), embedded, words, batch, targets, size)
 
     def _masked_passes(
         self,

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from mamo.config import Config
+from mamo.config import Config, load_config
 from mamo.data.tokenizer import load_tokenizer
-from mamo.tasks.build import without_published
+from mamo.tasks.build import position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
 from mamo.tasks.parts import Parts, PixelNorm, Trained
 from mamo.training import checkpoint
+from mamo.training.run_folder import CONFIG
 
 
 def load_trained(folder: Path, config: Config, device: torch.device) -> Trained:
@@ -23,8 +24,8 @@ def load_parts(folder: Path, config: Config, device: torch.device) -> tuple[Trai
 
     Args:
         folder: a verified step folder (`checkpoint.resolve`).
-        config: the folder's own, or one that differs in `data` and `evaluation` alone. Published weights that it
-            names are not fetched: the checkpoint holds all of them.
+        config: the folder's own, or one that differs in `data` and `evaluation` alone (positions follow the image
+            size). Published weights that it names are not fetched: the checkpoint holds all of them.
         device: where the network goes.
 
     Raises:
@@ -32,6 +33,7 @@ def load_parts(folder: Path, config: Config, device: torch.device) -> tuple[Trai
     """
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     parts = parts_of(without_published(config), tokenizer, folder)
-    checkpoint.load_module(folder, "student", parts.network)
+    resamplers = position_resamplers(parts.network, load_config(folder / CONFIG).data.image_size)
+    checkpoint.load_transfer(folder, "student", parts.network, heads=(), resample=resamplers)
     normalise = PixelNorm(parts.image_encoder.mean, parts.image_encoder.std, device)
     return Trained(parts.network.to(device).eval(), tokenizer, normalise, device), parts

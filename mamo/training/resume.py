@@ -58,11 +58,12 @@ def config_after(path: Path, overrides: Sequence[str], is_resume: bool) -> Confi
 
 
 def ancestry_of(folder: Path) -> list[dict[str, Any]]:
-    """What a checkpoint descends from, oldest first, itself last: name, step and fingerprint of the training data."""
+    """What a checkpoint descends from, oldest first, itself last: name, step, data sets, fingerprint of the data."""
     state = json.loads((folder / "state.json").read_text())
     if not {"step", "data_fingerprint", "ancestry"} <= state.keys():
         raise checkpoint.CheckpointError(f"{folder}: state.json does not say what it descends from; train it anew")
     own = {"checkpoint": str(folder), "step": state["step"], "data_fingerprint": state["data_fingerprint"]}
+    own["data_sets"] = state.get("data_sets", [])  # of checkpoints from before it was written: unknown
     return [*state["ancestry"], own]
 
 

@@ -55,3 +55,21 @@ def test_proposals_hold_the_gold_box_within_the_image() -> None:
             assert x + w <= 90 + 1e-9
             assert y + h <= 60 + 1e-9
     assert items == list(expressions(world, 200, (60, 90)))
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "full"])
+def test_a_foil_is_true_of_nothing_and_differs_in_one_word(difficulty: Difficulty) -> None:
+    """Catches a negative that is true of the picture after all, or that wording alone gives away."""
+    world = SceneWorld(difficulty, 0)
+    n_longer = 0
+    for item in expressions(world, 400, (60, 90)):
+        things = world.scene("test", item.scene_index).objects
+        words, foil = item.text.split(), item.foil.split()
+        if not any(kind in item.foil for kind in ("left", "right", "above", "below", "higher", "lower")):
+            assert not any(fits(item.foil, thing) for thing in things), item
+        added = len(foil) - len(words)
+        n_longer += added
+        assert added in (0, 1)
+        if not added:
+            assert sum(a != b for a, b in zip(words, foil)) == 1, item
+    assert n_longer < 40

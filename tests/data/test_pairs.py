@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from mamo.data.images import BadSample
+from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset, Sample, hash_id
-from mamo.data.records import PairRecord
 from mamo.data.transforms import eval_transform, train_transform
 
 

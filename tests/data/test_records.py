@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
-from mamo.data.records import MAX_CAPTION_CHARS, PairRecord, clean_caption, read_pairs
+from mamo.data.records import MAX_CAPTION_CHARS, clean_caption, read_pairs
 from mamo.data.validate import check_pairs, validate_pairs
 
 CAPTIONS = {"a": ["a red kite", "someone flies a kite"], "b": ["two cups"], "c": ["Grüße, 東京"]}

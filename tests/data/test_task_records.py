@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mamo.data.task_records import (
     GroundingRecord,
@@ -14,6 +15,7 @@ from mamo.data.task_records import (
     read_task_records,
     write_task_records,
 )
+from mamo.data.validate import check_records, validate_records
 
 VQA = {"image": "a.jpg", "question_id": 1, "question": "what?", "answers": ["x", "y"]}
 REASONING = {"images": ["a.jpg", "b.jpg"], "sentence": "s", "label": False, "identifier": "dev-1-0-0"}
@@ -66,3 +68,23 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
     for name, message in (("empty", "holds no record"), ("broken", ":1: Invalid JSON"), ("absent", "cannot be read")):
         with pytest.raises(ValueError, match=message):
             read_task_records(tmp_path / f"{name}.jsonl", VqaRecord)
+
+
+def test_check_names_the_record_of_a_missing_image_and_of_a_box_outside(tmp_path: Path) -> None:
+    """Bug: found out hours later in a loader process, or scored in silence."""
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    rows = [
+        {"image": "a.png", "expression_id": 1, "expression": "it", "box_xywh": [0, 0, 40, 20]},
+        {"image": "a.png", "expression_id": 2, "expression": "it", "box_xywh": [0, 0, 20, 40]},
+        {"image": "b.png", "expression_id": 3, "expression": "it", "proposals_xywh": [[0, 0, 9, 9]]},
+        {"image": "b.png", "expression_id": 4, "expression": "it"},
+    ]
+    file = tmp_path / "records.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert validate_records(file, "grounding")[1:] == ["grounding records: 4", "images: 2"]
+    report = check_records(file, "grounding")
+    assert (report.expected, report.found, report.is_complete) == (2, 1, False)
+    outside, missing = report.unreadable
+    assert "expression_id 2 (" in outside
+    assert "leaves its image of 40 x 20 px" in outside
+    assert missing.startswith(f"expression_id 3: {tmp_path}/b.png")

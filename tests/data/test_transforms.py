@@ -1,11 +1,14 @@
 """Augmentation: a pure function of the generator, and torchvision's and Pillow's results for the same parameters."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as classic
+from torchvision.transforms.v2 import functional as F
 
 from mamo.data import transforms
 from mamo.data.transforms import draw_crop, eval_transform, train_transform
@@ -133,3 +136,26 @@ def test_rand_augment_applies_two_operations_half_of_the_time(monkeypatch: pytes
         train_transform(IMAGE, (8, 8), np.random.default_rng(seed), rand_augment=True)
     assert abs(len(calls) - 500) < 80  # 500 images x 2 operations x 1/2; 5 standard deviations
     assert abs(sum(calls)) < 120
+
+
+@pytest.mark.parametrize("size", [(37, 53), (64, 64), (2, 5)])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_fast_operations_equal_torchvision(size: tuple[int, int], sign: float) -> None:
+    """Bug: a pixel off in a moved image or a rounding in a sharpened one, where our way is not the library's."""
+    image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # laid out as it is decoded
+    before = image.clone()
+    shear, degrees = sign * math.degrees(math.atan(0.21)), sign * 21.0
+    shift_x, shift_y = round(sign * 7 / 256 * size[1]), round(sign * 7 / 256 * size[0])
+    plain = {
+        4: F.adjust_sharpness(image, 0.7 * 1.8 + 0.1),
+        5: F.affine(image, 0, [0, 0], 1.0, [shear, 0], fill=[128.0]),
+        6: F.affine(image, 0, [0, 0], 1.0, [0, shear], fill=[128.0]),
+        7: F.affine(image, 0, [shift_x, 0], 1.0, [0, 0], fill=[128.0]),
+        8: F.affine(image, 0, [0, shift_y], 1.0, [0, 0], fill=[128.0]),
+        9: F.affine(image, degrees, [0, 0], 1.0, [0, 0], fill=[128.0]),
+    }
+    for index, expected in plain.items():
+        for _ in range(2):  # the second time from what the first left
+            assert torch.equal(transforms.OPERATIONS[index](image, sign), expected), index
+    assert torch.equal(image, before)

@@ -1,9 +1,11 @@
 """Protocols: what they fix, and that nothing else goes by their name."""
 
+import json
+
 import pytest
 
 from mamo.config import build_config
-from mamo.evaluation.protocols import PROTOCOLS, protocol_of, under
+from mamo.evaluation.protocols import PROTOCOLS, named, of_lineage, protocol_of, scorer_of, split_of, under
 
 
 def values_of(**over):
@@ -12,7 +14,9 @@ def values_of(**over):
     return config.model_dump(mode="json")
 
 
-@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("scenes")])
+@pytest.mark.parametrize(
+    "name", [name for name in PROTOCOLS if name.endswith(("-zeroshot", "-retrieval")) and "scenes" in name]
+)
 def test_a_protocol_replaces_what_the_checkpoint_said(name):
     """Would catch a gallery, a k or a difficulty that comes from the training config."""
     trained = values_of(evaluation={"retrieval_items": 7, "rerank_k": 3, "enabled": False, "batch_size": 9})
@@ -42,3 +46,72 @@ def test_an_unknown_name_lists_the_known():
     """Would catch a KeyError."""
     with pytest.raises(ValueError, match=r"'coco' is unknown; use one of: scenes-easy-zeroshot"):
         under("coco", values_of())
+
+
+PUBLIC = [
+    "coco5k-finetuned", "coco5k-zeroshot", "flickr30k-zeroshot", "flickr30k-finetuned", "vqa2-val", "vqa2-testdev",
+    "nlvr2-dev", "nlvr2-testp", "refcocop-weak",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *(name for name in PROTOCOLS if name not in PUBLIC)])
+def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name, tmp_path):
+    """Would catch a protocol that cannot be run, and one that any other number of records goes by."""
+    task = PROTOCOLS[name].values["task"]
+    values = under(name, values_of(task=task))
+    file = tmp_path / "testA.jsonl"
+    n_records = PROTOCOLS[name].n_records or 1
+    file.write_text("{}\n" * n_records)
+    is_file = values["data"]["source"] != "scenes"
+    if is_file:
+        values["data"]["eval_file"] = str(file)
+    config = build_config(values)
+    assert config.task == task
+    assert named(name, config) == name
+    assert split_of(name, config) == PROTOCOLS[name].split or (is_file and split_of(name, config) == "testA")
+    assert scorer_of(config)
+    if PROTOCOLS[name].n_records:
+        file.write_text("{}\n" * (n_records - 1))
+        assert named(name, config) == f"{name}-custom"
+    if name in PUBLIC:
+        assert config.data.image_size == (384, 384)
+        assert config.evaluation.rerank_k == {"coco": 256, "flic": 128, "vqa2": 128}.get(name[:4], 16)
+
+
+def test_a_checkpoint_of_another_task_is_refused():
+    """Would catch a traceback about a head that is not there."""
+    with pytest.raises(ValueError, match="vqa2-val is for checkpoints of task vqa, this one is of pretrain"):
+        under("vqa2-val", values_of())
+    assert under("refcocop-weak", values_of())["task"] == "grounding"  # the same network
+
+
+def link(*data_sets):
+    """One checkpoint of an ancestry."""
+    return {"checkpoint": "x", "step": 1, "data_sets": list(data_sets)}
+
+
+def test_lineage():
+    """Would catch a Flickr30k "zero-shot" of a model that saw Flickr30k, or of the raw model under the usual name."""
+    raw, coco, flickr = link("cc3m", "coco", "sbu", "vg"), link("coco"), link("flickr30k")
+    assert of_lineage("flickr30k-zeroshot", [raw, coco]) == "flickr30k-zeroshot"
+    assert of_lineage("flickr30k-zeroshot", [raw]) == "flickr30k-zeroshot-raw"
+    assert of_lineage("flickr30k-zeroshot", [{"checkpoint": "old"}]) == "flickr30k-zeroshot-raw"
+    assert of_lineage("coco5k-zeroshot", [raw]) == "coco5k-zeroshot"
+    assert of_lineage("coco5k-finetuned", [raw, coco]) == "coco5k-finetuned"
+    assert of_lineage("flickr30k-finetuned", [raw, coco, flickr]) == "flickr30k-finetuned"
+    for name, ancestry, message in (
+        ("flickr30k-zeroshot", [raw, flickr, coco], r"trained on Flickr30k \(cc3m \+ coco .* -> flickr30k -> coco\)"),
+        ("coco5k-zeroshot", [raw, coco], "fine-tuned on COCO"),
+        ("coco5k-finetuned", [raw], "not fine-tuned on coco"),
+        ("coco1k-finetuned", [{"checkpoint": "old"}], r"not fine-tuned on coco \(unknown data\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            of_lineage(name, ancestry)
+
+
+def test_scenes_tasks_have_their_own_names():
+    """Would catch questions reported as retrieval."""
+    for task, name in (("vqa", "vqa"), ("reasoning", "nlvr2"), ("grounding", "grounding")):
+        values = values_of(task=task, evaluation={"rerank_k": 128})
+        assert protocol_of(build_config(values)) == f"scenes-easy-{name}"
+        assert json.dumps(under(f"scenes-full-{name}", values))

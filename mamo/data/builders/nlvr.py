@@ -13,6 +13,7 @@ from typing import Any
 
 from mamo.data.records import write_json_lines
 from mamo.data.shards import ShardMember, index_shard, read_member
+from mamo.data.task_records import ReasoningRecord, write_task_records
 
 EXPECTED_RECORDS = 989
 EXPECTED_IMAGES = 5934
@@ -83,6 +84,8 @@ def build_nlvr(source: Path, to: Path) -> NlvrCounts:
 def _write_folds(to: Path, pairs: list[Row], statements: list[Row]) -> None:
     """Writes `fold-K/train.jsonl`, `eval.jsonl` and `statements.jsonl`: fold K holds out the K-th directory.
 
+    `reasoning-train.jsonl` and `reasoning-eval.jsonl` hold all sentences, true and false, as `ReasoningRecord`s.
+
     Permutations of one picture lie in one directory; the few pictures that occur in several directories are kept out
     of training wherever they are held out.
     """
@@ -96,6 +99,16 @@ def _write_folds(to: Path, pairs: list[Row], statements: list[Row]) -> None:
         ):
             from_fold = [{**row, "image": f"../{row['image']}"} for row in rows]
             write_json_lines(to / f"fold-{fold}" / f"{name}.jsonl", from_fold)
+        for name, is_held_out in (("train", False), ("eval", True)):
+            chosen = [row for row in statements if (row["directory"] == held_out) == is_held_out]
+            records = [_reasoning(row) for row in chosen if is_held_out or row["image_id"] not in seen]
+            write_task_records(to / f"fold-{fold}" / f"reasoning-{name}.jsonl", records)
+
+
+def _reasoning(row: Row) -> ReasoningRecord:
+    identifier = f"{row['identifier']}-{row['permutation']}"
+    images = [f"../{row['image']}"]
+    return ReasoningRecord(images=images, sentence=row["sentence"], label=row["label"], identifier=identifier)
 
 
 def _read_release(file: Path) -> list[Row]:

@@ -1,0 +1,116 @@
+"""What is measured: the network of a preset at fixed shapes, with made-up pairs that wait in memory.
+
+The shapes are those at which ALBEF's own code was measured (see `step.PEER_GFLOP`): captions fill all their tokens,
+so no padding is left to skip.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mamo.benchmark.measure import Precision
+from mamo.config import Config, build_config
+from mamo.data.collate import PairBatch
+from mamo.data.pairs import Sample
+from mamo.data.tokenizer import SPECIAL_TOKENS, tokenizer_of
+from mamo.tasks.launch import Run
+from mamo.training.loop import Loop
+
+
+@dataclass(frozen=True)
+class Case:
+    """One preset at one set of shapes."""
+
+    preset: str
+    image_size_px: int
+    batch_size: int
+    vocabulary_size: int
+    queue_size: int
+    rounds: int
+    """Measurements of which the median is taken."""
+    text_tokens: int = 25
+    patch_size_px: int = 16
+    pairs: int = 2048
+    """Image-text pairs that are scored in a round of the evaluation."""
+    square_side: int = 2048
+    """Side of the square product measured beside everything."""
+
+    def config(self, folder: Path, device: str, precision: str) -> Config:
+        """The configuration of the case; its tokenizer is written into `folder`."""
+        tokenizer = folder / f"tokenizer-{self.vocabulary_size}"
+        if not tokenizer.exists():
+            words = [f"w{number}" for number in range(self.vocabulary_size - len(SPECIAL_TOKENS))]
+            tokenizer_of([*SPECIAL_TOKENS, *words]).save_pretrained(tokenizer)
+        return build_config(
+            {
+                "output_dir": str(folder / "run"),
+                "data": {
+                    "image_size_px": self.image_size_px,
+                    "text_max_tokens": self.text_tokens,
+                    "tokenizer": str(tokenizer),
+                },
+                "model": {"preset": self.preset, "image": {"patch_size_px": self.patch_size_px}},
+                "losses": {"queue_size": self.queue_size, "itm_pool_size": self.batch_size},
+                "training": {"batch_size_global": self.batch_size, "device": device, "precision": precision},
+                "evaluation": {"enabled": False},
+            },
+            f"benchmark {self.preset}",
+        )
+
+
+CASES = {
+    "tiny": Case("tiny", 96, batch_size=16, vocabulary_size=2_000, queue_size=4_096, rounds=9, pairs=2048),
+    "small": Case("small", 224, batch_size=8, vocabulary_size=30_522, queue_size=4_096, rounds=5, pairs=256),
+    "base": Case("base", 256, batch_size=4, vocabulary_size=30_522, queue_size=65_536, rounds=3, pairs=64),
+}
+PEER_SHAPES = ("image_size_px", "batch_size", "vocabulary_size", "queue_size", "text_tokens", "patch_size_px")
+GPU_BATCH_SIZE, GPU_ROUNDS, GPU_PAIRS = 64, 15, 16_384
+
+
+def has_peer_shapes(case: Case) -> bool:
+    """Whether ALBEF's own code was measured at these shapes."""
+    peer = CASES.get(case.preset)
+    return peer is not None and all(getattr(case, name) == getattr(peer, name) for name in PEER_SHAPES)
+
+
+def case_for(preset: str, device: torch.device) -> Case:
+    """The case of a preset; a GPU gets batches that fill it."""
+    case = CASES[preset]
+    if device.type == "cuda":
+        case = replace(case, batch_size=GPU_BATCH_SIZE, rounds=GPU_ROUNDS, pairs=GPU_PAIRS, square_side=8192)
+    return case
+
+
+def made_up_captions(count: int, n_words: int, vocabulary_size: int, seed: int = 0) -> list[str]:
+    """`count` captions of `n_words` words each."""
+    words = np.random.default_rng(seed).integers(vocabulary_size - len(SPECIAL_TOKENS), size=(count, n_words))
+    return [" ".join(f"w{word}" for word in row) for row in words]
+
+
+def made_up_batch(run: Run, size: int, n_words: tuple[int, ...] = ()) -> PairBatch:
+    """`size` pairs of noise, each image and caption distinct; captions of `n_words[i % len]` words."""
+    config = run.config.data
+    rng = np.random.default_rng(0)
+    lengths = n_words or (config.text_max_tokens - 2,)
+    captions = made_up_captions(size, max(lengths), len(run.tokenizer))
+    samples = [
+        Sample(
+            image=torch.from_numpy(rng.integers(0, 256, (3, *config.image_size), dtype=np.uint8)),
+            caption=" ".join(captions[i].split()[: lengths[i % len(lengths)]]),
+            image_id=i,
+            caption_id=i,
+            sample_id=i,
+            skipped=(),
+        )
+        for i in range(size)
+    ]
+    return run.collator([(0, sample) for sample in samples])
+
+
+def build(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[Run, Loop, PairBatch]:
+    """A run of the case, a loop that writes nothing, and a batch on the device."""
+    run = Run(case.config(folder, device.type, precision))
+    run.task.network.train()
+    return run, run.trial_loop(precision, folder), made_up_batch(run, case.batch_size).to(device)

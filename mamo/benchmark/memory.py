@@ -1,0 +1,81 @@
+"""Peak memory of training steps beside what `--plan` predicts, and what saving and resuming take.
+
+On a CPU the peak is that of the process (as Linux counts it), so it is measured in a fresh one, above what the imported
+libraries occupy.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from mamo.benchmark.cases import Case, build
+from mamo.benchmark.measure import Precision, Rounds, seconds
+from mamo.tasks import plan
+from mamo.tasks.launch import Run, restore
+from mamo.training import run_folder
+
+Result = TypeVar("Result")
+
+
+def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """`function(*arguments)`, both importable by name, in a process of its own with as many threads as this one."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        return pool.apply(function, arguments)
+
+
+def measure_memory(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    """Peak of two steps, its prediction, and their ratio."""
+    peak = in_fresh_process(peak_mib, case, folder, device, precision)
+    run, loop, batch = build(case, folder, device, precision)
+    activations = plan.count_activation_bytes(lambda: loop.backward(batch, 0), run.task.network)
+    predicted = sum(plan.memory_bytes(run, activations + plan.batch_bytes(batch)).values()) / 2**20
+    return {
+        f"memory/{case.preset}/peak_mib": peak,
+        f"memory/{case.preset}/predicted_mib": predicted,
+        f"memory/{case.preset}/predicted_over_peak": predicted / peak,
+    }
+
+
+def peak_mib(case: Case, folder: Path, device: torch.device, precision: Precision) -> float:
+    """Most memory in use while building a run and taking two steps, in MiB, above what was in use before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is in use now
+    before = _peak_resident_mib()
+    _, loop, batch = build(case, folder, device, precision)
+    for step in range(2):
+        loop.step(batch, step)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return _peak_resident_mib() - before
+
+
+def _peak_resident_mib() -> float:
+    """Most resident memory of this process by Linux's own count; `ru_maxrss` would include what its parent once had."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1024
+
+
+def measure_checkpoint(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    """Seconds that a save stops training for, seconds from the checkpoint to a run that can go on, and its size."""
+    folder = folder / f"checkpoint-{case.preset}"
+    folder.mkdir()
+    run = Run(case.config(folder, device.type, precision))
+    run_folder.claim(run.output_dir)
+    run_folder.write_config(run.output_dir, run.config)
+    run.tokenizer.save_pretrained(run.output_dir / "tokenizer")
+    loop = run.loop([])
+    _, _, batch = build(case, folder, device, precision)
+    loop.step(batch, 0)  # the optimizer's state exists from now on
+    rounds = Rounds()
+    for number in range(1, 4):
+        rounds.add(save_s=seconds(lambda: loop.save(number), device))  # noqa: B023 (called at once)
+        started = time.perf_counter()
+        restore(Run(run.config, is_resume=True))
+        rounds.add(resume_s=time.perf_counter() - started)
+    last = run.output_dir / "checkpoints" / "last"
+    size = sum(path.stat().st_size for path in last.resolve().rglob("*") if path.is_file())
+    return rounds.summary(f"checkpoint/{case.preset}") | {f"checkpoint/{case.preset}/size_mib": size / 2**20}

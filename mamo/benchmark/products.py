@@ -1,0 +1,93 @@
+"""The floor of a computation: the seconds its matrix products take alone, one after the other.
+
+Every product, convolution and attention of a computation is recorded with the sizes and strides of its operands, then
+each distinct one is run by itself. What a step takes beyond their sum is everything else: norms, activations, copies,
+the optimizer, the interpreter.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from mamo.benchmark.measure import seconds
+
+SHORTEST_S = 5e-4
+"""A product is repeated until this time is over, so that the clock does not matter."""
+MOST_REPEATS = 200
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the products by operation, sizes, strides and precision."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: Counter[tuple[Any, tuple[Any, ...]]] = Counter()
+        self.operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:
+            with self:
+                decomposed = func.decompose(*args, **kwargs)  # composite ones reach this mode whole in inference
+            if decomposed is not NotImplemented:
+                return decomposed
+        out = func(*args, **kwargs)
+        if func._overloadpacket in flop_registry:
+            self.calls[func, tuple(map(_described, args))] += 1
+            self.operations += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        return out
+
+
+class Products:
+    """The matrix products of one call of `work`.
+
+    `operations` counts a multiplication and an addition as two. Attention is recorded as two plain products around a
+    softmax on every device.
+    """
+
+    def __init__(self, work: Callable[[], object], device: torch.device) -> None:
+        self.device = device
+        recorder = _Recorder()
+        with recorder, sdpa_kernel(SDPBackend.MATH):
+            work()
+        self.operations = recorder.operations
+        self.calls = recorder.calls
+        self._repeats: dict[Any, int] = {}
+
+    def seconds(self) -> float:
+        """The sum over the recorded products of the seconds each takes alone, here and now."""
+        total = 0.0
+        for call, count in self.calls.items():
+            func, arguments = call
+            made = [_made(argument, self.device) for argument in arguments]
+            if call not in self._repeats:
+                seconds(lambda: func(*made), self.device)  # noqa: B023 (called at once)
+                once = seconds(lambda: func(*made), self.device)  # noqa: B023
+                self._repeats[call] = min(MOST_REPEATS, 1 + int(SHORTEST_S / once))
+            total += count * seconds(lambda: func(*made), self.device, self._repeats[call])  # noqa: B023
+        return total
+
+
+def _described(argument: Any) -> Any:
+    """Something hashable from which `_made` makes an equal argument; contents do not matter."""
+    if isinstance(argument, Tensor):
+        return Tensor, tuple(argument.shape), argument.stride(), argument.dtype
+    return (list, *argument) if isinstance(argument, list) else argument
+
+
+def _made(described: Any, device: torch.device) -> Any:
+    if not isinstance(described, tuple):
+        return described
+    if described[0] is list:
+        return list(described[1:])
+    _, shape, stride, dtype = described
+    n_elements = 1 + sum((size - 1) * step for size, step in zip(shape, stride))
+    return torch.rand(n_elements, device=device).to(dtype).as_strided(shape, stride)

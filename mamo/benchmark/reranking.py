@@ -1,0 +1,105 @@
+"""Re-ranking: image-text pairs scored a second, against the floor, the peers, and encoding the image for every pair."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mamo.benchmark.cases import Case, has_peer_shapes, made_up_captions
+from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, synchronise
+from mamo.benchmark.products import Products
+from mamo.evaluation.retrieval import rank_by_similarity
+from mamo.evaluation.scoring import EncodedImages, Scorer
+from mamo.tasks.launch import Run
+from mamo.training.precision import computing_in
+
+PEER_MFLOP = {"tiny": 152.0, "small": 1900.0}
+"""ALBEF's own evaluation loop in the same measure as `step.PEER_GFLOP`, a pair, in units of 1e6 operations."""
+SHORTLIST = 16
+"""Texts that each image is scored with."""
+BATCH_SIZE = 64
+
+
+def measure_reranking(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    """Pairs a second of `Scorer.match`, with every image and text encoded once before."""
+    run, scorer, images = _ready(case, folder, device, precision)
+    network = run.task.network
+    captions = made_up_captions(SHORTLIST, case.text_tokens - 2, case.vocabulary_size)
+    image_rows = torch.arange(case.pairs) // SHORTLIST
+    text_rows = torch.arange(case.pairs) % SHORTLIST
+    rounds = Rounds()
+    with computing_in(precision, [network]), torch.inference_mode():
+        encoded, texts = (
+            scorer.encode_images(torch.split(images, BATCH_SIZE)),
+            scorer.encode_texts(*scorer.tokenize(captions)),
+        )
+        products = Products(lambda: scorer.match(encoded, texts, image_rows, text_rows), device)
+        again = slice(0, BATCH_SIZE)
+
+        def encode_again() -> None:
+            repeated = scorer.encode_images([images[image_rows[again]]])
+            scorer.match(repeated, texts, torch.arange(len(image_rows[again])), text_rows[again])
+
+        for number in range(case.rounds + 1):
+            before, rate = products.seconds(), square_rate(device, "fp32", case.square_side)
+            match_s = seconds(lambda: scorer.match(encoded, texts, image_rows, text_rows), device) / case.pairs
+            again_s = seconds(encode_again, device) / len(image_rows[again])
+            if number == 0:
+                continue
+            floor_s = (before + products.seconds()) / 2 / case.pairs
+            equivalent = match_s * rate / 1e6
+            rounds.add(
+                pairs_per_s=1 / match_s,
+                share_of_matrix_rate=floor_s / match_s,
+                mflop_per_pair=products.operations / case.pairs / 1e6,
+                mflop_equivalents_per_pair=equivalent,
+                speedup_over_encoding_again=again_s / match_s,
+            )
+            if case.preset in PEER_MFLOP and has_peer_shapes(case):
+                rounds.add(over_albef=equivalent / PEER_MFLOP[case.preset])
+    return rounds.summary(f"reranking/{case.preset}")
+
+
+def _ready(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[Run, Scorer, Tensor]:
+    """A run in evaluation, its scorer and images uint8 [pairs / SHORTLIST, 3, H, W]."""
+    run = Run(case.config(folder, device.type, precision))
+    run.task.network.eval()
+    with computing_in(precision, [run.task.network]):  # the scorer keeps tokens in the weights' precision
+        scorer = Scorer(run.task.network, run.tokenizer, run.normalise, device, case.text_tokens, BATCH_SIZE)
+    size = (-(-case.pairs // SHORTLIST), 3, case.image_size_px, case.image_size_px)
+    return run, scorer, torch.randint(256, size, dtype=torch.uint8)
+
+
+def measure_galleries(
+    case: Case, device: torch.device, sizes: tuple[int, ...] = (1_000, 5_000, 25_000)
+) -> dict[str, float]:
+    """Seconds to rank 1,000 queries by similarity in galleries of several sizes, and the memory of the device."""
+    found: dict[str, float] = {}
+    width = 256
+    query = torch.nn.functional.normalize(torch.randn(1_000, width, device=device), dim=1)
+    for size in sizes:
+        gallery = torch.nn.functional.normalize(torch.randn(size, width, device=device), dim=1)
+        right = torch.arange(1_000, device=device)[:, None].expand(-1, 2) % size
+        rounds = Rounds()
+        for _ in range(case.rounds):
+            rounds.add(rank_s=seconds(lambda: rank_by_similarity(query, gallery, right, 128), device))  # noqa: B023
+        found |= rounds.summary(f"growth/{case.preset}/gallery_{size}")
+    return found
+
+
+def measure_gallery_memory(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    """Peak memory of a GPU while the same pairs are scored out of a gallery of one and of four times the images."""
+    run, scorer, images = _ready(case, folder, device, precision)
+    found: dict[str, float] = {}
+    with computing_in(precision, [run.task.network]), torch.inference_mode():
+        texts = scorer.encode_texts(*scorer.tokenize(made_up_captions(SHORTLIST, 8, case.vocabulary_size)))
+        one = scorer.encode_images(torch.split(images, BATCH_SIZE))
+        for factor in (1, 4):
+            gallery = EncodedImages(one.tokens.repeat(factor, 1, 1), one.feature.repeat(factor, 1))
+            rows = torch.arange(min(case.pairs, len(gallery.tokens)))
+            synchronise(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            scorer.match(gallery, texts, rows, rows % SHORTLIST)
+            peak = torch.cuda.max_memory_allocated(device) / 2**20
+            found[f"growth/{case.preset}/gallery_{len(gallery.tokens)}/device_peak_mib"] = peak
+    return found

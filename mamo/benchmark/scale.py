@@ -1,0 +1,83 @@
+"""What a run takes on many devices, from what one was measured to take.
+
+With N devices and a global batch of B pairs, plain data parallelism, a step takes
+
+    T(N) = s B / N  +  max(0, r - h s B / N)  +  g
+
+    s       measured seconds a pair on one device, at the share B / N that each then has
+    r       the ring all-reduce of the gradients, 2 (N - 1) / N * 4 bytes * parameters / bandwidth + 2 (N - 1) latency
+    h       the share of the step during which gradients are already sent: the backward pass, from its first bucket on
+    g       the features and ids of the global batch, (N - 1) / N * B * (2 * 4 * width + 2 * 8) bytes / bandwidth
+
+where the bandwidth is that of the slowest link in the ring: within a machine, or between machines. What it leaves out:
+slower devices that the others wait for, and evaluation.
+"""
+
+import math
+from dataclasses import dataclass
+
+OVERLAP = 0.5
+GRADIENT_BYTES, FEATURE_BYTES, ID_BYTES = 4, 4, 8
+
+
+@dataclass(frozen=True)
+class Links:
+    """How devices are joined; bandwidth is one direction of one device, as a ring all-reduce reaches it."""
+
+    devices_a_machine: int = 8
+    within_bytes_per_s: float = 300e9
+    """NVLink of the fourth generation, of 450e9 by its data sheet."""
+    between_bytes_per_s: float = 40e9
+    """One 400 Gbit/s adapter a device, of 50e9."""
+    latency_s: float = 10e-6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained."""
+
+    pairs: int
+    batch_size_global: int
+    parameters: int
+    feature_width: int = 256
+
+
+PAPER = Recipe(pairs=764_000 * 512, batch_size_global=512, parameters=200_089_661)
+"""`configs/pretrain/paper.yaml`: 40 epochs of 9.78 million captions. Where an epoch means each of the 4.02 million
+images once, the hours are 0.41 of these."""
+
+
+def step_seconds(recipe: Recipe, pair_s: float, n_devices: int, links: Links) -> float:
+    """T(N) above, for `pair_s` measured seconds a pair on one device."""
+    n, batch = n_devices, recipe.batch_size_global
+    compute_s = pair_s * batch / n
+    if n == 1:
+        return compute_s
+    bandwidth = links.within_bytes_per_s if n <= links.devices_a_machine else links.between_bytes_per_s
+    around = (n - 1) / n
+    reduce_s = 2 * around * GRADIENT_BYTES * recipe.parameters / bandwidth + 2 * (n - 1) * links.latency_s
+    row_bytes = 2 * FEATURE_BYTES * recipe.feature_width + 2 * ID_BYTES
+    gather_s = around * batch * row_bytes / bandwidth + (n - 1) * links.latency_s
+    return compute_s + max(0.0, reduce_s - OVERLAP * compute_s) + gather_s
+
+
+def run_hours(recipe: Recipe, pair_s: float, n_devices: int, links: Links) -> float:
+    """Hours of the whole run."""
+    steps = math.ceil(recipe.pairs / recipe.batch_size_global)
+    return steps * step_seconds(recipe, pair_s, n_devices, links) / 3600
+
+
+def scale_plan(pair_s: float, device: str, recipe: Recipe = PAPER, links: Links | None = None) -> dict[str, float]:
+    """Hours and step seconds of the paper's run on 1, 8 and 64 devices like the one measured (`device`: its kind).
+
+    On a CPU the predictions for 8 and 64 devices are of the arithmetic alone: its links are not these.
+    """
+    links = links or Links()
+    found: dict[str, float] = {}
+    for n in (1, 8, 64):
+        found[f"scale/{device}_{n}/step_s"] = step_seconds(recipe, pair_s, n, links)
+        found[f"scale/{device}_{n}/hours"] = run_hours(recipe, pair_s, n, links)
+        found[f"scale/{device}_{n}/efficiency"] = (
+            pair_s * recipe.batch_size_global / (n * found[f"scale/{device}_{n}/step_s"])
+        )
+    return found

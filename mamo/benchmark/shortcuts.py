@@ -1,0 +1,141 @@
+"""What each saving of work is worth: the time of a forward and backward pass with and without it, results equal.
+
+"Without" is written here in the plain way, so that the network carries no switch for it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mamo.benchmark.cases import Case, build, made_up_batch
+from mamo.benchmark.measure import Precision, Rounds, seconds
+from mamo.benchmark.step import PASSES
+from mamo.data.collate import PairBatch
+from mamo.models.fusion import take_tokens
+from mamo.models.image_encoder import ImageEncoder
+from mamo.tasks.launch import Run
+from mamo.training.loop import Loop
+
+MIXED_WORDS = (23, 15, 9, 12)
+"""Words of the captions, in turn: about as uneven as those of web pages."""
+
+
+def measure_shortcuts(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    """Seconds without over seconds with each shortcut, and the largest relative difference of the losses."""
+    run, loop, _ = build(case, folder, device, precision)
+    batch = made_up_batch(run, case.batch_size, MIXED_WORDS).to(device)
+    found: dict[str, float] = {}
+    for name, (without, work) in shortcuts(run, loop, batch).items():
+        rounds = Rounds()
+        difference = _largest_difference(loop, batch, without, work)
+        for number in range(case.rounds + 1):
+            with_s = seconds(lambda: _plain(loop, batch), device)
+            with without():
+                without_s = seconds(work, device)
+            if number > 0:
+                rounds.add(speedup=without_s / with_s)
+        found |= rounds.summary(f"shortcuts/{case.preset}/{name}")
+        found[f"shortcuts/{case.preset}/{name}/loss_difference"] = difference
+    return found
+
+
+Without = tuple[Callable[[], AbstractContextManager[None]], Callable[[], dict[str, Tensor]]]
+
+
+def shortcuts(run: Run, loop: Loop, batch: PairBatch) -> dict[str, Without]:
+    """Each shortcut's name, a block in which it is not taken, and the forward and backward pass to run in the block."""
+    backbone = run.task.network.backbone
+    fusions = [backbone.fusion, run.task.teacher.module.fusion]
+
+    def plain() -> dict[str, Tensor]:
+        return _plain(loop, batch)
+
+    return {
+        "clean_encodings": (nullcontext, lambda: _each_pass_alone(loop, batch)),
+        "last_layer_restriction": (lambda: _reading_late(fusions), plain),
+        "visible_only": (lambda: _encoding_all(backbone.image_encoder), plain),
+    }
+
+
+def _plain(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
+    _, values = loop.backward(batch, 0)
+    loop.task.network.zero_grad(set_to_none=True)
+    return values
+
+
+def _each_pass_alone(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
+    """Every pass encodes what it needs itself (the masked text pass also the clean caption: one call encodes both)."""
+    task, weights = loop.task, loop.task.weights
+    values: dict[str, Tensor] = {}
+    with loop.computing():
+        targets, _ = task.prepare(batch, len(batch), 0)
+        for names in PASSES.values():
+            task.weights = {name: weights[name] for name in names if name in weights}
+            losses, _ = task.losses(batch, targets, 0)
+            torch.stack([weights[name] * value for name, value in losses.items()]).sum().backward()  # type: ignore[no-untyped-call]
+            values |= {f"loss/{name}": value.detach() for name, value in losses.items()}
+    task.weights = weights
+    task.network.zero_grad(set_to_none=True)
+    return values
+
+
+@contextmanager
+def _reading_late(fusions: list[Any]) -> Iterator[None]:
+    """The last fusion layer computes every position; what is read is picked afterwards."""
+    for fusion in fusions:
+        last = fusion.layers[-1]
+
+        def late(tokens: Tensor, is_valid: Tensor, read: Tensor | None = None, whole: Any = last.forward) -> Tensor:
+            fused: Tensor = whole(tokens, is_valid)
+            return fused if read is None else take_tokens(fused, read)
+
+        last.forward = late
+    try:
+        yield
+    finally:
+        for fusion in fusions:
+            del fusion.layers[-1].forward
+
+
+@contextmanager
+def _encoding_all(encoder: ImageEncoder) -> Iterator[None]:
+    """The masked image is encoded with all its patches, of which the masked ones are hidden from attention."""
+    whole = encoder.encode
+
+    def encode(tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        if visible is None:
+            return whole(tokens)
+        prefix = torch.arange(encoder.n_prefix, device=visible.device).expand(len(visible), -1)
+        slots = torch.cat([prefix, visible + encoder.n_prefix], dim=1)
+        is_seen = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter(1, slots, True)
+        bias = torch.zeros(is_seen.shape, dtype=tokens.dtype, device=tokens.device)
+        bias = bias.masked_fill(~is_seen, -torch.inf)[:, None, None]
+        vit = encoder.vit
+        hidden = vit.norm_pre(tokens)
+        for block in vit.blocks:
+            hidden = block(hidden, attn_mask=bias)
+        return take_tokens(vit.norm(hidden), slots)
+
+    encoder.encode = encode  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del encoder.encode
+
+
+def _largest_difference(
+    loop: Loop,
+    batch: PairBatch,
+    without: Callable[[], AbstractContextManager[None]],
+    work: Callable[[], dict[str, Tensor]],
+) -> float:
+    """Largest difference of a loss between the two ways, as a share of the loss."""
+    ours = _plain(loop, batch)
+    with without():
+        theirs = work()
+    names = [name for name in ours if name.startswith("loss/")]
+    return max(float(abs(ours[name] - theirs[name]) / abs(ours[name]).clamp(min=1e-6)) for name in names)

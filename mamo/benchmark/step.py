@@ -1,0 +1,180 @@
+"""The pre-training step against its floor, against the peers, and where its time goes."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mamo.benchmark.cases import Case, build, has_peer_shapes
+from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, synchronise
+from mamo.benchmark.products import Products
+from mamo.data.collate import PairBatch
+from mamo.training.loop import Loop
+
+PEER_GFLOP = {"tiny": 5.1, "small": 89.0, "base": 416.0}
+"""ALBEF's own code at the shapes of `cases.CASES`: seconds an image times the fp32 rate of a 2048-sided product, both
+measured in one run with two threads, in units of 1e9 operations (AVX-512 server, PyTorch 2.13, medians of five)."""
+PASSES = {
+    "masked_image": ("mim", "mrm_image"),
+    "masked_text": ("mlm", "mrm_text"),
+    "matching": ("itc", "itm"),
+}
+
+
+def measure_step(case: Case, folder: Path, device: torch.device) -> dict[str, float]:
+    """Seconds a step, samples a second, floor and shares, in both precisions; the keys without one are the faster's."""
+    found: dict[str, float] = {}
+    precisions: list[Precision] = ["fp32", "bf16"] if device.type == "cpu" else ["bf16"]
+    for precision in precisions:
+        found |= _step_in(precision, case, folder, device).summary(f"step/{case.preset}/{precision}")
+    best = min(precisions, key=lambda name: found[f"step/{case.preset}/{name}/step_s"])
+    prefix = f"step/{case.preset}/{best}/"
+    return found | {f"step/{case.preset}/{k.removeprefix(prefix)}": v for k, v in found.items() if k.startswith(prefix)}
+
+
+def _step_in(precision: Precision, case: Case, folder: Path, device: torch.device) -> Rounds:
+    _, loop, batch = build(case, folder, device, precision)
+    products = Products(lambda: loop.backward(batch, 0), device)
+    loop.task.network.zero_grad(set_to_none=True)
+    rounds = Rounds()
+    for step in range(case.rounds + 1):
+        # the step stands between two measurements of its floor, since the machine may be slower a moment later
+        before, fp32_rate, rate = products.seconds(), _rate(device, "fp32", case), _rate(device, precision, case)
+        step_s = seconds(lambda: loop.step(batch, step), device)  # noqa: B023 (called at once)
+        if step == 0:
+            continue  # warm-up: kernels are chosen, the optimizer's state is allocated
+        floor_s = (before + products.seconds()) / 2
+        equivalent = step_s / len(batch) * fp32_rate / 1e9
+        rounds.add(
+            step_s=step_s,
+            samples_per_s=len(batch) / step_s,
+            floor_s=floor_s,
+            share_of_matrix_rate=floor_s / step_s,
+            share_of_square_rate=products.operations / rate / step_s,
+            matrix_tflop_per_s=rate / 1e12,
+            gflop_per_image=products.operations / len(batch) / 1e9,
+            gflop_equivalents_per_image=equivalent,
+        )
+        if has_peer_shapes(case):
+            rounds.add(over_albef=equivalent / PEER_GFLOP[case.preset])
+    return rounds
+
+
+def _rate(device: torch.device, precision: Precision, case: Case) -> float:
+    return square_rate(device, precision, case.square_side)
+
+
+def measure_passes(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    """Share of the step of each pass and each module.
+
+    The target pass and what follows the backward pass are timed as they are. The online passes share the encodings of
+    the clean image and caption: what one costs is the time that a step saves without its losses, and `shared` the rest.
+    """
+    _, loop, batch = build(case, folder, device, precision)
+    weights = dict(loop.task.weights)
+    passes, modules = Rounds(), Rounds()
+    for number in range(case.rounds + 1):
+        target, forward, backward = _three_parts(loop, batch, weights)
+        whole = seconds(lambda: loop.step(batch, 1), device)
+        parts: dict[str, float] = {}
+        for name, dropped in PASSES.items():
+            kept = {key: weight for key, weight in weights.items() if key not in dropped}
+            _, without_forward, without_backward = _three_parts(loop, batch, kept)
+            parts[f"{name}_forward"] = forward - without_forward
+            parts[f"{name}_backward"] = backward - without_backward
+        by_module = _module_seconds(loop, batch, device)
+        if number == 0:
+            continue
+        online = target + forward + backward
+        passes.add(
+            target=target / whole,
+            **{name: value / whole for name, value in parts.items()},
+            shared=(forward + backward - sum(parts.values())) / whole,
+            after_backward=1 - online / whole,
+        )
+        modules.add(**{name: value / online for name, value in by_module.items()})
+        modules.add(target=target / online, other=1 - (target + sum(by_module.values())) / online)
+    return passes.summary(f"passes/{case.preset}/share") | modules.summary(f"modules/{case.preset}/share")
+
+
+def _three_parts(loop: Loop, batch: PairBatch, weights: Mapping[str, float]) -> tuple[float, float, float]:
+    """Seconds of the target pass, of the online forward passes and of the backward pass, for these losses."""
+    task, device = loop.task, loop.device
+    before, task.weights = task.weights, dict(weights)
+    kept: dict[str, Any] = {}
+
+    def prepare() -> None:
+        kept["targets"], _ = task.prepare(batch, len(batch), 0)
+
+    def forward() -> None:
+        losses, _ = task.losses(batch, kept["targets"], 0)
+        kept["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+    with loop.computing():
+        target_s, forward_s = seconds(prepare, device), seconds(forward, device)
+        backward_s = seconds(lambda: kept["loss"].backward(), device)
+    task.weights = before
+    task.network.zero_grad(set_to_none=True)
+    return target_s, forward_s, backward_s
+
+
+def _module_seconds(loop: Loop, batch: PairBatch, device: torch.device) -> dict[str, float]:
+    """Seconds in each part of the online network, forward and backward, of one step."""
+    spent: dict[str, float] = {}
+    with timing_modules(parts_of(loop.task.network), device, spent):
+        loop.backward(batch, 0)
+    loop.task.network.zero_grad(set_to_none=True)
+    return spent
+
+
+def parts_of(network: nn.Module) -> dict[str, list[nn.Module]]:
+    """The transformer layers of both encoders and of the fusion, and the heads: what takes and gives gradients."""
+    backbone: Any = network.backbone
+    heads = [getattr(network, name) for name in ("itm", "mlm", "mim", "mrm_image", "mrm_text")]
+    return {
+        "image_encoder": list(backbone.image_encoder.vit.blocks),
+        "text_encoder": list(backbone.text_encoder.bert.encoder.layer),
+        "fusion": list(backbone.fusion.layers),
+        "heads": [head for head in heads if head is not None],
+    }
+
+
+@contextmanager
+def timing_modules(
+    parts: Mapping[str, list[nn.Module]], device: torch.device, spent: dict[str, float]
+) -> Iterator[None]:
+    """Within the block, `spent` gathers the seconds of `NAME_forward` and `NAME_backward` of each part."""
+    handles: list[Any] = []
+    started: dict[str, float] = {}
+
+    def start(key: str) -> Callable[..., None]:
+        def hook(*_: Tensor) -> None:
+            synchronise(device)
+            started[key] = time.perf_counter()
+
+        return hook
+
+    def stop(key: str) -> Callable[..., None]:
+        def hook(*_: Tensor) -> None:
+            synchronise(device)
+            spent[key] = spent.get(key, 0.0) + time.perf_counter() - started[key]
+
+        return hook
+
+    for name, modules in parts.items():
+        for module in modules:
+            handles += [
+                module.register_forward_pre_hook(start(f"{name}_forward")),
+                module.register_forward_hook(stop(f"{name}_forward")),
+                module.register_full_backward_pre_hook(start(f"{name}_backward")),
+                module.register_full_backward_hook(stop(f"{name}_backward")),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,117 @@
+"""All sections of the benchmark over the presets, as one flat table of numbers."""
+
+import json
+import logging
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mamo.benchmark.cases import Case
+from mamo.benchmark.growth import measure_growth
+from mamo.benchmark.loading import measure_loading, measure_waiting
+from mamo.benchmark.measure import Precision, Rounds, square_rate
+from mamo.benchmark.memory import measure_checkpoint, measure_memory
+from mamo.benchmark.reranking import measure_galleries, measure_gallery_memory, measure_reranking
+from mamo.benchmark.scale import scale_plan
+from mamo.benchmark.shortcuts import measure_shortcuts
+from mamo.benchmark.step import measure_passes, measure_step
+
+logger = logging.getLogger(__name__)
+
+Section = Callable[[Case, Path, torch.device, Precision], dict[str, float]]
+
+
+def _step(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    found = measure_step(case, folder, device)
+    if case.preset == "base":
+        found |= scale_plan(1 / found["step/base/samples_per_s"], device.type)
+    return found
+
+
+def _growth(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    found = measure_growth(case, folder, device, precision) | measure_galleries(case, device)
+    return found | (measure_gallery_memory(case, folder, device, precision) if device.type == "cuda" else {})
+
+
+def _waiting(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    return measure_waiting(case, folder, device, precision, workers=16 if device.type == "cuda" else 1)
+
+
+SECTIONS: dict[str, Section] = {
+    "step": _step,
+    "passes": measure_passes,
+    "memory": measure_memory,
+    "waiting": _waiting,
+    "growth": _growth,
+    "reranking": measure_reranking,
+    "checkpoint": measure_checkpoint,
+    "shortcuts": measure_shortcuts,
+}
+LOADING = "loading"
+"""The section that is measured once, whatever the presets."""
+
+
+def run_benchmark(
+    cases: Sequence[Case], device: torch.device, only: Sequence[str] = (), loading_images: int = 64
+) -> dict[str, float]:
+    """Measure the sections `only` (default: all) for each case.
+
+    Returns:
+        Numbers by key, `SECTION/PRESET/NAME`: medians, `..._spread` the range between quartiles as a share of them.
+    """
+    names = list(only) or [LOADING, *SECTIONS]
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        if LOADING in names:
+            logger.info("loading")
+            found |= measure_loading(Path(scratch), 5, loading_images)
+        for case in cases:
+            precision = faster_precision(device, case)
+            for name in names:
+                if name != LOADING:
+                    logger.info("%s/%s", name, case.preset)
+                    found |= SECTIONS[name](case, Path(scratch), device, precision)
+    return found
+
+
+def faster_precision(device: torch.device, case: Case) -> Precision:
+    """The precision whose square product is the faster: what the sections other than `step` use."""
+    if device.type == "cuda":
+        return "bf16"
+    rates = Rounds()
+    for _ in range(3):
+        rates.add(
+            fp32=square_rate(device, "fp32", case.square_side), bf16=square_rate(device, "bf16", case.square_side)
+        )
+    return "bf16" if sum(rates.values["bf16"]) > sum(rates.values["fp32"]) else "fp32"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "machine/device": name,
+        "machine/threads": torch.get_num_threads(),
+        "machine/torch": torch.__version__,
+        "machine/cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def table(found: dict[str, Any]) -> Iterator[str]:
+    """The lines of a Markdown table: key, median, spread."""
+    yield "| key | median | spread |"
+    yield "|---|---|---|"
+    for key, value in found.items():
+        if not key.endswith("_spread"):
+            spread = found.get(f"{key}_spread")
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            yield f"| `{key}` | {shown} | {'' if spread is None else f'{100 * spread:.0f} %'} |"
+
+
+def write_json(found: dict[str, Any], file: Path) -> None:
+    """All numbers by their keys, as one flat object."""
+    file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

@@ -1,0 +1,85 @@
+"""What in a config contradicts itself, although each value alone is allowed."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mamo.config import Config, LossConfig
+
+_READS = {
+    "pretrain": ("pairs", ("masking", "losses", "teacher")),
+    "grounding": ("records", ("masking", "losses", "teacher")),
+    "vqa": ("records", ("vqa",)),
+    "reasoning": ("records", ("reasoning",)),
+}
+"""What files a kind of task reads, and which of the sections that not every kind reads: elsewhere they are refused."""
+
+
+def contradictions(config: "Config") -> Iterator[str]:
+    """One line, `dotted.key: what is wrong`, for each thing in a config that cannot hold together."""
+    data, training = config.data, config.training
+    files, sections = _READS[config.task]
+    for section in sorted({name for _, names in _READS.values() for name in names} - {*sections}):
+        if getattr(config, section) != type(getattr(config, section))():
+            yield f"{section}: task {config.task} does not read it; take it out"
+    if data.source not in ("scenes", files):
+        yield f"data.source: {data.source} contradicts task {config.task}; use scenes or {files}"
+    if data.source != "scenes" and not data.train_files:
+        yield f"data.train_file: needed when data.source is {data.source}"
+    if data.source != "scenes" and config.evaluation.enabled and data.eval_file is None:
+        yield f"data.eval_file: needed when evaluation.enabled is true; name held-out {files} or disable evaluation"
+    if data.source == "scenes":
+        for key in ("train_file", "train_split", "eval_file", "eval_split", "statements_file"):
+            if getattr(data, key) is not None:
+                yield f"data.{key}: contradicts data.source: scenes; use data.source: {files}"
+    if data.source != "pairs" and config.evaluation.retrieval_folds > 1:
+        yield f"evaluation.retrieval_folds: divides the images of data.source: pairs alone, not of {data.source}"
+    if data.source == "records":
+        for key in ("train_split", "eval_split", "statements_file"):
+            if getattr(data, key) is not None:
+                yield f"data.{key}: contradicts data.source: records, whose files hold one split each"
+    if config.from_scratch and config.checkpoint is None:
+        yield "from_scratch: needs a checkpoint, whose architecture it takes"
+    if config.model.fusion_type == "cross":
+        yield from _cross_contradictions(config)
+    if training.warmup_steps > training.total_steps:
+        yield f"training.warmup_steps: {training.warmup_steps} is more than total_steps {training.total_steps}"
+    if training.learning_rate_min > training.learning_rate:
+        yield "training.learning_rate_min: is above training.learning_rate"
+    micro = training.micro_batch_size or training.batch_size_global
+    if training.batch_size_global % micro:
+        yield f"training.micro_batch_size: {micro} does not divide batch_size_global {training.batch_size_global}"
+    if config.model.text.weights == "bert" and config.model.text.bert is None:
+        yield "model.text.bert: needed when model.text.weights is bert"
+    if "losses" in sections:
+        if config.losses.itm_negatives == "foils" and config.task != "grounding":
+            yield f"losses.itm_negatives: only records of grounding have foils; use pool with task {config.task}"
+        yield from _loss_contradictions(config.losses, micro, training.batch_size_global)
+
+
+def _cross_contradictions(config: "Config") -> Iterator[str]:
+    on_image = [name for name in ("mim", "mrm_image") if getattr(config.losses.weights, name)]
+    if "losses" in _READS[config.task][1] and on_image:
+        yield (
+            f"model.fusion_type: cross gives no fused image tokens, which {' and '.join(on_image)} would learn from; "
+            f"set {' and '.join(f'losses.weights.{name}' for name in on_image)} to 0 or use concat"
+        )
+    if config.task == "reasoning" or (config.task == "vqa" and config.vqa.head == "decoder"):
+        yield f"model.fusion_type: cross gives no fused image tokens, which task {config.task} reads; use concat" + (
+            " or vqa.head: classifier" if config.task == "vqa" else ""
+        )
+
+
+def _loss_contradictions(losses: "LossConfig", micro: int, batch_size_global: int) -> Iterator[str]:
+    if all(weight == 0 for weight in dict(losses.weights).values()):
+        yield "losses.weights: every loss is switched off"
+    if losses.itc_candidates == "batch" and losses.queue_size:
+        yield "losses.queue_size: contradicts losses.itc_candidates: batch; use 0"
+    if losses.itc_candidates == "batch" and losses.itc_soft_target_alpha:
+        yield "losses.itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
+    if losses.mlm_soft_target_alpha and not losses.weights.mlm:
+        yield "losses.mlm_soft_target_alpha: contradicts losses.weights.mlm: 0; use 0"
+    if losses.weights.itm and micro % losses.itm_pool_size:
+        yield f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the micro-batch of {micro}"
+    if losses.itc_candidates == "batch" and micro != batch_size_global:
+        yield "losses.itc_candidates: batch contrasts within a forward pass; use teacher with micro-batches"

@@ -1,0 +1,111 @@
+"""Conceptual Captions (Sharma et al. 2018) and SBU (Ordonez et al. 2011): lists of captions and links, whose pictures
+one fetches oneself, with `img2dataset --output_format files` into the folder `images/`.
+
+Shards that img2dataset wrote as tar files need no building: name them in `data.train_file`.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mamo.data.builders.report import BuildReport, Count, Images, read_json
+from mamo.data.records import write_json_lines
+
+_CC3M = {  # ours -> (the official list, its number of rows)
+    "train": ("Train_GCC-training.tsv", 3_318_333),
+    "val": ("Validation_GCC-1.1.0-Validation.tsv", 15_840),
+}
+_SBU_ROWS = 1_000_000
+_SUFFIXES = ("jpg", "png", "webp")
+
+
+def build_cc3m(source: Path, to: Path) -> BuildReport:
+    """Writes `train.jsonl` and `val.jsonl`, those whose official list (`caption<TAB>link` a line) is in `source`.
+
+    A row is written for each picture that was fetched, with the caption of the list; many links are dead by now, and
+    the counts show how many. `image_id` is `cc3m/` and the split and line of the list.
+
+    Raises ValueError where there is no list, and naming file and line for a row that is not of the list's form.
+    """
+    fetched, images, counts = _fetched(source), Images(source, to), []
+    for split, (name, expected) in _CC3M.items():
+        file = source / name
+        if not file.is_file():
+            continue
+        rows = []
+        for line, text in enumerate(file.read_text("utf-8").splitlines(), 1):
+            caption, tab, link = text.rpartition("\t")
+            if not tab or "\t" in caption:
+                raise ValueError(f"{file}:{line}: needs a caption, a tab and a link; is it the official file?")
+            rows.append((caption, link, f"cc3m/{split}-{line}"))
+        counts += _write(rows, fetched, images, to / f"{split}.jsonl", expected, split)
+    if not counts:
+        raise ValueError(f"{source}: holds neither {' nor '.join(name for name, _ in _CC3M.values())}")
+    return BuildReport(tuple(counts))
+
+
+def build_sbu(source: Path, to: Path) -> BuildReport:
+    """Writes `pairs.jsonl` of the pictures that were fetched, with the captions of the list; as `build_cc3m`.
+
+    The list is `sbu-captions-all.json` (`image_urls` and `captions`) or `SBU_captioned_photo_dataset_urls.txt` and
+    `..._captions.txt`.
+
+    Raises ValueError where there is no list, or as many links as captions are missing.
+    """
+    file = source / "sbu-captions-all.json"
+    stem = "SBU_captioned_photo_dataset_{}.txt"
+    if file.is_file():
+        document = read_json(file)
+        lists: list[Any] = [
+            document.get(key) if isinstance(document, dict) else None for key in ("image_urls", "captions")
+        ]
+    else:
+        file = source / stem.format("urls")
+        if not file.is_file():
+            raise ValueError(f"{source}: holds neither sbu-captions-all.json nor {stem.format('urls')}")
+        lists = [_lines(source / stem.format(name)) for name in ("urls", "captions")]
+    links, captions = lists
+    if not isinstance(links, list) or not isinstance(captions, list) or len(links) != len(captions):
+        raise ValueError(f"{file}: needs as many image_urls as captions; is it the official file?")
+    rows = [(caption, link, f"sbu/{line}") for line, (link, caption) in enumerate(zip(links, captions), 1)]
+    counts = _write(rows, _fetched(source), Images(source, to), to / "pairs.jsonl", _SBU_ROWS, "pairs")
+    return BuildReport(tuple(counts))
+
+
+def _write(
+    rows: list[tuple[str, str, str]], fetched: dict[str, str], images: Images, file: Path, expected: int, what: str
+) -> list[Count]:
+    """Rows (caption, link, image_id) whose picture is there; counts of the list and of the pictures."""
+    found = [
+        {"image": images.name(fetched[link]), "caption": caption.strip(), "image_id": image_id}
+        for caption, link, image_id in rows
+        if link in fetched and caption.strip()
+    ]
+    write_json_lines(file, found)
+    return [Count(f"{what} rows of the list", len(rows), expected), Count(f"{what} pictures", len(found), len(rows))]
+
+
+def _fetched(source: Path) -> dict[str, str]:
+    """Links whose picture img2dataset has written -> its path below `source`."""
+    return dict(_read_sidecars(source))
+
+
+def _read_sidecars(source: Path) -> Iterator[tuple[str, str]]:
+    for file in sorted((source / "images").rglob("*.json")):
+        try:
+            row = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: not valid JSON ({error}); fetch its shard again") from None
+        if not isinstance(row, dict) or not isinstance(row.get("url"), str):
+            continue  # the statistics of a shard
+        there = [path for suffix in _SUFFIXES if (path := file.with_suffix(f".{suffix}")).is_file()]
+        if there:
+            yield row["url"], str(there[0].relative_to(source))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None

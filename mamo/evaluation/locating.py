@@ -1,0 +1,59 @@
+"""Where a network sees what expressions mean: Grad-CAM heat of records, against their boxes."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from mamo.data.records import clean_caption
+from mamo.data.task_records import GroundingRecord, boxes_outside
+from mamo.data.task_sources import LoadImage, load_distinct
+from mamo.data.transforms import eval_transform
+from mamo.evaluation.grounding import grounded, percentages, to_image_size
+from mamo.evaluation.scoring import Scorer
+
+
+def locate_all(
+    scorer: Scorer,
+    records: Sequence[GroundingRecord],
+    load_image: LoadImage,
+    image_size_px: tuple[int, int],
+    batch_size: int,
+    heat_from: Literal["fusion", "image_encoder"] = "fusion",
+) -> dict[str, float]:
+    """`grounding_metrics` of the records, a batch of them at a time; boxes are in pixels of each image's own size.
+
+    `heat_from` chooses between `grad_cam` and `image_grad_cam`.
+
+    Raises ValueError, naming the record, for one without a gold box, and for a box that leaves its image.
+    """
+    found = []
+    ordered = sorted(records, key=lambda record: record.image)  # an image is read and encoded about once
+    for start in range(0, len(ordered), batch_size):
+        part = ordered[start : start + batch_size]
+        raw, row = load_distinct(part, load_image, None)
+        resized = torch.stack([eval_transform(image, image_size_px) for image in raw])
+        texts = scorer.encode_texts(*scorer.tokenize([clean_caption(record.expression) for record in part]))
+        rows = torch.tensor([row[record.image] for record in part])
+        if heat_from == "fusion":
+            heats = scorer.ground(scorer.encode_images([resized]), texts, rows, torch.arange(len(part)))
+        else:
+            heats = scorer.ground_in_encoder(resized, texts, rows, torch.arange(len(part)))
+        for record, heat in zip(part, heats, strict=True):
+            height, width = raw[row[record.image]].shape[1:]
+            gold = _checked(record, width, height)
+            try:
+                found.append(grounded(to_image_size(heat, (height, width)), record.proposals_xywh, gold))
+            except ValueError as error:
+                raise ValueError(f"expression_id {record.expression_id} ({record.image}): {error}") from None
+    return percentages(found)
+
+
+def _checked(record: GroundingRecord, width: int, height: int) -> tuple[float, float, float, float]:
+    if record.box_xywh is None:
+        raise ValueError(
+            f"expression_id {record.expression_id} ({record.image}): has no box_xywh, the truth to score by"
+        )
+    for problem in boxes_outside(record, width, height):
+        raise ValueError(problem)
+    return record.box_xywh

@@ -1,0 +1,190 @@
+"""What a study found so far: a tidy CSV, a Markdown table, figures."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from mamo.study.plan import Cell, SeedSet, Study
+from mamo.study.results import Row
+from mamo.study.statistics import Estimate, interval, paired_difference
+from mamo.training.run_folder import replace_text
+
+Values = dict[str, dict[int, float]]
+"""Variant -> seed -> value of one metric."""
+_TITLES: dict[SeedSet, str] = {"explore": "Explored", "confirm": "Confirmed", "all": "All seeds"}
+
+
+def write_report(study: Study, rows: Mapping[str, Row], folder: Path) -> list[Path]:
+    """Write `NAME.csv`, `NAME.md` and `NAME.png` from the cells that have finished.
+
+    Returns:
+        The files written; the picture only where a cell has finished.
+
+    Raises:
+        ValueError: a planned metric that a finished cell of no variant has.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = study.cells("all")
+    finished = [(cell, rows[cell.identity]) for cell in cells if cell.identity in rows]
+    for metric in study.file.metrics:
+        if finished and not any(metric in row["metrics"] for _, row in finished):
+            known = ", ".join(sorted({name for _, row in finished for name in row["metrics"]}))
+            raise ValueError(f"{study.name}: no finished cell has the metric {metric}; they have {known}")
+    files = [folder / f"{study.name}{suffix}" for suffix in (".csv", ".md", ".png")]
+    replace_text(files[0], tidy(study, finished))
+    replace_text(files[1], markdown(study, cells, rows))
+    if not finished:
+        return files[:2]
+    draw(study, finished, files[2])
+    return files
+
+
+def tidy(study: Study, finished: list[tuple[Cell, Row]]) -> str:
+    """CSV, one line a planned metric of a cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["study", "variant", "seed", "seed_set", "steps", "samples", "train_s", "metric", "value", "cell"])
+    for cell, row in finished:
+        seed_set = "explore" if cell.seed in study.file.explore_seeds else "confirm"
+        for metric in study.file.metrics:
+            if metric in row["metrics"]:
+                cost = [row["steps"], row["samples"], row["train_s"]]
+                value = row["metrics"][metric]
+                writer.writerow([study.name, cell.variant, cell.seed, seed_set, *cost, metric, value, cell.identity])
+    return text.getvalue()
+
+
+def values_of(study: Study, rows: Mapping[str, Row], metric: str, chosen: SeedSet) -> Values:
+    """The finished values of one metric; a variant that has none stays, empty."""
+    found: Values = {name: {} for name in study.variants}
+    for cell in study.cells(chosen):
+        row = rows.get(cell.identity)
+        if row is not None and metric in row["metrics"]:
+            found[cell.variant][cell.seed] = row["metrics"][metric]
+    return found
+
+
+def markdown(study: Study, cells: list[Cell], rows: Mapping[str, Row]) -> str:
+    """The tables: explored and confirmed seeds apart, then together; planned comparisons first in each."""
+    file = study.file
+    n_finished = sum(cell.identity in rows for cell in cells)
+    lines = [f"# {study.name}", "", file.question.strip(), ""]
+    lines += [f"{n_finished} of {len(cells)} cells finished (variants times seeds); metrics in percent, mean and 95 % "]
+    lines[-1] += f"interval over seeds (t); differences are paired by seed. Baseline: {file.baseline}."
+    is_confirming = any(cell.identity in rows for cell in study.cells("confirm"))
+    sets: tuple[SeedSet, ...] = ("explore", "confirm", "all") if is_confirming else ("explore",)
+    for chosen in sets:
+        of_metric = {metric: values_of(study, rows, metric, chosen) for metric in file.metrics}
+        if not any(values for by_variant in of_metric.values() for values in by_variant.values()):
+            continue
+        seeds = ", ".join(str(seed) for seed in study.seeds(chosen))
+        lines += ["", f"## {_TITLES[chosen]}: seeds {seeds}"]
+        lines += _comparisons(study, of_metric)
+        lines += _table(study, of_metric)
+    return "\n".join(lines) + "\n"
+
+
+def _comparisons(study: Study, of_metric: Mapping[str, Values]) -> list[str]:
+    if not study.file.comparisons:
+        return []
+    lines = [
+        "",
+        "| planned comparison | metric | difference | seeds | interval excludes zero |",
+        "|---|---|---|---|---|",
+    ]
+    for planned in study.file.comparisons:
+        for metric, values in of_metric.items():
+            difference = paired_difference(values[planned.variant], values[planned.against])
+            if difference is None:
+                continue
+            verdict = "one seed" if difference.n == 1 else "yes" if difference.excludes_zero else "no"
+            what = f"{planned.variant} − {planned.against} ({planned.question})"
+            lines.append(f"| {what} | {metric} | {told(difference, signed=True)} | {difference.n} | {verdict} |")
+    return lines
+
+
+def _table(study: Study, of_metric: Mapping[str, Values]) -> list[str]:
+    baseline = study.file.baseline
+    heads = [name for metric in of_metric for name in (metric, f"− {baseline}")]
+    lines = ["", f"| variant | seeds | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
+    for variant in study.variants:
+        columns = []
+        for values in of_metric.values():
+            own = values[variant]
+            difference = paired_difference(own, values[baseline]) if variant != baseline else None
+            columns += [told(interval(list(own.values()))) if own else "—"]
+            columns += [told(difference, signed=True) if difference else "—"]
+        n_seeds = max(len(values[variant]) for values in of_metric.values())
+        lines.append(f"| {variant} | {n_seeds} | {' | '.join(columns)} |")
+    return lines
+
+
+def told(estimate: Estimate, signed: bool = False) -> str:
+    """`58.1 [55.0, 61.2]`; of one value, the value."""
+    sign = "+" if signed else ""
+    mean = f"{estimate.mean:{sign}.1f}"
+    return mean if math.isnan(estimate.low) else f"{mean} [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
+
+
+def draw(study: Study, finished: list[tuple[Cell, Row]], to: Path) -> None:
+    """One panel a metric: a map of means over a grid of two keys, else each seed as a dot and mean with interval."""
+    metrics = study.file.metrics
+    rows = {cell.identity: row for cell, row in finished}
+    height = 3.2 if len(study.file.grid) == 2 else 0.9 + 0.34 * len(study.variants)
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(1.5 + 3.4 * len(metrics), height), squeeze=False, layout="constrained"
+    )
+    for number, (axis, metric) in enumerate(zip(axes.flat, metrics)):
+        values = values_of(study, rows, metric, "all")
+        axis.set_title(metric, fontsize=9)
+        if len(study.file.grid) == 2:
+            _draw_map(axis, study, values)
+        else:
+            _draw_dots(axis, values, study.file.baseline, with_names=number == 0)
+    figure.savefig(to, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _draw_dots(axis: Any, values: Values, baseline: str, with_names: bool) -> None:
+    for height, (name, by_seed) in enumerate(values.items()):
+        if not by_seed:
+            continue
+        estimate = interval(list(by_seed.values()))
+        colour = "#b5651d" if name == baseline else "#1f4e79"
+        axis.plot(list(by_seed.values()), [height] * len(by_seed), "o", color=colour, alpha=0.3, markersize=4)
+        if estimate.n > 1:
+            axis.plot([estimate.low, estimate.high], [height, height], color=colour, linewidth=1.6)
+        axis.plot([estimate.mean], [height], "D", color=colour, markersize=5)
+        if name == baseline:
+            axis.axvline(estimate.mean, color=colour, linewidth=0.7, linestyle=":")
+    axis.set_yticks(range(len(values)), list(values) if with_names else [""] * len(values), fontsize=8)
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.set_xlabel("percent", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(alpha=0.25, axis="x")
+
+
+def _draw_map(axis: Any, study: Study, values: Values) -> None:
+    (down, rows), (across, columns) = study.file.grid.items()
+    means = np.full((len(rows), len(columns)), np.nan)
+    for by_seed, place in zip(values.values(), np.ndindex(means.shape)):  # variants are in the grid's order
+        if by_seed:
+            means[place] = interval(list(by_seed.values())).mean
+    axis.imshow(means, cmap="viridis", aspect="auto", origin="lower")
+    for place, mean in np.ndenumerate(means):
+        if not math.isnan(mean):
+            colour = "white" if mean < (np.nanmin(means) + np.nanmax(means)) / 2 else "black"
+            axis.text(place[1], place[0], f"{mean:.1f}", ha="center", va="center", fontsize=8, color=colour)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_xticks(range(len(columns)), columns, fontsize=8)
+    axis.set_ylabel(down, fontsize=8)
+    axis.set_xlabel(across, fontsize=8)

@@ -1,0 +1,73 @@
+"""Finished cells: one line of `cells.jsonl` each, shared by all studies, committed so that work goes on from them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mamo.study.plan import Cell
+from mamo.training.run_folder import METRICS, RESULTS, TIMING, read_evaluations, read_lines
+
+CELLS = "cells.jsonl"
+Row = dict[str, Any]
+
+
+def read_rows(folder: Path) -> dict[str, Row]:
+    """The finished cells by identity. Raises ValueError, naming file and line, for a line that is none."""
+    path = folder / CELLS
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            rows[row["cell"]] = {**row, "metrics": {name: float(value) for name, value in row["metrics"].items()}}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"{path}:{number}: is no finished cell; take the line out, and the cell runs again"
+            ) from None
+    return rows
+
+
+def append_row(folder: Path, row: Row) -> None:
+    """Add one cell in a single write, so that studies which run side by side may share the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CELLS
+    torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + json.dumps(row) + "\n")
+
+
+def finished_row(cell: Cell, run_folder: Path) -> Row | None:
+    """What a run's folder holds of a cell; None where it has not come to its end."""
+    total = cell.config.training.total_steps
+    if not (run_folder / RESULTS).exists():
+        return None
+    last = [entry for entry in read_evaluations(run_folder) if entry["step"] == total]
+    if not last:
+        return None
+    rates = [row["samples_per_s"] for row in read_lines(run_folder / TIMING)]
+    return {
+        "cell": cell.identity,
+        "seed": cell.seed,
+        "steps": total,
+        "samples": total * cell.config.training.batch_size_global,
+        "train_s": round(sum(cell.config.training.batch_size_global / rate for rate in rates), 1),
+        "settings": _flat(cell.config.model_dump(mode="json", exclude_defaults=True)),
+        "versions": last[-1]["versions"],
+        "losses": _flat(_last_losses(run_folder)),
+        "metrics": {name: round(value, 4) for name, value in last[-1]["metrics"].items()},
+    }
+
+
+def _last_losses(run_folder: Path, window: int = 20) -> dict[str, float]:
+    """Mean of each loss over the last steps."""
+    rows = read_lines(run_folder / METRICS)[-window:]
+    names = [name for name in rows[-1] if name.startswith("loss/")] if rows else []
+    return {name.removeprefix("loss/"): round(sum(row[name] for row in rows) / len(rows), 4) for name in names}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key != "output_dir":
+            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
