@@ -5,7 +5,6 @@ before a model is built. `dump` writes the resolved configuration, from which a 
 """
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mamo.contradictions import contradictions
 from mamo.presets import PRESETS
+from mamo.values import merge, read_values
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -136,6 +136,8 @@ class ModelConfig(Section):
     """Values for every key below that the file does not give; see `mamo/presets.py`."""
     image: ImageEncoderConfig = ImageEncoderConfig()
     text: TextEncoderConfig = TextEncoderConfig()
+    fusion_type: Literal["concat", "cross"] = "concat"
+    """`concat`: self-attention over image and text, outputs for both; `cross`: text attends to the image (ALBEF)."""
     fusion_layers: Positive = 3
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout of text encoder and fusion."""
@@ -155,6 +157,8 @@ class MaskingConfig(Section):
     text_ratio: Ratio = 0.25
     text_unit: Literal["token", "word"] = "token"
     """`word` masks all pieces of a chosen word."""
+    text_replacement: Literal["mask", "bert"] = "mask"
+    """`mask`: a chosen token becomes [MASK]; `bert`: 80 % do, 10 % become a random token, 10 % stay."""
 
 
 class LossWeights(Section):
@@ -179,6 +183,10 @@ class LossConfig(Section):
     itc_soft_target_alpha: Fraction = 0.0
     """Share of the teacher's similarities in the ITC target (ALBEF: 0.4)."""
     itc_soft_target_ramp_steps: NonNegative = 0
+    """Steps over which that share grows from 0."""
+    mlm_soft_target_alpha: Fraction = 0.0
+    """Share of the teacher's word probabilities in the MLM target: momentum distillation (ALBEF: 0.4)."""
+    mlm_soft_target_ramp_steps: NonNegative = 0
     """Steps over which that share grows from 0."""
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07
     """First value of the learnable ITC temperature."""
@@ -274,7 +282,7 @@ class Config(Section):
     `grounding`: the same on images and expressions. `vqa`: answers. `reasoning`: is a sentence true of images?"""
     output_dir: str
     checkpoint: str | None = None
-    """A run or a step folder whose weights start this run."""
+    """A run or a step folder whose weights start this run, or a file in the layout of the published ALBEF's."""
     from_scratch: bool = False
     """Take architecture, vocabulary and sizes of `checkpoint` but none of its weights: the control of a fine-tuning."""
     data: DataConfig = DataConfig()
@@ -295,22 +303,6 @@ class Config(Section):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, except that `1e-4` is a number and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"line {node.start_mark.line + 1}: the key `{key}` appears twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read `path`, apply `section.key=value` overrides, validate.
 
@@ -319,39 +311,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             valid one.
     """
     return build_config(read_values(path, overrides), str(path))
-
-
-def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file with the overrides applied; raises `ValueError` as `load_config` does."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    except FileNotFoundError:
-        raise ValueError(f"config file not found: {path}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected `section:` keys at the top level")
-    for override in overrides:
-        apply_override(values, override)
-    return values
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value`, its value read as YAML, into nested plain values. Raises `ValueError`."""
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise ValueError(f"override `{override}`: write section.key=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"override `{override}`: not valid YAML: {error}") from None
-    *sections, leaf = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise ValueError(f"override `{override}`: `{section}` is not a section")
-        values = inner
-    values[leaf] = value
 
 
 def build_config(values: dict[str, Any], origin: str = "config") -> Config:
@@ -367,15 +326,6 @@ def build_config(values: dict[str, Any], origin: str = "config") -> Config:
     except ValidationError as error:
         lines = [line for problem in error.errors() for line in explain(problem, Config)]
         raise ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(lines)) from None
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, section by section."""
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def explain(problem: Any, root: type[Section]) -> list[str]:

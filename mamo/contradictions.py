@@ -40,6 +40,8 @@ def contradictions(config: "Config") -> Iterator[str]:
                 yield f"data.{key}: contradicts data.source: records, whose files hold one split each"
     if config.from_scratch and config.checkpoint is None:
         yield "from_scratch: needs a checkpoint, whose architecture it takes"
+    if config.model.fusion_type == "cross":
+        yield from _cross_contradictions(config)
     if training.warmup_steps > training.total_steps:
         yield f"training.warmup_steps: {training.warmup_steps} is more than total_steps {training.total_steps}"
     if training.learning_rate_min > training.learning_rate:
@@ -55,6 +57,19 @@ def contradictions(config: "Config") -> Iterator[str]:
         yield from _loss_contradictions(config.losses, micro, training.batch_size_global)
 
 
+def _cross_contradictions(config: "Config") -> Iterator[str]:
+    on_image = [name for name in ("mim", "mrm_image") if getattr(config.losses.weights, name)]
+    if "losses" in _READS[config.task][1] and on_image:
+        yield (
+            f"model.fusion_type: cross gives no fused image tokens, which {' and '.join(on_image)} would learn from; "
+            f"set {' and '.join(f'losses.weights.{name}' for name in on_image)} to 0 or use concat"
+        )
+    if config.task == "reasoning" or (config.task == "vqa" and config.vqa.head == "decoder"):
+        yield f"model.fusion_type: cross gives no fused image tokens, which task {config.task} reads; use concat" + (
+            " or vqa.head: classifier" if config.task == "vqa" else ""
+        )
+
+
 def _loss_contradictions(losses: "LossConfig", micro: int, batch_size_global: int) -> Iterator[str]:
     if all(weight == 0 for weight in dict(losses.weights).values()):
         yield "losses.weights: every loss is switched off"
@@ -62,6 +77,8 @@ def _loss_contradictions(losses: "LossConfig", micro: int, batch_size_global: in
         yield "losses.queue_size: contradicts losses.itc_candidates: batch; use 0"
     if losses.itc_candidates == "batch" and losses.itc_soft_target_alpha:
         yield "losses.itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
+    if losses.mlm_soft_target_alpha and not losses.weights.mlm:
+        yield "losses.mlm_soft_target_alpha: contradicts losses.weights.mlm: 0; use 0"
     if losses.weights.itm and micro % losses.itm_pool_size:
         yield f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the micro-batch of {micro}"
     if losses.itc_candidates == "batch" and micro != batch_size_global:

@@ -1,27 +1,36 @@
 """Heat maps: which patches make a network say that a text matches an image.
 
+With concatenated fusion it reads how text tokens attend to patches in the self-attention, with cross-attention fusion
+(ALBEF's own way) the cross-attention.
+
 Selvaraju et al. (2017), on attention weights instead of activations as in ALBEF (Li et al. 2021): a weight counts where
 a rise of it would raise the matching score.
 
-Legend: B batch, L text tokens, P patches in a grid [h, w], S all fused tokens, D width, A heads.
+Legend: B batch, L text tokens, P patches in a grid [h, w], S all fused tokens, N image tokens, D width, A heads.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mamo.models.cross_fusion import CrossFusion, CrossLayer
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import ITMHead
 from mamo.models.vlm import Backbone
 
 
-def default_layer(fusion: Fusion) -> int:
+def default_layer(fusion: Fusion | CrossFusion) -> int:
     """The layer to read if none is named: of six the third, as ALBEF's protocol; the last one serves [CLS] alone."""
     return (len(fusion.layers) - 1) // 2
 
 
 def grad_cam(
-    fusion: Fusion, itm: ITMHead, image: Tensor, text: Tensor, text_is_valid: Tensor, layer: int | None = None
+    fusion: Fusion | CrossFusion,
+    itm: ITMHead,
+    image: Tensor,
+    text: Tensor,
+    text_is_valid: Tensor,
+    layer: int | None = None,
 ) -> Tensor:
     """Heat of each patch for the statement that text and image match.
 
@@ -30,8 +39,9 @@ def grad_cam(
 
     Args:
         fusion, itm: of one network, in eval mode; their parameters get no gradient.
-        image: float [B, n_prefix + P, D], embedded for fusion.
-        text: float [B, L, D_text], encoded.
+        image: from the fusion's `embed_image`: float [B, n_prefix + P, D], or of cross-attention fusion the keys and
+            values.
+        text: float [B, L, D], from the fusion's `embed_text`.
         text_is_valid: bool [B, L], False for padding.
         layer: which fusion layer, from 0; None is `default_layer`.
 
@@ -46,18 +56,13 @@ def grad_cam(
         raise ValueError(f"grad_cam: layer {layer} is not one of the fusion's 0 to {len(fusion.layers) - 1}")
     with torch.inference_mode(False), torch.enable_grad():
         image, text, text_is_valid = (value.detach().clone() for value in (image, text, text_is_valid))
-        tokens, is_valid = fusion.join(image, text, text_is_valid)
-        weights = torch.empty(0)
-        for index, module in enumerate(fusion.layers):
-            assert isinstance(module, FusionLayer)
-            if index == layer:
-                tokens, weights = with_weights(module, tokens, is_valid)
-            else:
-                tokens = module(tokens, is_valid)
-        logits = itm(tokens[:, fusion.n_image_slots])  # [B, 2], from the fused [CLS]
+        if isinstance(fusion, CrossFusion):
+            cls, weights, words_to_patches = cross_with_weights(fusion, image, text, text_is_valid, layer)
+        else:
+            cls, weights, words_to_patches = concat_with_weights(fusion, image, text, text_is_valid, layer)
+        logits = itm(cls)  # [B, 2]
         (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weights)
-    first = fusion.n_image_slots
-    heat = (weights * gradient).detach().float()[:, :, first:, fusion.n_prefix : first].clamp(min=0)  # [B, A, L, P]
+    heat = (weights * gradient).detach().float()[words_to_patches].clamp(min=0)  # [B, A, L, P]
     by_token = heat.mean(dim=1) * text_is_valid[:, :, None]  # [B, L, P]
     by_patch = by_token.sum(dim=1) / text_is_valid.sum(dim=1, keepdim=True)
     return by_patch.view(-1, *fusion.grid)
@@ -74,7 +79,7 @@ def image_grad_cam(backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tenso
     Args:
         backbone, itm: of one network, in eval mode; their parameters get no gradient.
         pixels: float [B, 3, H, W], normalised.
-        text: float [B, L, D_text], encoded.
+        text: float [B, L, D], from the fusion's `embed_text`.
         text_is_valid: bool [B, L], False for padding.
 
     Returns:
@@ -85,8 +90,8 @@ def image_grad_cam(backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tenso
         pixels, text, text_is_valid = (value.detach().clone() for value in (pixels, text, text_is_valid))
         embedded = encoder.embed(pixels).detach().requires_grad_()
         slots = fusion.embed_image(encoder.encode(embedded))
-        read = torch.full((len(text), 1), fusion.n_image_slots, device=text.device)  # [CLS]
-        logits = itm(fusion(slots, text, text_is_valid, read)[:, 0])
+        cls = fusion.text_position(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
+        logits = itm(fusion.fuse(slots, text, text_is_valid, cls)[:, 0])
         gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weights)
     layers = [
         (w * g).detach().float().clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, gradients)
@@ -108,10 +113,10 @@ def occlusion(
         float32 [B, h, w], (match logit minus mismatch logit) lost, cut at 0.
     """
     encoder, fusion = backbone.image_encoder, backbone.fusion
-    read = torch.full((len(text), 1), fusion.n_image_slots, device=text.device)  # [CLS]
+    cls = fusion.text_position(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
 
     def score(tokens: Tensor) -> Tensor:
-        logits = itm(fusion(fusion.embed_image(encoder.encode(tokens)), text, text_is_valid, read)[:, 0])
+        logits: Tensor = itm(fusion.fuse(fusion.embed_image(encoder.encode(tokens)), text, text_is_valid, cls)[:, 0])
         return logits[:, 1] - logits[:, 0]
 
     (h, w), n_prefix = fusion.grid, encoder.n_prefix
@@ -127,15 +132,60 @@ def occlusion(
     return heat.clamp(min=0)
 
 
+Slices = tuple[slice, slice, slice, slice]
+
+
+def concat_with_weights(
+    fusion: Fusion, image: Tensor, text: Tensor, text_is_valid: Tensor, layer: int
+) -> tuple[Tensor, Tensor, Slices]:
+    """Fused [CLS] [B, D], a layer's weights [B, A, S, S] that it depends on, where text looks at patches in them."""
+    tokens, is_valid = fusion.join(image, text, text_is_valid)
+    weights = torch.empty(0)
+    for index, module in enumerate(fusion.layers):
+        assert isinstance(module, FusionLayer)
+        if index == layer:
+            tokens, weights = with_weights(module, tokens, is_valid)
+        else:
+            tokens = module(tokens, is_valid)
+    first, everything = fusion.n_image_slots, slice(None)
+    return tokens[:, first], weights, (everything, everything, slice(first, None), slice(fusion.n_prefix, first))
+
+
+def cross_with_weights(
+    fusion: CrossFusion, image: Tensor, text: Tensor, text_is_valid: Tensor, layer: int
+) -> tuple[Tensor, Tensor, Slices]:
+    """The same of a cross-attention: fused [CLS] [B, D], weights [B, A, L, N], where text looks at patches in them."""
+    tokens, weights = text, torch.empty(0)
+    for index, module in enumerate(fusion.layers):
+        assert isinstance(module, CrossLayer)
+        if index > 0:
+            tokens = module.attend_text(tokens, text_is_valid)
+        if index == layer:
+            key, value = image[:, index].unbind(1)
+            weights = explicit_weights(module.image_query(tokens), key)
+            tokens = module.finish_image(tokens, weights @ value)
+        else:
+            tokens = module.attend_image(tokens, image[:, index])
+    everything = slice(None)
+    return tokens[:, 0], weights, (everything, everything, everything, slice(fusion.n_prefix, None))
+
+
 def with_weights(layer: FusionLayer, tokens: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
-    """`layer(tokens, is_valid)` and its attention weights [B, A, S, S], which the result depends on.
+    """`layer(tokens, is_valid)` and its attention weights [B, A, S, S], which the result depends on."""
+    query, key, value = layer.project(tokens, tokens)
+    weights = explicit_weights(query, key, is_valid[:, None, None, :])
+    return layer.finish(tokens, weights @ value), weights
+
+
+def explicit_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of arguments as `mamo.models.attention.attention` takes them.
 
     The weights are a leaf's child even where nothing else asks for a gradient.
     """
-    query, key, value = layer.project(tokens, tokens)
     score = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    score = score.masked_fill(~is_valid[:, None, None, :], torch.finfo(score.dtype).min)
-    weights = score.softmax(dim=-1)
+    if mask is not None:
+        score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
+    weights: Tensor = score.softmax(dim=-1)
     if not weights.requires_grad:
         weights.requires_grad_()
-    return layer.finish(tokens, weights @ value), weights
+    return weights

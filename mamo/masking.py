@@ -80,3 +80,23 @@ def draw_text_mask(
     words = np.unique(word)
     chosen = rng.permutation(words)[: mask_count(words.size, ratio)]
     return positions[np.isin(word, chosen)]
+
+
+def draw_replacements(
+    rng: np.random.Generator, hidden_ids: IntArray, mask_token_id: int, ordinary_ids: IntArray
+) -> IntArray:
+    """What stands in a caption for its chosen tokens, BERT's way (Devlin et al. 2019, section 3.1).
+
+    Each becomes [MASK] with probability 0.8, a random one of `ordinary_ids` with 0.1 (which may be itself), and stays
+    with 0.1: all are predicted, so that the network cannot trust any token.
+
+    Args:
+        hidden_ids: int64 [K], the chosen tokens.
+
+    Returns:
+        int64 [K].
+    """
+    fate = rng.random(hidden_ids.shape)
+    random_ids = rng.choice(ordinary_ids, size=hidden_ids.shape)
+    replaced: IntArray = np.where(fate < 0.8, mask_token_id, np.where(fate < 0.9, random_ids, hidden_ids))
+    return replaced

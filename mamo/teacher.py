@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mamo.config import TeacherConfig
+from mamo.models.heads import MLMHead
 
 
 def momentum_at(config: TeacherConfig, step: int, total_steps: int) -> float:
@@ -20,23 +21,41 @@ def momentum_at(config: TeacherConfig, step: int, total_steps: int) -> float:
 
 
 class Teacher(nn.Module):
-    """A copy of `student` that starts equal, follows by `update`, has no gradient and stays in eval mode."""
+    """A copy of `student` that starts equal, follows by `update`, has no gradient and stays in eval mode.
 
-    def __init__(self, student: nn.Module) -> None:
+    `mlm`, a copy of the student's masked-word head, is there where its guesses are targets too (momentum distillation);
+    what it shares with the student, its copy shares with the copy.
+    """
+
+    def __init__(self, student: nn.Module, mlm: MLMHead | None = None) -> None:
         super().__init__()
-        self.module = copy.deepcopy(student)
-        self.module.requires_grad_(False)
+        self.module: nn.Module
+        self.mlm: MLMHead | None
+        self.module, self.mlm = copy.deepcopy((student, mlm))  # in one call, so that what is shared stays shared
+        self.requires_grad_(False)
         self.eval()
+
+    @torch.no_grad()
+    def copy_head(self, mlm: MLMHead) -> None:
+        """Take over the masked-word head of a student, without the embeddings that it shares."""
+        assert self.mlm is not None
+        for mine, theirs in zip(self.mlm.bert_views().values(), mlm.bert_views().values()):
+            mine.copy_(theirs)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Always eval: dropout in the targets would be noise."""
         return super().train(False)
 
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student; call once per optimizer step."""
-        mine: list[Tensor] = list(self.module.parameters())
-        theirs: list[Tensor] = list(student.parameters())
+    def update(self, student: nn.Module, momentum: float, mlm: MLMHead | None = None) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student; call once per optimizer step.
+
+        `mlm` is the student's masked-word head, not read by a teacher that has none.
+        """
+        source = nn.ModuleList([student] if self.mlm is None or mlm is None else [student, mlm])
+        mine: list[Tensor] = list(self.parameters())
+        theirs: list[Tensor] = list(source.parameters())
+        assert len(mine) == len(theirs)
         torch._foreach_lerp_(mine, theirs, 1 - momentum)
-        for my_buffer, their_buffer in zip(self.module.buffers(), student.buffers()):
+        for my_buffer, their_buffer in zip(self.buffers(), source.buffers()):
             my_buffer.copy_(their_buffer)

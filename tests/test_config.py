@@ -131,6 +131,12 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
         ("losses: {weights: {itc: 0, itm: 0, mlm: 0, mim: 0, mrm_image: 0, mrm_text: 0}}", "losses.weights"),
         ("losses: {itc_candidates: batch, queue_size: 64}", "losses.queue_size"),
         ("losses: {itc_candidates: batch, itc_soft_target_alpha: 0.4}", "losses.itc_soft_target_alpha"),
+        ("losses: {weights: {mlm: 0}, mlm_soft_target_alpha: 0.4}", "losses.mlm_soft_target_alpha"),
+        (
+            "model: {fusion_type: cross}",
+            "model.fusion_type",
+        ),
+        ("model: {fusion_type: cross}\nlosses: {weights: {mim: 0}}", "model.fusion_type"),
         ("training: {total_steps: 10, warmup_steps: 11}", "training.warmup_steps"),
         ("training: {learning_rate: 1e-4, learning_rate_min: 1e-3}", "training.learning_rate_min"),
         ("training: {micro_batch_size: 48}\nlosses: {itm_pool_size: 16}", "training.micro_batch_size"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mamo.masking import draw_image_mask, draw_text_mask, mask_count
+from mamo.masking import draw_image_mask, draw_replacements, draw_text_mask, mask_count
 
 PATIENT = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # for busy machines
 SIDES = st.integers(1, 16)
@@ -118,3 +118,14 @@ def test_a_mask_is_a_function_of_the_generator_alone() -> None:
             ]
         )
     assert drawn[0] == drawn[1]
+
+
+def test_replacements_are_eighty_ten_ten() -> None:
+    """Bug: 80/10/10 of the wrong things, or special tokens among the random ones."""
+    hidden, ordinary = np.full(20_000, 7), np.arange(5, 105)
+    found = draw_replacements(np.random.default_rng(0), hidden, 4, ordinary)
+    others = found[(found != 4) & (found != 7)]
+    for share, expected in ((found == 4, 0.8), (found == 7, 0.1 + 0.1 / 100), (np.isin(found, others), 0.1 * 99 / 100)):
+        assert abs(share.mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / len(hidden))
+    assert set(others) == set(ordinary) - {7}
+    assert np.bincount(others)[5:].max() < 2 * len(others) / 99

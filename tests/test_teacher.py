@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mamo.config import TeacherConfig
+from mamo.models.heads import MLMHead
 from mamo.teacher import Teacher, momentum_at
 
 
@@ -45,6 +46,28 @@ def test_moves_as_computed_by_hand() -> None:
             torch.testing.assert_close(new, momentum * old + (1 - momentum) * theirs.detach())
         for my_buffer, their_buffer in zip(teacher.module.buffers(), network.buffers()):
             assert torch.equal(my_buffer, their_buffer)
+
+
+def test_a_head_that_shares_a_weight_moves_once() -> None:
+    """Bug: the copy of a tied weight is torn from its original, or averaged twice in one step."""
+    network = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
+    head = MLMHead(4, network[0])
+    teacher = Teacher(network, head)
+    assert teacher.mlm is not None
+    assert teacher.mlm.decoder.weight is teacher.module[0].weight
+    old = [p.clone() for p in teacher.parameters()]
+    assert len(old) == 3 + 5
+    with torch.no_grad():
+        for parameter in (*network.parameters(), *head.bert_views().values()):
+            parameter.add_(1)
+    teacher.update(network, 0.75, head)
+    for before, after in zip(old, teacher.parameters()):
+        torch.testing.assert_close(after, before + 0.25)
+    with pytest.raises(AssertionError):
+        teacher.update(network, 0.75)
+    teacher.copy_head(head)
+    torch.testing.assert_close(teacher.mlm.dense.weight, head.dense.weight)
+    torch.testing.assert_close(teacher.module[0].weight, old[0] + 0.25)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 1.0])

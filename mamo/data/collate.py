@@ -14,7 +14,7 @@ from torch import Tensor
 from mamo.config import MaskingConfig
 from mamo.data.pairs import Sample
 from mamo.data.tokenizer import is_word_start
-from mamo.masking import draw_image_mask, draw_text_mask
+from mamo.masking import draw_image_mask, draw_replacements, draw_text_mask
 
 MASK_STREAM = 1
 """Sub-stream of a sample's random numbers that draws masks and noise; loading draws from sub-stream 0."""
@@ -66,7 +66,7 @@ class PairBatch(Batch):
     is_valid: Tensor
     """bool [B, L], False at padding."""
     masked_input_ids: Tensor
-    """int64 [B, L], `input_ids` with [MASK] at the chosen slots."""
+    """int64 [B, L], `input_ids` with [MASK] at the chosen slots, or what `masking.text_replacement` puts there."""
     text_slots: Tensor
     """int64 [B, K_text], masked positions; rows with fewer end in zeros."""
     text_slot_is_valid: Tensor
@@ -116,6 +116,8 @@ class PairCollator:
         self.grid = grid
         self.itm_pool_size = itm_pool_size
         self.seed = seed
+        special = set(tokenizer.all_special_ids)
+        self.ordinary_ids = np.array([token for token in range(len(tokenizer)) if token not in special])
         self.word_start = is_word_start(tokenizer) if masking.text_unit == "word" else None
 
     def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> PairBatch:
@@ -124,7 +126,7 @@ class PairCollator:
         input_ids, is_valid = tokenize(self.tokenizer, [sample.caption for sample in samples], self.text_max_tokens)
         special = torch.tensor(self.tokenizer.all_special_ids)
         is_maskable = (is_valid & ~torch.isin(input_ids, special)).numpy()  # [B, L]
-        slots, visible, masked, noise = [], [], [], []
+        slots, shown_ids, visible, masked, noise = [], [], [], [], []
         for row, (epoch, sample) in enumerate(drawn):
             rng = sample_rng(self.seed, epoch, sample.sample_id, MASK_STREAM)
             shown, hidden = draw_image_mask(rng, self.grid, self.masking.image_ratio, self.masking.image_style)
@@ -133,10 +135,16 @@ class PairCollator:
             visible.append(shown)
             masked.append(hidden)
             noise.append(rng.gumbel(size=(2, self.itm_pool_size)))
+            hidden_ids = input_ids[row, slots[-1]].numpy()
+            mask_id = self.tokenizer.mask_token_id
+            if self.masking.text_replacement == "bert":
+                shown_ids.append(draw_replacements(rng, hidden_ids, mask_id, self.ordinary_ids))
+            else:
+                shown_ids.append(np.full_like(hidden_ids, mask_id))
         text_slots, slot_is_valid = _pad(slots)
         masked_input_ids = input_ids.clone()
         rows = torch.arange(len(samples))[:, None].expand_as(text_slots)[slot_is_valid]
-        masked_input_ids[rows, text_slots[slot_is_valid]] = self.tokenizer.mask_token_id
+        masked_input_ids[rows, text_slots[slot_is_valid]] = torch.from_numpy(np.concatenate(shown_ids))
         return PairBatch(
             image=torch.stack([sample.image for sample in samples]),
             input_ids=input_ids,

@@ -19,6 +19,7 @@ from mamo.data.task_records import VqaRecord
 from mamo.data.task_sources import LoadImage, image_names, load_distinct
 from mamo.evaluation.vqa import VqaAnswers, vqa_metrics
 from mamo.models.answers import AnswerClassifier, AnswerDecoder, answer_likelihood
+from mamo.models.fusion import Fusion
 from mamo.models.vlm import Mamo
 
 _TOKENS_AT_ONCE = 2**16  # of shortlisted answers in one pass of the decoder
@@ -108,10 +109,11 @@ class Answerer:
         fusion, head = backbone.fusion, self.network.answer
         joined = slots[image_row.to(self.device)]
         if isinstance(head, AnswerClassifier):
-            read = torch.full((len(text), 1), fusion.n_image_slots, device=self.device)  # [CLS]
+            read = fusion.text_position(torch.zeros(len(text), 1, dtype=torch.int64, device=self.device))  # [CLS]
             best = head(fusion(joined, text, is_valid, read)[:, 0]).argmax(dim=1)
         else:
             assert head is not None
+            assert isinstance(fusion, Fusion)  # the config refuses the other
             memory = fusion(joined, text, is_valid)
             best = rank_answers(head, self.embed, memory, fusion.is_valid(is_valid), self.list, self.k)
         return [self.list.answers[row] for row in best.tolist()]

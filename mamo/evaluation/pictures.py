@@ -30,6 +30,7 @@ from mamo.evaluation.probes import fill_masked_words, masked_words
 from mamo.evaluation.retrieval import union_of_pairs
 from mamo.evaluation.scoring import EncodedImages, Scorer
 from mamo.masking import draw_image_mask
+from mamo.models.fusion import Fusion
 from mamo.models.vlm import Mamo
 
 GALLERY = 60
@@ -140,7 +141,7 @@ def _partly_seen(scorer: Scorer, batch: Tensor, visible: Tensor) -> EncodedImage
         torch.split(batch, scorer.batch_size), torch.split(visible.to(scorer.device), scorer.batch_size)
     ):
         encoded = backbone.image_encoder(scorer.normalise(pixels.to(scorer.device)), seen)
-        parts.append(backbone.fusion.embed_image(encoded, seen).to("cpu", scorer.stored_dtype))
+        parts.append(backbone.fusion.embed_image(encoded, seen).cpu())
     return EncodedImages(torch.cat(parts), torch.empty(len(batch), 0))
 
 
@@ -161,13 +162,14 @@ def rebuilt_pictures(
     assert mim is not None
     texts = scorer.encode_texts(*scorer.tokenize(captions))
     partly = _partly_seen(scorer, batch, visible)
+    assert isinstance(backbone.fusion, Fusion)  # MIM needs it
     slots = backbone.fusion.image_slots(masked)
     said = []
     for start in range(0, len(batch), scorer.batch_size):
         rows = slice(start, start + scorer.batch_size)
         image, text = partly.tokens[rows].to(scorer.device), texts.tokens[rows].to(scorer.device)
         is_valid = (torch.arange(text.shape[1]) < texts.lengths[rows, None]).to(scorer.device)
-        said.append(mim(backbone.fusion(image, text, is_valid, read=slots[rows].to(scorer.device))).float().cpu())
+        said.append(mim(backbone.fusion.fuse(image, text, is_valid, read=slots[rows].to(scorer.device))).float().cpu())
     size = backbone.image_encoder.patch_size_px
     patches = _patches(batch.float(), size)  # [I, P, 3 * h * w]
     known = []

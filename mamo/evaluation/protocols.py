@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mamo.config import Config, merge
+from mamo.config import Config
+from mamo.values import merge
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
 _ALIKE = ({"pretrain", "grounding"},)

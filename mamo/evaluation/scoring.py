@@ -1,8 +1,8 @@
 """What a network says of images and texts: features, matching scores of pairs, masked words.
 
-Each image and each text is encoded once; their tokens wait in main memory for the pairs that need them. The caller
-chooses the precision through the weights; similarities and matching logits are fp32, since
-coarse scores would tie.
+Each image and each text is encoded once; their tokens wait in main memory for the pairs that need them. Pairs are
+taken image by image, so that what fusion makes of an image alone is made once for all its texts. The caller chooses the
+precision through the weights; similarities and matching logits are fp32, since coarse scores would tie.
 
 Legend: I images, T texts, L text tokens, P patches in a grid [h, w], D width, N pairs, W masked tokens of a text.
 """
@@ -35,7 +35,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
-    """`tokens` float [I, n_prefix + P, D] in main memory, ready for fusion; `feature` fp32 [I, D_itc] on the device."""
+    """`tokens` float [I, n_prefix + P, D_image] in main memory, encoded; `feature` fp32 [I, D_itc] on the device."""
 
     tokens: Tensor
     feature: Tensor
@@ -43,7 +43,10 @@ class EncodedImages:
 
 @dataclass(frozen=True, slots=True)
 class EncodedTexts:
-    """`tokens` float [T, L, D] and `lengths` int64 [T] in main memory; `feature` fp32 [T, D_itc] on the device."""
+    """`tokens` float [T, L, D], `lengths` int64 [T] in main memory; `feature` fp32 [T, D_itc] on the device.
+
+    The tokens are those of the fusion's `embed_text`.
+    """
 
     tokens: Tensor
     lengths: Tensor
@@ -68,7 +71,6 @@ class Scorer:
         self.device = device
         self.text_max_tokens = text_max_tokens
         self.batch_size = batch_size
-        self.stored_dtype = network.backbone.fusion.image_position.dtype
 
     def encode_images(self, batches: Iterable[Tensor]) -> EncodedImages:
         """Encode batches of images uint8 [B, 3, H, W]. Raises ValueError where there is none."""
@@ -77,7 +79,7 @@ class Scorer:
         for batch in batches:
             encoded = backbone.image_encoder(self.normalise(batch.to(self.device)))
             features.append(backbone.image_feature(encoded))
-            tokens.append(backbone.fusion.embed_image(encoded).to("cpu", self.stored_dtype))
+            tokens.append(encoded.cpu())
         if not tokens:
             raise ValueError("evaluation: no image could be loaded; check the evaluation files with `data.py check`")
         return EncodedImages(torch.cat(tokens), torch.cat(features))
@@ -90,13 +92,17 @@ class Scorer:
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> EncodedTexts:
         """Encode token ids int64 [T, L], of which the first `lengths` int64 [T] are real; similar lengths together."""
         backbone = self.network.backbone
-        tokens = torch.zeros(*input_ids.shape, backbone.text_encoder.width, dtype=self.stored_dtype)
-        features, order = [], []
+        tokens = torch.empty(0)
+        features: list[Tensor] = []
+        order: list[Tensor] = []
         for rows, longest in self._by_length(lengths):
             is_valid = _is_valid(lengths[rows], longest).to(self.device)
             encoded = backbone.text_encoder(input_ids[rows, :longest].to(self.device), is_valid)
             features.append(backbone.text_feature(encoded))
-            tokens[rows, :longest] = encoded.to("cpu", self.stored_dtype)
+            embedded = backbone.fusion.embed_text(encoded, is_valid)
+            if not order:
+                tokens = torch.zeros(*input_ids.shape, embedded.shape[2], dtype=embedded.dtype)
+            tokens[rows, :longest] = embedded.cpu()
             order.append(rows)
         back = torch.cat(order).argsort().to(self.device)
         return EncodedTexts(tokens, lengths, torch.cat(features)[back])
@@ -121,11 +127,8 @@ class Scorer:
         fusion, itm = self.network.backbone.fusion, self.network.itm
         assert itm is not None
         heat = torch.empty(len(image_rows), *fusion.grid)
-        for pairs, longest in self._by_length(texts.lengths[text_rows]):
-            rows = text_rows[pairs]
-            image = images.tokens[image_rows[pairs]].to(self.device)
-            is_valid = _is_valid(texts.lengths[rows], longest).to(self.device)
-            heat[pairs] = grad_cam(fusion, itm, image, texts.tokens[rows, :longest].to(self.device), is_valid).cpu()
+        for pairs, image, text, is_valid in self._embedded(images, texts, image_rows, text_rows):
+            heat[pairs] = grad_cam(fusion, itm, image, text, is_valid).cpu()
         return heat
 
     def ground_pixels(
@@ -136,7 +139,7 @@ class Scorer:
         image_rows: Tensor,
         text_rows: Tensor,
     ) -> Tensor:
-        """Heat of pairs of images uint8 [I, 3, H, W] and texts, by `image_grad_cam` or `occlusion`, float32 [N, h, w]."""
+        """Heat of pairs, images uint8 [I, 3, H, W] and texts, by `image_grad_cam` or `occlusion`, float32 [N, h, w]."""
         backbone, itm = self.network.backbone, self.network.itm
         assert itm is not None
         heat = torch.empty(len(image_rows), *backbone.fusion.grid)
@@ -164,15 +167,44 @@ class Scorer:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (pair numbers int64 [B], fused tokens at the text positions `slots` [B, W, D])."""
         fusion = self.network.backbone.fusion
-        for pairs, longest in self._by_length(texts.lengths[text_rows]):
-            rows = text_rows[pairs]
-            fused = fusion(
-                images.tokens[image_rows[pairs]].to(self.device),
-                texts.tokens[rows, :longest].to(self.device),
-                _is_valid(texts.lengths[rows], longest).to(self.device),
-                read=fusion.text_position(slots[pairs].to(self.device)),
-            )
-            yield pairs, fused
+        for pairs, image, text, is_valid in self._embedded(images, texts, image_rows, text_rows):
+            read = fusion.text_position(slots[pairs].to(self.device))
+            yield pairs, fusion.fuse(image, text, is_valid, read=read)
+
+    def _embedded(
+        self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Batches of (pair numbers int64 [B], and of these pairs: embedded images, embedded texts, their validity).
+
+        Within a group of images, pairs with texts of similar length come together.
+        """
+        fusion = self.network.backbone.fusion
+        for group, used, place in self._by_image(image_rows, texts.lengths[text_rows]):
+            embedded = fusion.embed_image(images.tokens[used].to(self.device))
+            for part, longest in self._by_length(texts.lengths[text_rows[group]]):
+                rows = text_rows[group[part]]
+                text, is_valid = texts.tokens[rows, :longest], _is_valid(texts.lengths[rows], longest)
+                yield group[part], embedded[place[part].to(self.device)], text.to(self.device), is_valid.to(self.device)
+
+    def _by_image(self, image_rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Groups of pairs that hold all pairs of their images; images with texts of similar length come together.
+
+        About eight batches a group, so that sorting by length within it pays, and no more images than a batch has
+        pairs, so that the group's images fit where a batch of pairs does.
+
+        Returns:
+            For each group: pair numbers int64 [N], its images int64 [M], and the place of each pair's image among them.
+        """
+        count = torch.bincount(image_rows)
+        total_length = torch.zeros(len(count)).index_add(0, image_rows, lengths.float())
+        n_used = int((count > 0).sum())
+        turn = (total_length / count).nan_to_num(torch.inf).argsort(stable=True)  # images without a pair come last
+        rank = turn.argsort()[image_rows]  # [N]
+        images_at_once = min(self.batch_size, max(1, 8 * self.batch_size * n_used // max(1, len(image_rows))))
+        sizes = torch.bincount(rank // images_at_once).tolist()
+        for number, pairs in enumerate(torch.split(rank.argsort(stable=True), sizes) if sizes else ()):
+            first = number * images_at_once
+            yield pairs, turn[first : min(first + images_at_once, n_used)], rank[pairs] - first
 
     def _by_length(self, lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Batches of indices of similar length, and the longest of each."""

@@ -19,6 +19,12 @@ def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def chunk_views(stacked: nn.Linear, prefix: str, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The memory of a linear layer that stands for several, as ``PREFIX.NAME.weight`` and ``.bias`` of each."""
+    parts = zip(names, stacked.weight.detach().chunk(len(names)), stacked.bias.detach().chunk(len(names)))
+    return {f"{prefix}.{name}.{key}": part for name, *both in parts for key, part in zip(("weight", "bias"), both)}
+
+
 class FusionLayer(nn.Module):
     """A post-norm transformer layer, equal to Hugging Face's ``BertLayer`` (Devlin et al. 2019) with fused qkv.
 
@@ -54,14 +60,25 @@ class FusionLayer(nn.Module):
         kept = tokens if read is None else take_tokens(tokens, read)
         query, key, value = self.project(tokens, kept)
         mask = None if is_valid is None else is_valid[:, None, None, :]  # [B, 1, 1, S]
-        dropout_p = self.dropout_p if self.training else 0.0
-        return self.finish(kept, attention(query, key, value, mask, dropout_p))
+        return self.finish(kept, attention(query, key, value, mask, self.attention_dropout_p))
+
+    @property
+    def attention_dropout_p(self) -> float:
+        """Dropout of attention weights: none outside training."""
+        return self.dropout_p if self.training else 0.0
 
     def finish(self, kept: Tensor, mixed: Tensor) -> Tensor:
         """What follows attention: tokens ``kept`` [B, R, D] and mixed values [B, A, R, D/A] -> float [B, R, D]."""
-        mixed = self.out(mixed.transpose(1, 2).reshape(kept.shape))
-        kept = self.norm1(kept + self.dropout(mixed))
-        updated: Tensor = self.norm2(kept + self.dropout(self.fc2(functional.gelu(self.fc1(kept)))))
+        return self.transform(self.add(kept, mixed, self.out, self.norm1))
+
+    def add(self, kept: Tensor, mixed: Tensor, out: nn.Module, norm: nn.Module) -> Tensor:
+        """Attention's residual branch: ``norm(kept + out(mixed))``, of shapes as in :meth:`finish`."""
+        added: Tensor = norm(kept + self.dropout(out(mixed.transpose(1, 2).reshape(kept.shape))))
+        return added
+
+    def transform(self, tokens: Tensor) -> Tensor:
+        """The MLP's residual branch: float [B, R, D] -> [B, R, D]."""
+        updated: Tensor = self.norm2(tokens + self.dropout(self.fc2(functional.gelu(self.fc1(tokens)))))
         return updated
 
     def project(self, tokens: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,10 +95,7 @@ class FusionLayer(nn.Module):
 
     def bert_views(self) -> dict[str, Tensor]:
         """The layer's own memory under the names of a Hugging Face ``BertLayer``'s state dict."""
-        query_key_value = zip(self.qkv.weight.detach().chunk(3), self.qkv.bias.detach().chunk(3))
-        views: dict[str, Tensor] = {}
-        for name, (weight, bias) in zip(("query", "key", "value"), query_key_value):
-            views |= {f"attention.self.{name}.weight": weight, f"attention.self.{name}.bias": bias}
+        views = chunk_views(self.qkv, "attention.self", ("query", "key", "value"))
         modules = {
             "attention.output.dense": self.out,
             "attention.output.LayerNorm": self.norm1,
@@ -180,6 +194,14 @@ class Fusion(nn.Module):
         embedded: Tensor = self.dropout(self.image_norm(tokens + (self.image_position + self.image_modality)))
         return embedded
 
+    def embed_text(self, text_tokens: Tensor, is_valid: Tensor) -> Tensor:
+        """Bring encoded text tokens float [B, L, D_text], of which ``is_valid`` bool [B, L], to the fusion: [B, L, D].
+
+        What an image does not change: done once for a text that meets several images.
+        """
+        embedded: Tensor = self.text_projection(text_tokens) + self.text_modality
+        return embedded
+
     def forward(self, image: Tensor, text: Tensor, text_is_valid: Tensor, read: Tensor | None = None) -> Tensor:
         """Fuse embedded image tokens with encoded text tokens.
 
@@ -193,6 +215,10 @@ class Fusion(nn.Module):
         Returns:
             float [B, S, D], image tokens first, or [B, R, D].
         """
+        return self.fuse(image, self.embed_text(text, text_is_valid), text_is_valid, read)
+
+    def fuse(self, image: Tensor, text: Tensor, text_is_valid: Tensor, read: Tensor | None = None) -> Tensor:
+        """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`."""
         tokens, is_valid = self.join(image, text, text_is_valid)
         for layer in self.layers[:-1]:
             tokens = layer(tokens, is_valid)
@@ -200,9 +226,8 @@ class Fusion(nn.Module):
         return fused
 
     def join(self, image: Tensor, text: Tensor, text_is_valid: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens [B, S, D] that enter the first layer, and which are valid, bool [B, S]."""
-        tokens = torch.cat([image, self.text_projection(text) + self.text_modality], dim=1)
-        return tokens, self.is_valid(text_is_valid)
+        """The tokens [B, S, D] that enter the first layer, and which are valid, bool [B, S]; both sides embedded."""
+        return torch.cat([image, text], dim=1), self.is_valid(text_is_valid)
 
     def is_valid(self, text_is_valid: Tensor) -> Tensor:
         """Which fused tokens are valid, bool [B, S]: all of the image's, and of the text's those in bool [B, L]."""

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel
 
 from mamo.hub import hub_folder
 from mamo.models.attention import BERT_ATTENTION
+from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import MLMHead
 from mamo.models.initialise import init_by_fan_in
@@ -76,13 +77,14 @@ def bert_config_from(source: str) -> BertConfig:
 
 
 def load_bert_weights(
-    text_encoder: TextEncoder, fusion: Fusion, source: str, mlm_head: MLMHead | None = None
+    text_encoder: TextEncoder, fusion: Fusion | CrossFusion, source: str, mlm_head: MLMHead | None = None
 ) -> WeightReport:
     """Initialise the text encoder from BERT's embeddings and lower layers, the fusion layers from its upper layers.
 
     Args:
         text_encoder: filled in place.
-        fusion: its layers are filled in place; what BERT does not have stays and is reported as new.
+        fusion: its layers are filled in place; what BERT does not have, cross-attention among it, stays and is
+            reported as new.
         source: a folder or file of weights (.safetensors preferred; .bin and .pt are read with ``weights_only``), or
             a hub name (needs network). Keys may carry the prefix ``bert.`` and the old ``LayerNorm.gamma/beta``.
         mlm_head: filled from ``cls.predictions`` when given.
@@ -96,9 +98,15 @@ def load_bert_weights(
     state = {_modern_name(key): value for key, value in read_weights(path).items()}
     wanted = dict(text_encoder.bert.state_dict())
     n_text = len(text_encoder.bert.encoder.layer)
+    new = [name for name, _ in fusion.named_parameters() if not name.startswith("layers.")]
     for index, layer in enumerate(fusion.layers):
         assert isinstance(layer, FusionLayer)
-        wanted |= {f"encoder.layer.{n_text + index}.{name}": view for name, view in layer.bert_views().items()}
+        for name, view in layer.bert_views().items():
+            key = f"encoder.layer.{n_text + index}.{name}"
+            if name.startswith("crossattention.") and key not in state:  # a plain BERT
+                new.append(f"layers.{index}.{name}")
+            else:
+                wanted[key] = view
     if mlm_head is not None:
         wanted |= {f"cls.predictions.{name}": view for name, view in mlm_head.bert_views().items()}
     unused = tuple(key for key in state if key.startswith(_HEAD_PREFIXES) and key not in wanted)
@@ -106,8 +114,7 @@ def load_bert_weights(
     check_keys(state, wanted, source)
     for name, view in wanted.items():
         view.copy_(state[name])
-    new = tuple(name for name, _ in fusion.named_parameters() if not name.startswith("layers."))
-    return WeightReport(loaded=tuple(wanted), new=new, unused=unused)
+    return WeightReport(loaded=tuple(wanted), new=tuple(new), unused=unused)
 
 
 def _modern_name(key: str) -> str:
@@ -115,7 +122,7 @@ def _modern_name(key: str) -> str:
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _check_heads(path: Path, text_encoder: TextEncoder, fusion: Fusion) -> None:
+def _check_heads(path: Path, text_encoder: TextEncoder, fusion: Fusion | CrossFusion) -> None:
     """The number of attention heads leaves no trace in the weights' shapes: compare it with config.json where it is."""
     config_file = (path if path.is_dir() else path.parent) / "config.json"
     if not config_file.is_file():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mamo.models.answers import AnswerClassifier, AnswerDecoder
+from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.heads import ITMHead, MIMHead, MLMHead, Predictor
 from mamo.models.image_encoder import ImageEncoder
@@ -19,7 +20,13 @@ from mamo.models.text_encoder import TextEncoder
 class Backbone(nn.Module):
     """Encoders, fusion and contrastive projections: everything that the momentum teacher copies."""
 
-    def __init__(self, image_encoder: ImageEncoder, text_encoder: TextEncoder, fusion: Fusion, itc_width: int) -> None:
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        fusion: Fusion | CrossFusion,
+        itc_width: int,
+    ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
@@ -78,6 +85,9 @@ class Mamo(nn.Module):
             answer, pair: the head of VQA or of reasoning over images, made for this backbone.
             predictor_width: hidden width of the MRM predictors; None is the fusion width.
             temperature: where the learned ITC temperature starts.
+
+        Raises:
+            ValueError: a loss on fused image tokens with a fusion that gives none.
         """
         super().__init__()
         fusion = backbone.fusion
@@ -94,7 +104,10 @@ class Mamo(nn.Module):
         if not itc:
             backbone.image_projection.requires_grad_(False)
             backbone.text_projection.requires_grad_(False)
-        if not (mim_width or mrm_image or (joint and (mlm or mrm_text))):
+        if isinstance(fusion, CrossFusion):
+            if mim_width or mrm_image:
+                raise ValueError("mim and mrm_image read fused image tokens, and cross-attention fusion gives none")
+        elif not (mim_width or mrm_image or (joint and (mlm or mrm_text))):
             fusion.mask_token.requires_grad_(False)
         if not (itm or mlm or mim_width or mrm_image or mrm_text or answer or pair):
             fusion.requires_grad_(False)

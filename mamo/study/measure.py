@@ -5,9 +5,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from mamo.config import build_config, merge
+from mamo.config import build_config
 from mamo.study.plan import Study
 from mamo.tasks.launch import Run
+from mamo.values import merge
 
 ROUNDS = 5
 

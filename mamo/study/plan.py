@@ -27,7 +27,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from mamo.config import Config, Section, apply_override, build_config, explain, read_values
+from mamo.config import Config, Section, build_config, explain
+from mamo.values import apply_override, read_values
 
 SeedSet = Literal["explore", "confirm", "all"]
 Name = Annotated[str, Field(pattern=r"^[\w.+=, -]+$")]

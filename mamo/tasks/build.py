@@ -17,6 +17,7 @@ from mamo.data.loader import ScenePairs, Source
 from mamo.data.pairs import PairDataset
 from mamo.data.records import read_pairs
 from mamo.data.transforms import augmenting
+from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
@@ -43,17 +44,7 @@ def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> B
     )
     bert = _bert_config(config, vocabulary_size, pad_token_id)
     text_encoder = TextEncoder(bert, model.text.layers)
-    fusion = Fusion(
-        width=bert.hidden_size,
-        layers=model.fusion_layers,
-        heads=bert.num_attention_heads,
-        mlp_width=bert.intermediate_size,
-        image_width=image_encoder.width,
-        grid=image_encoder.grid,
-        n_prefix=image_encoder.n_prefix,
-        text_width=text_encoder.width,
-        dropout=model.dropout,
-    )
+    fusion = _fusion(config, image_encoder, bert)
     return Backbone(image_encoder, text_encoder, fusion, model.itc_width)
 
 
@@ -88,6 +79,23 @@ def load_published(config: Config, network: Mamo) -> None:
     if model.text.weights == "bert" and model.text.bert is not None:
         report = load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
         logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
+
+
+def _fusion(config: Config, image_encoder: ImageEncoder, bert: BertConfig) -> Fusion | CrossFusion:
+    """The fusion of a config, as wide as the text encoder: its layers can be BERT's upper ones."""
+    sizes: dict[str, Any] = {
+        "width": bert.hidden_size,
+        "layers": config.model.fusion_layers,
+        "heads": bert.num_attention_heads,
+        "mlp_width": bert.intermediate_size,
+        "image_width": image_encoder.width,
+        "grid": image_encoder.grid,
+        "n_prefix": image_encoder.n_prefix,
+        "dropout": config.model.dropout,
+    }
+    if config.model.fusion_type == "cross":
+        return CrossFusion(**sizes)
+    return Fusion(**sizes, text_width=bert.hidden_size)
 
 
 def without_published(config: Config, folder: Path) -> Config:

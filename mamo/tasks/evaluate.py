@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mamo.config import apply_override, build_config, read_values
+from mamo.config import build_config
 from mamo.evaluation.protocols import named, of_lineage, under
 from mamo.tasks.launch import result_entry
 from mamo.tasks.trained import load_parts
@@ -15,6 +15,7 @@ from mamo.training.precision import choose_device, computing_in
 from mamo.training.report import write_report
 from mamo.training.resume import ancestry_of
 from mamo.training.run_folder import CONFIG, replace_text
+from mamo.values import apply_override, read_values
 
 
 def evaluate(

@@ -22,7 +22,8 @@ from mamo.evaluation.scoring import Scorer, evaluating
 from mamo.losses.itm import itm_loss
 from mamo.tasks.build import build_collator, build_network
 from mamo.tasks.parts import Parts, Trained, pictures_of
-from mamo.tasks.pretrain import PretrainTask, Targets
+from mamo.tasks.pretrain import PretrainTask
+from mamo.tasks.targets import Targets
 
 
 class ExpressionPairs:
@@ -108,7 +109,7 @@ class FoilTask(PretrainTask):
         both = torch.cat([functional.pad(value, (0, 0, 0, longest - value.shape[1])) for value in (text, foil)])
         valid = (batch.is_valid, batch.foil_is_valid)
         is_valid = torch.cat([functional.pad(value, (0, longest - value.shape[1])) for value in valid])
-        read = torch.full((2 * n, 1), fusion.n_image_slots, device=text.device)  # [CLS]
+        read = fusion.text_position(torch.zeros(2 * n, 1, dtype=torch.int64, device=text.device))  # [CLS]
         logits = self.network.itm(fusion(torch.cat([embedded, embedded]), both, is_valid, read=read)[:, 0])
         is_match = torch.arange(2 * n, device=text.device) < n
         n_global = 2 * targets.n_samples

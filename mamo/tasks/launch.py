@@ -22,6 +22,8 @@ from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.pictures import SHOWN
 from mamo.evaluation.protocols import protocol_of, scorer_of, split_of
+from mamo.models.albef import load_albef
+from mamo.models.vlm import Backbone
 from mamo.tasks.build import HEADS, position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
 from mamo.tasks.parts import PixelNorm, Trained
@@ -54,7 +56,8 @@ class Run:
         self.tokenizer = load_tokenizer(str(self.output_dir / "tokenizer") if is_resume else config.data.tokenizer)
         stored = self.output_dir if is_resume else None
         if config.checkpoint is not None and not config.from_scratch and not is_resume:
-            stored = checkpoint.resolve(Path(config.checkpoint))
+            source = Path(config.checkpoint)
+            stored = source if source.is_file() else checkpoint.resolve(source)  # a file is ALBEF's
         built = config if stored is None else without_published(config, stored)
         self.parts = parts_of(built, self.tokenizer, self.output_dir if is_resume else None)
         self.source = self.parts.source()
@@ -82,14 +85,23 @@ class Run:
         self.parts.image_encoder.use_fused_attention(self.device.type != "cpu" or precision != "bf16")
 
     def start_from(self, path: Path) -> None:
-        """Take student and teacher weights from another run's checkpoint (none with `from_scratch`).
+        """Take student and teacher weights from another run's checkpoint (none with `from_scratch`), or ALBEF's file.
 
         Heads that this run's task does not use stay behind, those it adds start anew, and positions are resampled to
         this run's grid of patches; the log says which. A teacher that the checkpoint lacks starts as the student.
 
         Raises:
             CheckpointError: missing, damaged, of another architecture or with another vocabulary.
+            ValueError: an ALBEF file of another layout or other sizes.
         """
+        if path.is_file():
+            teacher = self.task.modules().get("teacher")
+            assert isinstance(teacher, Teacher)
+            assert isinstance(teacher.module, Backbone)
+            logger.info("%s: %s", path, load_albef(path, self.parts.network, teacher.module, teacher.mlm))
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            self.ancestry = [{"checkpoint": str(path), "step": 0, "data_fingerprint": f"unknown; file {digest}"}]
+            return
         folder = checkpoint.resolve(path)
         if load_tokenizer(str(folder / "tokenizer")).get_vocab() != self.tokenizer.get_vocab():
             raise checkpoint.CheckpointError(
@@ -110,8 +122,10 @@ class Run:
                 resamplers = position_resamplers(teacher, old_size)
                 report = checkpoint.load_transfer(folder, "teacher", teacher, HEADS, resamplers)
                 logger.info("teacher from %s: %s", folder, report)
+                if "mlm.dense.weight" in report.new and self.parts.network.mlm is not None:
+                    teacher.copy_head(self.parts.network.mlm)  # that run's MLM was not distilled
             else:
-                teacher.update(self.parts.network.backbone, momentum=0.0)
+                teacher.update(self.parts.network.backbone, 0.0, self.parts.network.mlm)
                 logger.info("teacher: a copy of the student, %s has none", folder)
         self.ancestry = ancestry_of(folder)
 

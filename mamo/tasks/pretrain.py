@@ -4,14 +4,12 @@ Legend: B batch, L text tokens, P patches, K masked slots, D width of fusion, N 
 
 Passes (`masking.mode: alternate`, the paper's figure):
     target        teacher, clean pair                      -> ITC candidates, MIM features, MRM tokens
+                  teacher, clean image + masked caption    -> MLM soft targets (`losses.mlm_soft_target_alpha`)
     masked image  online, visible patches + clean caption  -> MIM, MRM at masked patches
     masked text   online, clean image + masked caption     -> MLM, MRM at masked words
     matching      online, clean pairs + hard negatives     -> ITC (unimodal), ITM (fused)
 `joint` replaces the two masked passes by one with both masked. Clean image and clean caption are encoded once.
 """
-
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,54 +17,17 @@ from torch.nn import functional
 
 from mamo.config import LOSS_NAMES, Config
 from mamo.data.collate import PairBatch
-from mamo.losses.itc import itc_loss, itc_targets, positives
-from mamo.losses.itm import draw_negatives, itm_loss
-from mamo.losses.mim import mim_loss, patchify
+from mamo.losses.mim import mim_loss
 from mamo.losses.mlm import mlm_loss
 from mamo.losses.mrm import mrm_loss
-from mamo.models.fusion import take_tokens
+from mamo.models.fusion import Fusion
 from mamo.models.vlm import Backbone, Mamo
 from mamo.queue import FeatureQueue
+from mamo.tasks.contrast import contrast, match, pool_positives
 from mamo.tasks.parts import PixelNorm
+from mamo.tasks.targets import Targets, encode_texts, fuse_at, share_at, spread, teacher_pass
 from mamo.teacher import Teacher, momentum_at
 from mamo.training.distributed import gather, rank, total, world_size
-
-
-def spread(features: Tensor) -> Tensor:
-    """Mean standard deviation per dimension of unit vectors [N, D], times sqrt(D): 1 = spread evenly, 0 = collapsed."""
-    mean: Tensor = features.std(dim=0, correction=0).mean()
-    return mean * math.sqrt(features.shape[1])
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What the teacher and the global batch give to one step; nothing here carries a gradient."""
-
-    image_feature: Tensor | None
-    """float32 [B, D_itc], the teacher's features of this process's samples."""
-    text_feature: Tensor | None
-    candidate_image: Tensor | None
-    """float32 [N, D_itc], the global batch in rank order, then the queue."""
-    candidate_text: Tensor | None
-    candidate_image_id: Tensor
-    """int64 [N]."""
-    candidate_caption_id: Tensor
-    candidate_is_filled: Tensor
-    """bool [N], False at queue slots without a sample."""
-    patches: Tensor | None
-    """float [B, K_image, D_target], the MIM target at masked patches."""
-    fused_image: Tensor | None
-    """float [B, K_image, D], the MRM target at masked patches."""
-    fused_text: Tensor | None
-    """float [B, K_text, D], the MRM target at masked words."""
-    first: int
-    """Index of this process's first sample among the candidates."""
-    alpha: float
-    """Share of the teacher's opinion in the ITC target at this step."""
-    n_samples: int
-    """Samples of the global batch."""
-    n_masked_words: Tensor
-    n_itm: Tensor
 
 
 class PretrainTask:
@@ -77,7 +38,7 @@ class PretrainTask:
         self.network = network
         self.normalise = normalise
         self.weights = {name: w for name, w in dict(config.losses.weights).items() if w > 0}
-        self.teacher = Teacher(network.backbone)
+        self.teacher = Teacher(network.backbone, network.mlm if config.losses.mlm_soft_target_alpha > 0 else None)
         self.queue = FeatureQueue(config.losses.queue_size, config.model.itc_width)
         assert set(self.weights) <= set(LOSS_NAMES)
         if config.losses.itc_candidates == "batch" and world_size() > 1:
@@ -104,9 +65,10 @@ class PretrainTask:
             The targets and the collapse metrics: the spread of the teacher's features over the global batch, per
             dimension, relative to features that fill the sphere (1 = spread evenly, 0 = collapsed).
         """
-        parts = [
-            self._teacher_pass(batch.part(i, i + micro_batch_size)) for i in range(0, len(batch), micro_batch_size)
-        ]
+        teacher, losses = self.teacher.module, self.config.losses
+        assert isinstance(teacher, Backbone)
+        micro_batches = [batch.part(i, i + micro_batch_size) for i in range(0, len(batch), micro_batch_size)]
+        parts = [teacher_pass(self.config, teacher, part, self.normalise(part.image)) for part in micro_batches]
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         image_id, caption_id = gather(batch.image_id), gather(batch.caption_id)
         is_filled = torch.ones_like(image_id, dtype=torch.bool)
@@ -121,13 +83,11 @@ class PretrainTask:
             image_id = torch.cat([image_id, self.queue.image_id])
             caption_id = torch.cat([caption_id, self.queue.caption_id])
             is_filled = torch.cat([is_filled, self.queue.is_filled()])
-        if "fused_text" in joined:
-            fused = gather(functional.normalize(joined["fused_text"][:, 0].float(), dim=-1))
-            metrics["teacher_spread/fused_text"] = spread(fused)
-        if "fused_image" in joined:
-            fused = gather(functional.normalize(joined["fused_image"][:, 0].float(), dim=-1))
-            metrics["teacher_spread/fused_image"] = spread(fused)
-        has_negative = ~self._pool_positives(batch).all(dim=2)
+        for name in ("fused_text", "fused_image"):
+            if name in joined:
+                fused = gather(functional.normalize(joined[name][:, 0].float(), dim=-1))
+                metrics[f"teacher_spread/{name}"] = spread(fused)
+        has_negative = ~pool_positives(batch, losses.itm_pool_size if self.needs("itm") else len(batch)).all(dim=2)
         targets = Targets(
             image_feature=joined.get("image_feature"),
             text_feature=joined.get("text_feature"),
@@ -139,52 +99,15 @@ class PretrainTask:
             patches=joined.get("patches"),
             fused_image=joined.get("fused_image"),
             fused_text=joined.get("fused_text"),
+            masked_words=joined.get("masked_words"),
             first=rank() * len(batch),
-            alpha=self._alpha_at(step),
+            itc_alpha=share_at(losses.itc_soft_target_alpha, losses.itc_soft_target_ramp_steps, step),
+            mlm_alpha=share_at(losses.mlm_soft_target_alpha, losses.mlm_soft_target_ramp_steps, step),
             n_samples=self.config.training.batch_size_global,
             n_masked_words=total(batch.text_slot_is_valid.sum()).clamp(min=1),
             n_itm=total(len(batch) + 2 * has_negative.sum()),
         )
         return targets, metrics
-
-    def _teacher_pass(self, batch: PairBatch) -> dict[str, Tensor]:
-        """The clean pair through the teacher; only what a switched-on loss reads."""
-        teacher = self.teacher.module
-        assert isinstance(teacher, Backbone)
-        image = self.normalise(batch.image)
-        given = {}
-        is_feature_target = self.config.losses.mim_target == "features"
-        if self.needs("mim") and not is_feature_target:
-            given["patches"] = take_tokens(patchify(image, teacher.image_encoder.patch_size_px), batch.masked_patches)
-        contrasts = self.needs("itc") and self.config.losses.itc_candidates == "teacher"
-        if not (contrasts or self.needs("mrm_image", "mrm_text") or (self.needs("mim") and is_feature_target)):
-            return given or {"nothing": torch.empty(len(batch), 0)}
-        image_tokens = teacher.image_encoder(image)
-        n_prefix = teacher.image_encoder.n_prefix
-        if self.needs("mim") and is_feature_target:
-            given["patches"] = take_tokens(image_tokens, batch.masked_patches + n_prefix)
-        if not (contrasts or self.needs("mrm_image", "mrm_text")):
-            return given
-        text_tokens = teacher.text_encoder(batch.input_ids, batch.is_valid)
-        if contrasts:
-            given["image_feature"] = teacher.image_feature(image_tokens)
-            given["text_feature"] = teacher.text_feature(text_tokens)
-        if self.needs("mrm_image", "mrm_text"):
-            embedded = teacher.fusion.embed_image(image_tokens)
-            n_image = batch.masked_patches.shape[1] if self.needs("mrm_image") else 0
-            read = torch.cat(
-                [
-                    *([batch.masked_patches + n_prefix] if self.needs("mrm_image") else []),
-                    *([batch.text_slots + teacher.fusion.n_image_slots] if self.needs("mrm_text") else []),
-                ],
-                dim=1,
-            )
-            fused = teacher.fusion(embedded, text_tokens, batch.is_valid, read=read)
-            if self.needs("mrm_image"):
-                given["fused_image"] = fused[:, :n_image]
-            if self.needs("mrm_text"):
-                given["fused_text"] = fused[:, n_image:]
-        return given
 
     # ---- the online passes ------------------------------------------------------------------------------------------
 
@@ -195,96 +118,34 @@ class PretrainTask:
             batch: samples `start` to `start + len(batch)` of the process's batch that `targets` was prepared from.
         """
         backbone, fusion = self.network.backbone, self.network.backbone.fusion
-        part = slice(start, start + len(batch))
-        masks_image, masks_text = self.needs("mim", "mrm_image"), self.needs("mlm", "mrm_text")
-        is_joint = self.config.masking.mode == "joint"
+        masks_text, is_joint = self.needs("mlm", "mrm_text"), self.config.masking.mode == "joint"
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         patches = backbone.image_encoder.embed(self.normalise(batch.image))
-        clean_text, masked_text = self._encode_text(batch, masks_text)
+        clean_text, masked_text = encode_texts(backbone, batch, clean=True, masked=masks_text)
+        assert clean_text is not None
 
-        clean_image = clean_slots = None
+        clean_slots = None
         if self.needs("itc", "itm") or (masks_text and not is_joint):
             clean_image = backbone.image_encoder.encode(patches)
-            clean_slots = fusion.embed_image(clean_image) if self.needs("itm") or not is_joint else None
-        if clean_image is not None and self.needs("itc", "itm"):
+            if self.needs("itm") or (masks_text and not is_joint):
+                clean_slots = fusion.embed_image(clean_image)
             features = backbone.image_feature(clean_image), backbone.text_feature(clean_text)
+            temperature = self._temperature()
             if self.needs("itc"):
-                losses["itc"], metrics["itc_accuracy"] = self._itc(*features, batch, targets, start)
+                losses["itc"], metrics["itc_accuracy"] = contrast(features, temperature, batch, targets, start)
             if clean_slots is not None and self.needs("itm"):
                 losses["itm"], metrics["itm_accuracy"] = self.itm(*features, clean_slots, clean_text, batch, targets)
 
-        slots_image, slots_text = fusion.image_slots(batch.masked_patches), fusion.text_position(batch.text_slots)
-        masked_slots = None
-        if masks_image or (masks_text and is_joint):
-            visible = backbone.image_encoder.encode(patches, batch.visible_patches)
-            masked_slots = fusion.embed_image(visible, batch.visible_patches)
-        fused_image = fused_text = None
-        if is_joint and masked_slots is not None:
-            both = fusion(masked_slots, masked_text, batch.is_valid, read=torch.cat([slots_image, slots_text], dim=1))
-            fused_image, fused_text = both.split([slots_image.shape[1], slots_text.shape[1]], dim=1)
-        elif masked_slots is not None:
-            fused_image = fusion(masked_slots, clean_text, batch.is_valid, read=slots_image)
-        if masks_text and clean_slots is not None and not is_joint:
-            fused_text = fusion(clean_slots, masked_text, batch.is_valid, read=slots_text)
-        if masks_image and fused_image is not None:
-            losses |= self._image_losses(fused_image, targets, part)
-        if masks_text and fused_text is not None:
-            text_losses, text_metrics = self._text_losses(fused_text, batch, targets, part)
+        fused = self._masked_passes(batch, patches, clean_slots, clean_text, masked_text)
+        part = slice(start, start + len(batch))
+        if "image" in fused:
+            losses |= self._image_losses(fused["image"], targets, part)
+        if "text" in fused:
+            text_losses, text_metrics = self._text_losses(fused["text"], batch, targets, part)
             losses |= text_losses
             metrics |= text_metrics
         return losses, metrics
-
-    def _encode_text(self, batch: PairBatch, masks_text: bool) -> tuple[Tensor, Tensor]:
-        """Clean and masked captions in one call of the text encoder."""
-        encoder = self.network.backbone.text_encoder
-        if not masks_text:
-            clean = encoder(batch.input_ids, batch.is_valid)
-            return clean, clean
-        ids = torch.cat([batch.input_ids, batch.masked_input_ids])
-        both = encoder(ids, torch.cat([batch.is_valid, batch.is_valid]))
-        return both[: len(batch)], both[len(batch) :]
-
-    def _itc(
-        self, image_feature: Tensor, text_feature: Tensor, batch: PairBatch, targets: Targets, start: int
-    ) -> tuple[Tensor, Tensor]:
-        temperature = self._temperature()
-        if targets.candidate_image is None:  # plainly in batch
-            candidate_image, candidate_text = image_feature, text_feature
-        else:
-            assert targets.candidate_text is not None
-            candidate_image, candidate_text = targets.candidate_image, targets.candidate_text
-        own = torch.arange(len(batch), device=image_feature.device) + targets.first + start
-        is_excluded = positives(
-            batch.image_id, batch.caption_id, targets.candidate_image_id, targets.candidate_caption_id
-        )
-        is_excluded = is_excluded | ~targets.candidate_is_filled
-        is_excluded = is_excluded.scatter(1, own[:, None], False)
-        logits = [image_feature @ candidate_text.t() / temperature, text_feature @ candidate_image.t() / temperature]
-        opinions = logits  # not read at alpha 0
-        if targets.alpha > 0 and targets.image_feature is not None and targets.text_feature is not None:
-            rows = slice(start, start + len(batch))
-            opinions = [
-                targets.image_feature[rows] @ candidate_text.t() / temperature.detach(),
-                targets.text_feature[rows] @ candidate_image.t() / temperature.detach(),
-            ]
-        image_loss, text_loss = (
-            itc_loss(
-                logit, itc_targets(opinion.detach(), own, is_excluded, targets.alpha), is_excluded, targets.n_samples
-            )
-            for logit, opinion in zip(logits, opinions)
-        )
-        hits = logits[0].detach().masked_fill(is_excluded, -torch.inf).argmax(dim=1) == own
-        return (image_loss + text_loss) / 2, hits.sum() / targets.n_samples
-
-    def _pool_positives(self, batch: PairBatch) -> Tensor:
-        """bool [pools, S, S], True where two samples of a pool match each other."""
-        size = self.config.losses.itm_pool_size
-        if not self.needs("itm"):
-            size = len(batch)
-        image_id, caption_id = batch.image_id.view(-1, size), batch.caption_id.view(-1, size)
-        same_image = image_id[:, :, None] == image_id[:, None, :]
-        return same_image | (caption_id[:, :, None] == caption_id[:, None, :])
 
     def itm(
         self,
@@ -295,29 +156,39 @@ class PretrainTask:
         batch: PairBatch,
         targets: Targets,
     ) -> tuple[Tensor, Tensor]:
-        """Each pair, each image with a hard negative text, each text with a hard negative image: 3 B fusions."""
-        n, size = len(batch), self.config.losses.itm_pool_size
-        is_positive = self._pool_positives(batch)
-        with torch.no_grad():
-            images, texts = (feature.view(n // size, size, -1) for feature in (image_feature, text_feature))
-            similarity = images @ texts.transpose(1, 2) / self._temperature()  # [pools, S, S]
-            noise = batch.itm_noise.view(-1, size, 2, size)
-            text_negative, has_text = draw_negatives(similarity, is_positive, noise[:, :, 0])
-            image_negative, has_image = draw_negatives(similarity.transpose(1, 2), is_positive, noise[:, :, 1])
-        first = torch.arange(0, n, size, device=embedded.device)[:, None]
-        text_rows, image_rows = (text_negative + first).flatten(), (image_negative + first).flatten()
-        own = torch.arange(n, device=embedded.device)
-        text_choice, image_choice = torch.cat([own, text_rows, own]), torch.cat([own, own, image_rows])
-        read = torch.full((3 * n, 1), self.network.backbone.fusion.n_image_slots, device=embedded.device)  # [CLS]
-        fused = self.network.backbone.fusion(
-            embedded[image_choice], text[text_choice], batch.is_valid[text_choice], read=read
-        )
-        assert self.network.itm is not None
-        logits = self.network.itm(fused[:, 0])
-        is_match = torch.arange(3 * n, device=embedded.device) < n
-        is_valid = torch.cat([torch.ones_like(own, dtype=torch.bool), has_text.flatten(), has_image.flatten()])
-        hits = ((logits.argmax(dim=1) == is_match.long()) & is_valid).sum() / targets.n_itm
-        return itm_loss(logits, is_match, is_valid, targets.n_itm), hits
+        """ITM loss and accuracy: hard negatives from the pool. `embedded` images, `text` float [B, L, D] encoded."""
+        words = self.network.backbone.fusion.embed_text(text, batch.is_valid)
+        features, size = (image_feature, text_feature), self.config.losses.itm_pool_size
+        return match(self.network, features, self._temperature(), embedded, words, batch, targets, size)
+
+    def _masked_passes(
+        self,
+        batch: PairBatch,
+        patches: Tensor,
+        clean_slots: Tensor | None,
+        clean_text: Tensor,
+        masked_text: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Fused tokens at masked patches (`image`) and masked words (`text`), as far as a loss reads them."""
+        backbone, fusion = self.network.backbone, self.network.backbone.fusion
+        is_joint = self.config.masking.mode == "joint"
+        at_image, at_text = {}, {}
+        if self.needs("mim", "mrm_image"):
+            assert isinstance(fusion, Fusion)  # the config refuses the other
+            at_image["image"] = fusion.image_slots(batch.masked_patches)
+        if masked_text is not None:
+            at_text["text"] = fusion.text_position(batch.text_slots)
+        fused: dict[str, Tensor] = {}
+        if at_image or (at_text and is_joint):
+            visible = backbone.image_encoder.encode(patches, batch.visible_patches)
+            masked_slots = fusion.embed_image(visible, batch.visible_patches)
+            text, wanted = clean_text, at_image
+            if is_joint and masked_text is not None:
+                text, wanted = masked_text, at_image | at_text
+            fused |= fuse_at(fusion, masked_slots, text, batch.is_valid, wanted)
+        if masked_text is not None and clean_slots is not None and not is_joint:
+            fused |= fuse_at(fusion, clean_slots, masked_text, batch.is_valid, at_text)
+        return fused
 
     def _image_losses(self, fused: Tensor, targets: Targets, part: slice) -> dict[str, Tensor]:
         losses = {}
@@ -339,7 +210,11 @@ class PretrainTask:
         if self.network.mlm is not None:
             labels = batch.input_ids.gather(1, batch.text_slots)[is_valid]
             logits = self.network.mlm(words)
-            losses["mlm"] = mlm_loss(logits, labels, targets.n_masked_words)
+            guess, alpha = None, targets.mlm_alpha
+            if alpha > 0 and targets.masked_words is not None and self.teacher.mlm is not None:
+                with torch.no_grad():
+                    guess = self.teacher.mlm(targets.masked_words[part][is_valid]).float().softmax(dim=1)
+            losses["mlm"] = mlm_loss(logits, labels, targets.n_masked_words, guess, alpha)
             metrics["mlm_accuracy"] = (logits.argmax(dim=1) == labels).sum() / targets.n_masked_words
         if self.network.mrm_text is not None:
             assert targets.fused_text is not None
@@ -353,18 +228,12 @@ class PretrainTask:
             return torch.tensor(self.config.losses.temperature)
         return self.network.temperature
 
-    def _alpha_at(self, step: int) -> float:
-        """ITC's soft-target share, ramped linearly from 0 over `itc_soft_target_ramp_steps`."""
-        ramp = self.config.losses.itc_soft_target_ramp_steps
-        return self.config.losses.itc_soft_target_alpha * (min(1.0, step / ramp) if ramp else 1.0)
-
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def after_step(self, batch: PairBatch, targets: Targets, step: int) -> None:
         """Teacher, queue and temperature move here and nowhere else, once per optimizer step."""
-        self.teacher.update(
-            self.network.backbone, momentum_at(self.config.teacher, step, self.config.training.total_steps)
-        )
+        momentum = momentum_at(self.config.teacher, step, self.config.training.total_steps)
+        self.teacher.update(self.network.backbone, momentum, self.network.mlm)
         if targets.candidate_image is not None and targets.candidate_text is not None:
             n = targets.n_samples
             self.queue.push(

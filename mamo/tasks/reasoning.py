@@ -16,6 +16,7 @@ from mamo.data.task_records import ReasoningRecord, read_task_records
 from mamo.data.task_sources import TaskSource, records_of
 from mamo.evaluation.judging import judge_all, judgement_metrics, write_logits
 from mamo.evaluation.scoring import evaluating
+from mamo.models.fusion import Fusion
 from mamo.models.reasoning import PairHead
 from mamo.models.vlm import Mamo
 from mamo.tasks.build import build_backbone, load_published
@@ -59,7 +60,9 @@ class ReasoningTask:
 def reasoning_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
     """Sentences about images in; accuracy, consistency and the majority class out."""
     backbone = build_backbone(config, len(tokenizer), tokenizer.pad_token_id)
-    network = Mamo(backbone, pair=PairHead(backbone.fusion, config.reasoning.cross_layers))
+    fusion = backbone.fusion
+    assert isinstance(fusion, Fusion)  # the config refuses the other
+    network = Mamo(backbone, pair=PairHead(fusion, config.reasoning.cross_layers))
     load_published(config, network)
 
     def source() -> TaskSource[ReasoningRecord]:
@@ -69,7 +72,7 @@ def reasoning_parts(config: Config, tokenizer: Any, stored: Path | None) -> Part
 
     def begin(folder: Path, new: tuple[str, ...]) -> None:
         if network.pair is not None and "pair.side" in new:
-            network.pair.begin_from(backbone.fusion)
+            network.pair.begin_from(fusion)
 
     return Parts(
         network=network,

@@ -20,6 +20,7 @@ from mamo.evaluation.answering import Answerer, accuracies, answer_all, refuse_o
 from mamo.evaluation.scoring import evaluating
 from mamo.losses.answers import classifier_loss, decoder_loss, list_scores
 from mamo.models.answers import AnswerClassifier, AnswerDecoder, answer_likelihood
+from mamo.models.fusion import Fusion
 from mamo.models.vlm import Mamo
 from mamo.tasks.build import build_backbone, load_published
 from mamo.tasks.parts import Parts, PixelNorm, Trained
@@ -52,13 +53,14 @@ class VqaTask:
         image = fusion.embed_image(backbone.image_encoder(self.normalise(batch.image)))
         text = backbone.text_encoder(batch.input_ids, batch.is_valid)
         if isinstance(head, AnswerClassifier):
-            read = torch.full((len(batch), 1), fusion.n_image_slots, device=text.device)  # [CLS]
+            read = fusion.text_position(torch.zeros(len(batch), 1, dtype=torch.int64, device=text.device))  # [CLS]
             logits = head(fusion(image, text, batch.is_valid, read)[:, 0])
             score = list_scores(batch.answer_row, batch.answer_score, logits.shape[1])
             right = score.gather(1, logits.argmax(dim=1, keepdim=True)).sum()
             loss = classifier_loss(logits, score, self.n_global)
             return {"answer": loss}, {"answer_accuracy": right / self.n_global}
         assert head is not None
+        assert isinstance(fusion, Fusion)  # the config refuses the other
         memory = fusion(image, text, batch.is_valid)
         embedded = backbone.text_encoder.embed(batch.answer_ids[..., :-1])
         logits = head(embedded, memory, fusion.is_valid(batch.is_valid))
@@ -91,6 +93,7 @@ def vqa_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
     if config.vqa.head == "classifier":
         network = Mamo(backbone, answer=AnswerClassifier(backbone.fusion.width, len(answers)))
     else:
+        assert isinstance(backbone.fusion, Fusion)  # the config refuses the other
         network = Mamo(backbone, answer=AnswerDecoder(backbone.fusion, backbone.text_encoder))
     load_published(config, network)
 
@@ -132,6 +135,7 @@ def _begin(network: Mamo, folder: Path, new: tuple[str, ...]) -> None:
     head = network.answer
     if not isinstance(head, AnswerDecoder) or "answer.layers.0.qkv.weight" not in new:
         return
+    assert isinstance(network.backbone.fusion, Fusion)
     head.begin_from(network.backbone.fusion)
     stored = checkpoint.read_tensors(folder, "student")
     words = {name.removeprefix("mlm."): value for name, value in stored.items() if name.startswith("mlm.")}

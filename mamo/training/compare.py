@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mamo.config import read_values
 from mamo.training.resume import flatten
 from mamo.training.run_folder import CONFIG, METRICS, read_evaluations, read_lines
+from mamo.values import read_values
 
 Floats = NDArray[np.float64]
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mamo.config import Config, build_config, load_config, merge, read_values
+from mamo.config import Config, build_config, load_config
 from mamo.training import checkpoint
 from mamo.training.run_folder import CONFIG
+from mamo.values import merge, read_values
 
 LAYOUT_KEYS = (
     "training.micro_batch_size",

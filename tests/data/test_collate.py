@@ -62,6 +62,18 @@ def test_text_masks_touch_ordinary_tokens_alone(unit: str) -> None:
             assert batch.text_slots[row][~batch.text_slot_is_valid[row]].eq(0).all()
 
 
+def test_replacements_do_not_move_the_masks() -> None:
+    """Bug: `bert` draws other slots, patches or negatives than `mask`, so that the two cannot be compared."""
+    plain, replaced = (batch_of([0, 1, 2, 3], 0, text_ratio=0.4, text_replacement=how) for how in ("mask", "bert"))
+    theirs = replaced.tensors()
+    for name, tensor in plain.tensors().items():
+        assert torch.equal(tensor, theirs[name]) == (name != "masked_input_ids"), name
+    changed = replaced.masked_input_ids != replaced.input_ids
+    rows = torch.arange(4)[:, None].expand_as(replaced.text_slots)[replaced.text_slot_is_valid]
+    changed[rows, replaced.text_slots[replaced.text_slot_is_valid]] = False
+    assert not changed.any()
+
+
 def test_token_masks_have_the_exact_count() -> None:
     """Bug: each token drawn for itself, which gives a count that varies from step to step."""
     for epoch in range(10):

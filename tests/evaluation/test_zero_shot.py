@@ -23,6 +23,7 @@ from mamo.evaluation.probes import masked_words
 from mamo.evaluation.scoring import EncodedImages, Scorer
 from mamo.evaluation.statements import read_scores
 from mamo.evaluation.zero_shot import _gallery, _retrieval_in_folds, zero_shot
+from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder
@@ -80,7 +81,7 @@ def naive_match(network, picture, text):
     is_valid = torch.ones_like(ids, dtype=torch.bool)
     image = backbone.fusion.embed_image(backbone.image_encoder(normalise(picture)[None]))
     fused = backbone.fusion(image, backbone.text_encoder(ids, is_valid), is_valid)
-    logits = network.itm(fused[:, backbone.fusion.n_image_slots])[0]
+    logits = network.itm(fused[:, int(backbone.fusion.text_position(torch.tensor(0)))])[0]
     return float(logits[1] - logits[0])
 
 
@@ -99,9 +100,36 @@ def test_reranking_the_whole_gallery_equals_scoring_all_pairs():
     assert 0 < metrics["rerank/i2t_r5"] < 100
 
 
-def test_pair_scores_equal_unbatched_ones():
+def cross_network():
+    network = tiny_network()
+    network.backbone.fusion = CrossFusion(16, 2, 2, 32, image_width=16, grid=(2, 2), n_prefix=1, dropout=0.5)
+    for parameter in network.backbone.fusion.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def test_each_image_is_embedded_once_for_all_its_pairs():
+    """Would catch keys and values projected once a pair, or once a batch, in re-ranking."""
+    network, config = cross_network().eval(), config_of()
+    pictures, captions = scenes_of(config, 6)
+    embedded = []
+    original = network.backbone.fusion.embed_image
+    network.backbone.fusion.embed_image = lambda tokens: embedded.append(len(tokens)) or original(tokens)
+    with torch.inference_mode():
+        scorer = Scorer(network, TOKENIZER, normalise, CPU, text_max_tokens=48, batch_size=4)
+        images = scorer.encode_images([torch.stack(pictures)])
+        texts = scorer.encode_texts(*scorer.tokenize(captions))
+        table = torch.cartesian_prod(torch.tensor([0, 1, 3, 4, 5]), torch.arange(6))
+        scorer.match(images, texts, *table[torch.randperm(len(table))].T)
+        assert sum(embedded) == 5
+        assert max(embedded) <= 4
+        assert scorer.match(images, texts, *table[:0].T).shape == (0,)
+
+
+@pytest.mark.parametrize("make_network", [tiny_network, cross_network])
+def test_pair_scores_equal_unbatched_ones(make_network):
     """Would catch a score written to another pair's place, and masks or lengths of another text."""
-    network, config = tiny_network().eval(), config_of()
+    network, config = make_network().eval(), config_of()
     pictures, captions = scenes_of(config, 6)
     captions = [*captions, "a red circle", "two shapes"]
     with torch.inference_mode():
@@ -186,7 +214,6 @@ class PlantedBackbone:
 
     n_features = 600
     width = 3
-    image_position = torch.zeros(1)  # its type is that of the weights
 
     def __init__(self, owner):
         self.owner = owner
@@ -196,8 +223,8 @@ class PlantedBackbone:
         numbers = [self.owner.pictures.get(picture.numpy().tobytes(), -1) for picture in image]
         return torch.tensor(numbers).float()[:, None, None].expand(-1, 1, 3)
 
-    def __call__(self, *tokens, read=None):
-        return self.encode_text(*tokens) if read is None else self.fuse(*tokens, read)
+    def __call__(self, *tokens):
+        return self.encode_text(*tokens)
 
     def encode_text(self, input_ids, is_valid):
         numbers = [text_number(ids[valid].tolist()) for ids, valid in zip(input_ids, is_valid)]
@@ -216,6 +243,9 @@ class PlantedBackbone:
         return nn.functional.one_hot(tokens[:, 0, 0].long(), self.n_features).float()
 
     def embed_image(self, tokens):
+        return tokens
+
+    def embed_text(self, tokens, is_valid):
         return tokens
 
     def text_position(self, positions):

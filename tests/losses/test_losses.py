@@ -152,6 +152,24 @@ def test_mlm_equals_the_naive_loop() -> None:
     agree(lambda values: mlm_loss(values, labels, 8), naive, logits)
 
 
+def test_distilled_mlm_closed_forms() -> None:
+    """Bug: alpha and its complement exchanged, logits for probabilities, a mean over words within a mean."""
+    logits, labels = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]]).double(), torch.tensor([0, 1])
+    log_p = torch.stack([row - row.exp().sum().log() for row in logits])
+    guess = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]).double()
+    hard = -(log_p[0, 0] + log_p[1, 1]) / 2
+    soft = -(0.5 * log_p[0, 0] + 0.25 * log_p[0, 1] + 0.25 * log_p[0, 2] + log_p[1, 2]) / 2
+    for alpha in (0.0, 0.4, 1.0):
+        torch.testing.assert_close(mlm_loss(logits, labels, 2, guess, alpha), (1 - alpha) * hard + alpha * soft)
+    one_hot = torch.nn.functional.one_hot(labels, 3).float()  # a teacher that is sure changes nothing
+    torch.testing.assert_close(mlm_loss(logits, labels, 2, one_hot, 0.4), mlm_loss(logits, labels, 2))
+    leaf = logits.clone().requires_grad_()
+    mlm_loss(leaf, labels, 2, leaf.detach().softmax(dim=1), 1.0).backward()
+    torch.testing.assert_close(
+        leaf.grad, torch.zeros(2, 3).double(), atol=1e-7, rtol=0
+    )  # in agreement, nothing to learn
+
+
 def test_mlm_closed_forms() -> None:
     """Bug: uniform logits do not cost log V, or a micro-batch without masked words gives NaN."""
     assert float(mlm_loss(torch.full((5, 37), 2.5), torch.arange(5), 5)) == pytest.approx(math.log(37))

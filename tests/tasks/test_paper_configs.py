@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mamo.config import build_config, merge, read_values
+from mamo.config import build_config
 from mamo.data.answers import ANSWERS
 from mamo.data.tokenizer import scenes_tokenizer
 from mamo.models.image_encoder import ImageEncoder
 from mamo.tasks.kinds import parts_of
 from mamo.tasks.launch import Run
 from mamo.training.resume import config_after
+from mamo.values import merge, read_values
 
 FOLDER = Path(__file__).parents[2] / "configs" / "finetune"
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if "scenes" not in path.stem)

@@ -19,7 +19,8 @@ from mamo.data.pairs import Sample, hash_id
 from mamo.data.tokenizer import scenes_tokenizer
 from mamo.models.vlm import Backbone
 from mamo.tasks.build import build_collator, build_network
-from mamo.tasks.pretrain import PixelNorm, PretrainTask, spread
+from mamo.tasks.pretrain import PixelNorm, PretrainTask
+from mamo.tasks.targets import share_at, spread
 from mamo.teacher import momentum_at
 from mamo.training.optim import make_optimizer
 
@@ -35,6 +36,7 @@ CAPTIONS = (
     "three squares",
 )
 B, PATCHES = len(CAPTIONS), 9
+CROSS = ("itc", "itm", "mlm", "mrm_text")  # what needs no fused image tokens
 ROWS = {  # the rows of the paper's Table 6
     "itc+itm": ("itc", "itm"),
     "+mlm": ("itc", "itm", "mlm"),
@@ -50,7 +52,9 @@ def tokenizer() -> Any:
     return scenes_tokenizer()
 
 
-def tiny(names: tuple[str, ...] = LOSS_NAMES, mode: str = "alternate", **losses: Any) -> Config:
+def tiny(
+    names: tuple[str, ...] = LOSS_NAMES, mode: str = "alternate", fusion_type: str = "concat", **losses: Any
+) -> Config:
     weights = {name: float(name in names) for name in LOSS_NAMES}
     return build_config(
         {
@@ -60,6 +64,7 @@ def tiny(names: tuple[str, ...] = LOSS_NAMES, mode: str = "alternate", **losses:
                 "image": {"width": 24, "depth": 2, "heads": 2, "patch_size_px": 8},
                 "text": {"width": 16, "heads": 2, "mlp_width": 32, "layers": 1},
                 "fusion_layers": 2,
+                "fusion_type": fusion_type,
                 "itc_width": 8,
             },
             "masking": {"mode": mode, "image_ratio": 0.6, "text_ratio": 0.3},
@@ -116,10 +121,12 @@ def gradients(network: nn.Module, losses: dict[str, Tensor]) -> dict[str, Tensor
 class Naive:
     """Every loss of one step from single, unpadded samples; whole fusions, nothing shared between passes."""
 
-    def __init__(self, task: PretrainTask, batch: PairBatch, alpha: float) -> None:
+    def __init__(self, task: PretrainTask, batch: PairBatch, alpha: float, mlm_alpha: float = 0) -> None:
         self.task, self.batch, self.alpha = task, batch, alpha
         self.body, self.teacher = task.network.backbone, task.teacher.module
         self.temperature = task.network.temperature
+        self.mlm_alpha = mlm_alpha
+        self.first_word = int(self.body.fusion.text_position(torch.tensor(0)))
         self.pixels = task.normalise(batch.image)
         self.slots = [batch.text_slots[i][batch.text_slot_is_valid[i]].tolist() for i in range(B)]
         self.patches = [batch.masked_patches[i].tolist() for i in range(B)]
@@ -185,7 +192,7 @@ class Naive:
                 pairs.append((max(others, key=lambda n: score(n, 1)), i, 0))
         loss = torch.zeros(()).double()
         for i, j, is_match in pairs:
-            logits = self.task.network.itm(self.fuse(self.body, i, j)[1 + PATCHES])
+            logits = self.task.network.itm(self.fuse(self.body, i, j)[self.first_word])
             loss = loss - (logits[is_match] - logits.exp().sum().log())
         return loss / len(pairs)
 
@@ -197,15 +204,21 @@ class Naive:
             by_text = self.fuse(self.body, i, i, image_masked=joint, text_masked=True)
             with torch.no_grad():
                 goal, features = self.fuse(self.teacher, i, i), self.image(self.teacher, i)[0]
-            for p in self.patches[i]:
+                guess = self.fuse(self.teacher, i, i, text_masked=True)
+            for p in self.patches[i] if network.mim is not None else ():
                 token = by_image[1 + p]
                 wanted = (features[1 + p] - features[1 + p].mean()) / (features[1 + p].var(correction=0) + 1e-6).sqrt()
                 sums["mim"] = sums["mim"] + (network.mim(token[None, None])[0, 0] - wanted).square().mean()
                 sums["mrm_image"] = sums["mrm_image"] + self.distance(network.mrm_image(token), goal[1 + p])
             for t in self.slots[i]:
-                token, place = by_text[1 + PATCHES + t], 1 + PATCHES + t
-                logits = network.mlm(token[None])[0]
-                sums["mlm"] = sums["mlm"] - (logits[self.batch.input_ids[i, t]] - logits.exp().sum().log())
+                place = self.first_word + t
+                token, logits = by_text[place], network.mlm(by_text[place][None])[0]
+                target = nn.functional.one_hot(self.batch.input_ids[i, t], len(logits)).double()
+                if self.mlm_alpha:
+                    with torch.no_grad():
+                        words = self.task.teacher.mlm(guess[place][None])[0]
+                    target = (1 - self.mlm_alpha) * target + self.mlm_alpha * words.exp() / words.exp().sum()
+                sums["mlm"] = sums["mlm"] - (target * (logits - logits.exp().sum().log())).sum()
                 sums["mrm_text"] = sums["mrm_text"] + self.distance(network.mrm_text(token), goal[place])
         n_patches, n_words = sum(map(len, self.patches)), sum(map(len, self.slots))
         counts = {"mim": n_patches, "mrm_image": n_patches, "mlm": n_words, "mrm_text": n_words}
@@ -216,16 +229,19 @@ class Naive:
         return 2 - 2 * (prediction @ target) / (prediction @ prediction).sqrt() / (target @ target).sqrt()
 
 
+@pytest.mark.parametrize(("names", "fusion_type"), [(LOSS_NAMES, "concat"), (CROSS, "cross")])
 @pytest.mark.parametrize("mode", ["alternate", "joint"])
 @pytest.mark.usefixtures("exact")
-def test_step_equals_the_naive_step(mode: str) -> None:
+def test_step_equals_the_naive_step(mode: str, names: tuple[str, ...], fusion_type: str) -> None:
     """Bug: a pass gets the wrong view, slots are shifted, padding leaks, a target has a gradient, a count is local."""
-    task, batch = make_exact(tiny(mode=mode, queue_size=6, itc_soft_target_alpha=0.4))
+    soft = {"itc_soft_target_alpha": 0.4, "mlm_soft_target_alpha": 0.3}
+    task, batch = make_exact(tiny(names, mode, fusion_type, queue_size=6, **soft))
     assert len({len(c.split()) for c in CAPTIONS}) > 3  # the rows are padded differently
     targets, _ = task.prepare(batch, B, step=0)
     ours, _ = task.losses(batch, targets, 0)
-    naive = Naive(task, batch, alpha=0.4)
+    naive = Naive(task, batch, alpha=0.4, mlm_alpha=0.3)
     expected = {"itc": naive.itc(), "itm": naive.itm(), **naive.masked(mode)}
+    expected = {name: expected[name] for name in names}
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, atol=1e-10, rtol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
@@ -310,7 +326,7 @@ def test_computing_losses_moves_no_state(mode: str) -> None:
 
 def test_after_step_moves_teacher_queue_and_temperature_once() -> None:
     """Bug: the queue gets the online features or the old queue again, the teacher the wrong momentum or nothing."""
-    task, batch = make(tiny(queue_size=12))
+    task, batch = make(tiny(queue_size=12, mlm_soft_target_alpha=0.4))
     targets, _ = task.prepare(batch, B, 0)
     teacher = task.teacher.module
     with torch.no_grad():
@@ -318,11 +334,17 @@ def test_after_step_moves_teacher_queue_and_temperature_once() -> None:
         expected = teacher.image_feature(teacher.image_encoder(pixels))
         task.network.temperature.fill_(0.7)
     old = {name: p.clone() for name, p in teacher.named_parameters()}
+    old_head = [p.clone() for p in task.teacher.mlm.bert_views().values()]
     task.after_step(batch, targets, step=10)
     momentum = momentum_at(task.config.teacher, 10, 100)
     for name, parameter in task.network.backbone.named_parameters():
         wanted = momentum * old[name] + (1 - momentum) * parameter.detach()
         torch.testing.assert_close(teacher.get_parameter(name), wanted, msg=name)
+    for before, after, mine in zip(
+        old_head, task.teacher.mlm.bert_views().values(), task.network.mlm.bert_views().values()
+    ):
+        torch.testing.assert_close(after, momentum * before + (1 - momentum) * mine)
+    assert task.teacher.mlm.decoder.weight is teacher.text_encoder.word_embeddings.weight
     assert int(task.queue.filled) == B
     torch.testing.assert_close(task.queue.image_feature[:B], expected)
     assert torch.equal(task.queue.image_id[:B], batch.image_id)
@@ -365,11 +387,12 @@ def test_a_batch_of_one_image_has_nothing_to_contrast() -> None:
 
 
 def test_alpha_grows_over_its_ramp() -> None:
-    """Bug: soft targets from a teacher that knows nothing yet, or a share that never arrives."""
-    task, _ = make(tiny(itc_soft_target_alpha=0.4, itc_soft_target_ramp_steps=10))
-    assert [task._alpha_at(step) for step in (0, 5, 10, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
-    task, _ = make(tiny(itc_soft_target_alpha=0.4))
-    assert task._alpha_at(0) == 0.4
+    """Bug: soft targets from a teacher that knows nothing yet, a share that never arrives, or one ramp for both."""
+    ramps = {"itc_soft_target_alpha": 0.4, "itc_soft_target_ramp_steps": 10, "mlm_soft_target_alpha": 0.2}
+    task, batch = make(tiny(("itc", "mlm"), mlm_soft_target_ramp_steps=20, **ramps))
+    shares = [(t.itc_alpha, t.mlm_alpha) for t in (task.prepare(batch, B, step)[0] for step in (0, 5, 10, 99))]
+    assert shares == [pytest.approx(pair) for pair in ((0, 0), (0.2, 0.05), (0.4, 0.1), (0.4, 0.2))]
+    assert share_at(0.4, 0, step=0) == 0.4
 
 
 def test_in_batch_contrast_equals_cross_entropy() -> None:
@@ -414,7 +437,7 @@ def count(calls: Counter[str], owner: Any, method: str, name: str) -> None:
 @pytest.mark.parametrize("mode", ["alternate", "joint"])
 def test_no_work_is_done_twice(mode: str) -> None:
     """Bug: the clean image or caption is encoded again for each pass, or the last fusion layer computes unread ones."""
-    task, batch = make(tiny(mode=mode))
+    task, batch = make(tiny(mode=mode, mlm_soft_target_alpha=0.4))
     body, teacher = task.network.backbone, task.teacher.module
     calls: Counter[str] = Counter()
     for encoder, side in ((body.image_encoder, "online"), (teacher.image_encoder, "teacher")):
@@ -435,4 +458,37 @@ def test_no_work_is_done_twice(mode: str) -> None:
     }  # fmt: skip
     n_image, n_text = batch.masked_patches.shape[1], batch.text_slots.shape[1]
     masked = [(B, n_image + n_text)] if mode == "joint" else [(B, n_image), (B, n_text)]
-    assert sorted(read) == sorted([(B, n_image + n_text), (3 * B, 1), *masked])
+    assert sorted(read) == sorted([(B, n_image + n_text), (B, n_text), (3 * B, 1), *masked])
+
+
+def test_cross_attention_embeds_each_side_once() -> None:
+    """Bug: keys and values of an image, or a text's first self-attention, computed for every pair anew."""
+    task, batch = make(tiny(CROSS, fusion_type="cross", mlm_soft_target_alpha=0.4))
+    sizes: list[tuple[str, int]] = []
+    for side, body in (("online", task.network.backbone), ("teacher", task.teacher.module)):
+        first = body.fusion.layers[0]
+        for name in ("project_image", "attend_text"):
+            original = getattr(first, name)
+
+            def counted(tokens: Tensor, *rest: Any, original: Any = original, key: str = f"{side} {name}") -> Tensor:
+                sizes.append((key, len(tokens)))
+                return original(tokens, *rest)
+
+            setattr(first, name, counted)
+    targets, _ = task.prepare(batch, B, 0)
+    task.losses(batch, targets, 0)
+    texts = [("attend_text", B)] * 2  # the clean and the masked caption
+    once = [("project_image", B), *texts]
+    assert sorted(sizes) == sorted((f"{side} {name}", n) for side in ("online", "teacher") for name, n in once)
+
+
+@pytest.mark.parametrize("mode", ["alternate", "joint"])
+def test_every_parameter_of_cross_attention_gets_a_gradient(mode: str) -> None:
+    """Bug: a cross-attention that no token goes through, or a mask token that this fusion has no use for."""
+    task, batch = make(tiny(CROSS, mode, "cross", queue_size=3, mlm_soft_target_alpha=0.4))
+    targets, _ = task.prepare(batch, B, step=1)
+    found = gradients(task.network, task.losses(batch, targets, 0)[0])
+    assert set(found) == {name for name, p in task.network.named_parameters() if p.requires_grad}
+    dead = {name for name, gradient in found.items() if not gradient.any() and not name.endswith("key.bias")}
+    assert not dead
+    assert not any(p.requires_grad for p in task.teacher.parameters())

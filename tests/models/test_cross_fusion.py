@@ -1,0 +1,119 @@
+"""Cross-attention fusion against Hugging Face's BERT layers, and its two sides embedded apart."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from mamo.models.cross_fusion import CrossFusion
+from mamo.models.fusion import take_tokens
+from mamo.models.image_encoder import ImageEncoder
+from mamo.models.text_encoder import TextEncoder, load_bert_weights
+from mamo.models.vlm import Backbone, Mamo
+
+B, N, L, D, HEADS, MLP = 3, 7, 5, 32, 4, 48
+
+
+def fusion(layers: int = 2, image_width: int = 24) -> CrossFusion:
+    torch.manual_seed(0)
+    made = CrossFusion(D, layers, HEADS, MLP, image_width=image_width, grid=(2, 3), n_prefix=1)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return made.eval()
+
+
+def inputs(image_width: int = 24) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    is_valid = torch.arange(L) < torch.tensor([5, 3, 1])[:, None]
+    return torch.randn(B, N, image_width), torch.randn(B, L, D), is_valid
+
+
+def bert(layers: int = 2, **changes: object) -> BertModel:
+    torch.manual_seed(2)
+    config = BertConfig(
+        vocab_size=10,
+        hidden_size=D,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        intermediate_size=MLP,
+        **changes,
+    )
+    config._attn_implementation = "eager"  # the mask that it is given is then the whole mask: not causal
+    model = BertModel(config, add_pooling_layer=False).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_equals_bert_layers_with_cross_attention() -> None:
+    """Bug: cross- before self-attention, a norm left out, key for value, a causal mask, padding attended to."""
+    theirs = bert(is_decoder=True, add_cross_attention=True)
+    ours = fusion(image_width=D)
+    image, text, is_valid = inputs(image_width=D)
+    additive = torch.zeros(B, 1, 1, L).masked_fill(~is_valid[:, None, None], -1e30).expand(-1, -1, L, -1)
+    expected = text
+    for mine, layer in zip(ours.layers, theirs.encoder.layer):
+        state = layer.state_dict()
+        views = mine.bert_views()
+        assert views.keys() == state.keys()
+        for name, view in views.items():
+            view.copy_(state[name])
+        expected = layer(expected, additive, encoder_hidden_states=image)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+    found = ours(ours.embed_image(image), text, is_valid)
+    torch.testing.assert_close(found[is_valid], expected[is_valid], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_read_equals_the_whole_gathered_in_value_and_gradient(layers: int) -> None:
+    """Bug: keys come from the read tokens alone, or with one layer nothing is left out."""
+    network, (image, text, is_valid) = fusion(layers), inputs()
+    read, weights, results = torch.tensor([[4, 0], [1, 1], [0, 0]]), torch.randn(B, 2, D), []
+    for reads in (True, False):
+        leaf = text.clone().requires_grad_()
+        embedded = network.embed_image(image)
+        output = (
+            network(embedded, leaf, is_valid, read) if reads else take_tokens(network(embedded, leaf, is_valid), read)
+        )
+        network.zero_grad()
+        (output * weights).sum().backward()
+        results.append([output, leaf.grad, *(parameter.grad.clone() for parameter in network.parameters())])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_embedded_sides_meet_in_any_pairing() -> None:
+    """Bug: what is made of a text or an image alone depends on the pair that it was made in."""
+    network, (image, text, is_valid) = fusion(), inputs()
+    images, texts = network.embed_image(image), network.embed_text(text, is_valid)
+    for i in range(B):
+        for j in range(B):
+            alone = network(network.embed_image(image[i : i + 1]), text[j : j + 1], is_valid[j : j + 1])
+            paired = network.fuse(images[i : i + 1], texts[j : j + 1], is_valid[j : j + 1])
+            torch.testing.assert_close(paired, alone, atol=1e-5, rtol=0)
+
+
+def test_a_plain_bert_fills_all_but_the_cross_attention(tmp_path: object) -> None:
+    """Bug: a BERT is refused for lacking cross-attention, or what stays random is not reported."""
+    source = bert(layers=3)
+    source.save_pretrained(tmp_path)
+    network, encoder = fusion(), TextEncoder(source.config, 1)
+    before = {name: view.clone() for name, view in network.layers[1].bert_views().items()}
+    report = load_bert_weights(encoder, network, str(tmp_path))
+    state = source.encoder.layer[2].state_dict()
+    for name, view in network.layers[1].bert_views().items():
+        assert torch.equal(view, before[name] if name.startswith("crossattention.") else state[name]), name
+    assert len(report.new) == 2 * 10
+    assert all(".crossattention." in name for name in report.new)
+    assert not any("crossattention" in name for name in report.loaded)
+
+
+def test_losses_on_fused_image_tokens_are_refused() -> None:
+    """Bug: a head for tokens that do not exist, found out in the middle of the first step."""
+    image_encoder = ImageEncoder("vit_tiny_patch16_224", (16, 24), patch_size_px=8, width=24, depth=1, heads=2)
+    body = Backbone(image_encoder, TextEncoder(bert().config, 1), fusion(), itc_width=8)
+    for head in ({"mim_width": 24}, {"mrm_image": True}):
+        with pytest.raises(ValueError, match="cross-attention fusion gives none"):
+            Mamo(body, **head)
+    with pytest.raises(ValueError, match="at least one layer"):
+        fusion(layers=0)
