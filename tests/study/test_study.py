@@ -251,7 +251,9 @@ def test_a_killed_study_goes_on(study: Callable[..., Study], tmp_path: Path) -> 
     slow.write_text(FAKE_TRAINING.replace("if seed == 2 and", f"{hangs}    time.sleep(60)\nif False and"))
     results = tmp_path / "results"
     code = f"""
+import signal
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from mamo.study.execute import run_study
 from mamo.study.plan import read_study
 folder = Path({str(tmp_path)!r})
