@@ -231,8 +231,7 @@ class TrainingConfig(Section):
     micro_batch_size: Positive | None = None
     """Samples a forward pass sees at most; null takes a process's whole share of the batch at once."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share a step: `ddp` copies the weights to each, `fsdp` splits weights, gradients, Adam's
-    state and teacher over them. One process needs neither."""
+    """Several processes: `ddp` copies weights, Adam's state and teacher to each, `fsdp` splits them over all."""
     activation_checkpointing: bool = False
     """Compute the transformer layers again in the backward pass instead of keeping their activations."""
     compile: bool = False
@@ -348,9 +347,3 @@ def _keys_of(path: list[str], root: type[Section]) -> list[str]:
     for part in path:
         section = getattr(getattr(section, "model_fields", {}).get(part), "annotation", Section)
     return list(getattr(section, "model_fields", {}))
-
-
-def dump(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")

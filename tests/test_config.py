@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from mamo.config import Config, build_config, dump, load_config
+from mamo.config import Config, build_config, load_config
 from mamo.presets import PRESETS
+from mamo.training.run_folder import dump
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "configs" / "studies"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mamo.config import build_config
 from mamo.evaluation.protocols import named, of_lineage, under
-from mamo.tasks.launch import result_entry
+from mamo.tasks.results import result_entry
 from mamo.tasks.trained import load_parts
 from mamo.tasks.vqa import refuse_training_questions
 from mamo.training import checkpoint

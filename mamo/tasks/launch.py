@@ -5,11 +5,9 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +19,13 @@ from mamo.data.loader import collate_range, make_loader
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.pictures import SHOWN
-from mamo.evaluation.protocols import protocol_of, scorer_of, split_of
+from mamo.evaluation.protocols import protocol_of
 from mamo.models.albef import load_albef
 from mamo.models.vlm import Backbone
 from mamo.tasks.build import HEADS, position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
 from mamo.tasks.parts import PixelNorm, Trained
+from mamo.tasks.results import result_entry, summary, versions
 from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_folder
 from mamo.training.alarms import Alarms
@@ -391,36 +390,3 @@ def resolve_auto(run: Run) -> Run:
 
         values["training"]["precision"] = choose_precision(run_step)
     return Run(Config.model_validate(exchange(values)[0]))
-
-
-def result_entry(
-    config: Config, protocol: str, folder: Path, step: int, ancestry: list[dict[str, Any]], metrics: dict[str, float]
-) -> dict[str, Any]:
-    """One entry of `results.json`: the numbers, and all that they depend on."""
-    return {
-        "protocol": protocol,
-        "split": split_of(protocol, config),
-        "scorer": scorer_of(config),
-        "checkpoint": str(folder),
-        "step": step,
-        "seed": config.seed,
-        "rerank_k": config.evaluation.rerank_k,
-        "image_size_px": list(config.data.image_size),
-        "eval_file": config.data.eval_file,
-        "eval_split": config.data.eval_split,
-        "ancestry": ancestry,
-        "versions": versions(),
-        "metrics": metrics,
-    }
-
-
-def summary(metrics: Mapping[str, float]) -> str:
-    """The metrics that one looks at first, in a line."""
-    shown = [name for name in metrics if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name]
-    return ", ".join(f"{name} {metrics[name]:.1f}" for name in shown)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    names = ("mamo", "torch", "torchvision", "timm", "transformers", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

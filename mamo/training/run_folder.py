@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from mamo.config import Config, dump
+from mamo.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,12 @@ def replace_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def dump(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def write_config(output_dir: Path, config: Config) -> None:

@@ -113,12 +113,11 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, fl
 
 def test_every_layout_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: gradients averaged instead of summed, counts or candidates of one process, a teacher that moves twice."""
-    two = {
-        engine: launch(2, __file__, "exact", write(tmp_path / engine, parallel=engine)) for engine in ("ddp", "fsdp")
+    layouts = {
+        "ddp in parts": {"parallel": "ddp", "micro_batch_size": 2},
+        "fsdp in parts": {"parallel": "fsdp", "micro_batch_size": 2},
     }
-    two["fsdp in two parts"] = launch(
-        2, __file__, "exact", write(tmp_path / "parts", parallel="fsdp", micro_batch_size=2)
-    )
+    started = [launch(2, __file__, "exact", write(tmp_path / name, **training)) for name, training in layouts.items()]
     monkeypatch.setattr(Tensor, "float", Tensor.double)
     in_float64(write(tmp_path / "one"))
     in_float64(write(tmp_path / "accumulated", micro_batch_size=2))
