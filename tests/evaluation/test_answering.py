@@ -84,12 +84,18 @@ def picture(name: str) -> torch.Tensor:
 def test_answers_do_not_depend_on_batches_and_blank_images_tell_nothing(head: str) -> None:
     """Bug: answers go to other questions, an image to another question, or the prior still sees the image."""
     answerer = Answerer(network(head), TOKENIZER, lambda image: image.float() / 64 - 2, CPU, ANSWERS, 20, 4)
+    seen: list[torch.Tensor] = []
+    answerer.network.backbone.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
         alone = answer_all(answerer, records(), picture, (16, 16), 1)
         assert answer_all(answerer, records()[::-1], picture, (16, 16), 3) == alone
+        assert all(pixels.any() for pixels in seen)
+        seen.clear()
         blank = answer_all(answerer, records(), picture, (16, 16), 2, is_blank=True)
     assert alone.keys() == {0, 1, 2, 3, 4}
     assert len(set(blank.values())) == 1
+    assert seen
+    assert not any(pixels.any() for pixels in seen)  # the mean colour
     assert accuracies(dict.fromkeys(range(5), "yes"), records()) == {"accuracy": 100.0, "accuracy/yes/no": 100.0}
     assert accuracies(alone, [r.model_copy(update={"answers": []}) for r in records()]) == {}
 

@@ -125,6 +125,9 @@ def test_the_control_has_the_architecture_without_the_weights(pretrained: Path, 
     assert not torch.equal(scratch.task.network.state_dict()[name], before[name])
     assert scratch.task.network.state_dict().keys() == taken.task.network.state_dict().keys()
     assert (len(taken.ancestry), len(scratch.ancestry)) == (1, 0)
+    answer = Run(child("decoder", pretrained, tmp_path)).task.network.answer
+    assert torch.equal(answer.layers[0].cross.qkv.weight, before[name])  # and so does a decoder, with the words' head
+    assert torch.equal(answer.words.dense.weight, before["mlm.dense.weight"])
     new = taken.task.network.pair
     assert torch.equal(new.layers[0].qkv.weight, before[name])  # a new head begins from the fusion
     assert not torch.equal(scratch.task.network.pair.layers[0].qkv.weight, scratch.task.network.state_dict()[name])
