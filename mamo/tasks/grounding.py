@@ -22,7 +22,8 @@ from mamo.evaluation.scoring import Scorer, evaluating
 from mamo.losses.itm import itm_loss
 from mamo.tasks.build import build_collator, build_network
 from mamo.tasks.parts import Parts, Trained, pictures_of
-from mamo.tasks.pretrain import PretrainTask, Targets
+from mamo.tasks.pretrain import PretrainTask
+from mamo.tasks.targets import Targets
 
 
 class ExpressionPairs:
