@@ -7,9 +7,24 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mamo.api import Gallery, Grounding, MissingHeadError, Model, load
+    from mamo.api import (
+        BadSample,
+        CheckpointError,
+        DeviceError,
+        EmptyGalleryError,
+        Gallery,
+        Grounding,
+        MissingHeadError,
+        Model,
+        Processor,
+        TokenizerMismatchError,
+        load,
+    )
 
-__all__ = ["Gallery", "Grounding", "MissingHeadError", "Model", "load"]
+__all__ = [
+    "BadSample", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
+    "Model", "Processor", "TokenizerMismatchError", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -5,23 +5,33 @@ import os
 import sys
 from collections.abc import Callable
 
+from mamo.training.termination import Terminated
+
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`; a `ValueError` or `OSError` becomes one message on stderr and exit code 2.
 
-    Set the environment variable `MAMO_TRACEBACK=1` to see where it came from.
+    SIGTERM, once the step is saved, is exit code 143, Ctrl-C 130. Set the environment variable `MAMO_TRACEBACK=1` to
+    see where an error came from. Of several processes only the first logs.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    is_first = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if is_first else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         main()
     except (ValueError, OSError) as error:
         if os.environ.get("MAMO_TRACEBACK"):
             raise
+        if not is_first and "mamo.tasks.launch" not in sys.modules:  # a config, which all processes read alike
+            sys.exit(2)
         message = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f"{error.filename}: {error.strerror}"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+    except Terminated as end:
+        print(end, file=sys.stderr)
+        sys.exit(Terminated.EXIT_CODE)
     except KeyboardInterrupt:
         print("interrupted; continue with --resume", file=sys.stderr)
         sys.exit(130)

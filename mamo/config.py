@@ -229,7 +229,14 @@ class TrainingConfig(Section):
     batch_size_global: Positive = 64
     """Samples an optimizer step sees, over all processes and micro-batches."""
     micro_batch_size: Positive | None = None
-    """Samples a forward pass sees; null takes the whole batch at once."""
+    """Samples a forward pass sees at most; null takes a process's whole share of the batch at once."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share a step: `ddp` copies the weights to each, `fsdp` splits weights, gradients, Adam's
+    state and teacher over them. One process needs neither."""
+    activation_checkpointing: bool = False
+    """Compute the transformer layers again in the backward pass instead of keeping their activations."""
+    compile: bool = False
+    """Compile the transformer layers with `torch.compile`."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     learning_rate_min: Annotated[float, Field(ge=0.0)] = 1e-5
     warmup_steps: NonNegative = 100
@@ -261,8 +268,8 @@ class EvaluationConfig(Section):
     """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
     probe_items: Positive = 1000
     """Items a probe, captions of the masked-word test; questions, statements or expressions of a scenes task."""
-    grounding_heat: Literal["fusion", "image_encoder"] = "fusion"
-    """Where Grad-CAM is read when expressions are grounded; see `mamo.explain`."""
+    grounding_heat: Literal["fusion", "image_encoder", "occlusion"] = "fusion"
+    """How expressions are grounded: where Grad-CAM is read, or by painting patches over; see `mamo.explain`."""
     batch_size: Positive = 256
 
 

@@ -1,4 +1,4 @@
-"""Grad-CAM on the fusion encoder: which patches make a network say that a text matches an image.
+"""Heat maps: which patches make a network say that a text matches an image.
 
 With concatenated fusion it reads how text tokens attend to patches in the self-attention, with cross-attention fusion
 (ALBEF's own way) the cross-attention.
@@ -11,6 +11,7 @@ Legend: B batch, L text tokens, P patches in a grid [h, w], S all fused tokens, 
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mamo.models.cross_fusion import CrossFusion, CrossLayer
 from mamo.models.fusion import Fusion, FusionLayer
@@ -96,6 +97,39 @@ def image_grad_cam(backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tenso
         (w * g).detach().float().clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, gradients)
     ]  # [B, S]
     return torch.stack(layers).sum(dim=0)[:, encoder.n_prefix :].view(-1, *fusion.grid)
+
+
+def occlusion(
+    backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tensor, text_is_valid: Tensor, radius: int = 1
+) -> Tensor:
+    """Heat of each patch: how much the match suffers where it and its neighbours are painted over (Zeiler and Fergus
+    2014). No gradient, nothing of the network's inside: P forward passes, the truth that Grad-CAM approximates.
+
+    Args:
+        backbone, itm, pixels, text, text_is_valid: as `image_grad_cam`.
+        radius: neighbours in each direction; 1 hides 3 x 3 patches, by the image's median colour.
+
+    Returns:
+        float32 [B, h, w], (match logit minus mismatch logit) lost, cut at 0.
+    """
+    encoder, fusion = backbone.image_encoder, backbone.fusion
+    cls = fusion.text_position(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
+
+    def score(tokens: Tensor) -> Tensor:
+        logits: Tensor = itm(fusion.fuse(fusion.embed_image(encoder.encode(tokens)), text, text_is_valid, cls)[:, 0])
+        return logits[:, 1] - logits[:, 0]
+
+    (h, w), n_prefix = fusion.grid, encoder.n_prefix
+    painted = pixels.flatten(2).median(dim=2).values[:, :, None, None].expand_as(pixels)
+    embedded, hidden = encoder.embed(pixels), encoder.embed(painted)
+    whole, heat = score(embedded), torch.empty(len(text), h, w)
+    for row in range(h):
+        for column in range(w):
+            is_hidden = torch.zeros(h, w, dtype=torch.bool, device=text.device)
+            is_hidden[max(0, row - radius) : row + radius + 1, max(0, column - radius) : column + radius + 1] = True
+            at = functional.pad(is_hidden.flatten(), (n_prefix, 0))[None, :, None]
+            heat[:, row, column] = (whole - score(torch.where(at, hidden, embedded))).float().cpu()
+    return heat.clamp(min=0)
 
 
 Slices = tuple[slice, slice, slice, slice]

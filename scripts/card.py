@@ -4,77 +4,11 @@ What it is, what it was trained on and descends from, and every evaluation that 
 """
 
 import argparse
-import json
-import math
 from pathlib import Path
-from typing import Any
-
-from safetensors import safe_open
 
 from mamo.cli import run
-from mamo.config import LOSS_NAMES, Config, load_config
-from mamo.evaluation.protocols import scorer_of
 from mamo.training import checkpoint
-from mamo.training.run_folder import CONFIG, RESULTS
-
-
-def card(path: Path) -> str:
-    """The card of the checkpoint that `path` means. Raises ValueError where there is none or it is damaged."""
-    folder = checkpoint.resolve(path)
-    config = load_config(folder / CONFIG)
-    state = json.loads((folder / "state.json").read_text())
-    training = config.training
-    facts = {
-        "method": _method(config),
-        "preset": f"`{config.model.preset}`, {_parameters(folder):,} parameters",
-        "image": f"{config.model.image.name}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
-        "steps": f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each",
-        "training data": f"{_data(config)}, fingerprint `{state['data_fingerprint']}`",
-        "seed and precision": f"{config.seed}, {training.precision}",
-        "versions": ", ".join(f"{name} {number}" for name, number in state["versions"].items()),
-    }
-    lines = [f"# {folder.parent.parent.name}, {folder.name}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", "## Descends from", ""]
-    lines += [
-        f"- {link['checkpoint']}, step {link['step']}, data `{link['data_fingerprint']}`" for link in state["ancestry"]
-    ] or ["Random weights."]
-    for entry in _evaluations(folder):
-        lines += ["", f"## {entry['protocol']}, {entry['split']}", "", "| metric | % |", "|---|---|"]
-        lines += [f"| {name} | {value:.1f} |" for name, value in entry["metrics"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def _method(config: Config) -> str:
-    if config.task in ("vqa", "reasoning"):
-        return f"fine-tuned for {config.task}: {scorer_of(config)}"
-    masking, losses = config.masking, ", ".join(name for name in LOSS_NAMES if _weight(config, name) > 0)
-    ratios = f"{masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words"
-    return f"MAMO, {masking.mode} masking ({ratios}); losses {losses}"
-
-
-def _weight(config: Config, name: str) -> float:
-    return float(getattr(config.losses.weights, name))
-
-
-def _data(config: Config) -> str:
-    data = config.data
-    return f"scenes ({data.difficulty}, {data.train_scenes:,})" if data.source == "scenes" else str(data.train_file)
-
-
-def _parameters(folder: Path) -> int:
-    """Numbers in the student's weights; a tied weight is stored once."""
-    with safe_open(folder / "student.safetensors", framework="numpy") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (it is no dictionary)
-    return sum(math.prod(shape) for shape in shapes)
-
-
-def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Those of this step in the run's own results, and those of `evaluate.py` beside them."""
-    run_folder, step = folder.parent.parent, int(folder.name.rsplit("-", 1)[1])
-    files = [run_folder / RESULTS, *sorted((run_folder / "evaluations").glob(f"*/{RESULTS}"))]
-    found = [entry for file in files if file.is_file() for entry in json.loads(file.read_text())["evaluations"]]
-    return [entry for entry in found if entry["step"] == step]
+from mamo.training.card import card
 
 
 def main() -> None:
@@ -83,7 +17,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="a run folder (its last checkpoint) or a step folder")
     parser.add_argument("--to", type=Path, help="file to write; without it the card is printed")
     arguments = parser.parse_args()
-    text = card(arguments.checkpoint)
+    text = card(checkpoint.resolve(arguments.checkpoint))
     if arguments.to is None:
         print(text, end="")
     else:

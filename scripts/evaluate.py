@@ -15,6 +15,7 @@ def main() -> None:
     )
     parser.add_argument("settings", nargs="+", metavar="key=value")
     parser.add_argument("--pictures", action="store_true", help="write report.html too, with pictures of what it does")
+    parser.add_argument("--rows", type=int, default=8, help="pictures of each kind (default: %(default)s)")
     arguments = parser.parse_intermixed_args()
     settings = dict(text.partition("=")[::2] for text in arguments.settings)
     missing = [key for key in ("checkpoint", "protocol") if not settings.get(key)]
@@ -28,7 +29,7 @@ def main() -> None:
     from mamo.tasks.evaluate import evaluate
 
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    entry = evaluate(path, protocol, overrides, Path(to) if to else None, arguments.pictures)
+    entry = evaluate(path, protocol, overrides, Path(to) if to else None, arguments.rows if arguments.pictures else 0)
     print(f"{entry['protocol']} ({entry['split']}) of {entry['checkpoint']}")
     for name, value in entry["metrics"].items():
         print(f"{name:36} {value:6.1f}")

@@ -88,7 +88,7 @@ def test_match_similarity_and_words(run: Path, pictures: list[Image.Image], capt
         float(model.encode_image(pictures[2:3])[0] @ model.encode_text(captions[1:2])[0]), abs=1e-6
     )
     with torch.inference_mode():
-        images = scorer.encode_images([torch.stack([model._pixels(picture) for picture in pictures])])
+        images = scorer.encode_images([torch.stack([model.processor.pixels(picture) for picture in pictures])])
         rows = torch.arange(N)
         logits = scorer.match(images, scorer.encode_texts(*scorer.tokenize(captions)), rows, rows)
         items = [item for item in masked_words(WORLD, N) if item.word_class == "colour"][:6]
@@ -98,7 +98,9 @@ def test_match_similarity_and_words(run: Path, pictures: list[Image.Image], capt
     for item, word, _ in expected:
         before, after = item.caption[: item.start], item.caption[item.end :]
         filled = model.fill_mask(pictures[item.scene_index], f"{before}[MASK]{after}")
-        said = model.tokenizer.decode(model.tokenizer(before, add_special_tokens=False)["input_ids"])
+        said = model.processor.tokenizer.decode(
+            model.processor.tokenizer(before, add_special_tokens=False)["input_ids"]
+        )
         assert filled[len(said) :].strip().startswith(word)
 
 
@@ -107,6 +109,17 @@ def test_grounding_has_the_size_of_the_image(run: Path, pictures: list[Image.Ima
     found = stir(mamo.load(run)).ground(pictures[0].resize((50, 30)), "a red circle")
     assert found.heat.shape == (30, 50)
     assert found.heat[found.point[1], found.point[0]] == found.heat.max() > 0
+    x, y, width, height = found.box
+    assert (x % 25, y % 15, width % 25, height % 15) == (0, 0, 0, 0)  # whole patches of the 2 x 2
+    assert x <= found.point[0] < x + width
+    assert y <= found.point[1] < y + height
+
+
+def test_the_box_holds_what_is_connected_to_the_hottest_patch() -> None:
+    """Bug: a second hot region drawn in, diagonal neighbours lost, axes exchanged, patches taken for pixels."""
+    heat = torch.zeros(4, 6)
+    heat[1, 2], heat[2, 3], heat[2, 4], heat[0, 0], heat[3, 5] = 1.0, 0.6, 0.5, 0.9, 0.4
+    assert mamo.api._hot_box(heat, (40, 120)) == (40.0, 10.0, 60.0, 20.0)
 
 
 def test_heads_that_are_missing_are_named(tiny: Callable[..., Config], tmp_path: Path, no_curves: None) -> None:
@@ -130,17 +143,21 @@ def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Pat
     """Bug: a traceback from the depths, an empty answer, texts that are cut in silence or announced each time."""
     model = mamo.load(run)
     (tmp_path / "text.png").write_text("no image")
-    for call, message in (
-        (lambda: model.encode_image([tmp_path / "text.png"]), r"text\.png: not an image"),
-        (lambda: model.encode_image([tmp_path / "absent.png"]), r"absent\.png"),
-        (lambda: model.encode_image([torch.zeros(3, 4, 4)]), r"uint8 \[3, H, W\], not torch\.float32"),
-        (lambda: model.index([]), "the gallery is empty"),
-        (lambda: model.match(pictures[:2], ["x"]), "2 images and 1 texts"),
-        (lambda: model.encode_text("a text"), "a list of texts"),
-        (lambda: model.fill_mask(pictures[0], "no mask"), r"no \[MASK\] among the first 40 tokens"),
-        (lambda: model.index(pictures).retrieve(["x"], k=9, rerank_k=4), "k = 9 must lie between"),
+    for call, kind, message in (
+        (lambda: model.encode_image([tmp_path / "text.png"]), mamo.BadSample, r"text\.png: not an image"),
+        (lambda: model.encode_image([tmp_path / "absent.png"]), mamo.BadSample, r"absent\.png"),
+        (lambda: model.encode_image([torch.zeros(3, 4, 4)]), mamo.BadSample, r"uint8 \[3, H, W\], not torch\.float32"),
+        (lambda: model.encode_image([None]), mamo.BadSample, "not NoneType"),  # type: ignore[list-item]
+        (lambda: model.encode_image("a.png"), ValueError, "a list of images, not 'a.png'"),
+        (lambda: model.encode_image([]), ValueError, "a list of images"),
+        (lambda: model.index([]), mamo.EmptyGalleryError, "the gallery is empty"),
+        (lambda: model.match(pictures[:2], ["x"]), ValueError, "2 images and 1 texts"),
+        (lambda: model.encode_text("a text"), ValueError, "a list of texts"),
+        (lambda: model.encode_text([]), ValueError, "a list of texts"),
+        (lambda: model.fill_mask(pictures[0], "no mask"), ValueError, r"no \[MASK\] among the first 40 tokens"),
+        (lambda: model.index(pictures).retrieve(["x"], k=9, rerank_k=4), ValueError, "k = 9 must lie between"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(kind, match=message):
             call()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -158,22 +175,22 @@ class Evil:
 def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a truncated file that loads in part, a pickle whose code runs."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no checkpoint found"):
+    with pytest.raises(mamo.CheckpointError, match="no checkpoint found"):
         mamo.load(tmp_path / "nowhere")
     (tmp_path / "foreign").mkdir()
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
+    with pytest.raises(mamo.CheckpointError, match="not a complete checkpoint"):
         mamo.load(tmp_path / "foreign")
     folder = (run / "checkpoints/last").resolve()
     file, manifest = folder / "student.safetensors", json.loads((folder / "manifest.json").read_text())
     content = file.read_bytes()
     file.write_bytes(content[:-9])
-    with pytest.raises(ValueError, match=r"damaged checkpoint, student\.safetensors has"):
+    with pytest.raises(mamo.CheckpointError, match=r"damaged checkpoint, student\.safetensors has"):
         mamo.load(run)
     evil = pickle.dumps(Evil())
     file.write_bytes(evil)
     manifest["student.safetensors"] = {"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"student\.safetensors cannot be read"):
+    with pytest.raises(mamo.CheckpointError, match=r"student\.safetensors cannot be read"):
         mamo.load(run)
     assert not (tmp_path / "executed").exists()
 
@@ -181,5 +198,5 @@ def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_where_there_is_none(run: Path) -> None:
     """Bug: a late error from CUDA."""
-    with pytest.raises(ValueError, match="offers none"):
+    with pytest.raises(mamo.DeviceError, match="offers none"):
         mamo.load(run, device="cuda")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from mamo.explain import default_layer, grad_cam, image_grad_cam, with_weights
+from mamo.explain import default_layer, grad_cam, image_grad_cam, occlusion, with_weights
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.heads import ITMHead
@@ -218,3 +218,28 @@ def test_image_heat_equals_finite_differences() -> None:
     torch.testing.assert_close(heat, expected.view(3, *GRID).float(), atol=1e-4, rtol=1e-3)
     assert heat.min() >= 0
     assert heat.max() > 1e-3
+
+
+def test_occlusion_by_painting_pixels() -> None:
+    """Bug: neighbours on the other side of the grid are hidden, the class token too, or gains count as losses."""
+    backbone, itm = whole()
+    encoder, fusion = backbone.image_encoder, backbone.fusion
+    pixels, (_, text, is_valid) = torch.randn(3, 3, 16, 24, dtype=torch.float64), inputs()
+    text = text.double()
+
+    def score(image: Tensor) -> Tensor:
+        logits = itm(fusion.fuse(fusion.embed_image(encoder(image)), text, is_valid)[:, fusion.n_image_slots])
+        return logits[:, 1] - logits[:, 0]
+
+    with torch.no_grad():
+        for radius in (0, 1):
+            heat = occlusion(backbone, itm, pixels, text, is_valid, radius)
+            for row in range(2):
+                for column in range(3):
+                    image = pixels.clone()
+                    area = image[:, :, 8 * max(0, row - radius) : 8 * (row + radius + 1),
+                                 8 * max(0, column - radius) : 8 * (column + radius + 1)]  # fmt: skip
+                    area[:] = pixels.flatten(2).median(dim=2).values[:, :, None, None]
+                    lost = (score(pixels) - score(image)).clamp(min=0).float()
+                    torch.testing.assert_close(heat[:, row, column], lost, atol=1e-5, rtol=1e-4)
+            assert heat.max() > 1e-3

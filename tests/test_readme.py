@@ -12,8 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from mamo.config import Config
+from mamo.config_reference import config_table, with_table
+from mamo.training.resume import flatten
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PARTS = README.partition("## Use the parts\n")[2].partition("\n## ")[0]
+"""Its snippets run in test_parts.py."""
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SMALL = "training.total_steps=2 training.warmup_steps=0 training.batch_size_global=32 evaluation.enabled=false"
 
@@ -53,7 +59,7 @@ def test_commands_run(clone: Path) -> None:
     (clone / "runs/scenes").symlink_to("mine")
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (60, 40), "red").save(clone / name)
-    for block in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^```python\n(.*?)^```", README.replace(PARTS, ""), re.MULTILINE | re.DOTALL):
         done = run(f"python -c {shlex.quote(block)}", clone)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
@@ -94,3 +100,22 @@ def test_numbers_are_those_of_the_committed_runs() -> None:
         for row in rows:
             expected = evaluation["metrics"].get(row[0])
             assert row[column] == ("—" if expected is None else f"{expected:.1f}"), (run, row[0])
+
+
+def test_the_reference_of_the_keys_is_that_of_the_types() -> None:
+    """Bug: a key that was added, renamed or given another default, and the table says the old one."""
+    assert with_table(README) == README, "run: python scripts/keys.py --write README.md"
+    assert "| `training.batch_size_global` | whole number ≥ 1 | `64` | Samples an optimizer step sees," in README
+    assert "| `output_dir` | text | *needed* |" in README
+    assert "| `teacher.momentum` | number ≥ 0, ≤ 1 | `0.995` |" in README
+    assert "| `data.image_size_px` | whole number or list of whole number | `48` |" in README
+    n_keys = len(flatten(Config(output_dir="x").model_dump()))
+    assert config_table().count("\n") == n_keys + 2
+    with pytest.raises(ValueError, match="no <!-- keys"):
+        with_table("# another file")
+
+
+def test_own_data_takes_eight_commands() -> None:
+    """Bug: the promise of the section is not what it lists."""
+    block = README.partition("in eight commands")[2].partition("```bash\n")[2].partition("```")[0]
+    assert len(block.strip().splitlines()) == 8

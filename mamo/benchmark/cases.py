@@ -106,7 +106,8 @@ def made_up_batch(run: Run, size: int, n_words: tuple[int, ...] = ()) -> PairBat
         )
         for i in range(size)
     ]
-    return run.collator([(0, sample) for sample in samples])
+    batch: PairBatch = run.collator([(0, sample) for sample in samples])
+    return batch
 
 
 def build(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[Run, Loop, PairBatch]:

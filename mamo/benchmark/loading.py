@@ -18,7 +18,7 @@ from PIL import Image
 from mamo.benchmark.cases import Case
 from mamo.benchmark.measure import Precision, Rounds
 from mamo.config import DataConfig
-from mamo.data.loader import PairSource, ScenePairs
+from mamo.data.loader import ScenePairs, Source
 from mamo.data.pairs import PairDataset
 from mamo.data.records import read_pairs
 from mamo.data.shard_pairs import index_folder
@@ -39,7 +39,7 @@ def measure_loading(folder: Path, rounds: int, n_stored: int = STORED, side_px: 
     index_folder(folder / "shards")
     augment = functools.partial(train_transform, min_crop_scale=0.2, horizontal_flip=True, rand_augment=True)
     size = (side_px, side_px)
-    sources: dict[str, PairSource] = {
+    sources: dict[str, Source] = {
         "scenes": ScenePairs(DataConfig(image_size_px=96), "train", 10_000),
         "jpeg_folder": PairDataset(read_pairs(files), size, augment),
         "jpeg_shards": PairDataset(read_pairs(folder / "shards"), size, augment),
@@ -58,7 +58,7 @@ def measure_loading(folder: Path, rounds: int, n_stored: int = STORED, side_px: 
     return values.summary("loading") | {"loading/jpeg_bytes": n_bytes / n_stored}
 
 
-def _rate(source: PairSource, count: int) -> float:
+def _rate(source: Source, count: int) -> float:
     started = time.process_time()
     for index in range(count):
         source.load(index, np.random.default_rng(index))

@@ -65,7 +65,7 @@ def _ready(case: Case, folder: Path, device: torch.device, precision: Precision)
     run = Run(case.config(folder, device.type, precision))
     run.task.network.eval()
     with computing_in(precision, [run.task.network]):  # the scorer keeps tokens in the weights' precision
-        scorer = Scorer(run.task.network, run.tokenizer, run.normalise, device, case.text_tokens, BATCH_SIZE)
+        scorer = Scorer(run.parts.network, run.tokenizer, run.normalise, device, case.text_tokens, BATCH_SIZE)
     size = (-(-case.pairs // SHORTLIST), 3, case.image_size_px, case.image_size_px)
     return run, scorer, torch.randint(256, size, dtype=torch.uint8)
 

@@ -48,8 +48,9 @@ Without = tuple[Callable[[], AbstractContextManager[None]], Callable[[], dict[st
 
 def shortcuts(run: Run, loop: Loop, batch: PairBatch) -> dict[str, Without]:
     """Each shortcut's name, a block in which it is not taken, and the forward and backward pass to run in the block."""
-    backbone = run.task.network.backbone
-    fusions = [backbone.fusion, run.task.teacher.module.fusion]
+    backbone = run.parts.network.backbone
+    teacher: Any = run.task.modules()["teacher"]
+    fusions = [backbone.fusion, teacher.module.fusion]
 
     def plain() -> dict[str, Tensor]:
         return _plain(loop, batch)
@@ -71,7 +72,7 @@ def _each_pass_alone(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
     """Every pass encodes what it needs itself (the masked text pass also the clean caption: one call encodes both)."""
     task, weights = loop.task, loop.task.weights
     values: dict[str, Tensor] = {}
-    with loop.computing():
+    with loop.passes.computing():
         targets, _ = task.prepare(batch, len(batch), 0)
         for names in PASSES.values():
             task.weights = {name: weights[name] for name in names if name in weights}

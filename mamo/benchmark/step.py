@@ -114,7 +114,7 @@ def _three_parts(loop: Loop, batch: PairBatch, weights: Mapping[str, float]) -> 
         losses, _ = task.losses(batch, kept["targets"], 0)
         kept["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
-    with loop.computing():
+    with loop.passes.computing():
         target_s, forward_s = seconds(prepare, device), seconds(forward, device)
         backward_s = seconds(lambda: kept["loss"].backward(), device)
     task.weights = before

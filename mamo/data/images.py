@@ -23,7 +23,13 @@ FREE_SKIPS = 3
 
 
 class BadSample(ValueError):
-    """One sample that cannot be used. The message names it and says why; survives the way out of a worker process."""
+    """One sample that cannot be used. The message names it and says why; survives the way out of a worker process.
+
+    >>> import mamo
+    >>> mamo.load("runs/scenes").encode_image(["absent.jpg"])
+    Traceback (most recent call last):
+    mamo.data.images.BadSample: absent.jpg: FileNotFoundError: No such file or directory
+    """
 
 
 @dataclass

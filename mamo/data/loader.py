@@ -1,6 +1,7 @@
 """Data sets behind one interface, and the loader that feeds the loop."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -111,8 +112,9 @@ class EpochDataset(Dataset[tuple[int, Any]]):
         return epoch, self.source.load(index, sample_rng(self.seed, epoch, index, LOAD_STREAM))
 
 
-def _one_thread(worker_id: int) -> None:
+def _begin_worker(worker_id: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler sends it to all processes; the run ends its workers
 
 
 def make_loader(source: Source, collator: Any, sampler: StepSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:
@@ -124,7 +126,7 @@ def make_loader(source: Source, collator: Any, sampler: StepSampler, workers: in
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         multiprocessing_context=multiprocessing.get_context("spawn") if workers else None,
         persistent_workers=False,
     )

@@ -92,7 +92,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
         raise ValueError(f"tokenizer {source!r}: no such folder; make one with scripts/data.py tokenizer")
     try:
         folder = Path(source) if Path(source).exists() else hub_folder(source, _NEEDED_FILES, _FURTHER_FILES)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         near = "; did you mean 'scenes'?" if difflib.get_close_matches(source, ["scenes"]) else ""
         first_line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,6 +11,7 @@ from mamo.data.task_sources import LoadImage, load_distinct
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.grounding import grounded, percentages, to_image_size
 from mamo.evaluation.scoring import Scorer
+from mamo.explain import image_grad_cam, occlusion
 
 
 def locate_all(
@@ -19,11 +20,11 @@ def locate_all(
     load_image: LoadImage,
     image_size_px: tuple[int, int],
     batch_size: int,
-    heat_from: Literal["fusion", "image_encoder"] = "fusion",
+    heat_from: Literal["fusion", "image_encoder", "occlusion"] = "fusion",
 ) -> dict[str, float]:
     """`grounding_metrics` of the records, a batch of them at a time; boxes are in pixels of each image's own size.
 
-    `heat_from` chooses between `grad_cam` and `image_grad_cam`.
+    `heat_from` chooses between `grad_cam`, `image_grad_cam` and `occlusion`.
 
     Raises ValueError, naming the record, for one without a gold box, and for a box that leaves its image.
     """
@@ -38,7 +39,8 @@ def locate_all(
         if heat_from == "fusion":
             heats = scorer.ground(scorer.encode_images([resized]), texts, rows, torch.arange(len(part)))
         else:
-            heats = scorer.ground_in_encoder(resized, texts, rows, torch.arange(len(part)))
+            how = image_grad_cam if heat_from == "image_encoder" else occlusion
+            heats = scorer.ground_pixels(how, resized, texts, rows, torch.arange(len(part)))
         for record, heat in zip(part, heats, strict=True):
             height, width = raw[row[record.image]].shape[1:]
             gold = _checked(record, width, height)

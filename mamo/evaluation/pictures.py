@@ -1,6 +1,8 @@
-"""What a network does, to look at: retrieval, grounding and masked words of a few held-out scenes as HTML fragments.
+"""What a network does with held-out scenes, as HTML: retrieval, grounding, masked words, masked patches.
 
 Every picture is inside the text (PNG, base64), so that a page is one file that needs nothing else.
+
+Legend: I images, P patches, K masked patches, D width of the image encoder.
 """
 
 import base64
@@ -14,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional
 
 from mamo.config import Config
+from mamo.data.collate import sample_rng
 from mamo.data.expressions import Expression, expressions
 from mamo.data.loader import WORLD_SEED
 from mamo.data.rendering import render
@@ -23,77 +27,186 @@ from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import SceneWorld
 from mamo.evaluation.grounding import IOU_THRESHOLD, best_proposal, iou, to_image_size
 from mamo.evaluation.probes import fill_masked_words, masked_words
+from mamo.evaluation.retrieval import union_of_pairs
 from mamo.evaluation.scoring import EncodedImages, Scorer
+from mamo.masking import draw_image_mask
+from mamo.models.fusion import Fusion
 from mamo.models.vlm import Mamo
 
 GALLERY = 60
 SHOWN = 8
 TOP = 5
 _SIDE_PX = 132  # of a picture on the page
-_GREEN, _RED, _WHITE = (60, 200, 90), (225, 70, 60), (255, 255, 255)
+_GREEN, _WHITE = (60, 200, 90), (255, 255, 255)
+_GREY = 128  # of a masked patch
 Picture = NDArray[np.uint8]
 
 
 def scene_pictures(
-    network: Mamo, config: Config, tokenizer: Any, normalise: Callable[[Tensor], Tensor], device: torch.device
+    network: Mamo,
+    config: Config,
+    tokenizer: Any,
+    normalise: Callable[[Tensor], Tensor],
+    device: torch.device,
+    rows: int = SHOWN,
 ) -> list[tuple[str, str]]:
     """(title, HTML fragment) of each kind of picture that the network has the heads for; arguments as `zero_shot`'s.
 
-    The network stays in eval mode.
+    `rows` is how many queries, expressions and pictures of each kind are shown. The network stays in eval mode.
     """
     network.eval()
     scorer = Scorer(network, tokenizer, normalise, device, config.data.text_max_tokens, config.evaluation.batch_size)
     world = SceneWorld(config.data.difficulty, WORLD_SEED)
     size = config.data.image_size
-    pictures = [render(world.scene("test", index), size) for index in range(GALLERY)]
+    n = max(GALLERY, rows)
+    pictures = [render(world.scene("test", index), size) for index in range(n)]
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     found: list[tuple[str, str]] = []
     with torch.inference_mode():
         images = scorer.encode_images(torch.split(batch, scorer.batch_size))
-        captions = [identifying_caption(world.scene("test", index)).text for index in range(GALLERY)]
-        if scorer.network.temperature is not None:
-            score, by = _scores(scorer, images, captions)
-            found.append((f"Images to texts, top {TOP} of {GALLERY} by {by}", _to_texts(score, pictures, captions)))
-            found.append((f"Texts to images, top {TOP} of {GALLERY} by {by}", _to_images(score.T, pictures, captions)))
-        if scorer.network.itm is not None:
-            items = [item for item in expressions(world, GALLERY, size) if item.scene_index < GALLERY][: 2 * SHOWN]
+        captions = [identifying_caption(world.scene("test", index)).text for index in range(n)]
+        if network.temperature is not None:
+            to_texts, to_images, by = _rankings(scorer, images, captions, config.evaluation.rerank_k)
+            shown = _to_texts(to_texts[:rows], pictures, captions)
+            found.append((f"Images to texts, top {TOP} of {n} by {by}", shown))
+            shown = _to_images(to_images[:rows], pictures, captions)
+            found.append((f"Texts to images, top {TOP} of {n} by {by}", shown))
+        if network.itm is not None:
+            items = [item for item in expressions(world, n, size) if item.scene_index < n][: 2 * rows]
             title = "What an expression means: Grad-CAM of the match, gold box (green), chosen proposal (white)"
             found.append((title, _grounded(scorer, images, items, pictures)))
-        if scorer.network.mlm is not None:
-            found.append(("Masked words", _filled(scorer, images, world, pictures)))
+        sees_parts = network.mim is not None or network.mrm_image is not None
+        grid, masking = network.backbone.image_encoder.grid, config.masking
+        drawn = [draw_image_mask(sample_rng(config.seed, 0, k, 0), grid, masking.image_ratio, masking.image_style)
+                 for k in range(n)]  # fmt: skip
+        visible, masked = (torch.from_numpy(np.stack(part)) for part in zip(*drawn))
+        if network.mlm is not None:
+            partly = _partly_seen(scorer, batch, visible) if sees_parts else None
+            hidden = [hide_patches(picture, patches, grid) for picture, patches in zip(pictures, masked)]
+            title = "Masked words" + (
+                ": with the whole picture | with the patches that are not masked" if partly else ""
+            )
+            found.append((title, _filled(scorer, images, partly, world, pictures, hidden, 3 * rows)))
+        if network.mim is not None:
+            rebuilt = rebuilt_pictures(scorer, batch, captions, visible, masked, config.losses.mim_target)
+            cells = [_trio(pictures[k], hide_patches(pictures[k], masked[k], grid), rebuilt[k], captions[k])
+                     for k in range(min(rows, n))]  # fmt: skip
+            title = (
+                "Masked patches: picture, what is seen, and the patches of other pictures nearest to what MIM predicts"
+            )
+            found.append((title, f'<div class="row">{"".join(cells)}</div>'))
     return found
 
 
-def _scores(scorer: Scorer, images: EncodedImages, captions: Sequence[str]) -> tuple[Tensor, str]:
-    """float32 [images, texts]: ITM of all pairs, or ITC where there is no ITM head."""
+def _rankings(
+    scorer: Scorer, images: EncodedImages, captions: Sequence[str], rerank_k: int
+) -> tuple[list[list[int]], list[list[int]], str]:
+    """The `TOP` texts of each image, `TOP` images of each text, and by what: ITC, re-ranked by ITM if it is there."""
     texts = scorer.encode_texts(*scorer.tokenize(captions))
-    n = len(captions)
-    rows = torch.cartesian_prod(torch.arange(n), torch.arange(n))
+    similarity = images.feature @ texts.feature.T  # [I, I]
+    k = min(max(TOP, rerank_k), len(captions))
+    shortlists = [values.topk(k, dim=1).indices.cpu() for values in (similarity, similarity.T)]
     if scorer.network.itm is None:
-        return scorer.similarity(images, texts, rows[:, 0], rows[:, 1]).view(n, n), "ITC"
-    return scorer.match(images, texts, rows[:, 0], rows[:, 1]).view(n, n), "ITM"
+        return shortlists[0][:, :TOP].tolist(), shortlists[1][:, :TOP].tolist(), "ITC"
+    pairs, *places = union_of_pairs(*shortlists)
+    score = scorer.match(images, texts, pairs[:, 0], pairs[:, 1])
+    best = [s.gather(1, score[place].topk(TOP, dim=1).indices) for s, place in zip(shortlists, places)]
+    return best[0].tolist(), best[1].tolist(), "ITM among the shortlist of ITC"
 
 
-def _to_texts(score: Tensor, pictures: Sequence[Picture], captions: Sequence[str]) -> str:
+def _to_texts(best: Sequence[Sequence[int]], pictures: Sequence[Picture], captions: Sequence[str]) -> str:
     cells = []
-    for image in range(SHOWN):
-        best = score[image].topk(TOP).indices.tolist()
+    for image, texts in enumerate(best):
         lines = "".join(
-            f'<li class="{"hit" if text == image else "miss"}">{html.escape(captions[text])}</li>' for text in best
+            f'<li class="{"hit" if text == image else "miss"}">{html.escape(captions[text])}</li>' for text in texts
         )
         cells.append(f'<div class="row">{_embedded(pictures[image], captions[image])}<ol>{lines}</ol></div>')
     return "".join(cells)
 
 
-def _to_images(score: Tensor, pictures: Sequence[Picture], captions: Sequence[str]) -> str:
+def _to_images(best: Sequence[Sequence[int]], pictures: Sequence[Picture], captions: Sequence[str]) -> str:
     cells = []
-    for text in range(SHOWN):
-        best = score[text].topk(TOP).indices.tolist()
+    for text, images in enumerate(best):
         shown = "".join(
-            _embedded(pictures[image], captions[image], "hit" if image == text else "miss") for image in best
+            _embedded(pictures[image], captions[image], "hit" if image == text else "miss") for image in images
         )
         cells.append(f"<p>{html.escape(captions[text])}</p><div class='row'>{shown}</div>")
     return "".join(cells)
+
+
+def _partly_seen(scorer: Scorer, batch: Tensor, visible: Tensor) -> EncodedImages:
+    """Images uint8 [I, 3, H, W] as fusion gets them in training when only patches `visible` int64 [I, P_v] are seen."""
+    backbone, parts = scorer.network.backbone, []
+    for pixels, seen in zip(
+        torch.split(batch, scorer.batch_size), torch.split(visible.to(scorer.device), scorer.batch_size)
+    ):
+        encoded = backbone.image_encoder(scorer.normalise(pixels.to(scorer.device)), seen)
+        parts.append(backbone.fusion.embed_image(encoded, seen).cpu())
+    return EncodedImages(torch.cat(parts), torch.empty(len(batch), 0))
+
+
+def rebuilt_pictures(
+    scorer: Scorer, batch: Tensor, captions: Sequence[str], visible: Tensor, masked: Tensor, target: str
+) -> list[Picture]:
+    """Pictures whose masked patches are replaced by the patch, of another picture, nearest to what MIM predicts.
+
+    Nearest by cosine between the prediction and the standardised target (`mim_target`: features of the image encoder,
+    here the student's own, or pixels), which for standardised vectors orders as their distance does.
+
+    Args:
+        batch: uint8 [I, 3, H, W]; the patches of all of them are candidates.
+        captions: read together with the picture, as in training.
+        visible, masked: int64 [I, P - K] and [I, K].
+    """
+    backbone, mim = scorer.network.backbone, scorer.network.mim
+    assert mim is not None
+    texts = scorer.encode_texts(*scorer.tokenize(captions))
+    partly = _partly_seen(scorer, batch, visible)
+    assert isinstance(backbone.fusion, Fusion)  # MIM needs it
+    slots = backbone.fusion.image_slots(masked)
+    said = []
+    for start in range(0, len(batch), scorer.batch_size):
+        rows = slice(start, start + scorer.batch_size)
+        image, text = partly.tokens[rows].to(scorer.device), texts.tokens[rows].to(scorer.device)
+        is_valid = (torch.arange(text.shape[1]) < texts.lengths[rows, None]).to(scorer.device)
+        said.append(mim(backbone.fusion.fuse(image, text, is_valid, read=slots[rows].to(scorer.device))).float().cpu())
+    size = backbone.image_encoder.patch_size_px
+    patches = _patches(batch.float(), size)  # [I, P, 3 * h * w]
+    known = []
+    for pixels in torch.split(batch, scorer.batch_size):
+        normal = scorer.normalise(pixels.to(scorer.device))
+        encoded = backbone.image_encoder(normal)[:, backbone.image_encoder.n_prefix :]
+        known.append((encoded if target == "features" else _patches(normal, size)).float().cpu())
+    bank = functional.normalize(functional.layer_norm(torch.cat(known), known[0].shape[-1:], eps=1e-6), dim=-1)
+    found = []
+    for k, prediction in enumerate(functional.normalize(torch.cat(said), dim=-1)):
+        similarity = prediction @ bank.flatten(0, 1).T  # [K, I * P]
+        similarity[:, k * patches.shape[1] : (k + 1) * patches.shape[1]] = -torch.inf
+        mine = patches[k].clone()
+        mine[masked[k]] = patches.flatten(0, 1)[similarity.argmax(dim=1)]
+        folded = functional.fold(mine.T[None], batch.shape[-2:], size, stride=size)[0]
+        found.append(folded.permute(1, 2, 0).to(torch.uint8).numpy())
+    return found
+
+
+def _patches(image: Tensor, size_px: tuple[int, int]) -> Tensor:
+    """float [I, 3, H, W] -> row-major patches [I, P, 3 * patch_h * patch_w]."""
+    return functional.unfold(image, size_px, stride=size_px).transpose(1, 2)
+
+
+def hide_patches(picture: Picture, masked: Tensor, grid: tuple[int, int]) -> Picture:
+    """The picture [H, W, 3] with its masked patches (row-major indices int64 [K]) in grey."""
+    is_hidden = np.zeros(grid[0] * grid[1], dtype=bool)
+    is_hidden[masked.numpy()] = True
+    height, width = picture.shape[0] // grid[0], picture.shape[1] // grid[1]
+    whole = is_hidden.reshape(grid).repeat(height, axis=0).repeat(width, axis=1)
+    shown: Picture = np.where(whole[..., None], np.uint8(_GREY), picture)
+    return shown
+
+
+def _trio(picture: Picture, hidden: Picture, rebuilt: Picture, text: str) -> str:
+    three = "".join(_embedded(shown, text) for shown in (picture, hidden, rebuilt))
+    return f"<figure class='wide'>{three}<figcaption>{html.escape(text)}</figcaption></figure>"
 
 
 def _grounded(scorer: Scorer, images: EncodedImages, items: Sequence[Expression], pictures: Sequence[Picture]) -> str:
@@ -113,19 +226,37 @@ def _grounded(scorer: Scorer, images: EncodedImages, items: Sequence[Expression]
     return f'<div class="row">{"".join(cells)}</div>'
 
 
-def _filled(scorer: Scorer, images: EncodedImages, world: SceneWorld, pictures: Sequence[Picture]) -> str:
-    items = [item for item in masked_words(world, GALLERY) if item.scene_index < GALLERY]
+def _filled(
+    scorer: Scorer,
+    images: EncodedImages,
+    partly: EncodedImages | None,
+    world: SceneWorld,
+    pictures: Sequence[Picture],
+    hidden: Sequence[Picture],
+    n_shown: int,
+) -> str:
+    """What is said at a masked word with the whole picture, and with the patches alone that are not masked."""
+    items = [item for item in masked_words(world, len(pictures)) if item.scene_index < len(pictures)]
     kinds = list(dict.fromkeys(item.word_class for item in items))
-    chosen = [[item for item in items if item.word_class == kind][k] for k in range(3) for kind in kinds]
-    filled = fill_masked_words(scorer, images, chosen, {index: index for index in range(GALLERY)})
+    in_turn = zip(*([item for item in items if item.word_class == kind] for kind in kinds))  # one of each kind
+    chosen = [item for several in in_turn for item in several][:n_shown]
+    rows = {index: index for index in range(len(pictures))}
+    whole = fill_masked_words(scorer, images, chosen, rows)
+    parts = whole if partly is None else fill_masked_words(scorer, partly, chosen, rows)
     cells = []
-    for item, word, is_right in filled:
-        said = f"<b class='{'hit' if is_right else 'miss'}'>{html.escape(word)}</b>"
+    for (item, word, is_right), (_, guess, is_guessed) in zip(whole, parts):
         before, after = html.escape(item.caption[: item.start]), html.escape(item.caption[item.end :])
-        truth = "" if is_right else f" (is: {html.escape(' or '.join(item.answers))})"
-        shown = _embedded(pictures[item.scene_index], item.caption)
-        cells.append(f"<figure>{shown}<figcaption>{before}{said}{after}{truth}</figcaption></figure>")
+        truth = "" if is_right and is_guessed else f" (is: {html.escape(' or '.join(item.answers))})"
+        shown, said = _embedded(pictures[item.scene_index], item.caption), _marked(word, is_right)
+        if partly is not None:
+            shown += _embedded(hidden[item.scene_index], item.caption)
+            said += f" | {_marked(guess, is_guessed)}"
+        cells.append(f"<figure class='wide'>{shown}<figcaption>{before}{said}{after}{truth}</figcaption></figure>")
     return f'<div class="row">{"".join(cells)}</div>'
+
+
+def _marked(word: str, is_right: bool) -> str:
+    return f"<b class='{'hit' if is_right else 'miss'}'>{html.escape(word)}</b>"
 
 
 def overlay(
@@ -149,6 +280,6 @@ def _embedded(picture: Picture, text: str, css_class: str = "") -> str:
     Image.fromarray(picture).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<img class="{css_class}" height="{_SIDE_PX}" alt="{html.escape(text, quote=True)}" '
+        f'<img class="{css_class}" height="{_SIDE_PX}" loading="lazy" alt="{html.escape(text, quote=True)}" '
         f'title="{html.escape(text, quote=True)}" src="data:image/png;base64,{data}">'
     )

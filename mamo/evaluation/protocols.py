@@ -67,6 +67,11 @@ def _records(task: str, file: str, n_records: int | None, states: str, **evaluat
     return Protocol({"task": task, "data": data, "evaluation": evaluation}, Path(file).stem, states, n_records)
 
 
+_HEATS = {
+    "fusion": "Grad-CAM of ITM in fusion",
+    "image_encoder": "Grad-CAM of ITM in the image encoder",
+    "occlusion": "loss of the ITM logit under occlusion",
+}
 _FLICKR = "data/flickr30k/test.jsonl"
 _COCO = "data/coco/test.jsonl"
 _LABEL = "the raw pre-trained model is named flickr30k-zeroshot-raw"
@@ -222,5 +227,5 @@ def scorer_of(config: Config) -> str:
         return ranked if config.vqa.head == "decoder" else "answer classifier"
     return {
         "reasoning": "pair head",
-        "grounding": f"Grad-CAM of ITM in {config.evaluation.grounding_heat}, sum in the box / sqrt(area)",
+        "grounding": f"{_HEATS[config.evaluation.grounding_heat]}, sum in the box / sqrt(area)",
     }.get(config.task, f"ITC shortlist of {k}, then ITM")

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.explain import grad_cam, image_grad_cam
-from mamo.models.vlm import Mamo
+from mamo.explain import grad_cam
+from mamo.models.heads import ITMHead
+from mamo.models.vlm import Backbone, Mamo
 
 
 @contextmanager
@@ -130,8 +131,15 @@ class Scorer:
             heat[pairs] = grad_cam(fusion, itm, image, text, is_valid).cpu()
         return heat
 
-    def ground_in_encoder(self, image: Tensor, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
-        """`ground` by `image_grad_cam`: pairs of images uint8 [I, 3, H, W] and texts -> float32 [N, h, w]."""
+    def ground_pixels(
+        self,
+        how: Callable[[Backbone, ITMHead, Tensor, Tensor, Tensor], Tensor],
+        image: Tensor,
+        texts: EncodedTexts,
+        image_rows: Tensor,
+        text_rows: Tensor,
+    ) -> Tensor:
+        """Heat of pairs, images uint8 [I, 3, H, W] and texts, by `image_grad_cam` or `occlusion`, float32 [N, h, w]."""
         backbone, itm = self.network.backbone, self.network.itm
         assert itm is not None
         heat = torch.empty(len(image_rows), *backbone.fusion.grid)
@@ -140,7 +148,7 @@ class Scorer:
             pixels = self.normalise(image[image_rows[pairs]].to(self.device))
             is_valid = _is_valid(texts.lengths[rows], longest).to(self.device)
             text = texts.tokens[rows, :longest].to(self.device)
-            heat[pairs] = image_grad_cam(backbone, itm, pixels, text, is_valid).cpu()
+            heat[pairs] = how(backbone, itm, pixels, text, is_valid).cpu()
         return heat
 
     def fill(

@@ -14,7 +14,7 @@ import timm
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from mamo.models.initialise import init_by_fan_in, init_position
@@ -160,7 +160,11 @@ def _why_refused(vit: Any) -> str | None:
 
 
 def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
-    """Fill the encoder from timm-format weights, resampling the position embeddings to the encoder's grid.
+    """Fill the encoder from published weights, resampling the position embeddings to the encoder's grid.
+
+    Read are timm's own layout (ViT, DeiT also under ``model``, CLIP and SigLIP towers) and whole CLIP or SigLIP models
+    as OpenAI and open_clip store them, of which the image tower is taken. Whether a CLIP was trained with QuickGELU
+    does not show in its weights: name the encoder accordingly (``vit_*_clip_quickgelu_*`` for OpenAI's).
 
     Args:
         encoder: filled in place; untouched when an error is raised.
@@ -169,13 +173,15 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
             square grid where their number is a square, else as the encoder's own grid.
 
     Raises:
-        ValueError: naming the keys that are missing, unused (other than a classifier's) or of another shape.
+        ValueError: naming the keys that are missing, unused (other than a classifier's, a pooling head's or a text
+            tower's) or of another shape.
     """
     if source == "timm":
         state = timm.create_model(encoder.name, pretrained=True).state_dict()
     else:
         state = read_weights(Path(source))
     own = encoder.vit.state_dict()
+    state, beside = _image_tower(state, encoder.vit)
     heads = tuple(sorted(key for key in state if key.startswith(_CLASSIFIER_PREFIXES) and key not in own))
     state = {key: value for key, value in state.items() if key not in heads}
     interpolated: tuple[str, ...] = ()
@@ -183,7 +189,27 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
         interpolated = ("pos_embed",)
     check_keys(state, own, source)
     encoder.vit.load_state_dict(state)
-    return WeightReport(loaded=tuple(sorted(state)), interpolated=interpolated, unused=heads)
+    return WeightReport(loaded=tuple(sorted(state)), interpolated=interpolated, unused=heads + beside)
+
+
+def _image_tower(state: dict[str, Tensor], vit: VisionTransformer) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights in timm's names and the names of what is no part of the image tower; timm's own files as they are.
+
+    timm renames what OpenAI and open_clip store under ``visual.``. It would also resample, unasked, patches of another
+    size and positions: both are put back as they were, to be refused and to be resampled with a report.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    beside = tuple(sorted(key for key in state if not key.startswith("visual.")))
+    if len(beside) == len(state):
+        return state, ()
+    positions = state.get("visual.positional_embedding", state.get("visual.trunk.pos_embed"))
+    patches = state.get("visual.conv1.weight", state.get("visual.trunk.patch_embed.proj.weight"))
+    tower: dict[str, Tensor] = checkpoint_filter_fn(state, vit)
+    tower.pop("head.bias", None)  # zeros that timm adds to a projection
+    for name, stored in (("pos_embed", positions), ("patch_embed.proj.weight", patches)):
+        if stored is not None and name in tower:
+            tower[name] = stored[None] if name == "pos_embed" and stored.ndim == 2 else stored
+    return tower, beside
 
 
 def _resample_positions(encoder: ImageEncoder, state: dict[str, Tensor]) -> bool:

@@ -7,6 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+NAMES_TOLD = 6
+"""Names of each kind in the text of a report."""
+
 
 @dataclass(frozen=True)
 class WeightReport:
@@ -20,7 +23,8 @@ class WeightReport:
     def __str__(self) -> str:
         text = f"{len(self.loaded)} tensors loaded"
         for label, names in (("interpolated", self.interpolated), ("new", self.new), ("unused", self.unused)):
-            text += f", {len(names)} {label}" + (f" ({', '.join(names)})" if names else "")
+            told = ", ".join(names[:NAMES_TOLD]) + (", ..." if len(names) > NAMES_TOLD else "")
+            text += f", {len(names)} {label}" + (f" ({told})" if names else "")
         return text
 
 

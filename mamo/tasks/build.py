@@ -1,6 +1,7 @@
 """From a configuration to the objects of a pre-training run."""
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
+from mamo.training.run_folder import BERT
+
+logger = logging.getLogger(__name__)
 
 HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answer.", "pair.")
 """First words of the names of `Mamo`'s parameters outside its backbone: what two tasks may differ in."""
@@ -70,9 +74,11 @@ def load_published(config: Config, network: Mamo) -> None:
     """Fill a network with the published weights that `model` names, if any."""
     model, backbone = config.model, network.backbone
     if model.image.weights != "random":
-        load_image_weights(backbone.image_encoder, model.image.weights)
+        report = load_image_weights(backbone.image_encoder, model.image.weights)
+        logger.info("image encoder from %s: %s", model.image.weights, report)
     if model.text.weights == "bert" and model.text.bert is not None:
-        load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
+        report = load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
+        logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
 
 
 def _fusion(config: Config, image_encoder: ImageEncoder, bert: BertConfig) -> Fusion | CrossFusion:
@@ -92,10 +98,15 @@ def _fusion(config: Config, image_encoder: ImageEncoder, bert: BertConfig) -> Fu
     return Fusion(**sizes, text_width=bert.hidden_size)
 
 
-def without_published(config: Config) -> Config:
-    """The same config with random weights: for a network whose weights a checkpoint holds, so that none is fetched."""
+def without_published(config: Config, folder: Path) -> Config:
+    """The config to build a stored network by: its weights come from `folder`, and so do the values of a named BERT.
+
+    Published weights and configurations are not looked for again: where they came from may be gone.
+    """
     image = config.model.image.model_copy(update={"weights": "random"})
     text = config.model.text.model_copy(update={"weights": "random"})
+    if text.bert is not None and (folder / BERT).is_dir():
+        text = text.model_copy(update={"bert": str(folder / BERT)})
     return config.model_copy(update={"model": config.model.model_copy(update={"image": image, "text": text})})
 
 

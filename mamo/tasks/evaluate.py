@@ -19,7 +19,7 @@ from mamo.values import apply_override, read_values
 
 
 def evaluate(
-    path: Path, protocol: str, overrides: Sequence[str], output_dir: Path | None = None, pictures: bool = False
+    path: Path, protocol: str, overrides: Sequence[str], output_dir: Path | None = None, pictures: int = 0
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write `results.json`.
 
@@ -28,7 +28,7 @@ def evaluate(
         protocol: a name of `PROTOCOLS`.
         overrides: `section.key=value` over the protocol; a change of what it fixes shows in the entry's name.
         output_dir: where to write; None is `evaluations/PROTOCOL` in the run's folder.
-        pictures: whether to write `report.html` too.
+        pictures: rows of each kind of picture in `report.html`; 0 writes none.
 
     Returns:
         The entry that was written.
@@ -53,7 +53,7 @@ def evaluate(
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
     with computing_in(precision, [trained.network]):
         metrics = parts.evaluate(trained, output_dir)
-        shown = parts.pictures(trained) if pictures else []
+        shown = parts.pictures(trained, pictures) if pictures else []
     entry = result_entry(config, name, folder, own["step"], ancestry, metrics)
     replace_text(output_dir / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
     if pictures:

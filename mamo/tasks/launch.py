@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import collate_range, make_loader
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
+from mamo.evaluation.pictures import SHOWN
 from mamo.evaluation.protocols import protocol_of, scorer_of, split_of
 from mamo.models.albef import load_albef
 from mamo.models.vlm import Backbone
@@ -28,10 +31,11 @@ from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_folder
 from mamo.training.alarms import Alarms
 from mamo.training.curves import draw_curves
-from mamo.training.distributed import rank, world_size
+from mamo.training.distributed import exchange, processes, rank, together, world_size
 from mamo.training.loop import Loop
 from mamo.training.optim import make_optimizer
-from mamo.training.precision import choose_device, choose_precision, computing_in
+from mamo.training.parallel import adapt_blocks, shares
+from mamo.training.precision import choose_device, choose_precision
 from mamo.training.report import write_report
 from mamo.training.resume import ancestry_of, resumed_config
 
@@ -50,8 +54,11 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.device = choose_device(config.training.device)
         self.tokenizer = load_tokenizer(str(self.output_dir / "tokenizer") if is_resume else config.data.tokenizer)
-        takes_weights = config.checkpoint is not None and not config.from_scratch
-        built = without_published(config) if takes_weights or is_resume else config
+        stored = self.output_dir if is_resume else None
+        if config.checkpoint is not None and not config.from_scratch and not is_resume:
+            source = Path(config.checkpoint)
+            stored = source if source.is_file() else checkpoint.resolve(source)  # a file is ALBEF's
+        built = config if stored is None else without_published(config, stored)
         self.parts = parts_of(built, self.tokenizer, self.output_dir if is_resume else None)
         self.source = self.parts.source()
         self.ancestry: list[dict[str, Any]] = []
@@ -62,6 +69,7 @@ class Run:
         for module in self.task.modules().values():
             module.to(self.device)
         self.choose_attention(config.training.precision)
+        adapt_blocks(config.training, self.task.modules())
         if config.checkpoint is not None and not is_resume:
             self.start_from(Path(config.checkpoint))
         self.optimizer = make_optimizer(self.task.network, config.training)
@@ -130,6 +138,7 @@ class Run:
 
         Raises:
             BadSample: one that the policy does not forgive, told alike whether or not it was met in a worker process.
+            ChildProcessError: a worker process died.
         """
         training = self.config.training
         sampler = StepSampler(
@@ -149,6 +158,13 @@ class Run:
             found = re.findall(r"^[\w.]*BadSample: (.*)", str(error), re.MULTILINE | re.DOTALL)
             error.__traceback__ = None  # its frames hold the workers, which are stopped as soon as it lets go
             raise BadSample(found[-1].strip() if found else str(error)) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"a loader process died, killed perhaps for want of memory ({error}): lower data.workers "
+                f"(now {workers}) or data.image_size_px, then continue with --resume"
+            ) from None
 
     def example_batch(self, size: int) -> Any:
         """The first `size` samples, for timing and counting."""
@@ -163,6 +179,8 @@ class Run:
         """The training loop of this run."""
         names = (run_folder.CONFIG, "tokenizer", *self.parts.carried)
         files = {name: self.output_dir / name for name in names}
+        if self.config.model.text.bert is not None:
+            files[run_folder.BERT] = self.output_dir / run_folder.BERT
         state = {
             "data_fingerprint": self.fingerprint(),
             "data_sets": self.source.data_sets(),
@@ -170,7 +188,7 @@ class Run:
             "versions": versions(),
             "ancestry": self.ancestry,
         }
-        return Loop(
+        loop = Loop(
             self.config,
             self.task,
             self.optimizer,
@@ -182,6 +200,8 @@ class Run:
             Alarms(self.baselines()),
             self.bad_samples,
         )
+        loop.join()
+        return loop
 
     def trial_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
         """A loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss fails."""
@@ -205,45 +225,84 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def train(config: Config, is_resume: bool) -> None:
-    """Train, evaluate and write everything into `output_dir`.
+def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker] = ()) -> None:
+    """Train, evaluate and write everything into `output_dir`, in every process that `torchrun` started.
+
+    A run that `torchrun --max-restarts` starts again resumes.
+
+    Args:
+        config: what to run.
+        is_resume: whether to go on with the run in `output_dir`.
+        trackers: where else, besides TensorBoard, the process of rank 0 logs each step; closed at the end.
 
     Raises:
         ValueError: a mistake in the config, the data or the checkpoint; nothing of an earlier run is touched.
+        ProcessLost: another process of the run died.
+        Terminated: SIGTERM came, and the step was finished and saved.
     """
+    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_folder.CONFIG).is_file())
+    with processes(config.training.device):
+        if not is_resume:
+            together(lambda: run_folder.claim(Path(config.output_dir)) if rank() == 0 else None)
+        run, start_step = together(lambda: resumed(config) if is_resume else started(config))
+        evaluated: set[int] = set()
+        if rank() == 0:
+            evaluated = set_out(run, start_step)
+        [evaluated, *_] = exchange(evaluated)
+        opened = open_trackers(run.output_dir, start_step, trackers)
+        try:
+            loop = run.loop(opened)
+            train_and_evaluate(run, loop, start_step, evaluated)
+        except BaseException:
+            with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
+                finish(run.output_dir, opened)
+            raise
+        finish(run.output_dir, opened)
+        if run.config.evaluation.enabled:
+            report(run, loop)
+
+
+def started(config: Config) -> tuple[Run, int]:
+    """A new run and its first step."""
+    run = Run(config)
+    if config.training.precision == "auto" or config.training.device == "auto":
+        run = resolve_auto(run)
+    return run, 0
+
+
+def resumed(config: Config) -> tuple[Run, int]:
+    """The run in `output_dir` and the number of steps it has done."""
     output_dir = Path(config.output_dir)
-    start_step = 0
-    if is_resume:
-        config = resumed_config(config, output_dir / run_folder.CONFIG)
-        has_checkpoint = bool(checkpoint.step_folders(output_dir))
-        run = Run(config, has_checkpoint)
-        if has_checkpoint:
-            start_step = restore(run)
-    else:
-        run_folder.claim(output_dir)
-        run = Run(config)
-        if config.training.precision == "auto" or config.training.device == "auto":
-            run = resolve_auto(run)
+    config = resumed_config(config, output_dir / run_folder.CONFIG)
+    has_checkpoint = bool(checkpoint.step_folders(output_dir))
+    run = Run(config, has_checkpoint)
+    return run, restore(run) if has_checkpoint else 0
+
+
+def set_out(run: Run, start_step: int) -> set[int]:
+    """Write what the run's folder begins with, cut back what is later than `start_step`; the steps evaluated so far."""
+    output_dir = run.output_dir
     run_folder.write_config(output_dir, run.config)
     run.tokenizer.save_pretrained(output_dir / "tokenizer")
     for name, text in run.parts.carried.items():
         run_folder.replace_text(output_dir / name, text)
+    if run.config.model.text.bert is not None:
+        run.parts.network.backbone.text_encoder.bert.config.save_pretrained(output_dir / run_folder.BERT)
     for name in (run_folder.METRICS, run_folder.TIMING):
         run_folder.cut_back(output_dir / name, start_step)
     evaluations = run_folder.read_evaluations(output_dir)
     kept = [entry for entry in evaluations if entry["step"] <= start_step]
     if kept != evaluations:
         run_folder.write_evaluations(output_dir, kept)
-    trackers: list[run_folder.Tracker] = [run_folder.TensorBoardTracker(output_dir / "tensorboard", start_step + 1)]
-    try:
-        train_and_evaluate(run, run.loop(trackers), start_step, {entry["step"] for entry in kept})
-    except BaseException:
-        with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
-            finish(output_dir, trackers)
-        raise
-    finish(output_dir, trackers)
-    if run.config.evaluation.enabled:
-        report(run)
+    return {entry["step"] for entry in kept}
+
+
+def open_trackers(output_dir: Path, start_step: int, given: Sequence[run_folder.Tracker]) -> list[run_folder.Tracker]:
+    """TensorBoard and the given ones on rank 0, none elsewhere: each step is logged once."""
+    if rank() != 0:
+        return []
+    return [run_folder.TensorBoardTracker(output_dir / "tensorboard", start_step + 1), *given]
 
 
 def train_and_evaluate(run: Run, loop: Loop, start_step: int, evaluated: set[int]) -> None:
@@ -263,16 +322,17 @@ def finish(output_dir: Path, trackers: list[run_folder.Tracker]) -> None:
     """Close the trackers and draw the curves."""
     for tracker in trackers:
         tracker.close()
-    if (output_dir / run_folder.METRICS).exists():
+    if rank() == 0 and (output_dir / run_folder.METRICS).exists():
         draw_curves(output_dir)
 
 
-def report(run: Run) -> None:
+def report(run: Run, loop: Loop) -> None:
     """Write `report.html`: the last evaluation's numbers, pictures of what the network does, the curves."""
-    config = run.config
+    with loop.passes.evaluating() as network:
+        if rank() > 0:
+            return
+        shown = run.parts.pictures(replace(run.trained, network=network), SHOWN)
     last = run_folder.read_evaluations(run.output_dir)[-1]
-    with computing_in("bf16" if config.training.precision == "bf16" else "fp32", [run.task.network]):
-        shown = run.parts.pictures(run.trained)
     title = f"{run.output_dir}: {last['protocol']}"
     logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, run.output_dir))
 
@@ -302,8 +362,13 @@ def evaluator(run: Run, loop: Loop) -> Any:
     """A function that evaluates after a step and appends the result to `results.json`."""
 
     def evaluate(step: int) -> None:
-        with loop.computing():
-            metrics = run.parts.evaluate(run.trained, run.output_dir)
+        metrics: dict[str, float] = {}
+        with loop.passes.evaluating() as network:
+            if rank() == 0:
+                metrics = run.parts.evaluate(replace(run.trained, network=network), run.output_dir)
+        exchange(None)  # the others wait
+        if rank() > 0:
+            return
         folder = checkpoint.step_folder(Path("."), step)
         entry = result_entry(run.config, protocol_of(run.config), folder, step, run.ancestry, metrics)
         evaluations = [e for e in run_folder.read_evaluations(run.output_dir) if e["step"] < step]
@@ -320,7 +385,7 @@ def resolve_auto(run: Run) -> Run:
     values = run.config.model_dump()
     values["training"]["device"] = run.device.type
     if run.config.training.precision == "auto":
-        batch = run.example_batch(run.config.training.batch_size_global).to(run.device)
+        batch = run.example_batch(shares(run.config)[0]).to(run.device)
 
         def run_step(precision: Literal["fp32", "bf16"]) -> None:
             run.trial_loop(precision, run.output_dir).backward(batch, 0)
@@ -329,7 +394,7 @@ def resolve_auto(run: Run) -> Run:
                 torch.cuda.synchronize()
 
         values["training"]["precision"] = choose_precision(run_step)
-    return Run(Config.model_validate(values))
+    return Run(Config.model_validate(exchange(values)[0]))
 
 
 def result_entry(

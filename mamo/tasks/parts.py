@@ -37,7 +37,7 @@ class Trained:
     device: torch.device
 
 
-def _no_pictures(trained: Trained) -> list[tuple[str, str]]:
+def _no_pictures(trained: Trained, rows: int) -> list[tuple[str, str]]:
     return []
 
 
@@ -68,16 +68,16 @@ class Parts:
     further files, such as a submission."""
     baselines: Callable[[Any], dict[str, float]]
     """A batch of examples -> what each loss is worth to a model that has learned nothing."""
-    pictures: Callable[[Trained], list[tuple[str, str]]] = _no_pictures
-    """(title, HTML fragment) for the report."""
+    pictures: Callable[[Trained, int], list[tuple[str, str]]] = _no_pictures
+    """(title, HTML fragment) for the report, with about so many rows of each kind."""
     begin: Callable[[Path, tuple[str, ...]], None] = _nothing_to_begin
     """Called with a checkpoint and the names of the parameters that it lacks, once the others are taken from it."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """Texts by file name that the run's folder and every checkpoint must hold, as the tokenizer."""
 
 
-def pictures_of(config: Config, trained: Trained) -> list[tuple[str, str]]:
+def pictures_of(config: Config, trained: Trained, rows: int) -> list[tuple[str, str]]:
     """What a network with the heads of pre-training does with scenes; nothing of files."""
     if config.data.source != "scenes":
         return []
-    return scene_pictures(trained.network, config, trained.tokenizer, trained.normalise, trained.device)
+    return scene_pictures(trained.network, config, trained.tokenizer, trained.normalise, trained.device, rows)

@@ -85,7 +85,8 @@ class PretrainTask:
             is_filled = torch.cat([is_filled, self.queue.is_filled()])
         for name in ("fused_text", "fused_image"):
             if name in joined:
-                metrics[f"teacher_spread/{name}"] = spread(functional.normalize(joined[name][:, 0].float(), dim=-1))
+                fused = gather(functional.normalize(joined[name][:, 0].float(), dim=-1))
+                metrics[f"teacher_spread/{name}"] = spread(fused)
         has_negative = ~pool_positives(batch, losses.itm_pool_size if self.needs("itm") else len(batch)).all(dim=2)
         targets = Targets(
             image_feature=joined.get("image_feature"),

@@ -19,21 +19,25 @@ def load_trained(folder: Path, config: Config, device: torch.device) -> Trained:
     return trained
 
 
-def load_parts(folder: Path, config: Config, device: torch.device) -> tuple[Trained, Parts]:
+def load_parts(
+    folder: Path, config: Config, device: torch.device, weights: str = "student", tokenizer: str = "tokenizer"
+) -> tuple[Trained, Parts]:
     """The student of a step folder, in eval mode, and the parts of its kind of task.
 
     Args:
         folder: a verified step folder (`checkpoint.resolve`).
         config: the folder's own, or one that differs in `data` and `evaluation` alone (positions follow the image
-            size). Published weights that it names are not fetched: the checkpoint holds all of them.
+            size). Published weights and configurations that it names are not fetched: the folder holds them.
         device: where the network goes.
+        weights, tokenizer: names within the folder, as they are in a step folder.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit the config.
     """
-    tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    parts = parts_of(without_published(config), tokenizer, folder)
-    resamplers = position_resamplers(parts.network, load_config(folder / CONFIG).data.image_size)
-    checkpoint.load_transfer(folder, "student", parts.network, heads=(), resample=resamplers)
+    words = load_tokenizer(str(folder / tokenizer))
+    parts = parts_of(without_published(config, folder), words, folder)
+    stored = load_config(folder / CONFIG) if (folder / CONFIG).is_file() else config
+    resamplers = position_resamplers(parts.network, stored.data.image_size)
+    checkpoint.load_transfer(folder, weights, parts.network, heads=(), resample=resamplers)
     normalise = PixelNorm(parts.image_encoder.mean, parts.image_encoder.std, device)
-    return Trained(parts.network.to(device).eval(), tokenizer, normalise, device), parts
+    return Trained(parts.network.to(device).eval(), words, normalise, device), parts

@@ -4,6 +4,8 @@ A checkpoint is a folder `checkpoints/step-NNNNNNN/` with one safetensors file a
 its parameters' names, the resolved config, the tokenizer, `state.json`, and `manifest.json` with the size and SHA-256
 of every other file. It is written under a temporary name, flushed to disk and renamed; the relative symlink
 `checkpoints/last` moves last. Whatever kills the process, the previous checkpoint stays loadable.
+
+It does not depend on the layout of the run: split tensors are gathered, the first process writes them whole.
 """
 
 import hashlib
@@ -19,8 +21,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mamo.models.weights import WeightReport
+from mamo.training.distributed import rank
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,13 @@ Resample = Callable[[Tensor], Tensor]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another architecture."""
+    """A checkpoint that is missing, damaged or of another architecture.
+
+    >>> import mamo
+    >>> mamo.load("runs/nowhere/else")
+    Traceback (most recent call last):
+    mamo.training.checkpoint.CheckpointError: runs/nowhere/else: no checkpoint found; give a run folder or ...
+    """
 
 
 def step_folder(output_dir: Path, step: int) -> Path:
@@ -64,11 +74,32 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
         optimizer.state[parameter][state_name] = value.to(parameter.device)  # fused AdamW keeps even its count there
 
 
+def snapshot(
+    modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """Copies, whole and in host memory, of what a checkpoint holds; training may go on while they are written.
+
+    Every process must call it; in those besides the first the tensors are empty.
+
+    Args:
+        modules: by the names of their files.
+        optimizer: that of `modules["student"]`.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {name: _tensors_of(module) for name, module in modules.items()}
+    if optimizer is not None:
+        tensors["optimizer"] = optimizer_tensors(optimizer, modules["student"])
+    return {name: {key: _on_host(value) for key, value in values.items()} for name, values in tensors.items()}
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().to("cpu", copy=True).contiguous() if rank() == 0 else torch.empty(0)
+
+
 def save(
     output_dir: Path,
     step: int,
-    modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     files: Mapping[str, Path],
     kept: int,
@@ -79,7 +110,7 @@ def save(
     damaged.
 
     Args:
-        modules: written as `NAME.safetensors`; the optimizer belongs to `modules["student"]`.
+        tensors: from `snapshot`, written as `NAME.safetensors`.
         state: plain values for `state.json`.
         files: further files and folders to copy in, by their name in the checkpoint.
 
@@ -89,8 +120,6 @@ def save(
     target = step_folder(output_dir, step)
     for unfinished in target.parent.glob(".writing-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    tensors = {name: dict(module.state_dict()) for name, module in modules.items()}
-    tensors["optimizer"] = optimizer_tensors(optimizer, modules["student"])
     write_folder(target, tensors, {**state, "step": step}, files)
     pointer = target.parent / "last"
     fresh = target.parent / ".last"
@@ -133,8 +162,7 @@ def _write_files(
     temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], files: Mapping[str, Path]
 ) -> None:
     for name, values in tensors.items():
-        plain = {key: value.detach().to("cpu").contiguous() for key, value in _without_ties(values).items()}
-        save_file(plain, temporary / f"{name}.safetensors")
+        save_file(dict(values), temporary / f"{name}.safetensors")
     for name, source in files.items():
         if source.is_dir():
             shutil.copytree(source, temporary / name)
@@ -246,7 +274,7 @@ def load_transfer(
         CheckpointError: names what differs beyond the heads.
     """
     tensors = read_tensors(folder, name)
-    expected = _without_ties(module.state_dict())
+    expected = _tensors_of(module)
     interpolated = [key for key in resample if key in tensors and tensors[key].shape != expected[key].shape]
     tensors |= {key: resample[key](tensors[key]) for key in interpolated}
     new, unused = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
@@ -268,17 +296,12 @@ def load_transfer(
     return WeightReport(tuple(loaded), tuple(interpolated), tuple(sorted(new)), tuple(sorted(unused)))
 
 
-def _without_ties(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each storage once, under the first name in order: a tied weight is saved and loaded once."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    unique = {}
-    for key, value in tensors.items():
-        identity = (value.data_ptr(), tuple(value.shape))
-        if value.numel() and identity in seen:
-            continue
-        seen.add(identity)
-        unique[key] = value
-    return unique
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each once, under the first name in order: a tied weight is saved and loaded once."""
+    names: dict[Tensor, str] = {}
+    for key, value in module.state_dict(keep_vars=True).items():
+        names.setdefault(value, key)
+    return {key: value for value, key in names.items()}
 
 
 def _differences(wanted: set[str], found: set[str]) -> str:

@@ -1,8 +1,31 @@
-"""The few collective operations that a step needs; with one process each is the identity."""
+"""The processes of a run and the few collective operations that they need; with one process each is the identity.
+
+`torchrun` starts the processes and says who is who in the environment; without it there is one process and no group.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+
+STEP_TIMEOUT = timedelta(minutes=10)
+"""How long an operation within a step may take before the others are given up."""
+WAIT_TIMEOUT = timedelta(days=2)
+"""How long the others wait while the first process evaluates or writes."""
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out", re.IGNORECASE)
+_waiting: Any = None  # a process group, which may wait long
+
+
+class ProcessLost(ConnectionError):
+    """Another process of the run ended or cannot be reached."""
 
 
 def rank() -> int:
@@ -13,6 +36,40 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[None]:
+    """Join the processes that `torchrun` started; nothing to join without it.
+
+    Args:
+        device: `training.device`; unless it is `cpu`, each process takes the GPU of its local rank where there is one.
+
+    Raises:
+        ProcessLost: within the block, another process died or did not answer in `STEP_TIMEOUT`.
+    """
+    global _waiting
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    is_cuda = device != "cpu" and torch.cuda.is_available()
+    if is_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=STEP_TIMEOUT)
+    _waiting = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+    number, count = rank(), world_size()
+    try:
+        yield
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise ProcessLost(
+            f"process {number} of {count} lost contact with another one, which was killed or failed (see its own "
+            f"message): {str(error).splitlines()[0]}. Continue from the last checkpoint with --resume"
+        ) from error
+    finally:
+        _waiting = None
+        dist.destroy_process_group()
 
 
 def gather(tensor: Tensor) -> Tensor:
@@ -31,3 +88,27 @@ def total(tensor: Tensor) -> Tensor:
     summed = tensor.detach().clone()
     dist.all_reduce(summed)
     return summed
+
+
+def exchange(value: T) -> list[T]:
+    """The plain Python value (or CPU tensors) of every process, in rank order; waits for all of them."""
+    if world_size() == 1:
+        return [value]
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value, group=_waiting)
+    return values
+
+
+def together(work: Callable[[], T]) -> T:
+    """Call `work` in every process; of several that raise, the first tells its error and the others end in silence."""
+    result, error = None, None
+    try:
+        result = work()
+    except (ValueError, OSError) as raised:
+        error = raised
+    failed = exchange(error is not None)
+    if error is not None and failed.index(True) == rank():
+        raise error
+    if any(failed):
+        raise SystemExit(2)
+    return result  # type: ignore[return-value]

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from mamo.training.checkpoint import write_folder
+from mamo.training.checkpoint import snapshot, write_folder
+from mamo.training.distributed import exchange, rank
 
 
 class NonFiniteLoss(ValueError):
@@ -27,12 +28,15 @@ def write_reproduction(
     """Save the batch (as `batch.safetensors`) beside all weights, in the layout of a checkpoint.
 
     With these weights loaded, `Loop.backward` of this batch at the `step` of `state.json` gives the same losses again.
+    Of several processes each gives its batch, `batch-1.safetensors` for the second, and the first writes.
 
     Returns:
         `non-finite/step-NNNNNNN`, numbered by the step that failed.
     """
     folder = output_dir / "non-finite" / f"step-{step + 1:07d}"
-    tensors = {name: dict(module.state_dict()) for name, module in modules.items()}
-    tensors["batch"] = batch.tensors()
-    write_folder(folder, tensors, {"step": step}, files)
+    tensors = snapshot(modules)
+    for number, part in enumerate(exchange({name: value.cpu() for name, value in batch.tensors().items()})):
+        tensors[f"batch-{number}" if number else "batch"] = part
+    if rank() == 0:
+        write_folder(folder, tensors, {"step": step}, files)
     return folder

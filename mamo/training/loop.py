@@ -1,11 +1,11 @@
 """The one training loop. Every task runs in it; state moves here and in the task's `after_step`, nowhere else."""
 
+import functools
 import logging
 import math
 import resource
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +16,14 @@ from mamo.config import Config
 from mamo.data.images import BadSamplePolicy
 from mamo.training import checkpoint
 from mamo.training.alarms import Alarms
+from mamo.training.background import Background
+from mamo.training.distributed import exchange, rank, total, world_size
 from mamo.training.failure import NonFiniteLoss, write_reproduction
 from mamo.training.optim import learning_rate_at
-from mamo.training.precision import computing_in
-from mamo.training.progress import Progress
-from mamo.training.run_folder import METRICS, TIMING, LineLog, Tracker
+from mamo.training.parallel import OneProcess, Replicated, Sharded, check_combination, clip_gradients, shares
+from mamo.training.run_folder import Tracker
+from mamo.training.step_log import StepLog
+from mamo.training.termination import Sigterm, Terminated
 
 logger = logging.getLogger(__name__)
 
@@ -78,47 +81,60 @@ class Loop:
         self.checkpoint_files = checkpoint_files
         self.alarms = alarms
         self.bad_samples = bad_samples
-        self.micro_batch_size = config.training.micro_batch_size or config.training.batch_size_global
+        _, self.micro_batch_size = shares(config)
+        self.passes = OneProcess(config, task)
+
+    def join(self) -> None:
+        """Share the steps with the other processes of the launch; the weights must be in their place by now.
+
+        Raises:
+            ValueError: the config combines what is not tested over several processes.
+        """
+        check_combination(self.config.training)
+        if world_size() > 1 and self.config.training.parallel == "fsdp":
+            self.passes = Sharded(self.config, self.task, self.optimizer, self.device)
+        elif world_size() > 1:
+            self.passes = Replicated(self.config, self.task)
 
     def run(self, batches: Iterable[Any], start_step: int, evaluate: "Evaluate | None") -> None:
         """Train. `batches` begins with the batch of step `start_step`.
 
         Raises:
             NonFiniteLoss: a loss or the gradient is not finite; the optimizer has not moved.
+            Terminated: SIGTERM came; the step was finished and saved.
         """
         training, evaluation = self.config.training, self.config.evaluation
-        metrics_log, timing_log = LineLog(self.output_dir / METRICS), LineLog(self.output_dir / TIMING)
-        progress = Progress(start_step, training.total_steps)
+        log = None
+        if rank() == 0:
+            log = StepLog(self.output_dir, self.trackers, self.alarms, start_step, training.total_steps)
         self.task.network.train()
-        mark = time.perf_counter()
         try:
-            for step, host_batch in enumerate(batches, start=start_step):
-                waited = time.perf_counter() - mark
-                self.bad_samples.record(len(host_batch), host_batch.skipped)
-                values = self.step(host_batch.to(self.device), step)
-                done = step + 1
-                metrics_log.write({"step": done, **values})
-                elapsed = time.perf_counter() - mark
-                timing = self._timing(len(host_batch), elapsed, waited)
-                timing_log.write({"step": done, **timing})
-                for tracker in self.trackers:
-                    tracker.log(done, {**values, **timing})
-                progress.update(done, values, timing["samples_per_s"])
-                for line in self.alarms.check(done, values):
-                    progress.say(f"alarm: {line}")
-                if done % training.checkpoint_every_steps == 0 or done == training.total_steps:
-                    metrics_log.flush_to_disk()
-                    timing_log.flush_to_disk()
-                    self.save(done)
-                is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
-                if evaluate is not None and is_due and done < training.total_steps:
-                    evaluate(done)
-                    self.task.network.train()
+            with Background() as writing, Sigterm() as sigterm:
                 mark = time.perf_counter()
+                for step, host_batch in enumerate(batches, start=start_step):
+                    waited = time.perf_counter() - mark
+                    values = self.step(host_batch.to(self.device), step)
+                    done = step + 1
+                    is_terminated = self._agree(host_batch, sigterm.is_asked)
+                    timing = self._timing(len(host_batch), time.perf_counter() - mark, waited)
+                    if log is not None:
+                        log.write(done, values, timing)
+                    writing.check()
+                    if done % training.checkpoint_every_steps == 0 or done == training.total_steps or is_terminated:
+                        if log is not None:
+                            log.flush_to_disk()
+                        self.save(done, writing)
+                    if is_terminated and done < training.total_steps:
+                        raise Terminated(f"terminated after step {done}, which is saved; continue with --resume")
+                    is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
+                    if evaluate is not None and is_due and done < training.total_steps:
+                        with sigterm.suspended():
+                            evaluate(done)
+                        self.task.network.train()
+                    mark = time.perf_counter()
         finally:
-            progress.close()
-            metrics_log.close()
-            timing_log.close()
+            if log is not None:
+                log.close()
 
     def step(self, batch: Any, step: int) -> dict[str, float]:
         """One optimizer step on one batch; returns the step's metrics as plain numbers."""
@@ -126,14 +142,13 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         targets, values = self.backward(batch, step)
-        parameters = [p for p in self.task.network.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.training.gradient_clip_norm)
-        values["gradient_norm"] = norm
+        values["gradient_norm"] = clip_gradients(self.task.network, self.config.training.gradient_clip_norm)
         numbers = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist()))
         bad = [name for name, number in numbers.items() if not math.isfinite(number)]
         if bad:
             folder = write_reproduction(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
-            raise NonFiniteLoss(bad, step + 1, batch.sample_id.tolist(), folder)
+            sample_ids = [number for part in exchange(batch.sample_id.tolist()) for number in part]
+            raise NonFiniteLoss(bad, step + 1, sample_ids, folder)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(batch, targets, step)
@@ -141,54 +156,62 @@ class Loop:
         return {**numbers, **weights, "learning_rate": learning_rate}
 
     def backward(self, batch: Any, step: int) -> tuple[Any, dict[str, Tensor]]:
-        """Gradients of the weighted sum of losses, accumulated over micro-batches; moves no state.
+        """Gradients of the weighted sum of losses over micro-batches and processes; moves no state.
+
+        Returns:
+            The targets, and the losses and metrics of the global batch.
 
         Raises:
             AssertionError: the task's losses and weights have different names.
         """
-        torch.manual_seed(_mix(self.config.seed, step))  # dropout, if any, is a function of (seed, step)
+        torch.manual_seed(_mix(self.config.seed, step))  # dropout, if any, is a function of (seed, step, process)
         sums: dict[str, Tensor] = {}
-        with self.computing():
-            targets, metrics = self.task.prepare(batch, self.micro_batch_size, step)
+        with self.passes.computing():
+            targets, metrics = self.passes.prepare(batch, self.micro_batch_size, step)
             for start in range(0, len(batch), self.micro_batch_size):
-                losses, more = self.task.losses(batch.part(start, start + self.micro_batch_size), targets, start)
-                assert losses.keys() == self.task.weights.keys(), (losses.keys(), self.task.weights.keys())
-                loss = torch.stack([self.task.weights[name] * value for name, value in losses.items()]).sum()
-                loss.backward()  # type: ignore[no-untyped-call]
+                end = start + self.micro_batch_size
+                with self.passes.summing(is_last=end >= len(batch)):
+                    losses, more = self.passes.losses(batch.part(start, end), targets, start)
+                    assert losses.keys() == self.task.weights.keys(), (losses.keys(), self.task.weights.keys())
+                    loss = torch.stack([self.task.weights[name] * value for name, value in losses.items()]).sum()
+                    loss.backward()  # type: ignore[no-untyped-call]
                 for name, value in {**{f"loss/{k}": v for k, v in losses.items()}, **more}.items():
                     sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        return targets, {**sums, **metrics}
+        self.passes.finish_gradients()
+        summed = total(torch.stack([value.float() for value in sums.values()]))
+        return targets, {**dict(zip(sums, summed)), **metrics}
 
-    def computing(self) -> AbstractContextManager[None]:
-        """The precision of the run, for forward and backward passes."""
-        precision = self.config.training.precision
-        assert precision != "auto"
-        return computing_in(precision, self.task.modules().values())
-
-    def save(self, step: int) -> None:
-        """Write the checkpoint of `step`."""
-        started = time.perf_counter()
+    def save(self, step: int, writing: Background) -> None:
+        """Copy the state after `step` and begin to write it, once the checkpoint before it is written."""
         state = {
             **self.checkpoint_state,
             "samples_seen": self.bad_samples.seen,
             "samples_skipped": self.bad_samples.skipped,
         }
-        checkpoint.save(
-            self.output_dir,
-            step,
-            self.task.modules(),
-            self.optimizer,
-            state,
-            self.checkpoint_files,
-            self.config.training.checkpoints_kept,
-        )
-        logger.debug("checkpoint of step %d written in %.2f s", step, time.perf_counter() - started)
+        writing.wait()
+        exchange(None)  # the first process may wait for a slow disk longer than a step's operations wait for it
+        tensors = checkpoint.snapshot(self.task.modules(), self.optimizer)
+        if rank() == 0:
+            kept = self.config.training.checkpoints_kept
+            arguments = (self.output_dir, step, tensors, state, self.checkpoint_files, kept)
+            writing.start(functools.partial(checkpoint.save, *arguments))
+
+    def _agree(self, batch: Any, is_terminated: bool) -> bool:
+        """Count what all processes loaded, as bad samples have one budget; whether any of them got SIGTERM."""
+        told = exchange((len(batch), batch.skipped, is_terminated))
+        for n_samples, skipped, _ in told:
+            self.bad_samples.record(n_samples, skipped)
+        return any(is_asked for _, _, is_asked in told)
 
     def _timing(self, samples: int, elapsed: float, waited: float) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**20
-        return {"samples_per_s": samples / elapsed, "data_wait_share": waited / elapsed, "peak_memory_mib": peak}
+        return {
+            "samples_per_s": world_size() * samples / elapsed,
+            "data_wait_share": waited / elapsed,
+            "peak_memory_mib": peak,
+        }
 
 
 class Evaluate(Protocol):
@@ -198,5 +221,5 @@ class Evaluate(Protocol):
 
 
 def _mix(seed: int, step: int) -> int:
-    """One 63-bit number from two, without collisions in any run's reach."""
-    return (seed * 1_000_003 + step) % 2**63
+    """One 63-bit number of seed, step and process, without collisions in any run's reach."""
+    return (seed * 1_000_003 + step + (rank() << 44)) % 2**63

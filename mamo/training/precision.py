@@ -4,20 +4,32 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
 TIMED_STEPS = 3
 
 
+class DeviceError(ValueError):
+    """CUDA was asked for where there is none.
+
+    >>> import mamo, torch
+    >>> if not torch.cuda.is_available():
+    ...     try:
+    ...         mamo.load("runs/scenes", device="cuda")
+    ...     except mamo.DeviceError as error:
+    ...         assert "offers none" in str(error)
+    """
+
+
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Raises `ValueError` where CUDA is asked for and there is none."""
+    """Raises DeviceError where CUDA is asked for and there is none."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("training.device: cuda was asked for, but this machine offers none; use cpu or auto")
+        raise DeviceError("training.device: cuda was asked for, but this machine offers none; use cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
@@ -27,26 +39,31 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def computing_in(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within the block the modules' weights, and so their activations and gradients, are of this precision.
 
-    The fp32 weights are put back afterwards, untouched, and the gradients are brought to fp32: the optimizer and the
-    teacher's average never see rounded weights. This is what FSDP's `param_dtype` does; against `torch.autocast` it
-    saves the casts around every norm and sum, which on a CPU cost more than the matrix products. Scalars (the
-    temperature) stay fp32; losses compute in fp32 themselves.
+    Each module reads copies that are cast once; the gradients pass through the casts, so they add up in fp32, and the
+    optimizer and the teacher's average never see rounded weights. This is what FSDP's `param_dtype` does; against
+    `torch.autocast` it saves the casts around every norm and sum, which on a CPU cost more than the matrix products.
+    Scalars (the temperature) stay fp32; losses compute in fp32 themselves.
     """
     if precision == "fp32":
         yield
         return
-    parameters = [p for module in modules for p in module.parameters() if p.ndim > 0]
-    masters = [p.data for p in parameters]
-    for parameter in parameters:
-        parameter.data = parameter.data.bfloat16()
+    owners = [
+        (owner._parameters, name, parameter)
+        for module in modules
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None and parameter.ndim > 0
+    ]
+    rounded: dict[Tensor, Any] = {
+        parameter: parameter.bfloat16() for parameter in dict.fromkeys(p for _, _, p in owners)
+    }
+    for parameters, name, parameter in owners:
+        parameters[name] = rounded[parameter]
     try:
         yield
     finally:
-        for parameter, master in zip(parameters, masters):
-            gradient, parameter.grad = parameter.grad, None
-            parameter.data = master
-            if gradient is not None:
-                parameter.grad = gradient.float()
+        for parameters, name, parameter in owners:
+            parameters[name] = parameter
 
 
 def choose_precision(run_step: Callable[[Literal["fp32", "bf16"]], None]) -> Literal["fp32", "bf16"]:

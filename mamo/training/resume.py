@@ -10,14 +10,21 @@ from mamo.training import checkpoint
 from mamo.training.run_folder import CONFIG
 from mamo.values import merge, read_values
 
+LAYOUT_KEYS = (
+    "training.micro_batch_size",
+    "training.parallel",
+    "training.activation_checkpointing",
+    "training.compile",
+)
 FREE_KEYS = (
     "output_dir",
     "data.workers",
     "evaluation.",
     "training.checkpoint_every_steps",
     "training.checkpoints_kept",
+    *LAYOUT_KEYS,
 )
-"""What may differ when a run is resumed (or its folder was moved): nothing that changes a step."""
+"""What may differ when a run is resumed (or its folder was moved): nothing that changes a step beyond its rounding."""
 PROBED_KEYS = ("training.precision", "training.device")
 """Written into the resolved config at the first start; `auto` then means what was found."""
 
@@ -88,6 +95,7 @@ def resumed_config(given: Config, resolved_file: Path) -> Config:
     merged["output_dir"] = given.output_dir
     merged["data"]["workers"] = given.data.workers
     merged["evaluation"] = given.evaluation.model_dump()
-    for key in ("checkpoint_every_steps", "checkpoints_kept"):
-        merged["training"][key] = getattr(given.training, key)
+    for key in FREE_KEYS:
+        if key.startswith("training."):
+            merged["training"][key.removeprefix("training.")] = new[key]
     return build_config(merged, str(resolved_file))

@@ -22,6 +22,8 @@ METRICS, TIMING, RESULTS, CONFIG, CURVES, STATEMENT_SCORES = (
     "curves.png",
     "statement_scores.jsonl",
 )
+BERT = "bert"
+"""Folder in a run and in each of its checkpoints: the configuration of the BERT that `model.text.bert` names."""
 
 
 @contextlib.contextmanager
@@ -34,10 +36,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 class Tracker(Protocol):
-    """Where a team plugs in its own experiment tracker; TensorBoard is one."""
+    """Where a team plugs in its own experiment tracker: `mamo.tasks.launch.train(config, False, trackers=[...])`.
+
+    TensorBoard is one. Any object with these two methods will do; only the process of rank 0 calls it.
+    """
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the values of one step."""
+        """Record numbers of one step by name: `loss/itc`, `samples_per_s`, `evaluation/itc/i2t_r1` and the like."""
         ...
 
     def close(self) -> None:

@@ -112,6 +112,6 @@ def test_lineage():
 def test_scenes_tasks_have_their_own_names():
     """Would catch questions reported as retrieval."""
     for task, name in (("vqa", "vqa"), ("reasoning", "nlvr2"), ("grounding", "grounding")):
-        values = values_of(task=task, evaluation={"rerank_k": 128})
+        values = values_of(task=task, evaluation={"rerank_k": 128, "grounding_heat": "image_encoder"})
         assert protocol_of(build_config(values)) == f"scenes-easy-{name}"
         assert json.dumps(under(f"scenes-full-{name}", values))

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers import BertConfig
 
-from mamo.config import build_config
+from mamo.config import EvaluationConfig, build_config
 from mamo.data.expressions import expressions
 from mamo.data.loader import WORLD_SEED
 from mamo.data.probes import PROBES, probe_items
@@ -20,9 +20,9 @@ from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import SceneWorld, near_duplicate
 from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.probes import masked_words
-from mamo.evaluation.scoring import Scorer
+from mamo.evaluation.scoring import EncodedImages, Scorer
 from mamo.evaluation.statements import read_scores
-from mamo.evaluation.zero_shot import _gallery, zero_shot
+from mamo.evaluation.zero_shot import _gallery, _retrieval_in_folds, zero_shot
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder
@@ -401,3 +401,21 @@ def test_pairs_with_a_bad_image(tmp_path):
     metrics = zero_shot(planted_pairs(), config_of(data), TOKENIZER, torch.Tensor.float, CPU)
     assert metrics["itc/rsum"] == metrics["rerank/rsum"] == 600
     assert metrics["statements/accuracy"] == 100
+
+
+def test_galleries_in_folds(monkeypatch):
+    """Would catch COCO 1K measured on the whole gallery, on its first fold alone, or with captions of other images."""
+    seen = []
+
+    def retrieval(scorer, images, captions, k):
+        seen.append((images.feature.flatten().tolist(), images.tokens.flatten().tolist(), captions, k))
+        return {"r1": float(images.feature.sum())}
+
+    monkeypatch.setattr("mamo.evaluation.zero_shot._retrieval", retrieval)
+    images = EncodedImages(torch.arange(6.0).view(6, 1, 1), torch.arange(6.0).view(6, 1))
+    captions = [[f"caption {k}"] for k in range(6)]
+    metrics = _retrieval_in_folds(None, images, captions, EvaluationConfig(retrieval_folds=3, rerank_k=7))
+    assert metrics == {"r1": 5.0}
+    assert seen == [([2.0 * k, 2.0 * k + 1], [2.0 * k, 2.0 * k + 1], captions[2 * k : 2 * k + 2], 7) for k in range(3)]
+    with pytest.raises(ValueError, match=r"retrieval_folds: 4 does not divide 6 images"):
+        _retrieval_in_folds(None, images, captions, EvaluationConfig(retrieval_folds=4))

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
 
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 
@@ -134,16 +135,97 @@ def test_positions_are_interpolated_as_timm_does(name: str, tmp_path: Path) -> N
         assert report.unused == ("head.bias", "head.weight")
 
 
-def test_loaded_weights_give_the_source_model_outputs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [CLASS_TOKEN, "deit_tiny_patch16_224", NO_EMBED_CLASS, PRE_NORM, SIGLIP])
+def test_loaded_weights_give_the_source_model_outputs(name: str, tmp_path: Path) -> None:
     """Bug: a tensor stays at its random start although loading reported success."""
-    source = timm.create_model(CLASS_TOKEN, img_size=(16, 40), num_classes=7, **SMALL).eval()
+    source = timm.create_model(name, img_size=(16, 40), num_classes=7, **SMALL).eval()
     torch.save({"model": source.state_dict()}, f"{tmp_path}/weights.pth")
-    encoder = small_encoder(CLASS_TOKEN, (16, 40))
+    encoder = small_encoder(name, (16, 40))
     report = load_image_weights(encoder, f"{tmp_path}/weights.pth")
     image = torch.randn(2, 3, 16, 40)
     torch.testing.assert_close(encoder(image), source.forward_features(image), atol=1e-5, rtol=0)
     assert report.interpolated == report.new == ()
     assert set(report.loaded) == set(encoder.vit.state_dict())
+
+
+def openai_layout(clip: CLIPModel) -> dict[str, Tensor]:
+    """A transformers CLIP under the names of OpenAI's files."""
+    names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+    vision = clip.vision_model
+    state = {
+        "visual.class_embedding": vision.embeddings.class_embedding,
+        "visual.positional_embedding": vision.embeddings.position_embedding.weight,
+        "visual.conv1.weight": vision.embeddings.patch_embedding.weight,
+        "visual.proj": clip.visual_projection.weight.T,
+        "text_projection": clip.text_projection.weight.T,
+        "logit_scale": clip.logit_scale,
+    }
+    for ours, theirs in (("ln_pre", vision.pre_layrnorm), ("ln_post", vision.post_layernorm)):
+        state |= {f"visual.{ours}.{key}": value for key, value in theirs.state_dict().items()}
+    for k, layer in enumerate(vision.encoder.layers):
+        prefix, attention = f"visual.transformer.resblocks.{k}.", layer.self_attn
+        for key in ("weight", "bias"):
+            parts = [getattr(part, key) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+            state[f"{prefix}attn.in_proj_{key}"] = torch.cat(parts)
+            state[f"{prefix}attn.out_proj.{key}"] = getattr(attention.out_proj, key)
+            for theirs, ours in names.items():
+                state[f"{prefix}{ours}.{key}"] = getattr(layer.get_submodule(theirs), key)
+    return {key: value.detach().clone().contiguous() for key, value in state.items()}
+
+
+@pytest.fixture
+def clip() -> CLIPModel:
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {**size, "image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu"}
+    model = CLIPModel(
+        CLIPConfig(vision_config=vision, text_config={**size, "vocab_size": 50}, projection_dim=16)
+    ).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_openais_clip_gives_the_outputs_of_transformers_clip(clip: CLIPModel, tmp_path: Path) -> None:
+    """Bug: query, key and value in another order, norms exchanged, another activation, a text tower taken in."""
+    encoder = small_encoder("vit_base_patch32_clip_quickgelu_224", (32, 32))
+    report = load_image_weights(encoder, write(openai_layout(clip), tmp_path))
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = clip.vision_model.post_layernorm(clip.vision_model(image).last_hidden_state)
+    torch.testing.assert_close(encoder(image), expected, atol=1e-4, rtol=1e-4)
+    assert report.unused == ("head.weight", "logit_scale", "text_projection")
+    assert report.interpolated == report.new == ()
+
+
+def test_a_clip_of_another_grid_is_interpolated_and_of_other_patches_refused(clip: CLIPModel, tmp_path: Path) -> None:
+    """Bug: positions or patches resampled without a word."""
+    state = openai_layout(clip)
+    encoder = small_encoder("vit_base_patch32_clip_quickgelu_224", (48, 24))
+    report = load_image_weights(encoder, write(state, tmp_path))
+    assert report.interpolated == ("pos_embed",)
+    positions = state["visual.positional_embedding"][None]
+    expected = resample_abs_pos_embed(positions, [6, 3], [4, 4], num_prefix_tokens=1)
+    torch.testing.assert_close(encoder.vit.pos_embed, expected, atol=1e-5, rtol=0)
+    state["visual.conv1.weight"] = torch.zeros(32, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight is \[32, 3, 16, 16\], must be \[32, 3, 8, 8\]"):
+        load_image_weights(encoder, write(state, tmp_path))
+
+
+def test_open_clips_siglip_gives_the_outputs_of_timms(tmp_path: Path) -> None:
+    """Bug: the tower under `visual.trunk.` is not found, or its pooling head is loaded over something."""
+    source = timm.create_model(SIGLIP, img_size=32, num_classes=0, **SMALL).eval()
+    assert source.attn_pool is not None
+    state = {f"module.visual.trunk.{key}": value for key, value in source.state_dict().items()}
+    state |= {"module.text.token_embedding.weight": torch.zeros(9, 8), "module.logit_bias": torch.zeros(1)}
+    encoder = small_encoder(SIGLIP, (32, 32))
+    report = load_image_weights(encoder, write(state, tmp_path))
+    image = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(encoder(image), source.forward_features(image), atol=1e-5, rtol=0)
+    assert {"logit_bias", "text.token_embedding.weight", "attn_pool.latent"} <= set(report.unused)
+    assert not any(key.startswith("attn_pool") for key in report.loaded)
+    assert len(report.unused) > 6
+    assert str(report).endswith(", ...)")
 
 
 def test_loading_is_strict_and_names_the_keys(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ CHILDREN: dict[str, dict[str, Any]] = {
         "losses": {"weights": {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}, "itm_pool_size": 4},
     },
 }
-EVALUATION = {"enabled": True, "probe_items": 6, "batch_size": 4, "rerank_k": 3}
+EVALUATION = {"enabled": True, "probe_items": 6, "batch_size": 4, "rerank_k": 3, "grounding_heat": "image_encoder"}
 
 
 def child(kind: str, pretrained: Path, folder: Path, *overrides: str, is_resume: bool = False, **over: Any) -> Config:

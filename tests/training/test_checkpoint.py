@@ -38,7 +38,7 @@ def make(width: int = 4) -> tuple[dict[str, nn.Module], torch.optim.AdamW]:
 def save(run: Path, step: int, kept: int = 2, seed: int = 0) -> dict[str, nn.Module]:
     torch.manual_seed(seed)
     modules, optimizer = make()
-    checkpoint.save(run, step, modules, optimizer, {"note": "x"}, {}, kept)
+    checkpoint.save(run, step, checkpoint.snapshot(modules, optimizer), {"note": "x"}, {}, kept)
     return modules
 
 
@@ -46,7 +46,7 @@ def test_round_trip_of_a_tied_weight_and_the_optimizer(tmp_path: Path) -> None:
     """Bug: a tied weight comes back untied, from two values, or makes the file unreadable; Adam's count is lost."""
     torch.manual_seed(1)
     modules, optimizer = make()
-    folder = checkpoint.save(tmp_path, 7, modules, optimizer, {}, {}, 2)
+    folder = checkpoint.save(tmp_path, 7, checkpoint.snapshot(modules, optimizer), {}, {}, 2)
     torch.manual_seed(2)
     others, fresh = make()
     checkpoint.load_module(folder, "student", others["student"])

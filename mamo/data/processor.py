@@ -1,0 +1,85 @@
+"""What a model reads with: images and texts, as they come, to the tensors that its encoders take.
+
+Legend: I images, T texts, L text tokens, H, W an image's own height and width, h, w the model's.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mamo.data.images import BadSample, decode_image, to_rgb
+from mamo.data.transforms import eval_transform
+
+logger = logging.getLogger(__name__)
+
+ImageLike = str | Path | Image.Image | Tensor
+"""A path, a PIL image of any mode, or a tensor uint8 [3, H, W]; of any size."""
+
+
+class Processor:
+    """The tokenizer, picture size and text length of a model.
+
+    >>> import mamo
+    >>> processor = mamo.load("runs/scenes").processor
+    >>> batch = processor(images=["a.jpg"], texts=["a red circle", "a small blue square"])
+    >>> batch["image"].dtype, batch["image"].shape[:2]
+    (torch.uint8, torch.Size([1, 3]))
+    >>> batch["is_valid"].sum(dim=1).tolist()
+    [5, 6]
+    """
+
+    def __init__(self, tokenizer: Any, image_size_px: tuple[int, int], text_max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.image_size_px = image_size_px
+        self.text_max_tokens = text_max_tokens
+        self._has_told_of_cut = False
+
+    def __call__(self, images: Sequence[ImageLike] = (), texts: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Batches of what is given: `image` uint8 [I, 3, h, w], `input_ids` int64 and `is_valid` bool [T, L].
+
+        Raises as `images` and `texts` do.
+        """
+        batch: dict[str, Tensor] = {}
+        if images:
+            batch["image"] = self.images(images)
+        if texts:
+            batch["input_ids"], lengths = self.texts(texts)
+            batch["is_valid"] = torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]
+        return batch
+
+    def images(self, images: Sequence[ImageLike]) -> Tensor:
+        """uint8 [I, 3, h, w], resized as in evaluation. Raises BadSample, naming what is not an image."""
+        return torch.stack([eval_transform(self.pixels(image), self.image_size_px) for image in images])
+
+    def pixels(self, image: ImageLike) -> Tensor:
+        """One image at its own size, uint8 [3, H, W]. Raises BadSample, naming what is not an image."""
+        if isinstance(image, str | Path):
+            return decode_image(Path(image))
+        if isinstance(image, Image.Image):
+            return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+        if not isinstance(image, Tensor):
+            raise BadSample(f"an image is a path, a PIL image or a tensor, not {type(image).__name__}")
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise BadSample(f"an image tensor must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
+        return image
+
+    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids int64 [T, L], padded, and their numbers int64 [T]; what is past the limit is cut, and told once.
+
+        Raises ValueError for one string instead of a list, and for an empty list.
+        """
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"give a list of texts, not {texts!r}")
+        tokens = [list(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
+        longest = max(len(ids) for ids in tokens)
+        if longest > self.text_max_tokens and not self._has_told_of_cut:
+            self._has_told_of_cut = True
+            logger.warning("texts are cut to %d tokens; the longest has %d (told once)", self.text_max_tokens, longest)
+        encoded = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.text_max_tokens)
+        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).sum(dim=1)

@@ -1,0 +1,281 @@
+"""The passes of a step over processes: plainly, replicated (DDP) or sharded (FSDP2).
+
+Losses are shares of the global batch, so gradients over processes are summed, never averaged.
+"""
+
+import contextlib
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from transformers.models.bert.modeling_bert import BertLayer
+
+from mamo.config import Config, TrainingConfig
+from mamo.models.fusion import FusionLayer
+from mamo.training.distributed import rank, total, world_size
+from mamo.training.precision import computing_in
+
+BLOCKS = (Block, BertLayer, FusionLayer)
+"""The transformer layers: the unit of checkpointing, compilation and sharding."""
+COMPILED_VARIANTS = 64
+"""Shapes and modes for which one kind of block may be compiled before it runs uncompiled."""
+
+
+class Passes(Protocol):
+    """What the passes need of a task."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def modules(self) -> dict[str, nn.Module]: ...
+
+    def prepare(self, batch: Any, micro_batch_size: int, step: int) -> tuple[Any, dict[str, Tensor]]: ...
+
+    def losses(self, batch: Any, targets: Any, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
+
+
+def shares(config: Config) -> tuple[int, int]:
+    """Samples of a process in an optimizer step, and of a forward pass, from the global batch and the launch.
+
+    Raises:
+        ValueError: they do not divide, or a pool of ITM negatives would straddle two processes or forward passes.
+    """
+    training, losses, world = config.training, config.losses, world_size()
+    share, rest = divmod(training.batch_size_global, world)
+    if rest:
+        raise ValueError(
+            f"training.batch_size_global: {training.batch_size_global} does not divide by {world} processes"
+        )
+    micro = min(training.micro_batch_size or share, share)
+    if share % micro:
+        raise ValueError(
+            f"training.micro_batch_size: {micro} does not divide the {share} samples of each of {world} processes "
+            f"(training.batch_size_global {training.batch_size_global})"
+        )
+    if losses.weights.itm and micro % losses.itm_pool_size:
+        raise ValueError(
+            f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the {micro} samples of a forward pass "
+            f"(training.batch_size_global {training.batch_size_global}, {world} processes, training.micro_batch_size "
+            f"{training.micro_batch_size}); ITM's pools must not straddle processes"
+        )
+    return share, micro
+
+
+def check_combination(training: TrainingConfig) -> None:
+    """Refuse, for several processes, what no test compares with one process.
+
+    Raises:
+        ValueError: names the keys and what is offered.
+    """
+    extras = {
+        "training.precision: bf16": training.precision == "bf16",
+        "training.activation_checkpointing": training.activation_checkpointing,
+        "training.compile": training.compile,
+    }
+    used = [name for name, is_used in extras.items() if is_used]
+    is_bf16_alone = training.parallel == "ddp" and used == ["training.precision: bf16"]
+    if world_size() > 1 and 0 < len(used) < len(extras) and not is_bf16_alone:
+        raise ValueError(
+            f"training.parallel: {training.parallel} over {world_size()} processes is tested with none or all of "
+            f"{', '.join(extras)} (ddp also with bf16 alone), this run has {', '.join(used)} alone"
+        )
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The transformer layers within `module`."""
+    return [layer for layer in module.modules() if isinstance(layer, BLOCKS)]
+
+
+def adapt_blocks(training: TrainingConfig, modules: Mapping[str, nn.Module]) -> None:
+    """Compile the blocks of all modules and checkpoint those of the student, as configured; names stay as they are."""
+    if training.compile:
+        torch._dynamo.config.recompile_limit = max(COMPILED_VARIANTS, torch._dynamo.config.recompile_limit)
+    for name, module in modules.items():
+        for block in blocks(module):
+            if training.compile:
+                block.forward = torch.compile(block.forward)
+            if training.activation_checkpointing and name == "student":
+                block.forward = functools.partial(_checkpointed, block.forward)
+
+
+def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **options)
+    return checkpoint(forward, *arguments, use_reentrant=False, **options)
+
+
+class OneProcess:
+    """The passes as the task has them."""
+
+    def __init__(self, config: Config, task: Passes) -> None:
+        self.task = task
+        self.precision = config.training.precision
+        self.prepare, self.losses = task.prepare, task.losses
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The precision of the run, for forward and backward passes."""
+        assert self.precision != "auto"
+        return computing_in(self.precision, self.task.modules().values())
+
+    def summing(self, is_last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: gradients are summed over processes after the last one."""
+        return contextlib.nullcontext()
+
+    def finish_gradients(self) -> None:
+        """Sum what the engine did not."""
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Any]:
+        """The whole network in the run's precision, in the first process; every process must enter."""
+        with self.computing():
+            yield self.task.network
+
+
+class Through(nn.Module):
+    """A method of the task as the forward pass of the module whose weights it reads: where DDP and FSDP set in."""
+
+    def __init__(self, module: nn.Module, method: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.method = method
+
+    def forward(self, *arguments: Any) -> Any:
+        """What the method gives."""
+        return self.method(*arguments)
+
+
+class Replicated(OneProcess):
+    """DDP: every process holds all weights; gradients are summed while the backward pass goes on."""
+
+    def __init__(self, config: Config, task: Passes) -> None:
+        super().__init__(config, task)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a name that older versions of PyTorch do not have
+            self.replica = DistributedDataParallel(Through(task.network, task.losses), broadcast_buffers=False)
+        self.replica.register_comm_hook(None, _sum)  # instead of DDP's average
+        self.losses = self.replica
+
+    def summing(self, is_last: bool) -> AbstractContextManager[None]:
+        """See `OneProcess`."""
+        return contextlib.nullcontext() if is_last else self.replica.no_sync()
+
+
+def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])
+
+
+class Sharded(OneProcess):
+    """FSDP2: weights, gradients and optimizer state of student and teacher are split over the processes.
+
+    A block's weights are gathered when it runs. The scalar temperature, which cannot be split, is replicated.
+    """
+
+    def __init__(self, config: Config, task: Passes, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        super().__init__(config, task)
+        modules = task.modules()
+        self.device = device
+        self.scalars = [p for p in task.network.parameters() if p.ndim == 0 and p.requires_grad]
+        self.whole = copy.deepcopy(task.network).to("cpu") if rank() == 0 else None  # to evaluate
+        if self.whole is not None:
+            for block in blocks(self.whole):
+                vars(block).pop("forward", None)
+        names = {parameter: name for name, parameter in task.network.named_parameters()}
+        self.student = Through(task.network, task.losses)
+        self._shard(self.student)
+        self.losses = self.student
+        if "teacher" in modules:
+            teacher = Through(modules["teacher"], task.prepare)
+            self._shard(teacher)
+            self.prepare = teacher
+        _move_optimizer(optimizer, names, dict(task.network.named_parameters()))
+
+    def _shard(self, module: nn.Module) -> None:
+        mesh = init_device_mesh(self.device.type, (world_size(),))
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if self.precision == "bf16":
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        for part in [*blocks(module), module]:
+            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=set(self.scalars))
+            assert isinstance(part, FSDPModule)
+            part.set_gradient_divide_factor(1.0)  # a sum instead of FSDP's average
+            part.set_force_sum_reduction_for_comms(True)  # the only one that gloo knows
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Nothing to do: the sharding policy rounds the weights as it gathers them."""
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def summing(self, is_last: bool) -> Iterator[None]:
+        """See `OneProcess`."""
+        assert isinstance(self.student, FSDPModule)
+        self.student.set_requires_gradient_sync(is_last)
+        yield
+
+    def finish_gradients(self) -> None:
+        """Sum the gradients of the scalars."""
+        for scalar in self.scalars:
+            assert scalar.grad is not None
+            scalar.grad = total(scalar.grad)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Any]:
+        """A copy gathered from all processes; it leaves the device afterwards."""
+        tensors = {
+            name: value.full_tensor() if isinstance(value, DTensor) else value
+            for name, value in self.task.network.state_dict().items()
+        }
+        if self.whole is None:
+            yield self.task.network
+            return
+        self.whole.load_state_dict(tensors)
+        self.whole.to(self.device)
+        try:
+            assert self.precision != "auto"
+            with computing_in(self.precision, [self.whole]):
+                yield self.whole
+        finally:
+            self.whole.to("cpu")
+
+
+def _move_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Any, str], sharded: Mapping[str, nn.Parameter]
+) -> None:
+    """Let the optimizer move the sharded parameters, its state split like them."""
+    for group in optimizer.param_groups:
+        group["params"] = [sharded[names[parameter]] for parameter in group["params"]]
+    for parameter, state in list(optimizer.state.items()):
+        del optimizer.state[parameter]
+        new = sharded[names[parameter]]
+        optimizer.state[new] = {key: _split_like(new, value) for key, value in state.items()}
+
+
+def _split_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value
+
+
+def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
+    """Scale all gradients down to a joint L2 norm of `max_norm`; returns the norm before, of the whole network."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    sharded = [g.to_local() for g in gradients if isinstance(g, DTensor)]
+    if not sharded:
+        return nn.utils.clip_grad_norm_([p for p in network.parameters() if p.grad is not None], max_norm)
+    replicated = [g for g in gradients if not isinstance(g, DTensor)]
+    square = total(nn.utils.get_total_norm(sharded).square()) + nn.utils.get_total_norm(replicated).square()
+    norm = square.sqrt()
+    torch._foreach_mul_([*sharded, *replicated], (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as PyTorch clips
+    return norm

@@ -1,0 +1,43 @@
+"""SIGTERM, with which a scheduler ends a job: finish the step, save, leave with exit code 143."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Terminated(Exception):
+    """The run was asked to end, and everything is saved."""
+
+    EXIT_CODE = 128 + signal.SIGTERM  # as a shell reports a process that the signal ended
+
+
+class Sigterm:
+    """Within the block SIGTERM only sets `is_asked` (in the main thread, which alone may handle signals)."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Sigterm":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """SIGTERM ends the process at once: for work that is done again after a resume, such as an evaluation."""
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

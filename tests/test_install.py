@@ -1,0 +1,123 @@
+"""The package as others install it: a wheel, and nothing beside it but what it declares."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CHECK = """
+import importlib, pkgutil, sys, warnings
+from pathlib import Path
+import mamo
+for module in pkgutil.walk_packages(mamo.__path__, "mamo."):
+    importlib.import_module(module.name)
+from mamo.config import load_config
+from mamo.tasks.launch import train
+train(load_config(Path("tiny.yaml")), is_resume=False)
+model = mamo.load("run")
+model.save_pretrained("exported")
+assert mamo.load("exported").encode_text(["a red circle"]).equal(model.encode_text(["a red circle"]))
+assert (Path(mamo.__file__).parent / "py.typed").is_file()
+print("works from", mamo.__file__)
+"""
+
+
+def build_wheel(folder: Path) -> Path:
+    """The project's wheel, built in `folder`."""
+    source = folder / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)  # without what lies about here
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source)]
+    subprocess.run(pip, check=True, capture_output=True, text=True)
+    (wheel,) = folder.glob("mamo-*.whl")
+    return wheel
+
+
+def make_environment(folder: Path) -> Path:
+    """A virtual environment that sees nothing of this one; returns its python."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    return folder / "bin" / "python"
+
+
+def closure(names: list[str]) -> dict[str, Distribution]:
+    """What the requirements bring with them, extras left out, by name."""
+    found: dict[str, Distribution] = {}
+    waiting = [Requirement(name) for name in names]
+    while waiting:
+        requirement = waiting.pop()
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found[name] = distribution(requirement.name)
+        waiting += [Requirement(text) for text in found[name].requires or []]
+    return found
+
+
+def use(python: Path, folder: Path, tiny: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    """Run `CHECK` in `folder` with the environment's own packages alone."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**tiny, "output_dir": "run"}))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return subprocess.run(
+        [str(python), "-c", CHECK], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_the_version_is_told_in_the_changes() -> None:
+    """Bug: a release without a word of what it brings."""
+    assert f"**{PROJECT['version']}**" in (ROOT / "README.md").read_text().partition("\n## Changes\n")[2]
+
+
+@pytest.mark.slow
+def test_a_wheel_works_with_what_it_declares(tmp_path: Path) -> None:
+    """Bug: an import of something that only developers have, a module or py.typed left out of the wheel."""
+    from tests.conftest import TINY, merged
+
+    wheel = build_wheel(tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    source = tmp_path / "source"
+    sources = {str(path.relative_to(source)) for path in (source / "mamo").rglob("*.py")}
+    assert sources | {"mamo/py.typed"} == {name for name in names if name.startswith("mamo/")}
+    python = make_environment(tmp_path / "venv")
+    where = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    site, ours = Path(where.stdout.strip()), Path(sysconfig.get_paths()["purelib"])
+    declared = closure(PROJECT["dependencies"])
+    for found in declared.values():
+        for top in {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(ours / top)
+    assert not {"pytest", "scipy", "scikit-learn", "hypothesis"} & declared.keys()
+    subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
+    done = use(python, tmp_path, merged(TINY, {"training": {"total_steps": 2, "warmup_steps": 1}}))
+    assert done.returncode == 0, done.stderr
+    assert f"works from {site}" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["oldest", "newest"])
+def test_the_oldest_and_the_newest_torch(tmp_path: Path, which: str) -> None:
+    """Bug: a call that the oldest torch that we declare does not have, or the newest has no more (needs the index)."""
+    from tests.conftest import TINY, merged
+
+    (torch,) = (text for text in PROJECT["dependencies"] if text.startswith("torch>="))
+    (torchvision,) = (text for text in PROJECT["dependencies"] if text.startswith("torchvision>="))
+    pins = [text.replace(">=", "==") + ".0" for text in (torch, torchvision)] if which == "oldest" else []
+    python = make_environment(tmp_path / "venv")
+    subprocess.run([str(python), "-m", "pip", "install", "-q", str(build_wheel(tmp_path)), *pins], check=True)
+    done = use(python, tmp_path, merged(TINY, {"training": {"total_steps": 2, "warmup_steps": 1}}))
+    assert done.returncode == 0, done.stderr

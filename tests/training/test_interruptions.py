@@ -1,0 +1,188 @@
+"""What ends a run from outside: SIGTERM, a dead process, a dead loader, a slow or full disk."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mamo.cli import run as run_script
+from mamo.config import Config
+from mamo.tasks.launch import train
+from mamo.training import checkpoint, run_folder
+from mamo.training.background import Background
+
+pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+
+ROOT = Path(__file__).parents[2]
+STATE = ("student", "teacher", "queue", "optimizer")
+
+
+def bits(run: Path, step: int) -> list[bytes]:
+    """Everything that a resume must not change."""
+    folder = checkpoint.step_folder(run, step)
+    return [*((folder / f"{name}.safetensors").read_bytes() for name in STATE), (run / "metrics.jsonl").read_bytes()]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
+    """Call `act` when the metrics of `step` are written."""
+    write = run_folder.LineLog.write
+
+    def write_and_act(self: run_folder.LineLog, values: dict[str, Any]) -> None:
+        write(self, values)
+        if values["step"] == step and self.path.name == run_folder.METRICS:
+            act()
+
+    monkeypatch.setattr(run_folder.LineLog, "write", write_and_act)
+
+
+def test_sigterm_saves_and_leaves_with_143(
+    tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: a scheduler's SIGTERM loses the steps since the last checkpoint, or the run that goes on differs."""
+    config = tiny(training={"total_steps": 12})
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as caught:
+            run_script(lambda: train(config, is_resume=False))
+    assert caught.value.code == 143
+    assert "terminated after step 8, which is saved; continue with --resume" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    run = Path(config.output_dir)
+    assert checkpoint.resolve(run).name == "step-0000008"
+    train(config, is_resume=True)
+    whole = tiny(training={"total_steps": 12}, output_dir=str(tmp_path / "whole"))
+    train(whole, is_resume=False)
+    assert bits(run, 12) == bits(Path(whole.output_dir), 12)
+
+
+def test_training_goes_on_while_a_slow_disk_is_written_to(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a step waits for the disk; weights of later steps get into the checkpoint; two writes at once."""
+    training = {"total_steps": 12, "checkpoints_kept": 3}
+    saved = checkpoint.save
+    stepped, writing = threading.Event(), threading.Lock()
+
+    def slow(*arguments: Any) -> Path:
+        assert writing.acquire(blocking=False)
+        assert arguments[1] != 5 or stepped.wait(60)  # step 9 is trained while the checkpoint of step 5 is written
+        folder = saved(*arguments)
+        writing.release()
+        return folder
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    at_step(monkeypatch, 9, stepped.set)
+    config = tiny(training=training)
+    train(config, is_resume=False)
+    monkeypatch.undo()
+    quick = tiny(training=training, output_dir=f"{config.output_dir}-quick")
+    train(quick, is_resume=False)
+    for step in (5, 10, 12):
+        assert bits(Path(config.output_dir), step) == bits(Path(quick.output_dir), step)
+
+
+def test_a_disk_that_fills_in_the_background_is_told(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """Bug: the thread that writes dies alone, and the run goes on without checkpoints or ends as if all were well."""
+    saved = checkpoint.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if "step-0000010" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    config = tiny(training={"total_steps": 10})  # the last one: nobody asks for it but the end of the run
+    message = fails(lambda: train(config, is_resume=False))
+    assert "step-0000010 cannot be written" in message
+    assert "No space left" in message
+    assert checkpoint.resolve(Path(config.output_dir)).name == "step-0000005"
+
+
+def test_the_error_that_ends_a_run_is_not_hidden_by_the_writer() -> None:
+    """Bug: of two errors the second replaces the first; work is lost when the run ends."""
+    done: list[int] = []
+    with Background() as writing:
+        writing.start(lambda: done.append(1))
+    assert done == [1]
+
+    def fail() -> None:
+        raise checkpoint.CheckpointError("disk")
+
+    def both() -> None:
+        with Background() as writing:
+            writing.start(fail)
+            raise ValueError("first")
+
+    def alone() -> None:
+        with Background() as writing:
+            writing.start(fail)
+
+    with pytest.raises(ValueError, match="first"):
+        both()
+    with pytest.raises(checkpoint.CheckpointError, match="disk"):
+        alone()
+
+
+def test_a_dead_loader_is_one_clear_error(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """Bug: a loader killed for want of memory ends in a traceback of PyTorch, or the run waits for it for ever."""
+    config = tiny(data={"workers": 1}, training={"total_steps": 400})
+    at_step(monkeypatch, 2, lambda: multiprocessing.active_children()[0].kill())
+    message = fails(lambda: train(config, is_resume=False))
+    assert "a loader process died" in message
+    assert "data.workers (now 1)" in message
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Bug: the process that is left waits for the dead one for ever, or the run that goes on ends in other bits."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    killer = tmp_path / "killer.py"  # the second process kills itself at its 13th step, the first time
+    killer.write_text(
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from mamo.cli import run\nfrom mamo.config import load_config\nfrom mamo.tasks import launch\n"
+        "from mamo.training.loop import Loop\n"
+        "step = Loop.step\n"
+        "def deadly(self, batch, number):\n"
+        "    if number == 13 and os.environ['RANK'] + os.environ['TORCHELASTIC_RESTART_COUNT'] == '10':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, batch, number)\n"
+        "Loop.step = deadly\n"
+        "run(lambda: launch.train(load_config(Path(sys.argv[1])), False))\n"
+    )
+    ends = []
+    for name, script in (("whole", [str(ROOT / "scripts/pretrain.py"), "--config"]), ("killed", [str(killer)])):
+        config = tiny_file(output_dir=str(tmp_path / name), training={"total_steps": 16})
+        command = [*torchrun, "--max-restarts=1", *script, str(config)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        assert ended.returncode == 0, ended.stderr
+        ends.append(bits(tmp_path / name, 16))
+    assert "resuming after step 10" in ended.stderr
+    assert "lost contact" in ended.stderr or "terminated" in ended.stderr
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.slow
+def test_memory_and_step_time_stay_flat(tiny: Callable[..., Config]) -> None:
+    """Bug: something is kept from every step: a graph, a batch, a copy of a checkpoint."""
+    training = {"total_steps": 2000, "checkpoint_every_steps": 200}
+    config = tiny(training=training, losses={"itm_pool_size": 2}, data={"train_scenes": 8})
+    train(config, is_resume=False)
+    rows = run_folder.read_lines(Path(config.output_dir) / run_folder.TIMING)
+    memory = [row["peak_memory_mib"] for row in rows]
+    assert memory[-1] - memory[500] < 16
+    speed = [sorted(row["samples_per_s"] for row in rows[start : start + 500])[250] for start in (500, 1500)]
+    assert speed[1] > 0.7 * speed[0]

@@ -1,0 +1,244 @@
+"""One process, one with accumulation, two with DDP and two with FSDP take the same 20 steps."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+import mamo.tasks.launch
+from mamo.config import load_config
+from mamo.tasks.launch import Run, train
+from mamo.training import checkpoint, parallel, run_folder
+from mamo.training.distributed import processes
+from mamo.training.parallel import blocks, shares
+
+pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("student", "teacher", "queue")
+SMALL = {
+    "seed": 3,
+    "data": {"train_scenes": 50, "image_size_px": 16, "text_max_tokens": 16, "workers": 0},
+    "model": {
+        "image": {"width": 16, "depth": 1, "heads": 2, "patch_size_px": 8},
+        "text": {"width": 16, "heads": 2, "mlp_width": 32, "layers": 1},
+        "fusion_layers": 2,
+        "itc_width": 8,
+        "dropout": 0.0,
+    },
+    "losses": {"queue_size": 11, "itm_pool_size": 2, "itc_soft_target_alpha": 0.4},
+    "teacher": {"momentum": 0.9},
+    "training": {
+        "total_steps": 20,
+        "batch_size_global": 8,
+        "warmup_steps": 2,
+        "precision": "fp32",
+        "device": "cpu",
+        "checkpoint_every_steps": 10,
+        "learning_rate": 1e-3,
+    },
+    "evaluation": {"enabled": False},
+}
+
+
+def write(folder: Path, **training: Any) -> Path:
+    """The config file of a run in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {**SMALL, "output_dir": str(folder / "run"), "training": {**SMALL["training"], **training}}  # type: ignore[dict-item]
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    return folder / "config.yaml"
+
+
+def launch(count: int, *arguments: str | Path, **environment: str) -> list[subprocess.Popen[str]]:
+    """Start `count` processes as `torchrun` would, without the time that it takes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), **environment,
+    }  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env={**common, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """(exit code, what went to stderr) of each."""
+    errors = [process.communicate()[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, errors)]
+
+
+def in_float64(config_file: Path) -> None:
+    """A run whose weights and casts are float64; the numbers that a log would round go to `losses.pt`."""
+    losses: list[dict[str, float]] = []
+    with processes("cpu"):
+        run = Run(load_config(config_file))
+        for module in run.task.modules().values():
+            module.double()
+        loop = run.loop([])
+        for step, batch in enumerate(run.batches(0, 0)):
+            batch = dataclasses.replace(batch, itm_noise=batch.itm_noise.double())
+            values = loop.step(batch, step)
+            losses.append({name: value for name, value in values.items() if name.startswith("loss/")})
+        tensors = checkpoint.snapshot(run.task.modules(), run.optimizer)
+    if os.environ.get("RANK", "0") == "0":
+        torch.save({"losses": losses, **{name: tensors[name] for name in NAMES}}, config_file.parent / "end.pt")
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+    """Largest absolute difference of losses and of each part of the state."""
+    far = dict.fromkeys(("losses", *NAMES), 0.0)
+    for mine, theirs in zip(found["losses"], expected["losses"], strict=True):
+        assert mine.keys() == theirs.keys()
+        far["losses"] = max(far["losses"], *(abs(mine[key] - theirs[key]) for key in mine))
+    for name in NAMES:
+        assert found[name].keys() == expected[name].keys()
+        far[name] = max(float((found[name][k].double() - v.double()).abs().max()) for k, v in expected[name].items())
+    return far
+
+
+def test_every_layout_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: gradients averaged instead of summed, counts or candidates of one process, a teacher that moves twice."""
+    two = {
+        engine: launch(2, __file__, "exact", write(tmp_path / engine, parallel=engine)) for engine in ("ddp", "fsdp")
+    }
+    two["fsdp in two parts"] = launch(
+        2, __file__, "exact", write(tmp_path / "parts", parallel="fsdp", micro_batch_size=2)
+    )
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    in_float64(write(tmp_path / "one"))
+    in_float64(write(tmp_path / "accumulated", micro_batch_size=2))
+    expected = torch.load(tmp_path / "one" / "end.pt", weights_only=True)
+    assert len(expected["losses"]) == 20
+    for processes_of_one in started:
+        assert finish(processes_of_one) == [(0, ""), (0, "")]
+    for name in ("accumulated", *layouts):
+        far = differences(torch.load(tmp_path / name / "end.pt", weights_only=True), expected)
+        assert max(far.values()) < 1e-8, (name, far)
+
+
+def losses_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Every loss of every step, by name."""
+    return {f"{row['step']} {name}": row[name] for row in rows for name in row if name.startswith("loss/")}
+
+
+def test_saved_by_two_loaded_by_one(tmp_path: Path) -> None:
+    """Bug: a checkpoint holds one process's shards, or Adam's state is lost where weights are split or joined."""
+    files = {name: write(tmp_path / name, parallel="fsdp") for name in ("one", "two")}
+    started = launch(2, __file__, "train", files["two"])
+    train(load_config(files["one"]), is_resume=False)
+    assert [code for code, _ in finish(started)] == [0, 0]
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    rows = [run_folder.read_lines(run / run_folder.METRICS) for run in (one, two)]
+    assert [row["step"] for row in rows[1]] == list(range(1, 21))  # one process alone writes
+    assert losses_of(rows[1]) == pytest.approx(losses_of(rows[0]), abs=1e-4)
+    last = checkpoint.step_folder(two, 20)
+    for name in (*NAMES, "optimizer"):
+        expected = checkpoint.read_tensors(checkpoint.step_folder(one, 20), name)
+        found = checkpoint.read_tensors(last, name)
+        assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
+    for name in ("checkpoints/step-0000020", "checkpoints/last"):
+        target = two / name
+        target.unlink() if target.is_symlink() else target.rename(two / "later")
+    train(load_config(files["two"]), is_resume=True)  # from step 10, in one process
+    again = run_folder.read_lines(two / run_folder.METRICS)
+    assert losses_of(again) == pytest.approx(losses_of(rows[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("world", "training", "message"),
+    [
+        (3, {}, "training.batch_size_global: 8 does not divide by 3 processes"),
+        (8, {}, "losses.itm_pool_size: 2 does not divide the 1 samples of a forward pass"),
+        (2, {"batch_size_global": 12, "micro_batch_size": 4}, "training.micro_batch_size: 4 does not divide the 6"),
+    ],
+)
+def test_shares_that_do_not_divide_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int, training: dict[str, Any], message: str
+) -> None:
+    """Bug: a pool of negatives straddles two processes, which then train on other pairs than one process does."""
+    config = load_config(write(tmp_path, **training))
+    monkeypatch.setattr(parallel, "world_size", lambda: world)
+    with pytest.raises(ValueError, match=message):
+        shares(config)
+
+
+def test_shares_follow_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a process takes the whole global batch; a micro-batch of the config is larger than a process's share."""
+    config = load_config(write(tmp_path, micro_batch_size=4))
+    assert shares(config) == (8, 4)
+    monkeypatch.setattr(parallel, "world_size", lambda: 4)
+    assert shares(config) == (2, 2)
+
+
+def test_untested_combinations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a combination that nobody compared with one process trains something else in silence."""
+    both = {"activation_checkpointing": True, "compile": True}
+    refused = [{"compile": True}, {"parallel": "fsdp", "precision": "bf16"}, both]
+    offered = [{}, {"parallel": "fsdp"}, {"precision": "bf16"}, {"parallel": "fsdp", "precision": "bf16", **both}]
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    for training in refused:
+        with pytest.raises(ValueError, match="is tested with none or all of"):
+            parallel.check_combination(load_config(write(tmp_path, **training)).training)
+    for training in offered:
+        parallel.check_combination(load_config(write(tmp_path, **training)).training)
+
+
+def gradients_of(config_file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses and gradients of the first step."""
+    run = Run(load_config(config_file))
+    run.task.network.train()
+    precision = run.config.training.precision
+    assert precision != "auto"
+    _, values = run.trial_loop(precision, config_file.parent).backward(next(run.batches(0, 0)), 0)
+    return values, {n: p.grad for n, p in run.task.network.named_parameters() if p.grad is not None}
+
+
+def test_checkpointed_and_compiled_blocks_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: recomputed blocks draw other dropout or read other weights; a block is neither compiled nor checkpointed."""
+    real, compiled = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or real(f, backend="aot_eager"))
+    for precision in ("fp32", "bf16"):
+        plain = write(tmp_path / f"{precision} plain", precision=precision)
+        both = write(tmp_path / precision, precision=precision, activation_checkpointing=True, compile=True)
+        (values, gradients), (found, others) = gradients_of(plain), gradients_of(both)
+        for name, value in values.items():
+            torch.testing.assert_close(found[name], value, atol=2e-2 if precision == "bf16" else 1e-5, rtol=1e-2)
+        assert others.keys() == gradients.keys()
+        if precision == "fp32":
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
+        assert all(gradient.dtype == torch.float32 for gradient in others.values())
+    assert len(compiled) == 2 * 2 * (1 + 1 + 2)  # precisions, student and teacher, layers
+    network = Run(load_config(plain)).task.network
+    assert len(blocks(network)) == 4
+
+
+def main() -> None:
+    """One of several processes."""
+    torch.set_num_threads(1)
+    config_file = Path(sys.argv[2])
+    if sys.argv[1] == "exact":
+        Tensor.float = Tensor.double  # type: ignore[method-assign, assignment]
+        in_float64(config_file)
+    else:
+        mamo.tasks.launch.draw_curves = lambda output_dir: None
+        train(load_config(config_file), is_resume=False)
+
+
+if __name__ == "__main__":
+    main()
