@@ -95,7 +95,11 @@ class Run:
         """
         if path.is_file():
             teacher = self.task.modules().get("teacher")
-            assert isinstance(teacher, Teacher)
+            if not isinstance(teacher, Teacher) or self.config.from_scratch:
+                raise ValueError(
+                    f"checkpoint: {path} is a file of weights, which can start tasks pretrain and grounding, not "
+                    "from_scratch; give another task the folder of such a run"
+                )
             assert isinstance(teacher.module, Backbone)
             logger.info("%s: %s", path, load_albef(path, self.parts.network, teacher.module, teacher.mlm))
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
