@@ -32,7 +32,7 @@ from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Scorer
 from mamo.gallery import EmptyGalleryError, Gallery
 from mamo.tasks.exported import FILES, TokenizerMismatchError, is_exported, read_exported, write_exported
 from mamo.tasks.parts import Trained
-from mamo.tasks.trained import load_parts
+from mamo.tasks.trained import load_mamo
 from mamo.training import checkpoint
 from mamo.training.card import card
 from mamo.training.checkpoint import CheckpointError
@@ -97,8 +97,8 @@ def load(
         precision: of weights and activations; scores are float32 always.
 
     Raises:
-        CheckpointError: nothing there, damaged, of another architecture, or no checkpoint of ours. Only safetensors
-            and JSON are read: no pickle is ever opened.
+        CheckpointError: nothing there, damaged, of another architecture, an MLIM, or no checkpoint of ours. Only
+            safetensors and JSON are read: no pickle is ever opened.
         TokenizerMismatchError: the tokenizer was exchanged; a CheckpointError.
         DeviceError: CUDA was asked for where there is none.
 
@@ -115,7 +115,7 @@ def load(
             raise CheckpointError(f"{name}: no such folder, and no hub name that can be fetched") from error
     folder = checkpoint.resolve(folder)
     config = load_config(folder / CONFIG)
-    trained, parts = load_parts(folder, config, choose_device(device))
+    trained, parts = load_mamo(folder, config, choose_device(device))
     return _model(trained, config, card(folder), parts.carried, precision)
 
 

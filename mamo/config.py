@@ -22,7 +22,7 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0.0)]
 
-LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")
+LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text", "recon")
 
 
 class Section(BaseModel):
@@ -126,11 +126,11 @@ class TextEncoderConfig(Section):
     heads: Positive = 3
     mlp_width: Positive = 768
     layers: Positive = 3
-    """Number of lower layers that form the text encoder."""
+    """Number of lower layers that form the text encoder; of MLIM all layers, which patches pass too."""
 
 
 class ModelConfig(Section):
-    """The MAMO network."""
+    """The network of MAMO; MLIM reads `text`, `dropout` and `embedder_layers` alone."""
 
     preset: Literal["tiny", "small", "base"] = "tiny"
     """Values for every key below that the file does not give; see `mamo/presets.py`."""
@@ -145,13 +145,17 @@ class ModelConfig(Section):
     """Width of the shared ITC space."""
     mim_head_blocks: Annotated[int, Field(ge=0, le=6)] = 0
     """0: an MLP; 1 to 6: transformer blocks over the masked slots (Table 10)."""
+    embedder_layers: Annotated[int, Field(ge=1, le=10)] = 3
+    """MLIM's convolutions, each of which halves the image: a patch has 2 to this power pixels a side (paper: 7)."""
 
 
 class MaskingConfig(Section):
     """How the masked views are drawn; ratios as in the paper's section 4 (75 % and 25 %)."""
 
-    mode: Literal["alternate", "joint"] = "alternate"
-    """`alternate`: one modality is masked a pass; `joint`: one pass with both masked."""
+    mode: Literal["alternate", "joint", "modality_aware"] = "alternate"
+    """`alternate`: one modality is masked a pass; `joint`: one pass with both masked. `modality_aware` (MLIM): one
+    pass; of each third of the samples the image alone, the text alone, or both are masked, the last by `light_ratio`.
+    """
     image_ratio: Ratio = 0.75
     image_style: Literal["random", "block"] = "random"
     text_ratio: Ratio = 0.25
@@ -159,10 +163,12 @@ class MaskingConfig(Section):
     """`word` masks all pieces of a chosen word."""
     text_replacement: Literal["mask", "bert"] = "mask"
     """`mask`: a chosen token becomes [MASK]; `bert`: 80 % do, 10 % become a random token, 10 % stay."""
+    light_ratio: Ratio = 0.15
+    """Of `modality_aware`, where both are masked. MLIM does not state it; 15 % is BERT's."""
 
 
 class LossWeights(Section):
-    """Weight of each loss in the sum (the paper's Eq. 6: all 1); 0 switches a loss and its head off."""
+    """Weight of each loss in the sum (the paper's Eq. 6: all of MAMO's 1); 0 switches a loss and its head off."""
 
     itc: Weight = 1.0
     itm: Weight = 1.0
@@ -170,6 +176,8 @@ class LossWeights(Section):
     mim: Weight = 1.0
     mrm_image: Weight = 1.0
     mrm_text: Weight = 1.0
+    recon: Weight = 0.0
+    """MLIM's image loss, squared error of pixels. MLIM has this, `mlm` and `itm`, MAMO has all others."""
 
 
 class LossConfig(Section):
@@ -196,6 +204,8 @@ class LossConfig(Section):
     """Hard negatives come from fixed pools of this many consecutive samples."""
     mim_target: Literal["features", "pixels"] = "features"
     """The teacher's image-encoder features, or normalised pixels (Table 9)."""
+    recon_area: Literal["masked", "image"] = "masked"
+    """Pixels that `recon` counts: of masked patches, or all. Sources on MLIM differ."""
 
 
 class TeacherConfig(Section):
@@ -220,6 +230,14 @@ class ReasoningConfig(Section):
 
     cross_layers: Positive = 1
     """Transformer layers across the fused tokens of the images; the last one computes their [CLS] alone."""
+
+
+class MatchingConfig(Section):
+    """Are two listings of a catalogue of the same item?"""
+
+    modality_dropout: Fraction = 0.6667
+    """How often one modality of a training pair is dropped, image or text alike. MLIM does not state it; the default
+    gives both, image only and text only a third each; 0 never drops."""
 
 
 class TrainingConfig(Section):
@@ -266,7 +284,7 @@ class EvaluationConfig(Section):
     retrieval_folds: Positive = 1
     """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
     probe_items: Positive = 1000
-    """Items a probe, captions of the masked-word test; questions, statements or expressions of a scenes task."""
+    """Items a probe, captions of the masked-word test; questions, statements, expressions or pairs of a scenes task."""
     grounding_heat: Literal["fusion", "image_encoder", "occlusion"] = "fusion"
     """How expressions are grounded: where Grad-CAM is read, or by painting patches over; see `mamo.explain`."""
     batch_size: Positive = 256
@@ -276,9 +294,10 @@ class Config(Section):
     """One run."""
 
     seed: NonNegative = 0
-    task: Literal["pretrain", "grounding", "vqa", "reasoning"] = "pretrain"
+    task: Literal["pretrain", "grounding", "vqa", "reasoning", "mlim", "matching"] = "pretrain"
     """What is trained. `pretrain`: the losses of `losses` on image-text pairs, which fine-tune retrieval too.
-    `grounding`: the same on images and expressions. `vqa`: answers. `reasoning`: is a sentence true of images?"""
+    `grounding`: the same on images and expressions. `vqa`: answers. `reasoning`: is a sentence true of images?
+    `mlim`: pre-training of MLIM on image-text pairs; `matching`: its fine-tuning on pairs of a catalogue's items."""
     output_dir: str
     checkpoint: str | None = None
     """A run or a step folder whose weights start this run, or a file in the layout of the published ALBEF's."""
@@ -291,6 +310,7 @@ class Config(Section):
     teacher: TeacherConfig = TeacherConfig()
     vqa: VqaConfig = VqaConfig()
     reasoning: ReasoningConfig = ReasoningConfig()
+    matching: MatchingConfig = MatchingConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

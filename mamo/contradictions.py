@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mamo.presets import PRESETS
+
 if TYPE_CHECKING:
     from mamo.config import Config, LossConfig
 
@@ -11,8 +13,20 @@ _READS = {
     "grounding": ("records", ("masking", "losses", "teacher")),
     "vqa": ("records", ("vqa",)),
     "reasoning": ("records", ("reasoning",)),
+    "mlim": ("pairs", ("masking", "losses")),
+    "matching": ("scenes", ("matching",)),
 }
 """What files a kind of task reads, and which of the sections that not every kind reads: elsewhere they are refused."""
+MLIM_TASKS = ("mlim", "matching")
+_MLIM_MODEL = {"preset", "text", "dropout", "embedder_layers"}
+_MLIM_MASKING = {"mode", "image_ratio", "image_style", "text_ratio", "text_unit", "light_ratio"}
+_MLIM_LOSSES = ("mlm", "itm", "recon")
+_MLIM_LOSS_KEYS = {"weights", "itm_pool_size", "recon_area"}
+
+
+def reads(task: str, section: str) -> bool:
+    """Whether a kind of task reads a section that not every kind reads."""
+    return section in _READS[task][1]
 
 
 def contradictions(config: "Config") -> Iterator[str]:
@@ -23,7 +37,7 @@ def contradictions(config: "Config") -> Iterator[str]:
         if getattr(config, section) != type(getattr(config, section))():
             yield f"{section}: task {config.task} does not read it; take it out"
     if data.source not in ("scenes", files):
-        yield f"data.source: {data.source} contradicts task {config.task}; use scenes or {files}"
+        yield f"data.source: {data.source} contradicts task {config.task}; use {' or '.join({'scenes': 0, files: 0})}"
     if data.source != "scenes" and not data.train_files:
         yield f"data.train_file: needed when data.source is {data.source}"
     if data.source != "scenes" and config.evaluation.enabled and data.eval_file is None:
@@ -51,7 +65,11 @@ def contradictions(config: "Config") -> Iterator[str]:
         yield f"training.micro_batch_size: {micro} does not divide batch_size_global {training.batch_size_global}"
     if config.model.text.weights == "bert" and config.model.text.bert is None:
         yield "model.text.bert: needed when model.text.weights is bert"
-    if "losses" in sections:
+    yield from _of_the_other_system(config)
+    if config.task == "mlim":
+        if config.losses.weights.itm and micro % config.losses.itm_pool_size:
+            yield f"losses.itm_pool_size: {config.losses.itm_pool_size} does not divide the micro-batch of {micro}"
+    elif "losses" in sections:
         if config.losses.itm_negatives == "foils" and config.task != "grounding":
             yield f"losses.itm_negatives: only records of grounding have foils; use pool with task {config.task}"
         yield from _loss_contradictions(config.losses, micro, training.batch_size_global)
@@ -59,7 +77,7 @@ def contradictions(config: "Config") -> Iterator[str]:
 
 def _cross_contradictions(config: "Config") -> Iterator[str]:
     on_image = [name for name in ("mim", "mrm_image") if getattr(config.losses.weights, name)]
-    if "losses" in _READS[config.task][1] and on_image:
+    if reads(config.task, "losses") and on_image:
         yield (
             f"model.fusion_type: cross gives no fused image tokens, which {' and '.join(on_image)} would learn from; "
             f"set {' and '.join(f'losses.weights.{name}' for name in on_image)} to 0 or use concat"
@@ -68,6 +86,36 @@ def _cross_contradictions(config: "Config") -> Iterator[str]:
         yield f"model.fusion_type: cross gives no fused image tokens, which task {config.task} reads; use concat" + (
             " or vqa.head: classifier" if config.task == "vqa" else ""
         )
+
+
+def _of_the_other_system(config: "Config") -> Iterator[str]:
+    """What only MAMO reads in a config of MLIM's, and the other way round."""
+    losses, model, masking = config.losses, config.model, config.masking
+    is_mlim = config.task in MLIM_TASKS
+    system = "MLIM" if is_mlim else "MAMO"
+    preset = type(model).model_validate(PRESETS[model.preset])
+    for key in type(model).model_fields:
+        is_read = key in _MLIM_MODEL if is_mlim else key != "embedder_layers"
+        if not is_read and getattr(model, key) != getattr(preset, key):
+            yield f"model.{key}: task {config.task} ({system}) does not read it; take it out"
+    if not reads(config.task, "losses"):
+        return
+    for name, weight in losses.weights:
+        if weight and (name not in _MLIM_LOSSES if is_mlim else name == "recon"):
+            yield f"losses.weights.{name}: is no loss of {system} (task {config.task}); use 0"
+    if is_mlim and all(getattr(losses.weights, name) == 0 for name in _MLIM_LOSSES):
+        yield "losses.weights: every loss of MLIM is switched off"
+    for key in type(losses).model_fields.keys() - {"weights"}:
+        is_read = key in _MLIM_LOSS_KEYS if is_mlim else key != "recon_area"
+        if not is_read and getattr(losses, key) != getattr(type(losses)(), key):
+            yield f"losses.{key}: task {config.task} ({system}) does not read it; take it out"
+    if (masking.mode == "modality_aware") != is_mlim:
+        choice = "modality_aware" if is_mlim else "alternate or joint"
+        yield f"masking.mode: {masking.mode} is no mode of {system} (task {config.task}); use {choice}"
+    for key in type(masking).model_fields:
+        is_read = key in _MLIM_MASKING if is_mlim else key != "light_ratio"
+        if not is_read and getattr(masking, key) != getattr(type(masking)(), key):
+            yield f"masking.{key}: task {config.task} ({system}) does not read it; take it out"
 
 
 def _loss_contradictions(losses: "LossConfig", micro: int, batch_size_global: int) -> Iterator[str]:

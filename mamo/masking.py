@@ -100,3 +100,14 @@ def draw_replacements(
     random_ids = rng.choice(ordinary_ids, size=hidden_ids.shape)
     replaced: IntArray = np.where(fate < 0.8, mask_token_id, np.where(fate < 0.9, random_ids, hidden_ids))
     return replaced
+
+
+def draw_ratios(
+    rng: np.random.Generator, image_ratio: float, text_ratio: float, light_ratio: float
+) -> tuple[float, float]:
+    """(image, text) ratios of one sample under modality-aware masking (MLIM): one of three modes, equally often.
+
+    The image alone is masked, the text alone is masked, or both are, lightly; 0 is an untouched modality.
+    """
+    modes = ((image_ratio, 0.0), (0.0, text_ratio), (light_ratio, light_ratio))
+    return modes[int(rng.integers(len(modes)))]

@@ -120,7 +120,7 @@ def _to_texts(best: Sequence[Sequence[int]], pictures: Sequence[Picture], captio
         lines = "".join(
             f'<li class="{"hit" if text == image else "miss"}">{html.escape(captions[text])}</li>' for text in texts
         )
-        cells.append(f'<div class="row">{_embedded(pictures[image], captions[image])}<ol>{lines}</ol></div>')
+        cells.append(f'<div class="row">{embedded(pictures[image], captions[image])}<ol>{lines}</ol></div>')
     return "".join(cells)
 
 
@@ -128,7 +128,7 @@ def _to_images(best: Sequence[Sequence[int]], pictures: Sequence[Picture], capti
     cells = []
     for text, images in enumerate(best):
         shown = "".join(
-            _embedded(pictures[image], captions[image], "hit" if image == text else "miss") for image in images
+            embedded(pictures[image], captions[image], "hit" if image == text else "miss") for image in images
         )
         cells.append(f"<p>{html.escape(captions[text])}</p><div class='row'>{shown}</div>")
     return "".join(cells)
@@ -205,7 +205,7 @@ def hide_patches(picture: Picture, masked: Tensor, grid: tuple[int, int]) -> Pic
 
 
 def _trio(picture: Picture, hidden: Picture, rebuilt: Picture, text: str) -> str:
-    three = "".join(_embedded(shown, text) for shown in (picture, hidden, rebuilt))
+    three = "".join(embedded(shown, text) for shown in (picture, hidden, rebuilt))
     return f"<figure class='wide'>{three}<figcaption>{html.escape(text)}</figcaption></figure>"
 
 
@@ -220,7 +220,7 @@ def _grounded(scorer: Scorer, images: EncodedImages, items: Sequence[Expression]
         is_hit = iou(chosen, item.box) >= IOU_THRESHOLD
         drawn = overlay(picture, whole, [(chosen, _WHITE), (item.box, _GREEN)])
         cells.append(
-            f'<figure class="{"hit" if is_hit else "miss"}">{_embedded(drawn, item.text)}'
+            f'<figure class="{"hit" if is_hit else "miss"}">{embedded(drawn, item.text)}'
             f"<figcaption>{html.escape(item.text)}</figcaption></figure>"
         )
     return f'<div class="row">{"".join(cells)}</div>'
@@ -247,9 +247,9 @@ def _filled(
     for (item, word, is_right), (_, guess, is_guessed) in zip(whole, parts):
         before, after = html.escape(item.caption[: item.start]), html.escape(item.caption[item.end :])
         truth = "" if is_right and is_guessed else f" (is: {html.escape(' or '.join(item.answers))})"
-        shown, said = _embedded(pictures[item.scene_index], item.caption), _marked(word, is_right)
+        shown, said = embedded(pictures[item.scene_index], item.caption), _marked(word, is_right)
         if partly is not None:
-            shown += _embedded(hidden[item.scene_index], item.caption)
+            shown += embedded(hidden[item.scene_index], item.caption)
             said += f" | {_marked(guess, is_guessed)}"
         cells.append(f"<figure class='wide'>{shown}<figcaption>{before}{said}{after}{truth}</figcaption></figure>")
     return f'<div class="row">{"".join(cells)}</div>'
@@ -275,7 +275,8 @@ def overlay(
     return np.asarray(large)
 
 
-def _embedded(picture: Picture, text: str, css_class: str = "") -> str:
+def embedded(picture: Picture, text: str, css_class: str = "") -> str:
+    """An `<img>` that holds the picture [H, W, 3] itself; `text` shows where the pointer rests."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()

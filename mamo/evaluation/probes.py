@@ -13,6 +13,7 @@ Legend: N items, W tokens of the masked word, A right answers of an item.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from mamo.data.grammar import (
 from mamo.data.probes import ProbeItem
 from mamo.data.scene_captions import N_CAPTIONS, caption_draft
 from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Difficulty, Scene, SceneWorld, Split
-from mamo.evaluation.scoring import EncodedImages, Scorer
+from mamo.evaluation.scoring import EncodedImages, Scorer, WordFiller
 
 _STREAM = 17  # of the scene's randomness; captions and probes use lower ones
 _ADJECTIVES = ("size", "pattern", "colour")  # in the order in which the grammar writes them
@@ -184,7 +185,7 @@ def probe_accuracy(
 
 
 def masked_word_accuracy(
-    scorer: Scorer, images: EncodedImages, items: Sequence[MaskedWord], image_row: dict[int, int]
+    scorer: WordFiller, images: Any, items: Sequence[MaskedWord], image_row: dict[int, int]
 ) -> dict[str, float]:
     """How often `fill_masked_words` finds a right word, in percent by word class."""
     filled = fill_masked_words(scorer, images, items, image_row)
@@ -195,9 +196,9 @@ def masked_word_accuracy(
 
 
 def fill_masked_words(
-    scorer: Scorer, images: EncodedImages, items: Sequence[MaskedWord], image_row: dict[int, int]
+    scorer: WordFiller, images: Any, items: Sequence[MaskedWord], image_row: dict[int, int]
 ) -> list[tuple[MaskedWord, str, bool]]:
-    """Each item with what the likeliest tokens spell, and whether that is right.
+    """Each item with what the likeliest tokens spell, and whether that is right; `images` as the scorer has them.
 
     All tokens of the word are masked, and all must be right at once. A synonym counts if it has as many tokens as the
     word. An item whose word was cut off with the end of a long caption is left out.
@@ -229,7 +230,7 @@ def fill_masked_words(
     return list(zip(items, spelled, is_right.tolist(), strict=True))
 
 
-def _answer_tokens(scorer: Scorer, items: Sequence[MaskedWord], n_tokens: Tensor) -> Tensor:
+def _answer_tokens(scorer: WordFiller, items: Sequence[MaskedWord], n_tokens: Tensor) -> Tensor:
     """The tokens of each right answer, int64 [N, A, W]; -1 (never predicted) where an answer has another length."""
     most = max(len(item.answers) for item in items)
     tokens = torch.full((len(items), most, int(n_tokens.max())), -1)

@@ -93,6 +93,8 @@ PROTOCOLS: dict[str, Protocol] = {
                 "1,000 expressions, Grad-CAM of the image encoder to proposals, IoU 0.5",
                 {"grounding_heat": "image_encoder"},
             ),
+            ("mlim", "mlim", "masked words and filled-in images of 1,000 scenes, masked as in training", {}),
+            ("matching", "matching", "1,000 pairs of listings, half of them near misses, PR AUC", {}),
         )
     },
     "coco5k-zeroshot": _retrieval(_COCO, 5000, 256, "not-coco", "COCO 5K test, no fine-tuning on COCO"),
@@ -164,7 +166,7 @@ def protocol_of(config: Config) -> str:
     if data.source == "pairs":
         return "pairs-zeroshot"
     retrieval = "retrieval" if config.evaluation.near_duplicates else "zeroshot"
-    task = {"pretrain": retrieval, "vqa": "vqa", "reasoning": "nlvr2", "grounding": "grounding"}[config.task]
+    task = {"pretrain": retrieval, "reasoning": "nlvr2"}.get(config.task, config.task)
     return named(f"scenes-{data.difficulty}-{task}", config)
 
 
@@ -228,4 +230,6 @@ def scorer_of(config: Config) -> str:
     return {
         "reasoning": "pair head",
         "grounding": f"{_HEATS[config.evaluation.grounding_heat]}, sum in the box / sqrt(area)",
+        "mlim": "the likeliest word, the decoder's pixels",
+        "matching": "pair head, average precision",
     }.get(config.task, f"ITC shortlist of {k}, then ITM")

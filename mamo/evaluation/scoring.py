@@ -10,7 +10,7 @@ Legend: I images, T texts, L text tokens, P patches in a grid [h, w], D width, N
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,21 @@ class EncodedTexts:
     tokens: Tensor
     lengths: Tensor
     feature: Tensor
+
+
+class WordFiller(Protocol):
+    """What filling in masked words asks of a scorer; images and texts are as it encodes them."""
+
+    tokenizer: Any
+    text_max_tokens: int
+
+    def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> Any:
+        """Encode token ids int64 [T, L], of which the first `lengths` int64 [T] are real."""
+        ...
+
+    def fill(self, images: Any, texts: Any, image_rows: Tensor, text_rows: Tensor, slots: Tensor) -> Tensor:
+        """The likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""
+        ...
 
 
 class Scorer:

@@ -50,6 +50,11 @@ class TextEncoder(nn.Module):
         embedded: Tensor = self.bert.embeddings(input_ids=input_ids.flatten(0, -2))
         return embedded.view(*input_ids.shape, -1)
 
+    def transform(self, embedded: Tensor, is_valid: Tensor) -> Tensor:
+        """The layers alone, on tokens float [B, S, D] of any origin, with ``is_valid`` bool [B, S] -> [B, S, D]."""
+        encoded: Tensor = self.bert.encoder(embedded, attention_mask=is_valid[:, None, None, :]).last_hidden_state
+        return encoded
+
     @property
     def word_embeddings(self) -> nn.Embedding:
         """The embedding [V, D] of the vocabulary, which the MLM head shares."""
@@ -77,14 +82,14 @@ def bert_config_from(source: str) -> BertConfig:
 
 
 def load_bert_weights(
-    text_encoder: TextEncoder, fusion: Fusion | CrossFusion, source: str, mlm_head: MLMHead | None = None
+    text_encoder: TextEncoder, fusion: Fusion | CrossFusion | None, source: str, mlm_head: MLMHead | None = None
 ) -> WeightReport:
     """Initialise the text encoder from BERT's embeddings and lower layers, the fusion layers from its upper layers.
 
     Args:
         text_encoder: filled in place.
         fusion: its layers are filled in place; what BERT does not have, cross-attention among it, stays and is
-            reported as new.
+            reported as new. None where the text encoder has all layers.
         source: a folder or file of weights (.safetensors preferred; .bin and .pt are read with ``weights_only``), or
             a hub name (needs network). Keys may carry the prefix ``bert.`` and the old ``LayerNorm.gamma/beta``.
         mlm_head: filled from ``cls.predictions`` when given.
@@ -98,8 +103,9 @@ def load_bert_weights(
     state = {_modern_name(key): value for key, value in read_weights(path).items()}
     wanted = dict(text_encoder.bert.state_dict())
     n_text = len(text_encoder.bert.encoder.layer)
-    new = [name for name, _ in fusion.named_parameters() if not name.startswith("layers.")]
-    for index, layer in enumerate(fusion.layers):
+    parameters = fusion.named_parameters() if fusion is not None else ()
+    new = [name for name, _ in parameters if not name.startswith("layers.")]
+    for index, layer in enumerate(fusion.layers if fusion is not None else ()):
         assert isinstance(layer, FusionLayer)
         for name, view in layer.bert_views().items():
             key = f"encoder.layer.{n_text + index}.{name}"
@@ -122,13 +128,15 @@ def _modern_name(key: str) -> str:
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _check_heads(path: Path, text_encoder: TextEncoder, fusion: Fusion | CrossFusion) -> None:
+def _check_heads(path: Path, text_encoder: TextEncoder, fusion: Fusion | CrossFusion | None) -> None:
     """The number of attention heads leaves no trace in the weights' shapes: compare it with config.json where it is."""
     config_file = (path if path.is_dir() else path.parent) / "config.json"
     if not config_file.is_file():
         return
     theirs = bert_config_from(str(config_file.parent)).num_attention_heads
-    ours = {"text encoder": text_encoder.bert.config.num_attention_heads, "fusion": fusion.heads}
+    ours = {"text encoder": text_encoder.bert.config.num_attention_heads}
+    if fusion is not None:
+        ours["fusion"] = fusion.heads
     for part, heads in ours.items():
         if heads != theirs:
             raise ValueError(f"{config_file} has {theirs} attention heads, the {part} has {heads}: make them equal")

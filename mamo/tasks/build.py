@@ -20,14 +20,15 @@ from mamo.data.transforms import augmenting
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
+from mamo.models.mlim import Mlim, PixelEmbedder, SingleStream
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
 from mamo.training.run_folder import BERT
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answer.", "pair.")
-"""First words of the names of `Mamo`'s parameters outside its backbone: what two tasks may differ in."""
+HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answer.", "pair.", "recon.", "match.")
+"""First words of the names of a network's parameters outside its backbone: what two tasks may differ in."""
 
 
 def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> Backbone:
@@ -98,6 +99,22 @@ def _fusion(config: Config, image_encoder: ImageEncoder, bert: BertConfig) -> Fu
     return Fusion(**sizes, text_width=bert.hidden_size)
 
 
+def build_single_stream(config: Config, tokenizer: Any) -> SingleStream:
+    """MLIM's network without heads, initialised from `seed`."""
+    torch.manual_seed(config.seed)
+    text_encoder = TextEncoder(_bert_config(config, len(tokenizer), tokenizer.pad_token_id), config.model.text.layers)
+    embedder = PixelEmbedder(config.model.embedder_layers, config.data.image_size, text_encoder.width)
+    return SingleStream(embedder, text_encoder, tokenizer.mask_token_id)
+
+
+def load_published_single_stream(config: Config, network: Mlim) -> None:
+    """Fill an MLIM with the weights of the BERT that `model.text` names, if any."""
+    text = config.model.text
+    if text.weights == "bert" and text.bert is not None:
+        report = load_bert_weights(network.backbone.text_encoder, None, text.bert, network.mlm)
+        logger.info("single stream from %s: %s", text.bert, report)
+
+
 def without_published(config: Config, folder: Path) -> Config:
     """The config to build a stored network by: its weights come from `folder`, and so do the values of a named BERT.
 
@@ -116,10 +133,11 @@ def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -
     Bicubic, class tokens untouched (as timm and MAE do).
 
     Args:
-        module: a network with one `ImageEncoder` and any number of `Fusion`s anywhere inside.
+        module: a network with one `ImageEncoder` and any number of `Fusion`s, or one `SingleStream`, anywhere inside.
     """
-    found = {name: part for name, part in module.named_modules() if isinstance(part, ImageEncoder | Fusion)}
-    (encoder,) = (part for part in found.values() if isinstance(part, ImageEncoder))
+    kinds = (ImageEncoder, Fusion, PixelEmbedder, SingleStream)
+    found = {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
+    (encoder,) = (part for part in found.values() if isinstance(part, ImageEncoder | PixelEmbedder))
     old_grid = [side // patch for side, patch in zip(old_image_size_px, encoder.patch_size_px)]
 
     def to_grid(n_prefix: int) -> Callable[[Tensor], Tensor]:
@@ -131,7 +149,7 @@ def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -
     for name, part in found.items():
         if isinstance(part, ImageEncoder):
             resamplers[f"{name}.vit.pos_embed"] = to_grid(0 if part.vit.no_embed_class else part.n_prefix)
-        else:
+        elif isinstance(part, Fusion | SingleStream):
             resamplers[f"{name}.image_position"] = to_grid(part.n_prefix)
     return resamplers
 

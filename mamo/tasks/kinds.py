@@ -1,7 +1,6 @@
 """The kinds of task that `task` in a config names: one function each, which makes the parts of a run."""
 
 import functools
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from mamo.data.collate import PairBatch
 from mamo.evaluation.zero_shot import zero_shot
 from mamo.tasks.build import build_collator, build_network, build_train_source
 from mamo.tasks.grounding import grounding_parts
+from mamo.tasks.matching import matching_parts
+from mamo.tasks.mlim import mlim_parts
 from mamo.tasks.parts import Parts, Trained, pictures_of
 from mamo.tasks.pretrain import PretrainTask
 from mamo.tasks.reasoning import reasoning_parts
 from mamo.tasks.vqa import vqa_parts
-from mamo.training.alarms import ITM_CLASS_PRIOR, unigram_entropy
+from mamo.training.alarms import ITM_CLASS_PRIOR, word_entropy
 from mamo.training.run_folder import STATEMENT_SCORES
 
 
@@ -48,13 +49,10 @@ def pretrain_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts
 
 
 def _pretrain_baselines(config: Config, tokenizer: Any, batch: PairBatch) -> dict[str, float]:
-    counts = Counter(batch.input_ids[batch.is_valid].tolist())
-    for token in tokenizer.all_special_ids:
-        counts.pop(token, None)
     candidates = config.training.batch_size_global + config.losses.queue_size
     return {
         "loss/itm": ITM_CLASS_PRIOR,
-        "loss/mlm": unigram_entropy(counts),
+        "loss/mlm": word_entropy(tokenizer, batch.input_ids, batch.is_valid),
         "loss/itc": float(torch.tensor(float(candidates)).log()),
     }
 
@@ -64,4 +62,6 @@ KINDS: dict[str, Callable[[Config, Any, Path | None], Parts]] = {
     "grounding": grounding_parts,
     "vqa": vqa_parts,
     "reasoning": reasoning_parts,
+    "mlim": mlim_parts,
+    "matching": matching_parts,
 }

@@ -21,6 +21,7 @@ from mamo.data.tokenizer import load_tokenizer
 from mamo.evaluation.pictures import SHOWN
 from mamo.evaluation.protocols import protocol_of
 from mamo.models.albef import load_albef
+from mamo.models.image_encoder import ImageEncoder
 from mamo.models.vlm import Backbone
 from mamo.tasks.build import HEADS, position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
@@ -81,7 +82,9 @@ class Run:
 
     def choose_attention(self, precision: Literal["auto", "fp32", "bf16"]) -> None:
         """The image encoder's share of what `mamo.models.attention` decides for the rest."""
-        self.parts.image_encoder.use_fused_attention(self.device.type != "cpu" or precision != "bf16")
+        for part in self.parts.network.modules():
+            if isinstance(part, ImageEncoder):
+                part.use_fused_attention(self.device.type != "cpu" or precision != "bf16")
 
     def start_from(self, path: Path) -> None:
         """Take student and teacher weights from another run's checkpoint (none with `from_scratch`), or ALBEF's file.

@@ -12,6 +12,7 @@ from mamo.config import Config
 from mamo.data.loader import Source
 from mamo.evaluation.pictures import scene_pictures
 from mamo.models.image_encoder import ImageEncoder
+from mamo.models.mlim import Mlim, PixelEmbedder
 from mamo.models.vlm import Mamo
 from mamo.training.loop import Task
 
@@ -31,7 +32,8 @@ class PixelNorm:
 class Trained:
     """A network on `device`, and what it reads with."""
 
-    network: Mamo
+    network: Any
+    """A `Mamo` or a `Mlim`, as the kind of task has it."""
     tokenizer: Any
     normalise: PixelNorm
     device: torch.device
@@ -53,9 +55,9 @@ class Parts:
     `carried` files lie, None for a new run, which makes them from its training data.
     """
 
-    network: Mamo
-    image_encoder: ImageEncoder
-    """The network's own: grid, pixel statistics, choice of attention."""
+    network: Mamo | Mlim
+    image_encoder: ImageEncoder | PixelEmbedder
+    """The network's own: grid and pixel statistics."""
     source: Callable[[], Source]
     """The training samples."""
     collator: Any

@@ -21,6 +21,7 @@ from mamo.models.reasoning import PairHead
 from mamo.models.vlm import Mamo
 from mamo.tasks.build import build_backbone, load_published
 from mamo.tasks.parts import Parts, PixelNorm, Trained
+from mamo.training.alarms import class_entropy
 from mamo.training.run_folder import STATEMENT_SCORES
 
 SUBSETS = ("balanced", "unbalanced")
@@ -81,14 +82,9 @@ def reasoning_parts(config: Config, tokenizer: Any, stored: Path | None) -> Part
         collator=ReasoningCollator(tokenizer, config.data.text_max_tokens, config.seed),
         task=functools.partial(ReasoningTask, config, network),
         evaluate=functools.partial(evaluate_reasoning, config),
-        baselines=_class_prior,
+        baselines=lambda batch: {"loss/truth": class_entropy(batch.label)},
         begin=begin,
     )
-
-
-def _class_prior(batch: ReasoningBatch) -> dict[str, float]:
-    share = batch.label.float().mean()
-    return {"loss/truth": float(functional.binary_cross_entropy(share, share))}
 
 
 def evaluate_reasoning(config: Config, trained: Trained, folder: Path) -> dict[str, float]:

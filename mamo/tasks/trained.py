@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from mamo.config import Config, load_config
+from mamo.contradictions import MLIM_TASKS
 from mamo.data.tokenizer import load_tokenizer
 from mamo.tasks.build import position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
@@ -17,6 +18,15 @@ def load_trained(folder: Path, config: Config, device: torch.device) -> Trained:
     """The student of a step folder, in eval mode; arguments and errors as `load_parts`."""
     trained, _ = load_parts(folder, config, device)
     return trained
+
+
+def load_mamo(folder: Path, config: Config, device: torch.device) -> tuple[Trained, Parts]:
+    """`load_parts` of a MAMO alone; raises CheckpointError for an MLIM too."""
+    if config.task in MLIM_TASKS:
+        raise checkpoint.CheckpointError(
+            f"{folder} is an MLIM (task {config.task}), which only `scripts/finetune.py` and `scripts/evaluate.py` read"
+        )
+    return load_parts(folder, config, device)
 
 
 def load_parts(

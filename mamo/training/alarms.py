@@ -1,8 +1,12 @@
 """Alarms when a loss sits on its trivial baseline or the teacher collapses: learning that has not begun, said aloud."""
 
 import math
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
 
 ITM_CLASS_PRIOR = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
 """0.6365 nats: the loss of answering the class frequencies, one match in three pairs."""
@@ -42,6 +46,20 @@ class Alarms:
                 continue
             self.raised.add(name)
         return lines
+
+
+def word_entropy(tokenizer: Any, input_ids: Tensor, is_valid: Tensor) -> float:
+    """`unigram_entropy` of the ordinary tokens among int64 [B, L] where bool [B, L] is True."""
+    counts = Counter(input_ids[is_valid].tolist())
+    for token in tokenizer.all_special_ids:
+        counts.pop(token, None)
+    return unigram_entropy(counts)
+
+
+def class_entropy(is_positive: Tensor) -> float:
+    """Entropy in nats of two classes, bool [B]: the loss of answering their frequencies."""
+    share = is_positive.float().mean()
+    return float(functional.binary_cross_entropy(share, share))
 
 
 def unigram_entropy(counts: Mapping[int, int]) -> float:

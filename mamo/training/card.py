@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from mamo.config import LOSS_NAMES, Config, load_config
+from mamo.contradictions import MLIM_TASKS
 from mamo.evaluation.protocols import scorer_of
 from mamo.training.run_folder import CONFIG, RESULTS
 
@@ -20,7 +21,7 @@ def card(folder: Path) -> str:
     facts = {
         "method": _method(config),
         "preset": f"`{config.model.preset}`, {_parameters(folder):,} parameters",
-        "image": f"{config.model.image.name}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
+        "image": f"{_image_encoder(config)}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
         "steps": f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each",
         "training data": f"{_data(config)}, fingerprint `{state['data_fingerprint']}`",
         "seed and precision": f"{config.seed}, {training.precision}",
@@ -39,11 +40,16 @@ def card(folder: Path) -> str:
 
 
 def _method(config: Config) -> str:
-    if config.task in ("vqa", "reasoning"):
+    if config.task in ("vqa", "reasoning", "matching"):
         return f"fine-tuned for {config.task}: {scorer_of(config)}"
     masking, losses = config.masking, ", ".join(name for name in LOSS_NAMES if _weight(config, name) > 0)
     ratios = f"{masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words"
-    return f"MAMO, {masking.mode} masking ({ratios}); losses {losses}"
+    return f"{'MLIM' if config.task == 'mlim' else 'MAMO'}, {masking.mode} masking ({ratios}); losses {losses}"
+
+
+def _image_encoder(config: Config) -> str:
+    model = config.model
+    return f"{model.embedder_layers} convolutions" if config.task in MLIM_TASKS else model.image.name
 
 
 def _weight(config: Config, name: str) -> float:

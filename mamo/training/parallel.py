@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.bert.modeling_bert import BertLayer
 
 from mamo.config import Config, TrainingConfig
+from mamo.contradictions import reads
 from mamo.models.fusion import FusionLayer
 from mamo.training.distributed import rank, total, world_size
 from mamo.training.precision import computing_in
@@ -64,7 +65,7 @@ def shares(config: Config) -> tuple[int, int]:
             f"training.micro_batch_size: {micro} does not divide the {share} samples of each of {world} processes "
             f"(training.batch_size_global {training.batch_size_global})"
         )
-    if losses.weights.itm and micro % losses.itm_pool_size:
+    if reads(config.task, "losses") and losses.weights.itm and micro % losses.itm_pool_size:
         raise ValueError(
             f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the {micro} samples of a forward pass "
             f"(training.batch_size_global {training.batch_size_global}, {world} processes, training.micro_batch_size "
