@@ -10,6 +10,7 @@ from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, sync
 from mamo.benchmark.products import Products
 from mamo.evaluation.retrieval import rank_by_similarity
 from mamo.evaluation.scoring import EncodedImages, Scorer
+from mamo.models.vlm import Mamo
 from mamo.tasks.launch import Run
 from mamo.training.precision import computing_in
 
@@ -64,6 +65,7 @@ def _ready(case: Case, folder: Path, device: torch.device, precision: Precision)
     """A run in evaluation, its scorer and images uint8 [pairs / SHORTLIST, 3, H, W]."""
     run = Run(case.config(folder, device.type, precision))
     run.task.network.eval()
+    assert isinstance(run.parts.network, Mamo)
     with computing_in(precision, [run.task.network]):  # the scorer keeps tokens in the weights' precision
         scorer = Scorer(run.parts.network, run.tokenizer, run.normalise, device, case.text_tokens, BATCH_SIZE)
     size = (-(-case.pairs // SHORTLIST), 3, case.image_size_px, case.image_size_px)

@@ -17,6 +17,7 @@ from mamo.benchmark.step import PASSES
 from mamo.data.collate import PairBatch
 from mamo.models.fusion import take_tokens
 from mamo.models.image_encoder import ImageEncoder
+from mamo.models.vlm import Mamo
 from mamo.tasks.launch import Run
 from mamo.training.loop import Loop
 
@@ -48,6 +49,7 @@ Without = tuple[Callable[[], AbstractContextManager[None]], Callable[[], dict[st
 
 def shortcuts(run: Run, loop: Loop, batch: PairBatch) -> dict[str, Without]:
     """Each shortcut's name, a block in which it is not taken, and the forward and backward pass to run in the block."""
+    assert isinstance(run.parts.network, Mamo)
     backbone = run.parts.network.backbone
     teacher: Any = run.task.modules()["teacher"]
     fusions = [backbone.fusion, teacher.module.fusion]

@@ -22,7 +22,7 @@ from mamo.evaluation.pictures import SHOWN
 from mamo.evaluation.protocols import protocol_of
 from mamo.models.albef import load_albef
 from mamo.models.image_encoder import ImageEncoder
-from mamo.models.vlm import Backbone
+from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.build import HEADS, position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
 from mamo.tasks.parts import PixelNorm, Trained
@@ -104,6 +104,7 @@ class Run:
                     "from_scratch; give another task the folder of such a run"
                 )
             assert isinstance(teacher.module, Backbone)
+            assert isinstance(self.parts.network, Mamo)
             logger.info("%s: %s", path, load_albef(path, self.parts.network, teacher.module, teacher.mlm))
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
             self.ancestry = [{"checkpoint": str(path), "step": 0, "data_fingerprint": f"unknown; file {digest}"}]
