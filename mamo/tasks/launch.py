@@ -171,8 +171,7 @@ class Run:
 
     def example_batch(self, size: int) -> Any:
         """The first `size` samples, for timing and counting."""
-        indices = [i % len(self.source) for i in range(size)]
-        return collate_range(self.source, self.collator, indices)
+        return collate_range(self.source, self.collator, [i % len(self.source) for i in range(size)])
 
     def baselines(self) -> dict[str, float]:
         """What each loss is worth to a model that has learned nothing."""
