@@ -90,7 +90,7 @@ class MlimTask:
     def _pool_positives(self, batch: MlimBatch) -> Tensor:
         """bool [pools, S, S], True where two samples of a pool match each other."""
         size = self.config.losses.itm_pool_size if self.network.itm is not None else len(batch)
-        ids = zip(batch.image_id.split(size), batch.caption_id.split(size))
+        ids = zip(torch.split(batch.image_id, size), torch.split(batch.caption_id, size))
         return torch.stack([positives(image, caption, image, caption) for image, caption in ids])
 
     def _itm(self, head: nn.Module, image: Tensor, batch: MlimBatch, counts: Counts) -> tuple[Tensor, Tensor]:
