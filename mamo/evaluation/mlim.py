@@ -5,7 +5,7 @@ Legend: I images, N items, L text tokens, W tokens of a masked word, P patches i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    scorer: StreamScorer, scenes: Sequence[Scene], pictures: Tensor, ratio: float, style: Any
+    scorer: StreamScorer, scenes: Sequence[Scene], pictures: Tensor, ratio: float, style: Literal["random", "block"]
 ) -> Reconstruction:
     """Fill in images uint8 [I, 3, H, W], of which `ratio` is masked, given the scenes' identifying captions.
 
