@@ -138,6 +138,12 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
             "model.fusion_type",
         ),
         ("model: {fusion_type: cross}\nlosses: {weights: {mim: 0}}", "model.fusion_type"),
+        ("model: {fusion_type: cross}\ntraining: {compile: true}", "training.compile"),
+        (
+            "model: {fusion_type: cross}\ntraining: {activation_checkpointing: true}",
+            "training.activation_checkpointing",
+        ),
+        ("model: {fusion_type: cross}\ntask: reasoning", "model.fusion_type"),
         ("training: {total_steps: 10, warmup_steps: 11}", "training.warmup_steps"),
         ("training: {learning_rate: 1e-4, learning_rate_min: 1e-3}", "training.learning_rate_min"),
         ("training: {micro_batch_size: 48}\nlosses: {itm_pool_size: 16}", "training.micro_batch_size"),
