@@ -123,6 +123,9 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
         assert load_config(write(tmp_path, f"output_dir: {name}\n")).output_dir == name
 
 
+CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\n"
+
+
 @pytest.mark.parametrize(
     ("lines", "path"),
     [
@@ -138,7 +141,8 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
             "model.fusion_type",
         ),
         ("model: {fusion_type: cross}\nlosses: {weights: {mim: 0}}", "model.fusion_type"),
-        ("model: {fusion_type: cross}\ntraining: {compile: true}", "training.compile"),
+        (f"{CROSS}training: {{parallel: fsdp}}", "training.parallel"),
+        (f"{CROSS}training: {{compile: true}}", "training.compile"),
         (
             "model: {fusion_type: cross}\ntraining: {activation_checkpointing: true}",
             "training.activation_checkpointing",
