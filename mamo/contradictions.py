@@ -67,6 +67,8 @@ def contradictions(config: "Config") -> Iterator[str]:
         yield "model.text.bert: needed when model.text.weights is bert"
     yield from _of_the_other_system(config)
     if config.task == "mlim":
+        if data.source == "pairs" and config.evaluation.enabled:
+            yield "evaluation.enabled: MLIM's pre-training is evaluated on scenes alone; use false with pairs"
         if config.losses.weights.itm and micro % config.losses.itm_pool_size:
             yield f"losses.itm_pool_size: {config.losses.itm_pool_size} does not divide the micro-batch of {micro}"
     elif "losses" in sections:

@@ -12,8 +12,7 @@ from mamo.config import Config
 from mamo.data.loader import Source
 from mamo.evaluation.pictures import scene_pictures
 from mamo.models.image_encoder import ImageEncoder
-from mamo.models.mlim import Mlim, PixelEmbedder
-from mamo.models.vlm import Mamo
+from mamo.models.mlim import PixelEmbedder
 from mamo.training.loop import Task
 
 
@@ -55,7 +54,8 @@ class Parts:
     `carried` files lie, None for a new run, which makes them from its training data.
     """
 
-    network: Mamo | Mlim
+    network: Any
+    """A `Mamo` or a `Mlim`."""
     image_encoder: ImageEncoder | PixelEmbedder
     """The network's own: grid and pixel statistics."""
     source: Callable[[], Source]

@@ -103,7 +103,7 @@ def test_shortcuts_change_nothing(tmp_path: Path) -> None:
     batch = cases.made_up_batch(run, 4, (6, 2, 4, 3))
     plain = Products(lambda: loop.backward(batch, 0), CPU).operations
     for name, (without, work) in shortcuts.shortcuts(run, loop, batch).items():
-        assert shortcuts._largest_difference(loop, batch, without, work) < 1e-4, name
+        assert shortcuts._largest_difference(loop, batch, without, work) < 2e-6, name  # a wrong patch moves MIM by 1e-5
         with without():
             assert Products(work, CPU).operations > 1.02 * plain, name
         assert Products(lambda: loop.backward(batch, 0), CPU).operations == plain, name

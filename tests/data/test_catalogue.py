@@ -9,7 +9,7 @@ from mamo.data.grammar import NOUNS, SIZE_WORDS
 from mamo.data.scenes import Difficulty, SceneWorld, Split
 from mamo.data.tokenizer import scenes_tokenizer
 
-N = 400
+N = 250
 
 
 def tokens_of(item: Item) -> list[Counter[str]]:

@@ -7,6 +7,11 @@ import pytest
 from mamo.config import build_config
 from mamo.evaluation.protocols import PROTOCOLS, named, of_lineage, protocol_of, scorer_of, split_of, under
 
+MLIM = {
+    "masking": {"mode": "modality_aware"},
+    "losses": {"weights": {"itc": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}},
+}
+
 
 def values_of(**over):
     """The plain values of a resolved config, as a checkpoint holds them."""
@@ -58,7 +63,7 @@ PUBLIC = [
 def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name, tmp_path):
     """Would catch a protocol that cannot be run, and one that any other number of records goes by."""
     task = PROTOCOLS[name].values["task"]
-    values = under(name, values_of(task=task))
+    values = under(name, values_of(task=task, **(MLIM if task == "mlim" else {})))
     file = tmp_path / "testA.jsonl"
     n_records = PROTOCOLS[name].n_records or 1
     file.write_text("{}\n" * n_records)

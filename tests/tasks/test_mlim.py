@@ -219,6 +219,7 @@ def test_modality_dropout_is_read(pretrained_mlim: Path, tmp_path: Path) -> None
         ({"model": {"fusion_layers": 5}}, "model.fusion_layers: task mlim (MLIM) does not read it"),
         ({"losses": {"weights": {"mlm": 0, "recon": 0, "itm": 0}}}, "losses.weights: every loss of MLIM is switched"),
         ({"losses": {"itm_pool_size": 5}}, "losses.itm_pool_size: 5 does not divide"),
+        ({"data": {"source": "pairs", "train_file": "a", "eval_file": "b"}}, "evaluation.enabled: MLIM's pre-training"),
         ({"data": {"image_size_px": 20}}, None),
     ],
 )
