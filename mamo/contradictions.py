@@ -84,6 +84,12 @@ def _cross_contradictions(config: "Config") -> Iterator[str]:
             f"model.fusion_type: cross gives no fused image tokens, which {' and '.join(on_image)} would learn from; "
             f"set {' and '.join(f'losses.weights.{name}' for name in on_image)} to 0 or use concat"
         )
+    training = config.training
+    adapted = {"parallel": training.parallel == "fsdp", "compile": training.compile}
+    adapted["activation_checkpointing"] = training.activation_checkpointing
+    for key, is_used in adapted.items():
+        if is_used:  # they act on a layer's `forward`, and cross-attention layers are called in parts
+            yield f"training.{key}: {getattr(training, key)} does not reach the layers of model.fusion_type: cross; use concat"
     if config.task == "reasoning" or (config.task == "vqa" and config.vqa.head == "decoder"):
         yield f"model.fusion_type: cross gives no fused image tokens, which task {config.task} reads; use concat" + (
             " or vqa.head: classifier" if config.task == "vqa" else ""

@@ -123,6 +123,9 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
         assert load_config(write(tmp_path, f"output_dir: {name}\n")).output_dir == name
 
 
+CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\n"
+
+
 @pytest.mark.parametrize(
     ("lines", "path"),
     [
@@ -138,6 +141,13 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
             "model.fusion_type",
         ),
         ("model: {fusion_type: cross}\nlosses: {weights: {mim: 0}}", "model.fusion_type"),
+        (f"{CROSS}training: {{parallel: fsdp}}", "training.parallel"),
+        (f"{CROSS}training: {{compile: true}}", "training.compile"),
+        (
+            "model: {fusion_type: cross}\ntraining: {activation_checkpointing: true}",
+            "training.activation_checkpointing",
+        ),
+        ("model: {fusion_type: cross}\ntask: reasoning", "model.fusion_type"),
         ("training: {total_steps: 10, warmup_steps: 11}", "training.warmup_steps"),
         ("training: {learning_rate: 1e-4, learning_rate_min: 1e-3}", "training.learning_rate_min"),
         ("training: {micro_batch_size: 48}\nlosses: {itm_pool_size: 16}", "training.micro_batch_size"),
