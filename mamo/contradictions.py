@@ -89,7 +89,7 @@ def _cross_contradictions(config: "Config") -> Iterator[str]:
     adapted["activation_checkpointing"] = training.activation_checkpointing
     for key, is_used in adapted.items():
         if is_used:  # they act on a layer's `forward`, and cross-attention layers are called in parts
-            yield f"training.{key}: {getattr(training, key)} does not reach the layers of model.fusion_type: cross; use concat"
+            yield f"training.{key}: does not reach the layers of model.fusion_type: cross; use its default or concat"
     if config.task == "reasoning" or (config.task == "vqa" and config.vqa.head == "decoder"):
         yield f"model.fusion_type: cross gives no fused image tokens, which task {config.task} reads; use concat" + (
             " or vqa.head: classifier" if config.task == "vqa" else ""

@@ -143,10 +143,7 @@ CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\
         ("model: {fusion_type: cross}\nlosses: {weights: {mim: 0}}", "model.fusion_type"),
         (f"{CROSS}training: {{parallel: fsdp}}", "training.parallel"),
         (f"{CROSS}training: {{compile: true}}", "training.compile"),
-        (
-            "model: {fusion_type: cross}\ntraining: {activation_checkpointing: true}",
-            "training.activation_checkpointing",
-        ),
+        (f"{CROSS}training: {{activation_checkpointing: true}}", "training.activation_checkpointing"),
         ("model: {fusion_type: cross}\ntask: reasoning", "model.fusion_type"),
         ("training: {total_steps: 10, warmup_steps: 11}", "training.warmup_steps"),
         ("training: {learning_rate: 1e-4, learning_rate_min: 1e-3}", "training.learning_rate_min"),
