@@ -16,7 +16,7 @@ class EmptyGalleryError(ValueError):
     >>> import mamo
     >>> mamo.load("runs/scenes").index([])
     Traceback (most recent call last):
-    mamo.api.EmptyGalleryError: index: the gallery is empty
+    mamo.gallery.EmptyGalleryError: index: the gallery is empty
     """
 
 

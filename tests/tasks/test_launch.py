@@ -11,6 +11,7 @@ import pytest
 from mamo.config import Config, load_config
 from mamo.tasks import launch
 from mamo.training import checkpoint, run_folder
+from mamo.training.background import Background
 from mamo.training.loop import Loop
 
 EVALUATION = {"enabled": True, "retrieval_items": 8, "probe_items": 8, "rerank_k": 3, "batch_size": 8}
@@ -81,8 +82,9 @@ def test_a_kill_around_an_evaluation_loses_and_doubles_none(
     save = Loop.save
     for stop in (4, 6, 8):  # right after the checkpoint, before the evaluation that is due
 
-        def save_then_stop(self: Loop, step: int, stop: int = stop) -> None:
-            save(self, step)
+        def save_then_stop(self: Loop, step: int, writing: Background, stop: int = stop) -> None:
+            save(self, step, writing)
+            writing.wait()
             if step == stop:
                 raise KeyboardInterrupt
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mamo.config import LOSS_NAMES, Config, build_config
+from mamo.config import Config, build_config
 from mamo.data.collate import PairBatch
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.tokenizer import scenes_tokenizer
@@ -23,6 +23,8 @@ from mamo.tasks.pretrain import PixelNorm, PretrainTask
 from mamo.tasks.targets import share_at, spread
 from mamo.teacher import momentum_at
 from mamo.training.optim import make_optimizer
+
+LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")
 
 IMAGE_IDS = (0, 1, 2, 2, 3, 4, 5, 6)
 CAPTIONS = (
