@@ -170,12 +170,14 @@ def test_skipped_samples_are_counted_and_named_across_a_resume(
 
 
 def _save_then_stop(at: int) -> Callable[..., None]:
+    from mamo.training.background import Background
     from mamo.training.loop import Loop
 
     save = Loop.save
 
-    def wrapped(self: Loop, step: int) -> None:
-        save(self, step)
+    def wrapped(self: Loop, step: int, writing: Background) -> None:
+        save(self, step, writing)
+        writing.wait()
         if step == at:
             raise KeyboardInterrupt
 
