@@ -246,7 +246,8 @@ def test_a_killed_study_goes_on(study: Callable[..., Study], tmp_path: Path) -> 
     slow = tmp_path / "slow.py"
     pipe = tmp_path / "pid"
     os.mkfifo(pipe)
-    hangs = 'import os\nif len(open(sys.argv[0] + ".calls").readlines()) == 3:\n    Path("PIPE").write_text(str(os.getpid()))\n'
+    hangs = 'import os\nif len(open(sys.argv[0] + ".calls").readlines()) == 3:\n'
+    hangs += '    Path("PIPE").write_text(str(os.getpid()))\n'
     hangs = hangs.replace("PIPE", str(pipe))
     slow.write_text(FAKE_TRAINING.replace("if seed == 2 and", f"{hangs}    time.sleep(60)\nif False and"))
     results = tmp_path / "results"
