@@ -31,7 +31,15 @@ from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_folder
 from mamo.training.alarms import Alarms
 from mamo.training.curves import draw_curves
-from mamo.training.distributed import exchange, processes, rank, together, world_size
+from mamo.training.distributed import (
+    ProcessLost,
+    exchange,
+    in_contact,
+    processes,
+    rank,
+    together,
+    world_size,
+)
 from mamo.training.loop import Loop
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import adapt_blocks, shares
@@ -254,8 +262,11 @@ def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker
         [evaluated, *_] = exchange(evaluated)
         opened = open_trackers(run.output_dir, start_step, trackers)
         try:
-            loop = run.loop(opened)
-            train_and_evaluate(run, loop, start_step, evaluated)
+            with in_contact():
+                loop = run.loop(opened)
+                train_and_evaluate(run, loop, start_step, evaluated)
+        except ProcessLost:
+            raise  # at once: who started the processes ends this one too
         except BaseException:
             with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
                 finish(run.output_dir, opened)

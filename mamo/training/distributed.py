@@ -44,9 +44,6 @@ def processes(device: str) -> Iterator[None]:
 
     Args:
         device: `training.device`; unless it is `cpu`, each process takes the GPU of its local rank where there is one.
-
-    Raises:
-        ProcessLost: within the block, another process died or did not answer in `STEP_TIMEOUT`.
     """
     global _waiting
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
@@ -55,21 +52,36 @@ def processes(device: str) -> Iterator[None]:
     is_cuda = device != "cpu" and torch.cuda.is_available()
     if is_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=STEP_TIMEOUT)
+    store, number, count = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    # after a restart torchrun's store still holds the addresses of the processes before, to which none can connect
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"start-{restart}", store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=STEP_TIMEOUT)
     _waiting = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
-    number, count = rank(), world_size()
     try:
         yield
-    except RuntimeError as error:
-        if not _LOST.search(str(error)):
-            raise
-        raise ProcessLost(
-            f"process {number} of {count} lost contact with another one, which was killed or failed (see its own "
-            f"message): {str(error).splitlines()[0]}. Continue from the last checkpoint with --resume"
-        ) from error
     finally:
         _waiting = None
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def in_contact() -> Iterator[None]:
+    """Tell in one message that another process died or did not answer in `STEP_TIMEOUT`.
+
+    Raises:
+        ProcessLost: instead of what the failed operation raised.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not _LOST.search(str(error)):
+            raise
+        raise ProcessLost(
+            f"process {rank()} of {world_size()} lost contact with another one, which was killed or failed (see its "
+            f"own message): {str(error).splitlines()[0]}. Continue from the last checkpoint with --resume"
+        ) from error
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -24,12 +24,14 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from mamo.config import Config, TrainingConfig
 from mamo.contradictions import reads
+from mamo.models.answers import DecoderLayer
 from mamo.models.fusion import FusionLayer
 from mamo.training.distributed import rank, total, world_size
 from mamo.training.precision import computing_in
 
-BLOCKS = (Block, BertLayer, FusionLayer)
-"""The transformer layers: the unit of checkpointing, compilation and sharding."""
+BLOCKS = (Block, BertLayer, FusionLayer, DecoderLayer)
+"""The transformer layers: the unit of checkpointing, compilation and sharding. The layers of cross-attention fusion are
+none: they are entered by parts, not through `forward`, and stay as they are (sharded with what is left)."""
 COMPILED_VARIANTS = 64
 """Shapes and modes for which one kind of block may be compiled before it runs uncompiled."""
 
@@ -95,8 +97,10 @@ def check_combination(training: TrainingConfig) -> None:
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """The transformer layers within `module`."""
-    return [layer for layer in module.modules() if isinstance(layer, BLOCKS)]
+    """The transformer layers within `module`, without those that another one holds."""
+    if type(module) in BLOCKS:
+        return [module]
+    return [block for child in module.children() for block in blocks(child)]
 
 
 def adapt_blocks(training: TrainingConfig, modules: Mapping[str, nn.Module]) -> None:
