@@ -99,8 +99,8 @@ def test_a_tracker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_trackers_are_on_rank_zero_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: every process of a run logs each step."""
-    import mamo.tasks.launch
+    from mamo.training import run_folder
 
-    monkeypatch.setattr(mamo.tasks.launch, "rank", lambda: 1)
-    assert mamo.tasks.launch.open_trackers(tmp_path / "run", 0, [object()]) == []  # type: ignore[list-item]
+    monkeypatch.setattr(run_folder, "rank", lambda: 1)
+    assert run_folder.open_trackers(tmp_path / "run", 0, [object()]) == []  # type: ignore[list-item]
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -194,7 +194,7 @@ class Run:
         state = {
             "data_fingerprint": self.fingerprint(),
             "data_sets": self.source.data_sets(),
-            "carried": {name: _digest([text]) for name, text in self.parts.carried.items()},
+            "carried": {name: run_folder.digest([text]) for name, text in self.parts.carried.items()},
             "versions": versions(),
             "ancestry": self.ancestry,
         }
@@ -225,14 +225,7 @@ class Run:
     def fingerprint(self) -> str:
         """16 hex digits that change with the training data, the vocabulary and what the run carries (answers)."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return _digest([vocabulary, *self.source.identity(), *self.parts.carried.values()])[:16]
-
-
-def _digest(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "replace"))
-    return digest.hexdigest()
+        return run_folder.digest([vocabulary, *self.source.identity(), *self.parts.carried.values()])[:16]
 
 
 def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker] = ()) -> None:
@@ -260,7 +253,7 @@ def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker
         if rank() == 0:
             evaluated = set_out(run, start_step)
         [evaluated, *_] = exchange(evaluated)
-        opened = open_trackers(run.output_dir, start_step, trackers)
+        opened = run_folder.open_trackers(run.output_dir, start_step, trackers)
         try:
             with in_contact():
                 loop = run.loop(opened)
@@ -309,13 +302,6 @@ def set_out(run: Run, start_step: int) -> set[int]:
     if kept != evaluations:
         run_folder.write_evaluations(output_dir, kept)
     return {entry["step"] for entry in kept}
-
-
-def open_trackers(output_dir: Path, start_step: int, given: Sequence[run_folder.Tracker]) -> list[run_folder.Tracker]:
-    """TensorBoard and the given ones on rank 0, none elsewhere: each step is logged once."""
-    if rank() != 0:
-        return []
-    return [run_folder.TensorBoardTracker(output_dir / "tensorboard", start_step + 1), *given]
 
 
 def train_and_evaluate(run: Run, loop: Loop, start_step: int, evaluated: set[int]) -> None:

@@ -1,10 +1,11 @@
 """The files of a run besides its checkpoints: resolved config, metrics, timing, TensorBoard events, results, curves."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from mamo.config import Config
+from mamo.training.distributed import rank
 
 logger = logging.getLogger(__name__)
 
@@ -170,3 +172,18 @@ class LineLog:
         """Release the file."""
         with contextlib.suppress(OSError):  # `write` has told it already
             self.file.close()
+
+
+def open_trackers(output_dir: Path, start_step: int, given: Sequence[Tracker]) -> list[Tracker]:
+    """TensorBoard and the given ones on rank 0, none elsewhere: each step is logged once."""
+    if rank() != 0:
+        return []
+    return [TensorBoardTracker(output_dir / "tensorboard", start_step + 1), *given]
+
+
+def digest(texts: Iterable[str]) -> str:
+    """SHA-256 of the texts one after the other, in hex digits."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "replace"))
+    return found.hexdigest()
