@@ -55,7 +55,7 @@ def test_commands_run(clone: Path) -> None:
         if "evaluate.py" in line:
             small = f"{line} evaluation.retrieval_items=20 evaluation.probe_items=10"
         done = run(small, clone)
-        fine = (1,) if "compare.py" in line else (0,)  # two steps are not the reference's run
+        fine = (0, 1) if "compare.py" in line else (0,)  # two steps may or may not be inside
         assert done.returncode in fine, f"{small}\n{done.stderr}"
     (clone / "runs/scenes").symlink_to("mine")
     for name in ("a.jpg", "b.jpg"):
