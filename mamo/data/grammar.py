@@ -6,7 +6,6 @@ statement alone decides truth, so a draft with one fact changed is a foil of the
 Meaning of the words:
 - "a small red circle" claims an object with these attributes; two such phrases of a caption mean two objects;
 - "left of", "right of", "above" and "below" compare the centres along one axis, at least `RELATION_MARGIN` apart;
-- "on the left" and the like compare a centre with the middle of the image, at least `RELATION_MARGIN` from it;
 - "larger than" and "smaller than" compare size words, never radii within one size;
 - every count is exact: "two red circles" is false where there are three.
 """
@@ -32,12 +31,6 @@ RELATION_WORDINGS: dict[str, tuple[str, ...]] = {  # opposites differ by one wor
     "same colour": ("the same colour as", "of the same colour as"),
     "same shape": ("the same shape as", "of the same shape as"),
     "same size": ("the same size as", "as large as"),
-}
-PLACE_WORDINGS: dict[str, tuple[str, ...]] = {
-    "on the left": ("on the left", "at the left"),
-    "on the right": ("on the right", "at the right"),
-    "at the top": ("at the top", "in the top half"),
-    "at the bottom": ("at the bottom", "in the bottom half"),
 }
 
 
@@ -94,10 +87,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """`kind` holds from mention `first` to mention `second`; `wording` is its style.
-
-    `kind` is a key of `RELATION_WORDINGS`, or of `PLACE_WORDINGS` with the same mention twice.
-    """
+    """`kind`, a key of `RELATION_WORDINGS`, holds from mention `first` to mention `second`; `wording` is its style."""
 
     kind: str
     first: int
@@ -141,10 +131,6 @@ class Draft:
 
 def relation_holds(kind: str, a: SceneObject, b: SceneObject, margin: float = RELATION_MARGIN) -> bool:
     """Whether `a` stands in relation `kind` to `b`; `margin` is the least distance along the axis, in image sides."""
-    if kind in PLACE_WORDINGS:
-        right, down = a.centre_x - 0.5, a.centre_y - 0.5
-        inside = {"on the left": -right, "on the right": right, "at the top": -down, "at the bottom": down}
-        return inside[kind] > margin
     if kind == "left":
         return b.centre_x - a.centre_x > margin
     if kind == "right":
@@ -204,8 +190,7 @@ def write(draft: Draft, objects: Sequence[SceneObject]) -> Caption:
         start = len(text)
         if kind == "r":
             relation = draft.statement.relations[index]
-            wordings = PLACE_WORDINGS.get(relation.kind) or RELATION_WORDINGS[relation.kind]
-            text += wordings[relation.wording]
+            text += RELATION_WORDINGS[relation.kind][relation.wording]
         elif kind == "m":
             mention = draft.statement.mentions[index]
             text += "a " + noun_phrase(mention, False, draft.size_style, draft.noun_style)

@@ -19,7 +19,7 @@ from mamo.data.twins import telling_caption, training_scene
 
 LOAD_STREAM = 0
 """Sub-stream of a sample's random numbers that chooses the caption and augments the image."""
-CAPTION_SHARES = (0.3, 0.3, 0.2, 0.1, 0.1)
+CAPTION_SHARES = (0.35, 0.35, 0.1, 0.1, 0.1)
 """How often each of a scene's five captions is drawn: mostly one of the two full descriptions, since many of the three
 others are true of many scenes and so teach little about this one."""
 WORLD_SEED = 0

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from mamo.data.grammar import (
     OPPOSITE,
-    PLACE_WORDINGS,
     RELATION_WORDINGS,
     Caption,
     Count,
@@ -18,11 +17,10 @@ from mamo.data.grammar import (
     relation_holds,
     write,
 )
-from mamo.data.scenes import Draws, Scene, SceneObject
+from mamo.data.scenes import Draws, Scene
 
 N_CAPTIONS = 5
 TOTAL_OPENINGS = ("", "there are", "exactly")
-PLACED_SHARE = 0.5  # of the captions that relate two objects: these say instead where in the image objects are
 
 _FIRST_CAPTION_STREAM = 2  # streams 0 and 1 of a scene are its objects and its pixel noise
 _IDENTIFYING_STREAM = _FIRST_CAPTION_STREAM + N_CAPTIONS
@@ -34,7 +32,7 @@ def captions(scene: Scene) -> tuple[Caption, ...]:
 
 
 def caption(scene: Scene, which: int) -> Caption:
-    """Caption `which` of `scene`: 0 and 1 describe all, 2 relates two objects or places some, 3 counts, 4 compares two.
+    """Caption `which` of `scene`: 0 and 1 describe all, 2 relates two objects, 3 counts, 4 compares two.
 
     A pure function of the scene. Raises ValueError where `which` is not in 0 to 4.
     """
@@ -109,9 +107,6 @@ def _full(scene: Scene, draws: Draws, total_probability: float) -> Draft:
 
 
 def _partial(scene: Scene, draws: Draws) -> Draft:
-    """Two objects by some of their attributes, and where one is from the other, or where in the image some are."""
-    if draws.uniform() < PLACED_SHARE and (placed := _placed(scene, draws)) is not None:
-        return placed
     a, b = draws.shuffled(len(scene.objects))[:2]
     mentions = tuple(_some(describe(scene, scene.objects[i]), draws) for i in (a, b))
     relation = Relation(draws.pick(_axes(scene, a, b)), 0, 1, _style(draws))
@@ -119,24 +114,6 @@ def _partial(scene: Scene, draws: Draws) -> Draft:
     if RELATION_WORDINGS[relation.kind][relation.wording] in ("to the left of", "to the right of", "above", "below"):
         templates += ["{r0} {m1} is {m0}", "{r0} {m1} we see {m0}"]
     return Draft(Statement(mentions, (relation,)), draws.pick(templates), (a, b), _style(draws), _style(draws))
-
-
-def _placed(scene: Scene, draws: Draws) -> Draft | None:
-    """Two objects that are not in the middle (or one), and where they are; None where all are in the middle."""
-    found = [(i, kind) for i in draws.shuffled(len(scene.objects)) for kind in _places(scene.objects[i], draws)][:2]
-    if not found:
-        return None
-    mentions = tuple(_some(describe(scene, scene.objects[i]), draws) for i, _ in found)
-    relations = tuple(Relation(kind, k, k, _style(draws)) for k, (_, kind) in enumerate(found))
-    template = draws.pick(("{m0} {r0}", "{m0} is {r0}", "there is {m0} {r0}", "{r0} there is {m0}", "{r0} we see {m0}"))
-    template += " and {m1} {r1}" if len(found) > 1 else ""
-    return Draft(Statement(mentions, relations), template, tuple(i for i, _ in found), _style(draws), _style(draws))
-
-
-def _places(thing: SceneObject, draws: Draws) -> list[str]:
-    """One of the places that hold of `thing`, or nothing."""
-    kinds = [kind for kind in PLACE_WORDINGS if relation_holds(kind, thing, thing)]
-    return [draws.pick(kinds)] if kinds else []
 
 
 def _some(what: Description, draws: Draws) -> Description:

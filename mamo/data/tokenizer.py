@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mamo.data.grammar import NOUNS, PLACE_WORDINGS, RELATION_WORDINGS, WORD_CLASSES, plural
+from mamo.data.grammar import NOUNS, RELATION_WORDINGS, WORD_CLASSES, plural
 from mamo.data.records import clean_caption, read_pairs
 from mamo.hub import hub_folder
 
@@ -32,8 +32,7 @@ def _vocabulary() -> tuple[str, ...]:
     words = {"a", "the", "there", "is", "are", "we", "see", "exactly", "with", "and", "of", "them", "number", ":", ","}
     words |= {"what", "how", "many", "more", "in", "total", "both", "image", "images", "show", "shows", "pattern", "?"}
     words |= {word for group in WORD_CLASSES.values() for word in group}
-    phrases = (*RELATION_WORDINGS.values(), *PLACE_WORDINGS.values())
-    words |= {word for wordings in phrases for wording in wordings for word in wording.split()}
+    words |= {word for wordings in RELATION_WORDINGS.values() for wording in wordings for word in wording.split()}
     words |= {word for noun in NOUNS for word in (noun, plural(noun))}
     return tuple(sorted(words))
 

@@ -34,10 +34,6 @@ RELATIONS = {
     **{f"{of}the same {a} as": f"same {a}" for of in ("of ", "") for a in ("colour", "shape", "size")},
     "as large as": "same size",
 }
-PLACES = {
-    **{f"{at} the {side}": side for at in ("on", "at") for side in ("left", "right")},
-    **{phrase: side for side in ("top", "bottom") for phrase in (f"at the {side}", f"in the {side} half")},
-}
 FILLERS = {"is", "and", "there", "are", "we", "see", "exactly", "with"}
 SIZE_ORDER = ("small", "medium", "large")
 
@@ -73,15 +69,6 @@ def read_relation(words: list[str]) -> str | None:
     return None
 
 
-def read_place(words: list[str]) -> str | None:
-    for length in (4, 3):
-        side = PLACES.get(" ".join(words[:length]))
-        if side:
-            del words[:length]
-            return side
-    return None
-
-
 def read(text: str) -> Reading:
     """Reads a caption; an unknown word or construction raises."""
     reading = Reading()
@@ -90,15 +77,9 @@ def read(text: str) -> Reading:
         subject: int | None = None
         waiting: list[str] = []  # relations whose second object has not come yet
         inverted = False
-        ahead: str | None = None
         while words:
-            place, relation = read_place(words), read_relation(words)
-            if place and subject is None:
-                ahead = place  # of the object that comes next
-            elif place:
-                subject = None
-                reading.relations.append((len(reading.mentions) - 1, f"at {place}", len(reading.mentions) - 1))
-            elif relation:
+            relation = read_relation(words)
+            if relation:
                 inverted = inverted or subject is None
                 waiting.append(relation)
             elif words[:3] == ["the", "number", "of"]:
@@ -117,10 +98,7 @@ def read(text: str) -> Reading:
                 words.pop(0)
                 reading.mentions.append(read_noun_phrase(words))
                 new = len(reading.mentions) - 1
-                if ahead:
-                    reading.relations.append((new, f"at {ahead}", new))
-                    ahead = None
-                elif subject is None:
+                if subject is None:
                     subject = new
                 else:
                     assert waiting, text
@@ -143,9 +121,6 @@ def related(kind: str, a: SceneObject, b: SceneObject, margin: float) -> bool:
     if kind in ("larger", "smaller"):
         ranks = SIZE_ORDER.index(a.size), SIZE_ORDER.index(b.size)
         return ranks[0] > ranks[1] if kind == "larger" else ranks[0] < ranks[1]
-    if kind.startswith("at "):
-        inside = {"left": 0.5 - a.centre_x, "right": a.centre_x - 0.5, "top": 0.5 - a.centre_y}
-        return {**inside, "bottom": a.centre_y - 0.5}[kind[3:]] > margin
     rightwards, downwards = b.centre_x - a.centre_x, b.centre_y - a.centre_y
     return {"left": rightwards, "right": -rightwards, "above": downwards, "below": -downwards}[kind] > margin
 
@@ -175,19 +150,11 @@ def test_the_reader_tells_true_from_false_on_a_hand_made_scene() -> None:
     scene = type(scene)(0, "easy", "train", 0, things, scene.background)
     true = ["a red circle left of and above a large blue square", "right of a circle is a square", "two shapes: a ring"]
     assert [is_true(read(text), scene) for text in true] == [True, True, False]
-    placed = (
-        "a square on the right and a circle in the top half",
-        "at the right there is a square and a circle at the top",
-    )
-    assert all(is_true(read(text), scene) for text in placed)
     false = [
         "a blue circle above a red square",
         "a circle below a square",
         "three objects",
         "the number of rings is one",
-        "a circle on the right and a square at the right",
-        "at the left there is a square and a circle at the top",
-        "a square in the bottom half",
     ]
     assert not any(is_true(read(text), scene) for text in false)
     assert is_true(read("a circle is smaller than a square, and there is a large square"), scene) is False
@@ -207,7 +174,7 @@ def test_every_statement_of_every_caption_is_true(difficulty: Difficulty) -> Non
 
 def test_left_and_above_are_left_and_above_in_the_picture() -> None:
     """Catches swapped axes or an upward y axis, which truth by coordinates alone would not show."""
-    n_seen = [0, 0]
+    n_seen = 0
     for index in range(300):
         scene = SceneWorld("full", 0).scene("train", index)
         one = caption(scene, 2)
@@ -216,12 +183,10 @@ def test_left_and_above_are_left_and_above_in_the_picture() -> None:
         for phrase in (one.phrases[first], one.phrases[second]):
             mask = coverage(scene.objects[phrase.objects[0]], (96, 96))
             centres.append(np.array(np.nonzero(mask)).mean(axis=1) / 96)  # (row, column)
-        is_place = kind.startswith("at ")
-        down, right = (0.5 if is_place else centres[1]) - centres[0]
-        sides = {"left": right, "right": -right, "above": down, "below": -down, "top": down, "bottom": -down}
-        assert sides[kind.removeprefix("at ")] > 0.08
-        n_seen[is_place] += 1
-    assert min(n_seen) > 100
+        down, right = centres[1] - centres[0]
+        assert {"left": right, "right": -right, "above": down, "below": -down}[kind] > 0.08
+        n_seen += 1
+    assert n_seen == 300
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
