@@ -106,10 +106,15 @@ class ImageEncoderConfig(Section):
     """A timm VisionTransformer; the numbers override the named model's own."""
 
     name: str = "vit_tiny_patch16_224"
+    """timm name of a VisionTransformer with absolute positions; the sizes below, where given, replace its own."""
     patch_size_px: Positive | None = None
+    """Side of a patch; the image size is a multiple of it."""
     width: Positive | None = None
+    """Features of a token."""
     depth: Positive | None = None
+    """Transformer blocks."""
     heads: Positive | None = None
+    """Attention heads; they divide `width`."""
     weights: str = "random"
     """`random`, `timm` (pre-trained weights by name) or a local file."""
 
@@ -122,8 +127,11 @@ class TextEncoderConfig(Section):
     weights: Literal["random", "bert"] = "random"
     """`bert` loads the weights of `bert`: lower layers here, upper layers into fusion."""
     width: Positive = 192
+    """Features of a token; fusion is as wide."""
     heads: Positive = 3
+    """Attention heads, in fusion too; they divide `width`."""
     mlp_width: Positive = 768
+    """Hidden features of the MLP of each layer, in fusion too."""
     layers: Positive = 3
     """Number of lower layers that form the text encoder; of MLIM all layers, which patches pass too."""
 
@@ -138,6 +146,7 @@ class ModelConfig(Section):
     fusion_type: Literal["concat", "cross"] = "concat"
     """`concat`: self-attention over image and text, outputs for both; `cross`: text attends to the image (ALBEF)."""
     fusion_layers: Positive = 3
+    """Transformer layers over the tokens of image and text."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout of text encoder and fusion."""
     itc_width: Positive = 128
@@ -156,8 +165,11 @@ class MaskingConfig(Section):
     pass; of each third of the samples the image alone, the text alone, or both are masked, the last by `light_ratio`.
     """
     image_ratio: Ratio = 0.75
+    """Share of the patches that are masked, at least one."""
     image_style: Literal["random", "block"] = "random"
+    """`random` patches, or rectangular blocks of them (BEiT)."""
     text_ratio: Ratio = 0.25
+    """Share of the tokens, special ones apart, that are masked, at least one."""
     text_unit: Literal["token", "word"] = "token"
     """`word` masks all pieces of a chosen word."""
     text_replacement: Literal["mask", "bert"] = "mask"
@@ -170,11 +182,17 @@ class LossWeights(Section):
     """Weight of each loss in the sum (the paper's Eq. 6: all of MAMO's 1); 0 switches a loss and its head off."""
 
     itc: Weight = 1.0
+    """Image-text contrast of the two encoders."""
     itm: Weight = 1.0
+    """Image-text matching by fusion, true pairs against hard negatives."""
     mlm: Weight = 1.0
+    """Masked words."""
     mim: Weight = 1.0
+    """Masked patches: `mim_target`."""
     mrm_image: Weight = 1.0
+    """At masked patches, the teacher's fused tokens of the whole pair."""
     mrm_text: Weight = 1.0
+    """At masked words, the teacher's fused tokens of the whole pair."""
     recon: Weight = 0.0
     """MLIM's image loss, squared error of pixels. MLIM has this, `mlm` and `itm`, MAMO has all others."""
 
@@ -211,6 +229,7 @@ class TeacherConfig(Section):
     """The momentum teacher: teacher = m * teacher + (1 - m) * student, once an optimizer step."""
 
     momentum: Fraction = 0.995
+    """m; 1 never moves the teacher."""
     schedule: Literal["constant", "cosine"] = "constant"
     """`cosine` moves the momentum from `momentum` to 1 over the run."""
 
@@ -243,6 +262,7 @@ class TrainingConfig(Section):
     """The loop."""
 
     total_steps: Positive = 1000
+    """Optimizer steps."""
     batch_size_global: Positive = 64
     """Samples an optimizer step sees, over all processes and micro-batches."""
     micro_batch_size: Positive | None = None
@@ -254,16 +274,23 @@ class TrainingConfig(Section):
     compile: bool = False
     """Compile the transformer layers with `torch.compile`."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    """The highest, reached after the warm-up."""
     learning_rate_min: Annotated[float, Field(ge=0.0)] = 1e-5
+    """Where the half cosine ends, at the last step."""
     warmup_steps: NonNegative = 100
+    """Steps over which the learning rate grows in a line."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.02
     """Applied to matrices; biases, norms and other vectors have none."""
     adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    """AdamW's decay of the mean square of gradients; beta1 is 0.9."""
     gradient_clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Longer gradients, all parameters as one vector, are scaled down to this."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` times both once and writes the faster into the resolved config."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
     checkpoint_every_steps: Positive = 500
+    """The last step is always saved."""
     checkpoints_kept: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints kept; two at least, so that a broken one has a predecessor."""
 
@@ -272,6 +299,7 @@ class EvaluationConfig(Section):
     """Zero-shot evaluation at the end, and every `every_steps`."""
 
     enabled: bool = True
+    """Whether to evaluate at all."""
     every_steps: NonNegative = 0
     """0: at the end alone."""
     retrieval_items: Positive = 1000
@@ -287,17 +315,20 @@ class EvaluationConfig(Section):
     grounding_heat: Literal["fusion", "image_encoder", "occlusion"] = "fusion"
     """How expressions are grounded: where Grad-CAM is read, or by painting patches over; see `mamo.explain`."""
     batch_size: Positive = 256
+    """Images, texts or pairs in one forward pass of the evaluation."""
 
 
 class Config(Section):
     """One run."""
 
     seed: NonNegative = 0
+    """Of weights, order, captions, augmentation, masks and dropout; the embedded world is the same for all seeds."""
     task: Literal["pretrain", "grounding", "vqa", "reasoning", "mlim", "matching"] = "pretrain"
     """What is trained. `pretrain`: the losses of `losses` on image-text pairs, which fine-tune retrieval too.
     `grounding`: the same on images and expressions. `vqa`: answers. `reasoning`: is a sentence true of images?
     `mlim`: pre-training of MLIM on image-text pairs; `matching`: its fine-tuning on pairs of a catalogue's items."""
     output_dir: str
+    """Folder of the run: new or empty, unless it is resumed."""
     checkpoint: str | None = None
     """A run or a step folder whose weights start this run, or a file in the layout of the published ALBEF's."""
     from_scratch: bool = False

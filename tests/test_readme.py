@@ -112,6 +112,7 @@ def test_the_reference_of_the_keys_is_that_of_the_types() -> None:
     assert "| `data.image_size_px` | whole number or list of whole number | `48` |" in README
     n_keys = len(flatten(Config(output_dir="x").model_dump()))
     assert config_table().count("\n") == n_keys + 2
+    assert "|  |" not in config_table(), "a key without the string below it that says what it means"
     with pytest.raises(ValueError, match="no <!-- keys"):
         with_table("# another file")
 
