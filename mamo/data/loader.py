@@ -1,5 +1,6 @@
 """Data sets behind one interface, and the loader that feeds the loop."""
 
+import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
@@ -115,6 +116,14 @@ class EpochDataset(Dataset[tuple[int, Any]]):
 def _begin_worker(worker_id: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler sends it to all processes; the run ends its workers
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Python ends children that are left at exit by SIGTERM, which workers ignore, and would wait for them for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def make_loader(source: Source, collator: Any, sampler: StepSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:

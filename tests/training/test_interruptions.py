@@ -132,7 +132,7 @@ def test_the_error_that_ends_a_run_is_not_hidden_by_the_writer() -> None:
         alone()
 
 
-LOADER_DIES = """
+AT_STEP_2 = """
 import multiprocessing, pathlib, sys
 from mamo.cli import run
 from mamo.config import load_config
@@ -141,26 +141,40 @@ from mamo.training.loop import Loop
 
 step = Loop.step
 
-def kill_then_step(self, batch, number):
+def act_then_step(self, batch, number):
     if number == 2:
-        multiprocessing.active_children()[0].kill()
+        exec(sys.argv[2])
     return step(self, batch, number)
 
-Loop.step = kill_then_step
+Loop.step = act_then_step
 run(lambda: train(load_config(pathlib.Path(sys.argv[1])), is_resume=False))
 """
+
+
+def run_with_a_loader(file: Path, at_step_2: str) -> tuple[int, str]:
+    """Exit code and the one line of error; PyTorch's signal handler must not meet pytest."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", AT_STEP_2, str(file), at_step_2]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    return done.returncode, line
 
 
 def test_a_dead_loader_is_one_clear_error(tiny_file: Callable[..., Path]) -> None:
     """Bug: a loader killed for want of memory ends in a traceback of PyTorch, or the run waits for it for ever."""
     file = tiny_file(data={"workers": 1}, training={"total_steps": 400, "device": "cpu", "precision": "fp32"})
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", LOADER_DIES, str(file)]  # PyTorch's signal handler must not meet pytest
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    code, line = run_with_a_loader(file, "multiprocessing.active_children()[0].kill()")
+    assert code == 2
     assert "a loader process died" in line
     assert "data.workers (now 1)" in line
+
+
+def test_an_error_in_a_step_ends_the_loaders_too(tiny_file: Callable[..., Path]) -> None:
+    """Bug: loaders ignore SIGTERM, by which Python ends children at exit, so a run with an error never exits."""
+    file = tiny_file(data={"workers": 1}, training={"total_steps": 400, "device": "cpu", "precision": "fp32"})
+    code, line = run_with_a_loader(file, "raise OSError(28, 'No space left on device', 'tensorboard')")
+    assert code == 2
+    assert "No space left on device" in line
 
 
 @pytest.mark.slow
