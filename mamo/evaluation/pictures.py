@@ -1,6 +1,6 @@
-"""What a network does with held-out scenes, as HTML: retrieval, grounding, masked words, masked patches.
+"""What a network does with held-out pictures, as HTML: retrieval, grounding, masked words, masked patches.
 
-Every picture is inside the text (PNG, base64), so that a page is one file that needs nothing else.
+Every picture is inside the text (PNG, large ones JPEG; base64), so that a page is one file that needs nothing else.
 
 Legend: I images, P patches, K masked patches, D width of the image encoder.
 """
@@ -20,34 +20,31 @@ from torch.nn import functional
 
 from mamo.config import Config
 from mamo.data.collate import sample_rng
-from mamo.data.expressions import Expression, expressions
-from mamo.data.loader import WORLD_SEED
-from mamo.data.rendering import render
-from mamo.data.scene_captions import identifying_caption
-from mamo.data.scenes import SceneWorld
+from mamo.data.expressions import Expression
+from mamo.evaluation.exhibits import Exhibits, Picture
 from mamo.evaluation.grounding import IOU_THRESHOLD, best_proposal, iou, to_image_size
-from mamo.evaluation.probes import fill_masked_words, masked_words
+from mamo.evaluation.probes import MaskedWord, fill_masked_words
 from mamo.evaluation.retrieval import union_of_pairs
 from mamo.evaluation.scoring import EncodedImages, Scorer
 from mamo.masking import draw_image_mask
 from mamo.models.fusion import Fusion
 from mamo.models.vlm import Mamo
 
-GALLERY = 60
 SHOWN = 8
 TOP = 5
 _SIDE_PX = 132  # of a picture on the page
+_MOST_PX = 2 * _SIDE_PX  # kept of a larger one: enough for a screen of twice the pixels
 _GREEN, _WHITE = (60, 200, 90), (255, 255, 255)
 _GREY = 128  # of a masked patch
-Picture = NDArray[np.uint8]
 
 
-def scene_pictures(
+def network_pictures(
     network: Mamo,
     config: Config,
     tokenizer: Any,
     normalise: Callable[[Tensor], Tensor],
     device: torch.device,
+    exhibits: Exhibits,
     rows: int = SHOWN,
 ) -> list[tuple[str, str]]:
     """(title, HTML fragment) of each kind of picture that the network has the heads for; arguments as `zero_shot`'s.
@@ -56,37 +53,33 @@ def scene_pictures(
     """
     network.eval()
     scorer = Scorer(network, tokenizer, normalise, device, config.data.text_max_tokens, config.evaluation.batch_size)
-    world = SceneWorld(config.data.difficulty, WORLD_SEED)
-    size = config.data.image_size
-    n = max(GALLERY, rows)
-    pictures = [render(world.scene("test", index), size) for index in range(n)]
+    pictures, captions, n = exhibits.pictures, exhibits.captions, len(exhibits.pictures)
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     found: list[tuple[str, str]] = []
     with torch.inference_mode():
         images = scorer.encode_images(torch.split(batch, scorer.batch_size))
-        captions = [identifying_caption(world.scene("test", index)).text for index in range(n)]
         if network.temperature is not None:
             to_texts, to_images, by = _rankings(scorer, images, captions, config.evaluation.rerank_k)
             shown = _to_texts(to_texts[:rows], pictures, captions)
             found.append((f"Images to texts, top {TOP} of {n} by {by}", shown))
             shown = _to_images(to_images[:rows], pictures, captions)
             found.append((f"Texts to images, top {TOP} of {n} by {by}", shown))
-        if network.itm is not None:
-            items = [item for item in expressions(world, n, size) if item.scene_index < n][: 2 * rows]
+        if network.itm is not None and exhibits.expressions:
             title = "What an expression means: Grad-CAM of the match, gold box (green), chosen proposal (white)"
-            found.append((title, _grounded(scorer, images, items, pictures)))
+            found.append((title, _grounded(scorer, images, exhibits.expressions[: 2 * rows], pictures)))
         sees_parts = network.mim is not None or network.mrm_image is not None
         grid, masking = network.backbone.image_encoder.grid, config.masking
         drawn = [draw_image_mask(sample_rng(config.seed, 0, k, 0), grid, masking.image_ratio, masking.image_style)
                  for k in range(n)]  # fmt: skip
         visible, masked = (torch.from_numpy(np.stack(part)) for part in zip(*drawn))
-        if network.mlm is not None:
+        if network.mlm is not None and exhibits.masked_words:
             partly = _partly_seen(scorer, batch, visible) if sees_parts else None
             hidden = [hide_patches(picture, patches, grid) for picture, patches in zip(pictures, masked)]
             title = "Masked words" + (
                 ": with the whole picture | with the patches that are not masked" if partly else ""
             )
-            found.append((title, _filled(scorer, images, partly, world, pictures, hidden, 3 * rows)))
+            items = exhibits.masked_words
+            found.append((title, _filled(scorer, images, partly, items, pictures, hidden, 3 * rows)))
         if network.mim is not None:
             rebuilt = rebuilt_pictures(scorer, batch, captions, visible, masked, config.losses.mim_target)
             cells = [_trio(pictures[k], hide_patches(pictures[k], masked[k], grid), rebuilt[k], captions[k])
@@ -110,7 +103,7 @@ def _rankings(
         return shortlists[0][:, :TOP].tolist(), shortlists[1][:, :TOP].tolist(), "ITC"
     pairs, *places = union_of_pairs(*shortlists)
     score = scorer.match(images, texts, pairs[:, 0], pairs[:, 1])
-    best = [s.gather(1, score[place].topk(TOP, dim=1).indices) for s, place in zip(shortlists, places)]
+    best = [s.gather(1, score[place].topk(min(TOP, k), dim=1).indices) for s, place in zip(shortlists, places)]
     return best[0].tolist(), best[1].tolist(), "ITM among the shortlist of ITC"
 
 
@@ -230,13 +223,12 @@ def _filled(
     scorer: Scorer,
     images: EncodedImages,
     partly: EncodedImages | None,
-    world: SceneWorld,
+    items: Sequence[MaskedWord],
     pictures: Sequence[Picture],
     hidden: Sequence[Picture],
     n_shown: int,
 ) -> str:
     """What is said at a masked word with the whole picture, and with the patches alone that are not masked."""
-    items = [item for item in masked_words(world, len(pictures)) if item.scene_index < len(pictures)]
     kinds = list(dict.fromkeys(item.word_class for item in items))
     in_turn = zip(*([item for item in items if item.word_class == kind] for kind in kinds))  # one of each kind
     chosen = [item for several in in_turn for item in several][:n_shown]
@@ -277,10 +269,12 @@ def overlay(
 
 def embedded(picture: Picture, text: str, css_class: str = "") -> str:
     """An `<img>` that holds the picture [H, W, 3] itself; `text` shows where the pointer rests."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    image, buffer, kind = Image.fromarray(picture), io.BytesIO(), "png"
+    if image.height > _MOST_PX:
+        image, kind = image.resize((image.width * _MOST_PX // image.height, _MOST_PX)), "jpeg"
+    image.save(buffer, kind)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<img class="{css_class}" height="{_SIDE_PX}" loading="lazy" alt="{html.escape(text, quote=True)}" '
-        f'title="{html.escape(text, quote=True)}" src="data:image/png;base64,{data}">'
+        f'title="{html.escape(text, quote=True)}" src="data:image/{kind};base64,{data}">'
     )

@@ -214,6 +214,8 @@ def fill_masked_words(
     spans = torch.tensor([(item.start, item.end) for item in items])
     is_masked = (starts >= spans[:, :1]) & (ends <= spans[:, 1:]) & (ends > starts)  # [N, L]
     kept = is_masked.any(dim=1).nonzero()[:, 0]
+    if not len(kept):
+        return []
     is_masked, lengths = is_masked[kept], torch.tensor(encoded["attention_mask"]).sum(dim=1)[kept]
     items = [items[k] for k in kept.tolist()]
     n_tokens = is_masked.sum(dim=1)  # [N]

@@ -53,7 +53,7 @@ def evaluate(
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
     with computing_in(precision, [trained.network]):
         metrics = parts.evaluate(trained, output_dir)
-        shown = parts.pictures(trained, pictures) if pictures else []
+        shown = parts.pictures(trained, pictures, output_dir) if pictures else []
     entry = result_entry(config, name, folder, own["step"], ancestry, metrics)
     replace_text(output_dir / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
     if pictures:

@@ -330,7 +330,7 @@ def report(run: Run, loop: Loop) -> None:
     with loop.passes.evaluating() as network:
         if rank() > 0:
             return
-        shown = run.parts.pictures(replace(run.trained, network=network), SHOWN)
+        shown = run.parts.pictures(replace(run.trained, network=network), SHOWN, run.output_dir)
     last = run_folder.read_evaluations(run.output_dir)[-1]
     title = f"{run.output_dir}: {last['protocol']}"
     logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, run.output_dir))

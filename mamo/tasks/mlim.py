@@ -128,7 +128,7 @@ def mlim_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
     def evaluate(trained: Trained, folder: Path) -> dict[str, float]:
         return evaluate_mlim(config, network, trained.tokenizer, trained.normalise, trained.device)
 
-    def pictures(trained: Trained, rows: int) -> list[tuple[str, str]]:
+    def pictures(trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
         return reconstructions(config, network, trained.tokenizer, trained.normalise, trained.device, rows)
 
     return Parts(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mamo.config import Config
 from mamo.data.loader import Source
-from mamo.evaluation.pictures import scene_pictures
+from mamo.evaluation.exhibits import GALLERY, exhibits_of
+from mamo.evaluation.pictures import network_pictures
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.mlim import PixelEmbedder
 from mamo.training.loop import Task
@@ -38,7 +39,7 @@ class Trained:
     device: torch.device
 
 
-def _no_pictures(trained: Trained, rows: int) -> list[tuple[str, str]]:
+def _no_pictures(trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
     return []
 
 
@@ -70,16 +71,19 @@ class Parts:
     further files, such as a submission."""
     baselines: Callable[[Any], dict[str, float]]
     """A batch of examples -> what each loss is worth to a model that has learned nothing."""
-    pictures: Callable[[Trained, int], list[tuple[str, str]]] = _no_pictures
-    """(title, HTML fragment) for the report, with about so many rows of each kind."""
+    pictures: Callable[[Trained, int, Path], list[tuple[str, str]]] = _no_pictures
+    """(title, HTML fragment) for the report, with about so many rows of each kind; the folder is the one that
+    `evaluate` wrote its files to."""
     begin: Callable[[Path, tuple[str, ...]], None] = _nothing_to_begin
     """Called with a checkpoint and the names of the parameters that it lacks, once the others are taken from it."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """Texts by file name that the run's folder and every checkpoint must hold, as the tokenizer."""
 
 
-def pictures_of(config: Config, trained: Trained, rows: int) -> list[tuple[str, str]]:
-    """What a network with the heads of pre-training does with scenes; nothing of files."""
-    if config.data.source != "scenes":
+def pictures_of(config: Config, trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
+    """What a network with the heads of pre-training does with test scenes or with the pairs of `data.eval_file`."""
+    exhibits = exhibits_of(config, max(GALLERY, rows))
+    if exhibits is None:
         return []
-    return scene_pictures(trained.network, config, trained.tokenizer, trained.normalise, trained.device, rows)
+    reading = (trained.tokenizer, trained.normalise, trained.device)
+    return network_pictures(trained.network, config, *reading, exhibits, rows)

@@ -17,6 +17,7 @@ from mamo.data.answers import ANSWERS, VqaBatch, VqaCollator, answer_list, read_
 from mamo.data.task_records import VqaRecord
 from mamo.data.task_sources import LoadImage, TaskSource, file_records, records_of
 from mamo.evaluation.answering import Answerer, accuracies, answer_all, refuse_overlap, write_submission
+from mamo.evaluation.confusion import answer_confusion
 from mamo.evaluation.scoring import evaluating
 from mamo.losses.answers import classifier_loss, decoder_loss, list_scores
 from mamo.models.answers import AnswerClassifier, AnswerDecoder, answer_likelihood
@@ -111,6 +112,7 @@ def vqa_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
         evaluate=functools.partial(evaluate_vqa, config, answers),
         baselines=lambda batch: {},
         begin=functools.partial(_begin, network),
+        pictures=functools.partial(_answers_shown, config),
         carried={ANSWERS: json.dumps(answers, indent=1) + "\n"},
     )
 
@@ -163,3 +165,10 @@ def evaluate_vqa(config: Config, answers: list[str], trained: Trained, folder: P
             if not is_blank:
                 write_submission(folder / SUBMISSION, given, records, answers)
     return metrics
+
+
+def _answers_shown(config: Config, trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
+    """The answers of the submission file, which `evaluate_vqa` has written, against the gold ones."""
+    records, _ = records_of(config.data, VqaRecord, "test", config.evaluation.probe_items)
+    given = {row["question_id"]: row["answer"] for row in json.loads((folder / SUBMISSION).read_text("utf-8"))}
+    return answer_confusion(given, records, rows)

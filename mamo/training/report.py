@@ -28,7 +28,10 @@ b.miss { color: #c0392b } figure { margin: 0; width: 150px } figcaption { font-s
 figure.wide { width: auto } figure.wide figcaption { width: 0; min-width: 100% } figure.wide img { margin-right: 4px }
 figure.hit figcaption { color: #1d7f38 } figure.miss figcaption { color: #c0392b }
 table { border-collapse: collapse } td, th { padding: 2px 14px 2px 0; text-align: left; vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums } tr { break-inside: avoid } .columns { columns: 2 }
+td.n, .confusion td { text-align: right; font-variant-numeric: tabular-nums }
+.confusion td, .confusion th { padding: 3px 6px; min-width: 26px; max-width: 84px; font-size: 13px }
+.confusion th { font-weight: 400; text-align: right; overflow-wrap: anywhere }
+tr { break-inside: avoid } .columns { columns: 2 }
 .bar { position: relative; width: 360px; height: 13px; background: #eee }
 .bar i { position: absolute; inset: 0 auto 0 0;
   background: #5b93c4 } .bar u { position: absolute; top: -2px; bottom: -2px; width: 2px; background: #c0392b }
@@ -45,7 +48,7 @@ def write_report(
         folder: where `report.html` goes.
         title: its heading.
         metrics: percentages by name.
-        sections: (title, HTML fragment), as `scene_pictures` makes them.
+        sections: (title, HTML fragment), as `network_pictures` makes them.
         run: a run folder whose curves, loading times and newest checkpoint's card are shown; None for none.
     """
     parts = [("Numbers, in percent", _numbers(metrics)), *sections, *_probes(metrics)]

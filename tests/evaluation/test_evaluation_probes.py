@@ -10,7 +10,14 @@ from mamo.data.probes import ProbeItem
 from mamo.data.scene_captions import caption_draft
 from mamo.data.scenes import COLOURS, SHAPES, SceneWorld
 from mamo.data.tokenizer import load_tokenizer
-from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, preferred, probe_accuracy
+from mamo.evaluation.probes import (
+    MaskedWord,
+    fill_masked_words,
+    masked_word_accuracy,
+    masked_words,
+    preferred,
+    probe_accuracy,
+)
 
 SIZES = {"small": "small", "little": "small", "large": "large", "big": "large"}
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
@@ -168,6 +175,7 @@ def test_a_word_that_was_cut_off_is_not_asked():
     scorer = KnowingScorer(load_tokenizer("scenes"), lambda image, n: "red", text_max_tokens=5)
     assert masked_word_accuracy(scorer, None, items, {0: 0}) == {"colour": 100}
     assert len(scorer.seen) == 1
+    assert fill_masked_words(scorer, None, items[:1], {0: 0}) == []
 
 
 def test_preference_counts_a_tie_as_half():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from mamo.evaluation.scoring import Scorer
 from mamo.tasks.build import build_network
 from mamo.tasks.evaluate import evaluate
 from mamo.tasks.launch import train
-from mamo.tasks.parts import PixelNorm
+from mamo.tasks.parts import PixelNorm, Trained, pictures_of
 from mamo.training import curves
 from mamo.training.report import as_html, write_report
 
@@ -74,6 +75,36 @@ def test_a_run_and_an_evaluation_write_their_page(tiny: Callable[..., Config], t
             data = base64.b64decode(str(image["src"]).removeprefix("data:image/png;base64,"))
             assert min(Image.open(io.BytesIO(data)).size) >= 16
         assert len(page.images) > pictures.SHOWN * (1 + pictures.TOP)
+
+
+def test_pairs_have_pictures_of_their_own(tiny: Callable[..., Config], scorer: Scorer, tmp_path: Path) -> None:
+    """Bug: scenes shown for a run on files, nothing shown, or an end in an error where the file has few images."""
+    for k in range(3):
+        Image.fromarray(np.full((40, 30, 3), 80 * k, np.uint8)).save(tmp_path / f"{k}.png")
+    rows = [{"image": f"{k}.png", "caption": f"{word} red circles"} for k, word in enumerate(("two", "three", "four"))]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {key: str(tmp_path / "pairs.jsonl") for key in ("train_file", "eval_file")}
+    config = tiny(data={"source": "pairs", **files}, losses={"mim_target": "pixels"})
+    assert isinstance(scorer.normalise, PixelNorm)
+    trained = Trained(scorer.network, scorer.tokenizer, scorer.normalise, scorer.device)
+    found = {re.split("[,:]", title)[0]: content for title, content in pictures_of(config, trained, 8, tmp_path)}
+    assert list(found) == ["Images to texts", "Texts to images", "Masked words", "Masked patches"]
+    for direction in ("Images to texts", "Texts to images"):
+        assert len(re.findall('class="hit"', found[direction])) == 3
+        assert len(re.findall('class="miss"', found[direction])) == 6
+    for name, content in found.items():
+        alts = [image["alt"] for image in Page(content).images]
+        assert {str(alt).partition(" ")[2] for alt in alts} == {"red circles"}, name
+    assert len(Page(found["Masked words"]).images) == 2 * 3
+
+
+def test_large_pictures_are_kept_small() -> None:
+    """Bug: a page of a hundred photographs at their full size, or photographs out of shape."""
+    for shape, kept in (((264, 300), (300, 264)), ((400, 600), (396, 264))):
+        (image,) = Page(pictures.embedded(np.zeros((*shape, 3), np.uint8), "text")).images
+        kind, data = re.findall(r"data:image/(\w+);base64,(.*)", str(image["src"]))[0]
+        opened = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert (opened.size, str(opened.format).lower()) == (kept, kind)
 
 
 def test_hits_and_misses_are_marked() -> None:

@@ -1,6 +1,7 @@
 """Every kind of task in the one loop: from a checkpoint to numbers, resumed, planned, split and reproduced."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -55,7 +56,8 @@ def test_the_kinds_are_those_that_a_config_may_name() -> None:
 
 @pytest.mark.parametrize("kind", CHILDREN)
 def test_from_a_checkpoint_to_numbers_and_resumed_to_the_same_bits(kind: str, pretrained: Path, tmp_path: Path) -> None:
-    """Bug: a second loop that resumes elsewhere, an answer list lost on the way, numbers that need the parent."""
+    """Bug: a second loop that resumes elsewhere, an answer list lost on the way, numbers that need the parent,
+    a report of other answers than those that were counted."""
     own = tmp_path / "parent"
     shutil.copytree(pretrained, own, symlinks=True)
     config = child(kind, own, tmp_path, evaluation=EVALUATION)
@@ -78,9 +80,11 @@ def test_from_a_checkpoint_to_numbers_and_resumed_to_the_same_bits(kind: str, pr
     main = "grounding/proposal" if kind == "grounding" else main
     assert 0 <= entry["metrics"][main] <= 100
     assert [link["step"] for link in entry["ancestry"]] == [2]
-    later = evaluate(
-        run, entry["protocol"].removesuffix("-custom"), [f"evaluation.{k}={v}" for k, v in EVALUATION.items()]
+    protocol, settings = (
+        entry["protocol"].removesuffix("-custom"),
+        [f"evaluation.{k}={v}" for k, v in EVALUATION.items()],
     )
+    later = evaluate(run, protocol, settings, pictures=3 if config.task == "vqa" else 0)
     assert later["metrics"] == entry["metrics"]
     if config.task == "vqa":
         answers = json.loads((last / ANSWERS).read_text())
@@ -89,6 +93,14 @@ def test_from_a_checkpoint_to_numbers_and_resumed_to_the_same_bits(kind: str, pr
         assert len(state["carried"][ANSWERS]) == 64
         submission = json.loads((run / "vqa_results.json").read_text())
         assert [row["question_id"] for row in submission] == list(range(6))
+        for folder in (run, run / "evaluations" / protocol):
+            shown = (folder / "report.html").read_text()
+            _, found, section = shown.partition("<h2>Answers by question type</h2>")
+            assert found
+            bars = re.findall(r"<td class=n>(\d+)</td><td><div.*?<td class=n>([\d.]+)</td>", section)
+            assert sum(int(n) for n, _ in bars) == 6
+            mean = sum(int(n) * float(accuracy) for n, accuracy in bars) / 6
+            assert mean == pytest.approx(entry["metrics"]["vqa/accuracy"], abs=0.1)
 
 
 @pytest.mark.parametrize("kind", CHILDREN)

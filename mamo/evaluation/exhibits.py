@@ -1,0 +1,87 @@
+"""What the pictures of a report are made from: test scenes, or the first pairs of the evaluation file."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamo.config import Config, DataConfig
+from mamo.data.collate import sample_rng
+from mamo.data.expressions import Expression, expressions
+from mamo.data.images import BadSample
+from mamo.data.loader import WORLD_SEED
+from mamo.data.pairs import load_image
+from mamo.data.records import clean_caption, read_pairs
+from mamo.data.rendering import render
+from mamo.data.scene_captions import identifying_caption
+from mamo.data.scenes import SceneWorld
+from mamo.data.transforms import eval_transform
+from mamo.evaluation.probes import MaskedWord, masked_words
+
+GALLERY = 60
+_LONG_CHARS = 4  # of a word that is worth asking for: not "a", "of", "the"
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibits:
+    """N pictures [H, W, 3], the caption of each, which is no other's, and what is asked of them by their number."""
+
+    pictures: list[Picture]
+    captions: list[str]
+    expressions: list[Expression]
+    """With gold boxes; none of pairs."""
+    masked_words: list[MaskedWord]
+
+
+def exhibits_of(config: Config, n: int) -> Exhibits | None:
+    """`n` exhibits, or as many as there are, of the data that the config evaluates retrieval on; None without such."""
+    data = config.data
+    if data.source == "scenes":
+        world = SceneWorld(data.difficulty, WORLD_SEED)
+        scenes = [world.scene("test", index) for index in range(n)]
+        return Exhibits(
+            [render(scene, data.image_size) for scene in scenes],
+            [identifying_caption(scene).text for scene in scenes],
+            [item for item in expressions(world, n, data.image_size) if item.scene_index < n],
+            [item for item in masked_words(world, n) if item.scene_index < n],
+        )
+    if data.source != "pairs" or data.eval_file is None:
+        return None
+    found = [pair for _, pair in zip(range(n), _distinct_pairs(data, data.eval_file))]
+    captions = [caption for _, caption in found]
+    words = [word for index, caption in enumerate(captions) for word in _word_of(index, caption)]
+    return Exhibits([picture for picture, _ in found], captions, [], words) if found else None
+
+
+def _distinct_pairs(data: DataConfig, eval_file: str) -> Iterator[tuple[Picture, str]]:
+    """Each image once with its first caption, written as the evaluation reads it.
+
+    Left out are images with a caption that is an earlier one's too, of which either would be right, and those that
+    cannot be read: the evaluation has told of them, or ended there, as `data.bad_samples` says.
+    """
+    images: set[str] = set()
+    said: set[str] = set()
+    for record in read_pairs(Path(eval_file), data.eval_split):
+        texts = [text for text in (clean_caption(caption).lower() for caption in record.captions) if text]
+        if not texts or record.image_id in images or not said.isdisjoint(texts):
+            continue
+        try:
+            image = eval_transform(load_image(record.image), data.image_size)
+        except BadSample:
+            continue
+        images.add(record.image_id)
+        said.update(texts)
+        yield image.permute(1, 2, 0).numpy(), texts[0]
+
+
+def _word_of(index: int, caption: str) -> Iterator[MaskedWord]:
+    """One word of the caption, drawn among the longer ones; nothing of a caption without words."""
+    words = list(re.finditer(r"\w+", caption))
+    words = [word for word in words if len(word[0]) >= _LONG_CHARS] or words
+    if words:
+        word = words[sample_rng(WORLD_SEED, 0, index, 0).integers(len(words))]
+        yield MaskedWord(index, "word", caption, *word.span(), (word[0],))
