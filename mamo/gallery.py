@@ -82,7 +82,7 @@ class Gallery:
             encoded = self._texts(texts)
             parts = [
                 (feature @ self._images.feature.T).topk(min(rerank_k, len(self)), dim=1)
-                for feature in encoded.feature.split(_TEXTS_AT_ONCE)
+                for feature in torch.split(encoded.feature, _TEXTS_AT_ONCE)
             ]
             score, shortlist = (torch.cat(several).cpu() for several in zip(*parts, strict=True))
             if self._scorer.network.itm is not None:
