@@ -29,7 +29,7 @@ from mamo.data.records import clean_caption
 from mamo.evaluation.answering import Answerer
 from mamo.evaluation.grounding import Box, best_proposal, to_image_size
 from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Scorer
-from mamo.gallery import EmptyGalleryError, Gallery
+from mamo.gallery import EmptyGalleryError, Gallery, indexed
 from mamo.tasks.exported import FILES, TokenizerMismatchError, is_exported, read_exported, write_exported
 from mamo.tasks.parts import Trained
 from mamo.tasks.trained import load_mamo
@@ -203,13 +203,14 @@ class Model(ModelHubMixin):
             rows = torch.arange(len(images))
             return self._scorer.match(self._images(images), self._texts(texts), rows, rows).sigmoid()
 
-    def index(self, images: Sequence[ImageLike]) -> "Gallery":
-        """A gallery to retrieve from, each image encoded once; see `Gallery`. Raises EmptyGalleryError."""
+    def index(self, images: Sequence[ImageLike], cache: str | Path | None = None) -> "Gallery":
+        """A gallery to retrieve from, each image encoded once; see `Gallery`. Raises EmptyGalleryError.
+
+        With the folder `cache` ITC features alone are kept, in a file there, and shortlisted image files encoded again.
+        """
         self._need("temperature", "index", "itc")
-        if not images:
-            raise EmptyGalleryError("index: the gallery is empty")
         with torch.inference_mode():
-            return Gallery(self._scorer, self._texts, self._images(images))
+            return indexed(self._scorer, self._texts, self._images, images, self.config, cache)
 
     def ground(self, image: ImageLike, expression: str, proposals: Sequence[Box] = ()) -> Grounding:
         """Where in the image is what the expression says: Grad-CAM of the match (`mamo.explain.grad_cam`).

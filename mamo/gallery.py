@@ -1,13 +1,37 @@
 """Retrieval from encoded images: a shortlist by ITC, re-ranked by ITM.
 
-Legend: T texts, I images.
+An image's tokens take hundreds of times the place of its feature (ViT-B/16 at 256 px: 790 KB against 1 KB), and a text
+needs those of its shortlist alone. A large gallery therefore keeps the features, in a file that the next process reads,
+and encodes the shortlisted images again; a small one keeps the tokens in memory.
+
+Legend: T texts, I images, M images asked for, D width of the shared space, P patches.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Scorer
+from mamo.config import Config
+from mamo.data.images import BadSample
+from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Images, Scorer
+from mamo.tasks.results import versions
+
+logger = logging.getLogger(__name__)
+
+_TEXTS_AT_ONCE = 1024
+"""Rows of the similarity matrix [T, I] that exist at a time."""
+Encode = Callable[[Sequence[Any]], EncodedImages]
 
 
 class EmptyGalleryError(ValueError):
@@ -30,9 +54,15 @@ class Gallery:
     >>> (best,) = gallery.retrieve(["a red circle"], k=2)
     >>> sorted(index for index, score in best)
     [0, 1]
+
+    Of many image files, with the features kept on disk for the next time:
+
+    >>> large = mamo.load("runs/scenes").index(["a.jpg", "b.jpg"], cache="runs/scenes/cache")
+    >>> large.retrieve(["a red circle"], k=2)[0][0][0] == best[0][0]
+    True
     """
 
-    def __init__(self, scorer: Scorer, texts: Callable[[Sequence[str]], EncodedTexts], images: EncodedImages) -> None:
+    def __init__(self, scorer: Scorer, texts: Callable[[Sequence[str]], EncodedTexts], images: Images) -> None:
         self._scorer, self._texts, self._images = scorer, texts, images
 
     def __len__(self) -> int:
@@ -50,11 +80,111 @@ class Gallery:
             raise ValueError(f"retrieve: k = {k} must lie between 1 and rerank_k = {rerank_k}")
         with torch.inference_mode():
             encoded = self._texts(texts)
-            similarity = encoded.feature @ self._images.feature.T  # [T, I]
-            score, shortlist = (found.cpu() for found in similarity.topk(min(rerank_k, len(self)), dim=1))
+            parts = [
+                (feature @ self._images.feature.T).topk(min(rerank_k, len(self)), dim=1)
+                for feature in torch.split(encoded.feature, _TEXTS_AT_ONCE)
+            ]
+            score, shortlist = (torch.cat(several).cpu() for several in zip(*parts, strict=True))
             if self._scorer.network.itm is not None:
                 rows = torch.arange(len(texts)).repeat_interleave(shortlist.shape[1])
                 score = self._scorer.match(self._images, encoded, shortlist.flatten(), rows).view(shortlist.shape)
             best, order = score.topk(min(k, shortlist.shape[1]), dim=1)
             images = shortlist.gather(1, order)
         return [list(zip(*pair, strict=True)) for pair in zip(images.tolist(), best.tolist())]
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageFiles:
+    """Images of which the features alone, fp32 [I, D] on the device, are in memory."""
+
+    feature: Tensor
+    files: Sequence[str | Path]
+    encode: Encode
+
+    def tokens_of(self, rows: Tensor) -> Tensor:
+        """Encode images again, rows int64 [M] -> float [M, n_prefix + P, D_image]."""
+        return self.encode([self.files[row] for row in rows.tolist()]).tokens
+
+
+def indexed(
+    scorer: Scorer,
+    texts: Callable[[Sequence[str]], EncodedTexts],
+    encode: Encode,
+    images: Sequence[Any],
+    config: Config,
+    cache: str | Path | None,
+) -> Gallery:
+    """What `Model.index` says.
+
+    A file in `cache` serves the very weights, image contents (in order), settings and library versions that it was made
+    with: its name is their digest. One that cannot be read is made again, which is logged.
+
+    Raises:
+        EmptyGalleryError: no images.
+        BadSample: names what is not an image.
+        ValueError: with `cache`, images that are not files; `cache` cannot be a folder.
+    """
+    if not len(images):
+        raise EmptyGalleryError("index: the gallery is empty")
+    if cache is None:
+        return Gallery(scorer, texts, encode(images))
+    if isinstance(images, str) or not all(isinstance(image, str | Path) for image in images):
+        raise ValueError("index: with a cache, give a list of image files")
+    settings = {
+        "model": config.model.model_dump(mode="json"),
+        "image_size_px": config.data.image_size,
+        "batch_size": scorer.batch_size,  # these two change the last bits of a feature
+        "device": scorer.device.type,
+        "versions": {**versions(), "pillow": version("pillow")},
+    }
+    file = Path(cache) / f"embeddings-{_key(scorer.network, images, settings)}.safetensors"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # before the hours of encoding
+        raise ValueError(f"index: cache={cache} cannot be a folder: {error}") from error
+    feature = _read(file, len(images))
+    if feature is None:
+        steps = range(0, len(images), scorer.batch_size)
+        feature = torch.cat([encode(images[start : start + scorer.batch_size]).feature for start in steps])
+        _write(file, feature)
+    return Gallery(scorer, texts, _ImageFiles(feature.to(scorer.device), images, encode))
+
+
+def _key(network: nn.Module, files: Iterable[str | Path], settings: dict[str, Any]) -> str:
+    """SHA-256 of the weights, the contents of the image files and the settings, in hex digits."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, value in network.state_dict().items():
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for path in files:
+        try:
+            with Path(path).open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise BadSample(f"{path}: {type(error).__name__}: {error.strerror}") from None
+    return found.hexdigest()
+
+
+def _read(file: Path, n_images: int) -> Tensor | None:
+    """Features float32 [I, D] of a file; None where there is none or it is damaged."""
+    if not file.exists():
+        return None
+    try:
+        feature: Tensor = load_file(file)["feature"]
+        if feature.ndim != 2 or len(feature) != n_images:
+            raise ValueError(f"features {list(feature.shape)} for {n_images} images")
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        logger.warning("%s is damaged (%s): its %d images are encoded again", file, error, n_images)
+        return None
+    return feature
+
+
+def _write(file: Path, feature: Tensor) -> None:
+    """Keep features float32 [I, D]; a kill leaves the whole file or none, a full disk is logged."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        save_file({"feature": feature.cpu().contiguous()}, temporary)
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        logger.warning("%s cannot be written (%s): the next index encodes its images again", file, error)

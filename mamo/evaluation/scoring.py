@@ -1,8 +1,9 @@
 """What a network says of images and texts: features, matching scores of pairs, masked words.
 
-Each image and each text is encoded once; their tokens wait in main memory for the pairs that need them. Pairs are
-taken image by image, so that what fusion makes of an image alone is made once for all its texts. The caller chooses the
-precision through the weights; similarities and matching logits are fp32, since coarse scores would tie.
+Each image and each text is encoded once; their tokens wait in main memory for the pairs that need them, unless the
+caller brings images that make theirs when asked (`Images`). Pairs are taken image by image, so that what fusion makes
+of an image alone is made once for all its texts. The caller chooses the precision through the weights; similarities and
+matching logits are fp32, since coarse scores would tie.
 
 Legend: I images, T texts, L text tokens, P patches in a grid [h, w], D width, N pairs, W masked tokens of a text.
 """
@@ -33,12 +34,29 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+class Images(Protocol):
+    """Images as scoring pairs reads them: a group at a time, each image in one group."""
+
+    @property
+    def feature(self) -> Tensor:
+        """For ITC: fp32 [I, D_itc] on the device."""
+        ...
+
+    def tokens_of(self, rows: Tensor) -> Tensor:
+        """Encoded tokens of images, rows int64 [M] -> float [M, n_prefix + P, D_image] in main memory."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
     """`tokens` float [I, n_prefix + P, D_image] in main memory, encoded; `feature` fp32 [I, D_itc] on the device."""
 
     tokens: Tensor
     feature: Tensor
+
+    def tokens_of(self, rows: Tensor) -> Tensor:
+        """Those of images, rows int64 [M]."""
+        return self.tokens[rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +145,7 @@ class Scorer:
         image = images.feature[image_rows.to(self.device)]
         return (image * texts.feature[text_rows.to(self.device)]).sum(dim=1).cpu()
 
-    def match(self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
+    def match(self, images: Images, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
         """ITM score of pairs, rows int64 [N] each -> match logit minus mismatch logit, float32 [N] in main memory."""
         assert self.network.itm is not None
         score = torch.empty(len(image_rows))
@@ -178,7 +196,7 @@ class Scorer:
         return tokens
 
     def _fuse(
-        self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor, slots: Tensor
+        self, images: Images, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor, slots: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (pair numbers int64 [B], fused tokens at the text positions `slots` [B, W, D])."""
         fusion = self.network.backbone.fusion
@@ -187,7 +205,7 @@ class Scorer:
             yield pairs, fusion.fuse(image, text, is_valid, read=read)
 
     def _embedded(
-        self, images: EncodedImages, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor
+        self, images: Images, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Batches of (pair numbers int64 [B], and of these pairs: embedded images, embedded texts, their validity).
 
@@ -195,7 +213,7 @@ class Scorer:
         """
         fusion = self.network.backbone.fusion
         for group, used, place in self._by_image(image_rows, texts.lengths[text_rows]):
-            embedded = fusion.embed_image(images.tokens[used].to(self.device))
+            embedded = fusion.embed_image(images.tokens_of(used).to(self.device))
             for part, longest in self._by_length(texts.lengths[text_rows[group]]):
                 rows = text_rows[group[part]]
                 text, is_valid = texts.tokens[rows, :longest], _is_valid(texts.lengths[rows], longest)
