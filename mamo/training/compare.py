@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 WINDOW = 15
 """Steps of the running mean."""
-PACE = 1.35
+PACE = 1.15
 """How much faster or slower another seed may learn."""
 SIGMAS = 3.5
 """Standard deviations on either side: thousands of steps and a dozen metrics are looked at."""

@@ -217,5 +217,6 @@ def test_memory_and_step_time_stay_flat(tiny: Callable[..., Config]) -> None:
     rows = run_folder.read_lines(Path(config.output_dir) / run_folder.TIMING)
     memory = [row["peak_memory_mib"] for row in rows]
     assert memory[-1] - memory[500] < 16
-    speed = [sorted(row["samples_per_s"] for row in rows[start : start + 500])[250] for start in (500, 1500)]
+    # the fastest tenth: what else the machine does at the time slows the others
+    speed = [sorted(row["samples_per_s"] for row in rows[start : start + 500])[450] for start in (500, 1500)]
     assert speed[1] > 0.7 * speed[0]
