@@ -38,7 +38,7 @@ class Row:
 
 ROWS = (
     Row("retrieval", ("rerank/i2t_r1", "rerank/t2i_r1"), 90.0, ("itc/i2t_r1", "itc/t2i_r1"), "scenes-full-retrieval"),
-    Row("vqa", ("vqa/overall",), 80.0, ("question_only/overall",)),
+    Row("vqa", ("vqa/accuracy",), 80.0, ("question_only/accuracy",)),
     Row("nlvr2", ("reasoning/accuracy",), 75.0, ("reasoning/majority",)),
     Row(
         "grounding",

@@ -24,26 +24,43 @@ def test_errors_removed_is_a_share_of_the_errors() -> None:
 
 def test_the_table_sets_each_number_in_its_column() -> None:
     """Bug: fine-tuned and from scratch exchanged, or a baseline taken from the run from scratch."""
-    row = Row("vqa", ("vqa/overall",), 80.0, ("question_only/overall",), "scenes-full-vqa")
+    row = Row("vqa", ("vqa/accuracy",), 80.0, ("question_only/accuracy",), "scenes-full-vqa")
     results = {
-        "vqa": {"vqa/overall": 90.0, "question_only/overall": 40.0},
-        "vqa-from-scratch": {"vqa/overall": 60.0, "question_only/overall": 35.0},
-        "vqa/zero-shot": {"vqa/overall": 50.0},
+        "vqa": {"vqa/accuracy": 90.0, "question_only/accuracy": 40.0},
+        "vqa-from-scratch": {"vqa/accuracy": 60.0, "question_only/accuracy": 35.0},
+        "vqa/zero-shot": {"vqa/accuracy": 50.0},
     }
     *_, line = table_of(results, [row]).splitlines()
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["vqa", "`vqa/overall`", "80.0", "90.0", "60.0", "75.0", "50.0", "`question_only/overall` 40.0"]
+    assert cells == ["vqa", "`vqa/accuracy`", "80.0", "90.0", "60.0", "75.0", "50.0", "`question_only/accuracy` 40.0"]
 
 
-def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bug: finished stages are trained again, a begun one is refused as not empty, or the table differs."""
-    pretraining = tmp_path / "pretraining.yaml"
-    pretraining.write_text(
+def small_pretraining(folder: Path) -> Path:
+    file = folder / "pretraining.yaml"
+    file.write_text(
         "output_dir: x\ndata: {image_size_px: 32, difficulty: full}\nlosses: {itm_pool_size: 2}\nmodel:\n"
         "  image: {width: 16, depth: 1, heads: 2}\n"
         "  text: {width: 16, heads: 2, mlp_width: 32, layers: 1}\n"
         "  fusion_layers: 1\n"
     )
+    return file
+
+
+def test_the_table_holds_every_task(tmp_path: Path) -> None:
+    """Bug: a row asks for a number that its task does not give, which ends the chain after all its trainings."""
+    arguments = (tmp_path / "chain", small_pretraining(tmp_path), ROOT / "configs" / "finetune")
+    table = run_chain(*arguments, [*FEW, "training.batch_size_global=32"])
+    _, _, *lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()]
+    assert [line[0] for line in lines] == ["retrieval", "retrieval", "vqa", "nlvr2", "grounding"]
+    for line in lines:
+        assert 0 <= float(line[3]) <= 100
+        assert 0 <= float(line[4]) <= 100
+        assert (line[6] != "—") == (line[0] in ("retrieval", "grounding"))
+
+
+def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: finished stages are trained again, a begun one is refused as not empty, or the table differs."""
+    pretraining = small_pretraining(tmp_path)
     trained: list[str] = []
     real_train, rows = chain.train, [row for row in ROWS if row.task == "nlvr2"]
 
