@@ -14,6 +14,7 @@ from PIL import Image
 
 from mamo.config import Config
 from mamo.config_reference import config_table, with_table
+from mamo.tasks.chain import ROWS, table_of
 from mamo.training.resume import flatten
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,27 @@ def test_numbers_are_those_of_the_committed_runs() -> None:
         for row in rows:
             expected = evaluation["metrics"].get(row[0])
             assert row[column] == ("—" if expected is None else f"{expected:.1f}"), (run, row[0])
+
+
+def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
+    """Bug: a number typed by hand, or one that a newer file no longer holds."""
+    assert table_of(json.loads((ROOT / "configs/reference/chain/results.json").read_text()), ROWS) in README
+    speed = json.loads((ROOT / "configs/reference/benchmark/tiny.json").read_text())
+    saved = (
+        speed[f"shortcuts/tiny/{way}/speedup"] for way in ("clean_encodings", "last_layer_restriction", "visible_only")
+    )
+    equivalents = (speed[f"step/tiny/{kind}/gflop_equivalents_per_image"] for kind in ("bf16", "fp32"))
+    memory = (speed[f"memory/tiny/{key}_mib"] for key in ("predicted", "peak"))
+    for shown in (
+        f"| {100 * speed['step/tiny/bf16/share_of_matrix_rate']:.0f} % |",
+        f"| {' / '.join(f'{value:.1f}' for value in equivalents)} GFLOP |",
+        f"| {speed['reranking/tiny/mflop_equivalents_per_pair']:.0f} MFLOP |",
+        f"| {speed['reranking/tiny/speedup_over_encoding_again']:.1f} × |",
+        f"| {speed['loading/jpeg_folder_samples_per_core_s']:.0f} |",
+        f"| {', '.join(f'{value:.2f}' for value in saved)} × |",
+        f"| {', '.join(f'{value:.0f}' for value in memory)} MiB |",
+    ):
+        assert shown in README
 
 
 def test_the_reference_of_the_keys_is_that_of_the_types() -> None:

@@ -118,9 +118,9 @@ def _begin_worker(worker_id: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler sends it to all processes; the run ends its workers
 
 
-@atexit.register
 def _end_workers() -> None:
-    """Python ends children that are left at exit by SIGTERM, which workers ignore, and would wait for them for ever."""
+    """Python ends daemonic children that are left at exit by SIGTERM, and would wait for ever for workers, which ignore
+    it; only an error leaves some."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -128,6 +128,9 @@ def _end_workers() -> None:
 
 def make_loader(source: Source, collator: Any, sampler: StepSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:
     """Batches of `source` in the sampler's order; the result does not depend on `workers`."""
+    if workers:
+        atexit.unregister(_end_workers)  # once, however many loaders
+        atexit.register(_end_workers)
     return DataLoader(
         EpochDataset(source, collator.seed),
         batch_sampler=sampler,

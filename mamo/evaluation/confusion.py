@@ -54,8 +54,8 @@ def answer_confusion(given: Mapping[int, str], records: Sequence[VqaRecord], n_t
     )
     legend = (
         "Rows: what most people answered, and how often. Columns: what was given, in percent of the row, green where "
+        "it is right for most of the questions, else red."
     )
-    legend += "it is right for most of the questions, else red."
     bars = f"<table><tr><td>question type</td><td>questions</td><td>accuracy</td></tr>{bars}</table>"
     return [("Answers by question type", f'{bars}<p>{legend}</p><div class="row">{tables}</div>')]
 

@@ -170,9 +170,12 @@ def test_a_dead_loader_is_one_clear_error(tiny_file: Callable[..., Path]) -> Non
 
 
 def test_an_error_in_a_step_ends_the_loaders_too(tiny_file: Callable[..., Path]) -> None:
-    """Bug: loaders ignore SIGTERM, by which Python ends children at exit, so a run with an error never exits."""
+    """Bug: loaders ignore SIGTERM, by which Python ends children at exit, so a run never exits whose error is kept, and
+    with it the loader in its traceback (TensorBoard's writer keeps its own)."""
     file = tiny_file(data={"workers": 1}, training={"total_steps": 400, "device": "cpu", "precision": "fp32"})
-    code, line = run_with_a_loader(file, "raise OSError(28, 'No space left on device', 'tensorboard')")
+    code, line = run_with_a_loader(
+        file, "sys.kept = OSError(28, 'No space left on device', 'tensorboard'); raise sys.kept"
+    )
     assert code == 2
     assert "No space left on device" in line
 
