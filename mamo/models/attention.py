@@ -35,12 +35,17 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dr
 def explicit_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float = 0.0
 ) -> Tensor:
-    """The same as `attention`, written as two batched products around a softmax."""
-    score = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [B, A, R, S]
-    if mask is not None:
-        score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
-    weight = functional.dropout(score.softmax(dim=-1), dropout_p)
-    return weight @ value
+    """The same as `attention`, written as two batched products around a softmax; scale and mask ride on the first."""
+    n_batch, n_heads, n_queries, width = query.shape
+    flat = [tensor.reshape(n_batch * n_heads, -1, width) for tensor in (query, key, value)]
+    if mask is None:
+        bias = flat[0].new_zeros(())
+    else:
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+        bias = bias.expand(n_batch, n_heads, -1, -1).reshape(n_batch * n_heads, -1, key.shape[2])
+    score = torch.baddbmm(bias, flat[0], flat[1].transpose(1, 2), beta=int(mask is not None), alpha=width**-0.5)
+    weight = functional.dropout(score.softmax(dim=-1), dropout_p)  # [B * A, R, S]
+    return torch.bmm(weight, flat[2]).view(n_batch, n_heads, n_queries, width)
 
 
 def _for_bert(
