@@ -12,7 +12,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from mamo.config import Config
 from mamo.data.images import BadSample
-from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Images, Scorer
+from mamo.evaluation.scoring import EncodedImages, EncodedTexts, ImageFiles, Images, Scorer
 from mamo.tasks.results import versions
 
 logger = logging.getLogger(__name__)
@@ -93,19 +92,6 @@ class Gallery:
         return [list(zip(*pair, strict=True)) for pair in zip(images.tolist(), best.tolist())]
 
 
-@dataclass(frozen=True, slots=True)
-class _ImageFiles:
-    """Images of which the features alone, fp32 [I, D] on the device, are in memory."""
-
-    feature: Tensor
-    files: Sequence[str | Path]
-    encode: Encode
-
-    def tokens_of(self, rows: Tensor) -> Tensor:
-        """Encode images again, rows int64 [M] -> float [M, n_prefix + P, D_image]."""
-        return self.encode([self.files[row] for row in rows.tolist()]).tokens
-
-
 def indexed(
     scorer: Scorer,
     texts: Callable[[Sequence[str]], EncodedTexts],
@@ -147,7 +133,7 @@ def indexed(
         steps = range(0, len(images), scorer.batch_size)
         feature = torch.cat([encode(images[start : start + scorer.batch_size]).feature for start in steps])
         _write(file, feature)
-    return Gallery(scorer, texts, _ImageFiles(feature.to(scorer.device), images, encode))
+    return Gallery(scorer, texts, ImageFiles(feature.to(scorer.device), images, encode))
 
 
 def _key(network: nn.Module, files: Iterable[str | Path], settings: dict[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint: `python scripts/evaluate.py checkpoint=DIR protocol=NAME [output_dir=DIR] [key=value ...]`."""
+"""Evaluate a checkpoint: `python scripts/evaluate.py checkpoint=DIR protocol=NAME [output_dir=DIR] [key=value ...]`.
+
+Several GPUs or processes share the work: `torchrun --nproc-per-node N scripts/evaluate.py ...`.
+"""
 
 import argparse
 from pathlib import Path
@@ -26,10 +29,15 @@ def main() -> None:
     path, protocol, to = Path(settings.pop("checkpoint")), settings.pop("protocol"), settings.pop("output_dir", None)
     if protocol not in PROTOCOLS:  # before the libraries are loaded, which takes seconds
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
+    from mamo.distributed import processes, rank
     from mamo.tasks.evaluate import evaluate
 
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    entry = evaluate(path, protocol, overrides, Path(to) if to else None, arguments.rows if arguments.pictures else 0)
+    output_dir, rows = Path(to) if to else None, arguments.rows if arguments.pictures else 0
+    with processes("auto"):
+        entry = evaluate(path, protocol, overrides, output_dir, rows)
+        if rank() > 0:
+            return
     print(f"{entry['protocol']} ({entry['split']}) of {entry['checkpoint']}")
     for name, value in entry["metrics"].items():
         print(f"{name:36} {value:6.1f}")

@@ -13,7 +13,7 @@ SOURCES = sorted([*(ROOT / "mamo").rglob("*.py"), *(ROOT / "scripts").glob("*.py
 TIERS = {
     "scripts": 5, "api": 4, "benchmark": 4, "gallery": 3, "tasks": 3, "training": 3, "study": 3, "cli": 3,
     "models": 2, "losses": 2, "data": 2, "evaluation": 2, "masking": 2, "queue": 2, "teacher": 2, "explain": 2,
-    "config_reference": 2, "config": 1, "contradictions": 1, "hub": 1, "presets": 1, "values": 1,
+    "config_reference": 2, "config": 1, "contradictions": 1, "distributed": 1, "hub": 1, "presets": 1, "values": 1,
 }  # fmt: skip
 NEVER = {  # among rooms of one tier
     "models": {"losses", "data", "evaluation", "masking", "queue", "teacher"},

@@ -24,7 +24,8 @@ ANSWERS = "answers.json"
 ANSWER_MAX_TOKENS = 16
 SINGLE_ANSWER_WEIGHT = 0.5
 """Of a question that one person answered (Visual Genome's), as ALBEF weighs it."""
-_PEOPLE = 10
+PEOPLE = 10
+"""Who answer a question in VQA v2."""
 
 
 def distinct_answers(record: VqaRecord) -> dict[str, int]:
@@ -74,7 +75,7 @@ class VqaBatch(Batch):
     answer_row: Tensor
     """int64 [B, K], its place on the answer list, -1 where it is not on it."""
     answer_score: Tensor
-    """float32 [B, K], what it is worth to the official evaluation: min(1, 0.3 votes of ten)."""
+    """float32 [B, K], what it is worth to the evaluation: min(1, 3 votes / people), of ten the official accuracy."""
     sample_id: Tensor
     """int64 [B], index in the data set."""
     skipped: tuple[str, ...] = ()
@@ -110,7 +111,7 @@ class VqaCollator:
             answer_ids[row, at], answer_is_valid[row, at] = own_ids, own_is_valid
             weight[row, at] = votes / people if people > 1 else SINGLE_ANSWER_WEIGHT
             list_row[row, at] = self.row.get(text, -1)
-            score[row, at] = min(1.0, 0.3 * votes * _PEOPLE / people)
+            score[row, at] = min(1.0, 0.3 * votes * PEOPLE / people)
         return VqaBatch(
             image=torch.stack([sample.images[0] for sample in samples]),
             input_ids=input_ids,

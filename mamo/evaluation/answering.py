@@ -4,7 +4,7 @@ Legend: B questions, N answers of the list, K shortlisted, T answer tokens, S fu
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mamo.data.collate import tokenize
 from mamo.data.records import clean_caption
 from mamo.data.task_records import VqaRecord
 from mamo.data.task_sources import LoadImage, image_names, load_distinct
+from mamo.distributed import share
 from mamo.evaluation.vqa import VqaAnswers, vqa_metrics
 from mamo.models.answers import AnswerClassifier, AnswerDecoder, answer_likelihood
 from mamo.models.fusion import Fusion
@@ -127,19 +128,21 @@ def answer_all(
     batch_size: int,
     is_blank: bool = False,
 ) -> dict[int, str]:
-    """Answers by question_id; questions about one image stay together, so that it is read and encoded about once."""
-    answers: dict[int, str] = {}
-    for part in batches(sorted(records, key=lambda record: record.image), batch_size):
+    """Answers by question_id; questions about one image stay together, so that it is read and encoded about once.
+
+    Several processes share the work.
+    """
+    ordered = sorted(records, key=lambda record: record.image)
+
+    def answer(start: int) -> dict[int, str]:
+        part = ordered[start : start + batch_size]
         images, row = load_distinct(part, load_image, image_size_px)
         rows = torch.tensor([row[record.image] for record in part])
         given = answerer(torch.stack(images), rows, [record.question for record in part], is_blank)
-        answers |= {record.question_id: answer for record, answer in zip(part, given, strict=True)}
-    return answers
+        return {record.question_id: answer for record, answer in zip(part, given, strict=True)}
 
-
-def batches(records: Sequence[VqaRecord], size: int) -> Iterator[Sequence[VqaRecord]]:
-    """Consecutive parts of at most `size`."""
-    return (records[start : start + size] for start in range(0, len(records), size))
+    parts = range(0, len(ordered), batch_size)
+    return {key: text for given in share(answer, parts) for key, text in given.items()}
 
 
 def accuracies(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from mamo.data.reasoning import is_ordered
 from mamo.data.records import clean_caption
 from mamo.data.task_records import ReasoningRecord
 from mamo.data.task_sources import LoadImage, load_distinct
+from mamo.distributed import share
 from mamo.evaluation.reasoning import reasoning_metrics
 from mamo.evaluation.statements import StatementRecord, clustered_interval, write_scores
 from mamo.models.vlm import Mamo
@@ -30,11 +31,11 @@ def judge_all(
     batch_size: int,
 ) -> dict[str, float]:
     """Logits that the statements are true, by identifier; statements about the same images stay together, so that each
-    is read and encoded about once.
+    is read and encoded about once. Several processes share the work.
     """
-    logits: dict[str, float] = {}
     backbone, ordered = network.backbone, sorted(records, key=lambda record: record.images)
-    for start in range(0, len(ordered), batch_size):
+
+    def judge(start: int) -> dict[str, float]:
         part = ordered[start : start + batch_size]
         images, row = load_distinct(part, load_image, image_size_px)
         slots = backbone.fusion.embed_image(backbone.image_encoder(normalise(torch.stack(images).to(device))))
@@ -43,8 +44,10 @@ def judge_all(
         ids, is_valid = tokenize(tokenizer, [clean_caption(text) for text in sentences], text_max_tokens)
         sided = torch.tensor([is_ordered(text) for text in sentences], device=device)
         found = network.judge(slots[rows], ids.to(device), is_valid.to(device), sided).tolist()
-        logits |= {record.identifier: logit for record, logit in zip(part, found, strict=True)}
-    return logits
+        return {record.identifier: logit for record, logit in zip(part, found, strict=True)}
+
+    parts = range(0, len(ordered), batch_size)
+    return {name: logit for found in share(judge, parts) for name, logit in found.items()}
 
 
 def judgement_metrics(

@@ -9,6 +9,7 @@ from mamo.data.records import clean_caption
 from mamo.data.task_records import GroundingRecord, boxes_outside
 from mamo.data.task_sources import LoadImage, load_distinct
 from mamo.data.transforms import eval_transform
+from mamo.distributed import share
 from mamo.evaluation.grounding import grounded, percentages, to_image_size
 from mamo.evaluation.scoring import Scorer
 from mamo.explain import image_grad_cam, occlusion
@@ -24,13 +25,13 @@ def locate_all(
 ) -> dict[str, float]:
     """`grounding_metrics` of the records, a batch of them at a time; boxes are in pixels of each image's own size.
 
-    `heat_from` chooses between `grad_cam`, `image_grad_cam` and `occlusion`.
+    Several processes share the work. `heat_from` chooses between `grad_cam`, `image_grad_cam` and `occlusion`.
 
     Raises ValueError, naming the record, for one without a gold box, and for a box that leaves its image.
     """
-    found = []
     ordered = sorted(records, key=lambda record: record.image)  # an image is read and encoded about once
-    for start in range(0, len(ordered), batch_size):
+
+    def locate(start: int) -> list[dict[str, float]]:
         part = ordered[start : start + batch_size]
         raw, row = load_distinct(part, load_image, None)
         resized = torch.stack([eval_transform(image, image_size_px) for image in raw])
@@ -41,6 +42,7 @@ def locate_all(
         else:
             how = image_grad_cam if heat_from == "image_encoder" else occlusion
             heats = scorer.ground_pixels(how, resized, texts, rows, torch.arange(len(part)))
+        found = []
         for record, heat in zip(part, heats, strict=True):
             height, width = raw[row[record.image]].shape[1:]
             gold = _checked(record, width, height)
@@ -48,7 +50,9 @@ def locate_all(
                 found.append(grounded(to_image_size(heat, (height, width)), record.proposals_xywh, gold))
             except ValueError as error:
                 raise ValueError(f"expression_id {record.expression_id} ({record.image}): {error}") from None
-    return percentages(found)
+        return found
+
+    return percentages([one for found in share(locate, range(0, len(ordered), batch_size)) for one in found])
 
 
 def _checked(record: GroundingRecord, width: int, height: int) -> tuple[float, float, float, float]:

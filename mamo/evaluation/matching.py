@@ -3,13 +3,14 @@
 Legend: N pairs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from mamo.data.matching import MODALITIES, CataloguePairs, ListingBatch, ListingCollator, Modality
+from mamo.data.matching import MODALITIES, CataloguePairs, ListingCollator, Modality
+from mamo.distributed import share
 from mamo.models.mlim import Mlim
 
 
@@ -39,22 +40,20 @@ def match_all(
 ) -> tuple[dict[Modality, Tensor], Tensor]:
     """Logits float32 [N] of all pairs by what is given of them, and whether they match, bool [N]; on the CPU.
 
+    Several processes share the work.
+
     Args:
         network: in eval mode.
         collator: one that drops nothing.
     """
-    logits: dict[Modality, list[Tensor]] = {modality: [] for modality in MODALITIES}
-    labels = []
-    for batch in _batches(pairs, collator, batch_size):
-        labels.append(batch.is_match)
-        moved = batch.to(device)
-        image = normalise(moved.image)
-        for modality in MODALITIES:
-            given = moved.given(modality)
-            logits[modality].append(network.match_items(image, moved.input_ids, moved.is_valid, *given).cpu())
-    return {modality: torch.cat(parts) for modality, parts in logits.items()}, torch.cat(labels)
 
+    def match(start: int) -> tuple[dict[Modality, Tensor], Tensor]:
+        rows = range(start, min(start + batch_size, len(pairs)))
+        batch = collator([(0, pairs.load(index)) for index in rows]).to(device)
+        image = normalise(batch.image)
+        reading = (image, batch.input_ids, batch.is_valid)
+        logits = {modality: network.match_items(*reading, *batch.given(modality)).cpu() for modality in MODALITIES}
+        return logits, batch.is_match.cpu()
 
-def _batches(pairs: CataloguePairs, collator: ListingCollator, batch_size: int) -> Iterator[ListingBatch]:
-    for start in range(0, len(pairs), batch_size):
-        yield collator([(0, pairs.load(index)) for index in range(start, min(start + batch_size, len(pairs)))])
+    logits, labels = zip(*share(match, range(0, len(pairs), batch_size)), strict=True)
+    return {modality: torch.cat([part[modality] for part in logits]) for modality in MODALITIES}, torch.cat(labels)

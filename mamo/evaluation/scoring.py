@@ -1,9 +1,10 @@
 """What a network says of images and texts: features, matching scores of pairs, masked words.
 
-Each image and each text is encoded once; their tokens wait in main memory for the pairs that need them, unless the
-caller brings images that make theirs when asked (`Images`). Pairs are taken image by image, so that what fusion makes
-of an image alone is made once for all its texts. The caller chooses the precision through the weights; similarities and
-matching logits are fp32, since coarse scores would tie.
+Each text is encoded once, and its tokens wait in main memory for the pairs that need them. Those of images wait too
+(`EncodedImages`) or are made again when their pairs come (`ImageFiles`), a few images at a time however large the
+gallery. Pairs are taken image by image, so that what fusion makes of an image alone is made once for all its texts. The
+caller chooses the precision through the weights; similarities and matching logits are fp32, since coarse scores would
+tie.
 
 Legend: I images, T texts, L text tokens, P patches in a grid [h, w], D width, N pairs, W masked tokens of a text.
 """
@@ -60,6 +61,22 @@ class EncodedImages:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """Images of which the features alone, fp32 [I, D_itc] on the device, are in memory.
+
+    Tokens take hundreds of times their place: ViT-B/16 at 384 px has 1.8 MB of them an image, against 1 KB.
+    """
+
+    feature: Tensor
+    files: Sequence[Any]
+    encode: Callable[[Sequence[Any]], EncodedImages]
+
+    def tokens_of(self, rows: Tensor) -> Tensor:
+        """Encode images again, rows int64 [M] -> float [M, n_prefix + P, D_image]."""
+        return self.encode([self.files[row] for row in rows.tolist()]).tokens
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedTexts:
     """`tokens` float [T, L, D], `lengths` int64 [T] in main memory; `feature` fp32 [T, D_itc] on the device.
 
@@ -106,15 +123,13 @@ class Scorer:
         self.batch_size = batch_size
 
     def encode_images(self, batches: Iterable[Tensor]) -> EncodedImages:
-        """Encode batches of images uint8 [B, 3, H, W]. Raises ValueError where there is none."""
+        """Encode batches of images uint8 [B, 3, H, W], one or more."""
         backbone = self.network.backbone
         tokens, features = [], []
         for batch in batches:
             encoded = backbone.image_encoder(self.normalise(batch.to(self.device)))
             features.append(backbone.image_feature(encoded))
             tokens.append(encoded.cpu())
-        if not tokens:
-            raise ValueError("evaluation: no image could be loaded; check the evaluation files with `data.py check`")
         return EncodedImages(torch.cat(tokens), torch.cat(features))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -212,14 +227,14 @@ class Scorer:
         Within a group of images, pairs with texts of similar length come together.
         """
         fusion = self.network.backbone.fusion
-        for group, used, place in self._by_image(image_rows, texts.lengths[text_rows]):
+        for group, used, place in self.by_image(image_rows, texts.lengths[text_rows]):
             embedded = fusion.embed_image(images.tokens_of(used).to(self.device))
             for part, longest in self._by_length(texts.lengths[text_rows[group]]):
                 rows = text_rows[group[part]]
                 text, is_valid = texts.tokens[rows, :longest], _is_valid(texts.lengths[rows], longest)
                 yield group[part], embedded[place[part].to(self.device)], text.to(self.device), is_valid.to(self.device)
 
-    def _by_image(self, image_rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def by_image(self, image_rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Groups of pairs that hold all pairs of their images; images with texts of similar length come together.
 
         About eight batches a group, so that sorting by length within it pays, and no more images than a batch has

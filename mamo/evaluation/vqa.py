@@ -1,6 +1,9 @@
 """VQA accuracy by the rules of the official evaluation (Antol et al. 2015; `vqaEval.py`), its quirks included.
 
-Ten people answer each question. An answer is worth the mean over the ten of min(1, matches among the other nine / 3).
+Ten people answer each question. An answer is worth the mean over the ten of min(1, matches among the other nine / 3),
+which is min(1, 3 matches / 10). That rule asks for four people who agree; where fewer than ten answered (own data,
+often with one answer a question) their share counts instead, min(1, 3 matches / n), and all is normalised: of a single
+answer everything is right or wrong. The training targets of the classification head are the same numbers.
 """
 
 from collections import Counter, defaultdict
@@ -8,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mamo.data.answer_text import normalise_answer
+from mamo.data.answers import PEOPLE
 from mamo.evaluation.answered import check_answered
 
 
 @dataclass(frozen=True, slots=True)
 class VqaAnswers:
-    """The ten answers to one question, and the types that the official annotations give it."""
+    """The answers to one question, ten in VQA v2, and the types that the official annotations give it."""
 
     answers: tuple[str, ...]
     answer_type: str = ""
@@ -21,8 +25,11 @@ class VqaAnswers:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """What `prediction` is worth, from 0 to 1, where people gave these `answers` (ten in VQA v2)."""
+    """What `prediction` is worth, from 0 to 1, where people gave these `answers`, one or more."""
     prediction, *given = [_on_one_line(text) for text in (prediction, *answers)]
+    if len(given) < PEOPLE:
+        matches = [normalise_answer(text) for text in given].count(normalise_answer(prediction))
+        return min(1.0, 3 * matches / len(given))
     if len(set(given)) > 1:  # where all agree nothing is normalised: "A cat" is then not "a cat"
         prediction, *given = [normalise_answer(text) for text in (prediction, *given)]
     counts = Counter(given)

@@ -1,6 +1,7 @@
 """Zero-shot evaluation of a pre-trained network: retrieval, probes, masked words, statements; all numbers in percent.
 
-A head that the network does not have leaves its metrics out.
+A head that the network does not have leaves its metrics out. Several processes share the work, image by image where
+a gallery is encoded and re-ranked, and all return the same numbers, which are those of one process.
 
 Legend: I images, T texts, N right (image, text) pairs.
 """
@@ -26,10 +27,11 @@ from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import Difficulty, Scene, SceneWorld, near_duplicate
 from mamo.data.shards import ShardMember
 from mamo.data.transforms import eval_transform
+from mamo.distributed import share
 from mamo.evaluation.grounding import grounding_metrics, to_image_size
 from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, probe_accuracy
 from mamo.evaluation.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
-from mamo.evaluation.scoring import EncodedImages, Scorer, evaluating
+from mamo.evaluation.scoring import EncodedImages, EncodedTexts, ImageFiles, Images, Scorer, evaluating
 from mamo.evaluation.statements import read_statements, statement_metrics, write_scores
 from mamo.models.vlm import Mamo
 
@@ -92,15 +94,16 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
     if has_itc:
         captions = [[identifying_caption(scene).text] for scene in gallery]
         metrics |= _retrieval(scorer, images, captions, config.evaluation.rerank_k)
+    parts: list[tuple[str, Callable[[], dict[str, float]]]] = []
     if has_itc or has_itm:
         for name, items in probes.items():
-            accuracy = probe_accuracy(scorer, images, items, image_row)
-            metrics |= {f"probe/{name}/{by}": value for by, value in accuracy.items()}
+            parts.append((f"probe/{name}", functools.partial(probe_accuracy, scorer, images, items, image_row)))
     if has_itm:
-        metrics |= _grounding(scorer, images, referring, image_row, config)
+        parts.append(("grounding", functools.partial(_grounding, scorer, images, referring, image_row, config)))
     if network.mlm is not None:
-        accuracy = masked_word_accuracy(scorer, images, masked, image_row)
-        metrics |= {f"masked_word/{name}": value for name, value in accuracy.items()}
+        parts.append(("masked_word", functools.partial(masked_word_accuracy, scorer, images, masked, image_row)))
+    for (prefix, _), found in zip(parts, share(lambda part: part[1](), parts), strict=True):
+        metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
     return metrics
 
 
@@ -112,8 +115,7 @@ def _grounding(
     rows = torch.tensor([image_row[item.scene_index] for item in items])
     heats = scorer.ground(images, texts, rows, torch.arange(len(items)))
     whole = [to_image_size(heat, config.data.image_size) for heat in heats]
-    metrics = grounding_metrics(whole, [item.proposals for item in items], [item.box for item in items])
-    return {f"grounding/{name}": value for name, value in metrics.items()}
+    return grounding_metrics(whole, [item.proposals for item in items], [item.box for item in items])
 
 
 def _gallery(world: SceneWorld, config: Config) -> list[Scene]:
@@ -134,30 +136,44 @@ def _rendered(scenes: Sequence[Scene], config: Config) -> Iterator[Tensor]:
 
 
 def _retrieval(
-    scorer: Scorer, images: EncodedImages, captions: Sequence[Iterable[str]], rerank_k: int
+    scorer: Scorer, images: Images, captions: Sequence[Iterable[str]], rerank_k: int, first: int = 0
 ) -> dict[str, float]:
     """Recalls of the ITC ranking and of its `rerank_k` best re-ranked by ITM.
 
-    `captions[i]` are those of image row i; further images are not in the gallery. The text gallery holds each distinct
-    caption once: all images that have it are right for it, so a shared caption is never a false negative.
+    `captions[i]` are those of image row `first` + i; further images are not in the gallery. The text gallery holds each
+    distinct caption once: all images that have it are right for it, so a shared caption is never a false negative.
     """
     distinct = dict.fromkeys(text for several in captions for text in several)
     text_row = {text: row for row, text in enumerate(distinct)}
     texts = scorer.encode_texts(*scorer.tokenize(list(text_row)))
     right = torch.tensor([(row, text_row[text]) for row, several in enumerate(captions) for text in several])
     n_images, n_texts = len(captions), len(text_row)
-    image_feature, positive = images.feature[:n_images], right.to(scorer.device)
-    to_text_rank, to_text = rank_by_similarity(image_feature, texts.feature, positive, rerank_k)
-    to_image_rank, to_image = rank_by_similarity(texts.feature, image_feature, positive.flip(1), rerank_k)
+    image_feature, positive = images.feature[first : first + n_images], right.to(scorer.device)
+
+    def rank(direction: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        ranks, shortlist = rank_by_similarity(*direction, rerank_k)
+        return ranks.cpu(), shortlist.cpu()
+
+    directions = [(image_feature, texts.feature, positive), (texts.feature, image_feature, positive.flip(1))]
+    (to_text_rank, to_text), (to_image_rank, to_image) = share(rank, directions)
     metrics = recalls(to_text_rank, to_image_rank, "itc")
     if scorer.network.itm is None:
         return metrics
-    to_text, to_image = to_text.cpu(), to_image.cpu()
     pairs, at_text, at_image = union_of_pairs(to_text, to_image)
-    score = scorer.match(images, texts, pairs[:, 0], pairs[:, 1])
-    to_text_rank = rank_shortlist(score[at_text], to_text, right, n_texts, to_text_rank.cpu())
-    to_image_rank = rank_shortlist(score[at_image], to_image, right.flip(1), n_images, to_image_rank.cpu())
+    score = _match(scorer, images, texts, first + pairs[:, 0], pairs[:, 1])
+    to_text_rank = rank_shortlist(score[at_text], to_text, right, n_texts, to_text_rank)
+    to_image_rank = rank_shortlist(score[at_image], to_image, right.flip(1), n_images, to_image_rank)
     return metrics | recalls(to_text_rank, to_image_rank, "rerank")
+
+
+def _match(scorer: Scorer, images: Images, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
+    """`scorer.match`; several processes share the groups of pairs that have their images in common."""
+    groups = [pairs for pairs, _, _ in scorer.by_image(image_rows, texts.lengths[text_rows])]
+    found = share(lambda pairs: scorer.match(images, texts, image_rows[pairs], text_rows[pairs]), groups)
+    score = torch.empty(len(image_rows))
+    for pairs, values in zip(groups, found, strict=True):
+        score[pairs] = values
+    return score
 
 
 def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[str, float]:
@@ -180,18 +196,17 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
 
 
 def _retrieval_in_folds(
-    scorer: Scorer, images: EncodedImages, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
+    scorer: Scorer, images: Images, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
 ) -> dict[str, float]:
     """`_retrieval` within each of `retrieval_folds` consecutive galleries of equal size, averaged."""
     n_folds = evaluation.retrieval_folds
     size, rest = divmod(len(captions), n_folds)
     if rest or not size:
         raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
-    found = []
-    for start in range(0, len(captions), size):
-        rows = slice(start, start + size)
-        part = EncodedImages(images.tokens[rows], images.feature[rows])
-        found.append(_retrieval(scorer, part, captions[rows], evaluation.rerank_k))
+    found = [
+        _retrieval(scorer, images, captions[first : first + size], evaluation.rerank_k, first)
+        for first in range(0, len(captions), size)
+    ]
     return {name: sum(fold[name] for fold in found) / n_folds for name in found[0]}
 
 
@@ -204,37 +219,43 @@ def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path
     texts = scorer.encode_texts(*scorer.tokenize([clean_caption(text) for text in text_row]))
     image_rows = torch.tensor([image_row[record.image] for record in records])
     text_rows = torch.tensor([text_row[record.sentence] for record in records])
-    score = scorer.match(images, texts, image_rows, text_rows).double().numpy()
+    score = _match(scorer, images, texts, image_rows, text_rows).double().numpy()
     if scores_file is not None:
-        write_scores(scores_file, score, records)
+        share(lambda file: write_scores(file, score, records), [scores_file])  # by the first process alone
     return {f"statements/{name}": value for name, value in statement_metrics(score, records).items()}
 
 
 def _load_and_encode(
     scorer: Scorer, files: Mapping[str, str | ShardMember], config: Config
-) -> tuple[EncodedImages, list[str]]:
+) -> tuple[ImageFiles, list[str]]:
     """Encodes images by name; returns the names of those that could be loaded, in the order of the rows.
 
-    Raises BadSample as `data.bad_samples` says.
+    Raises BadSample as `data.bad_samples` says, where each process counts those of its own share of the images.
     """
     policy = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
-    shown: list[str] = []
 
-    def batches() -> Iterator[Tensor]:
-        batch: list[Tensor] = []
-        for name, file in files.items():
+    def load(file: str | ShardMember) -> Tensor:
+        return eval_transform(load_image(file), config.data.image_size)
+
+    names, size = list(files), config.evaluation.batch_size
+
+    def features(start: int) -> tuple[list[str], Tensor | None]:
+        loaded: dict[str, Tensor] = {}
+        for name in names[start : start + size]:
             try:
-                image = eval_transform(load_image(file), config.data.image_size)
+                loaded[name] = load(files[name])
             except BadSample as error:
                 policy.record(0, [str(error)])
                 continue
             policy.record(1, [])
-            batch.append(image)
-            shown.append(name)
-            if len(batch) == config.evaluation.batch_size:
-                yield torch.stack(batch)
-                batch = []
-        if batch:
-            yield torch.stack(batch)
+        return list(loaded), encode(loaded.values()).feature.cpu() if loaded else None
 
-    return scorer.encode_images(batches()), shown
+    def encode(images: Iterable[Tensor]) -> EncodedImages:
+        return scorer.encode_images([torch.stack(list(images))])
+
+    found = share(features, range(0, len(names), size))
+    shown = [name for loaded, _ in found for name in loaded]
+    if not shown:
+        raise ValueError("evaluation: no image could be loaded; check the evaluation files with `data.py check`")
+    feature = torch.cat([part for _, part in found if part is not None]).to(scorer.device)
+    return ImageFiles(feature, [files[name] for name in shown], lambda again: encode(map(load, again))), shown

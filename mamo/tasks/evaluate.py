@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mamo.config import build_config
+from mamo.distributed import share
 from mamo.evaluation.protocols import named, of_lineage, under
 from mamo.tasks.results import result_entry
 from mamo.tasks.trained import load_parts
@@ -21,7 +22,7 @@ from mamo.values import apply_override, read_values
 def evaluate(
     path: Path, protocol: str, overrides: Sequence[str], output_dir: Path | None = None, pictures: int = 0
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint and write `results.json`.
+    """Evaluate a checkpoint and write `results.json`; the processes of a group share the work, the first one writes.
 
     Args:
         path: a run or step folder.
@@ -51,11 +52,15 @@ def evaluate(
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
+
+    def write(to: Path) -> None:
+        replace_text(to / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
+        if pictures:
+            shown = parts.pictures(trained, pictures, to)
+            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder.parent.parent)
+
     with computing_in(precision, [trained.network]):
         metrics = parts.evaluate(trained, output_dir)
-        shown = parts.pictures(trained, pictures, output_dir) if pictures else []
-    entry = result_entry(config, name, folder, own["step"], ancestry, metrics)
-    replace_text(output_dir / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
-    if pictures:
-        write_report(output_dir, f"{entry['protocol']} of {folder}", metrics, shown, folder.parent.parent)
+        entry = result_entry(config, name, folder, own["step"], ancestry, metrics)
+        share(write, [output_dir])  # by the first process alone
     return entry

@@ -18,6 +18,15 @@ from mamo.data.images import BadSample, BadSamplePolicy
 from mamo.data.loader import collate_range, make_loader
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
+from mamo.distributed import (
+    ProcessLost,
+    exchange,
+    in_contact,
+    processes,
+    rank,
+    together,
+    world_size,
+)
 from mamo.evaluation.pictures import SHOWN
 from mamo.evaluation.protocols import protocol_of
 from mamo.models.albef import load_albef
@@ -31,15 +40,6 @@ from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_folder
 from mamo.training.alarms import Alarms
 from mamo.training.curves import draw_curves
-from mamo.training.distributed import (
-    ProcessLost,
-    exchange,
-    in_contact,
-    processes,
-    rank,
-    together,
-    world_size,
-)
 from mamo.training.loop import Loop
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import adapt_blocks, shares
@@ -361,11 +361,9 @@ def evaluator(run: Run, loop: Loop) -> Any:
     """A function that evaluates after a step and appends the result to `results.json`."""
 
     def evaluate(step: int) -> None:
-        metrics: dict[str, float] = {}
         with loop.passes.evaluating() as network:
-            if rank() == 0:
-                metrics = run.parts.evaluate(replace(run.trained, network=network), run.output_dir)
-        exchange(None)  # the others wait
+            trained = replace(run.trained, network=network)
+            metrics = together(lambda: run.parts.evaluate(trained, run.output_dir))
         if rank() > 0:
             return
         folder = checkpoint.step_folder(Path("."), step)

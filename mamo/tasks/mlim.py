@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mamo.config import Config
 from mamo.data.mlim import MlimBatch, MlimCollator
+from mamo.distributed import total
 from mamo.evaluation.mlim import evaluate_mlim, reconstructions
 from mamo.losses.itc import positives
 from mamo.losses.itm import draw_negatives, itm_loss
@@ -23,7 +24,6 @@ from mamo.models.mlim import Mlim
 from mamo.tasks.build import build_single_stream, build_train_source, load_published_single_stream
 from mamo.tasks.parts import Parts, PixelNorm, Trained
 from mamo.training.alarms import word_entropy
-from mamo.training.distributed import total
 
 
 @dataclass(frozen=True, slots=True)

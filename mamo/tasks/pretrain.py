@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from mamo.config import LOSS_NAMES, Config
 from mamo.data.collate import PairBatch
+from mamo.distributed import gather, rank, total, world_size
 from mamo.losses.mim import mim_loss
 from mamo.losses.mlm import mlm_loss
 from mamo.losses.mrm import mrm_loss
@@ -27,7 +28,6 @@ from mamo.tasks.contrast import contrast, match, pool_positives
 from mamo.tasks.parts import PixelNorm
 from mamo.tasks.targets import Targets, encode_texts, fuse_at, share_at, spread, teacher_pass
 from mamo.teacher import Teacher, momentum_at
-from mamo.training.distributed import gather, rank, total, world_size
 
 
 class PretrainTask:

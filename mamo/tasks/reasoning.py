@@ -14,6 +14,7 @@ from mamo.config import Config
 from mamo.data.reasoning import ReasoningBatch, ReasoningCollator, same_number_of_images
 from mamo.data.task_records import ReasoningRecord, read_task_records
 from mamo.data.task_sources import TaskSource, records_of
+from mamo.distributed import share
 from mamo.evaluation.judging import judge_all, judgement_metrics, write_logits
 from mamo.evaluation.scoring import evaluating
 from mamo.models.fusion import Fusion
@@ -105,5 +106,5 @@ def evaluate_reasoning(config: Config, trained: Trained, folder: Path) -> dict[s
     reading = (trained.tokenizer, trained.normalise, trained.device, data.text_max_tokens)
     with evaluating(trained.network):
         logits = judge_all(trained.network, *reading, records, load_image, *sizes)
-    write_logits(folder / STATEMENT_SCORES, logits, records)
+    share(lambda file: write_logits(file, logits, records), [folder / STATEMENT_SCORES])  # by the first process alone
     return {f"reasoning/{name}": value for name, value in judgement_metrics(logits, records, subsets).items()}

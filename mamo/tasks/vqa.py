@@ -16,6 +16,7 @@ from mamo.config import Config
 from mamo.data.answers import ANSWERS, VqaBatch, VqaCollator, answer_list, read_answers
 from mamo.data.task_records import VqaRecord
 from mamo.data.task_sources import LoadImage, TaskSource, file_records, records_of
+from mamo.distributed import share
 from mamo.evaluation.answering import Answerer, accuracies, answer_all, refuse_overlap, write_submission
 from mamo.evaluation.confusion import answer_confusion
 from mamo.evaluation.scoring import evaluating
@@ -163,7 +164,8 @@ def evaluate_vqa(config: Config, answers: list[str], trained: Trained, folder: P
             given = answer_all(answerer, records, load_image, *sizes, is_blank)
             metrics |= {f"{prefix}/{name}": value for name, value in accuracies(given, records).items()}
             if not is_blank:
-                write_submission(folder / SUBMISSION, given, records, answers)
+                write = functools.partial(write_submission, predictions=given, records=records, answers=answers)
+                share(write, [folder / SUBMISSION])  # by the first process alone
     return metrics
 
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mamo.distributed import rank
 from mamo.models.weights import WeightReport
-from mamo.training.distributed import rank
 
 logger = logging.getLogger(__name__)
 

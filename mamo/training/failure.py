@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from mamo.distributed import exchange, rank
 from mamo.training.checkpoint import snapshot, write_folder
-from mamo.training.distributed import exchange, rank
 
 
 class NonFiniteLoss(ValueError):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from mamo.config import Config
 from mamo.data.images import BadSamplePolicy
+from mamo.distributed import exchange, rank, total, world_size
 from mamo.training import checkpoint
 from mamo.training.alarms import Alarms
 from mamo.training.background import Background
-from mamo.training.distributed import exchange, rank, total, world_size
 from mamo.training.failure import NonFiniteLoss, write_reproduction
 from mamo.training.optim import learning_rate_at
 from mamo.training.parallel import OneProcess, Replicated, Sharded, check_combination, clip_gradients, shares

@@ -24,9 +24,9 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from mamo.config import Config, TrainingConfig
 from mamo.contradictions import reads
+from mamo.distributed import total, world_size
 from mamo.models.answers import DecoderLayer
 from mamo.models.fusion import FusionLayer
-from mamo.training.distributed import rank, total, world_size
 from mamo.training.precision import computing_in
 
 BLOCKS = (Block, BertLayer, FusionLayer, DecoderLayer)
@@ -143,7 +143,7 @@ class OneProcess:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Any]:
-        """The whole network in the run's precision, in the first process; every process must enter."""
+        """The whole network in the run's precision; every process must enter."""
         with self.computing():
             yield self.task.network
 
@@ -193,10 +193,9 @@ class Sharded(OneProcess):
         modules = task.modules()
         self.device = device
         self.scalars = [p for p in task.network.parameters() if p.ndim == 0 and p.requires_grad]
-        self.whole = copy.deepcopy(task.network).to("cpu") if rank() == 0 else None  # to evaluate
-        if self.whole is not None:
-            for block in blocks(self.whole):
-                vars(block).pop("forward", None)
+        self.whole = copy.deepcopy(task.network).to("cpu")  # to evaluate
+        for block in blocks(self.whole):
+            vars(block).pop("forward", None)
         names = {parameter: name for name, parameter in task.network.named_parameters()}
         self.student = Through(task.network, task.losses)
         self._shard(self.student)
@@ -237,14 +236,11 @@ class Sharded(OneProcess):
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Any]:
-        """A copy gathered from all processes; it leaves the device afterwards."""
+        """A copy in each process, gathered from all of them; it leaves the device afterwards."""
         tensors = {
             name: value.full_tensor() if isinstance(value, DTensor) else value
             for name, value in self.task.network.state_dict().items()
         }
-        if self.whole is None:
-            yield self.task.network
-            return
         self.whole.load_state_dict(tensors)
         self.whole.to(self.device)
         try:

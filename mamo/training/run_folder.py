@@ -13,7 +13,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from mamo.config import Config
-from mamo.training.distributed import rank
+from mamo.distributed import rank
 
 logger = logging.getLogger(__name__)
 

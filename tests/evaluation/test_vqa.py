@@ -20,11 +20,38 @@ def test_leave_one_out(matches: int, worth: float) -> None:
 
 
 def test_the_mean_over_ten_annotators_by_the_plain_definition() -> None:
-    """Would catch a wrong closed form, also for other numbers of annotators."""
-    for n, matches in itertools.product((1, 3, 10), range(11)):
+    """Would catch a wrong closed form, also for more annotators."""
+    for n, matches in itertools.product((10, 12), range(13)):
         given = ["red"] * min(matches, n) + [f"x{k}" for k in range(n - min(matches, n))]
         worths = [min(1.0, sum(a == "red" for k, a in enumerate(given) if k != left) / 3) for left in range(n)]
         assert vqa_accuracy("red", given) == pytest.approx(sum(worths) / n)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "given", "worth"),
+    [
+        ("red", ["red"], 1.0),
+        ("red", ["A Red."], 1.0),  # the answer list is normalised, so what it is compared with is too
+        ("Red", ["red", "red"], 1.0),
+        ("blue", ["red"], 0.0),
+        ("red", ["red", "blue"], 1.0),
+        ("red", ["red", "blue", "green"], 1.0),
+        ("red", ["red", "blue", "green", "grey"], 0.75),
+        ("red", ["red", "blue", "green", "grey", "black"], 0.6),  # as each of the five twice among ten
+        ("red", ["red", "red", "blue", "green", "grey"], 1.0),
+        ("red", ["red"] + ["blue"] * 8, 1 / 3),
+    ],
+)
+def test_fewer_than_ten_answers(prediction: str, given: list[str], worth: float) -> None:
+    """Would catch own data with one answer a question scored 0: leaving one out of one leaves nothing to agree with."""
+    assert vqa_accuracy(prediction, given) == pytest.approx(worth)
+
+
+def test_fewer_answers_are_worth_what_they_are_among_ten_people() -> None:
+    """Would catch shares of few people on another scale than the official accuracy of the same shares of ten."""
+    for n, matches in ((1, 0), (1, 1), (2, 1), (2, 2), (5, 1), (5, 2), (5, 4)):
+        given = ["red"] * matches + ["blue"] * (n - matches)
+        assert vqa_accuracy("red", given) == pytest.approx(vqa_accuracy("red", given * (10 // n)))
 
 
 def test_nothing_is_normalised_where_all_agree() -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 from mamo.config import build_config
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.tokenizer import scenes_tokenizer
+from mamo.distributed import rank, total, world_size
 from mamo.tasks.build import build_collator, build_network
 from mamo.tasks.pretrain import PixelNorm, PretrainTask
-from mamo.training.distributed import rank, total, world_size
 
 IMAGE_IDS = (0, 1, 2, 2, 3, 4, 0, 5)  # images 0 and 2 twice, image 0 once in each half
 CAPTIONS = (

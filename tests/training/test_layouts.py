@@ -15,9 +15,9 @@ from torch import Tensor
 
 import mamo.tasks.launch
 from mamo.config import load_config
+from mamo.distributed import processes
 from mamo.tasks.launch import Run, train
 from mamo.training import checkpoint, parallel, run_folder
-from mamo.training.distributed import processes
 from mamo.training.parallel import blocks, shares
 
 pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")

@@ -6,7 +6,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 STEP_TIMEOUT = timedelta(minutes=10)
 """How long an operation within a step may take before the others are given up."""
@@ -109,6 +110,30 @@ def exchange(value: T) -> list[T]:
     values: list[T] = [value] * world_size()
     dist.all_gather_object(values, value, group=_waiting)
     return values
+
+
+def share(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+    """`work` of every part, in order, in every process; process r does parts r, r + world, r + 2 world, ...
+
+    Every process must bring equally many parts. What `work` gives is sent around: plain Python values or CPU tensors.
+    A result hence never depends on the number of processes, as long as that of a part depends on the part alone.
+
+    Raises:
+        ValueError, OSError: what `work` raised, in every process alike.
+    """
+    own: list[R] | Exception
+    try:
+        own = [work(part) for part in parts[rank() :: world_size()]]
+    except (ValueError, OSError) as error:
+        if world_size() == 1:
+            raise
+        own = error
+    done: list[list[R]] = []
+    for found in exchange(own):
+        if isinstance(found, Exception):
+            raise found
+        done.append(found)
+    return [done[place % world_size()][place // world_size()] for place in range(len(parts))]
 
 
 def together(work: Callable[[], T]) -> T:
