@@ -4,9 +4,10 @@
     reasoning  {"images": [one or two], "sentence", "label", "identifier"}
     grounding  {"image", "expression_id", "expression", "box_xywh", "proposals_xywh": [...], "foil"}
 
-Boxes are (x, y, width, height) in pixels of the image. `answers` is empty where the split withholds them, and
-`box_xywh` is null where nobody may look at it (weakly-supervised training). `foil` is an expression that is true of
-nothing in the image, where one is known.
+Boxes are (x, y, width, height) in pixels of the image. `answers` has one or more, ten in VQA v2
+(`mamo.evaluation.vqa` says how fewer are scored), and is empty where the split withholds them. `box_xywh` is null where
+nobody may look at it (weakly-supervised training). `foil` is an expression that is true of nothing in the image, where
+one is known.
 """
 
 from pathlib import Path
