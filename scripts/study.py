@@ -26,7 +26,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped study stops its cells
     study = read_study(arguments.config, arguments.settings)
     results = arguments.results or arguments.config.parent / "results"
-    pretrain = Path(__file__).with_name("pretrain.py")
+    scripts = Path(__file__).parent
     if arguments.measure:
         from mamo.study.measure import cost_lines  # here, so that a mistake in the file is answered at once
 
@@ -35,9 +35,9 @@ def main() -> None:
     from mamo.study.execute import run_study, shell_lines
 
     if arguments.print:
-        print("\n".join(shell_lines(study, arguments.seeds, arguments.runs, results, pretrain)))
+        print("\n".join(shell_lines(study, arguments.seeds, arguments.runs, results, scripts)))
         return
-    for file in run_study(study, arguments.seeds, arguments.jobs, arguments.runs, results, pretrain):
+    for file in run_study(study, arguments.seeds, arguments.jobs, arguments.runs, results, scripts):
         print(file)
 
 

@@ -30,15 +30,16 @@ def write_report(study: Study, rows: Mapping[str, Row], folder: Path) -> list[Pa
         The files written; the picture only where a cell has finished.
 
     Raises:
-        ValueError: a planned metric that a finished cell of no variant has.
+        ValueError: a planned metric that the baseline does not have; other variants show a dash.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = study.cells("all")
     finished = [(cell, rows[cell.identity]) for cell in cells if cell.identity in rows]
-    for metric in study.file.metrics:
-        if finished and not any(metric in row["metrics"] for _, row in finished):
-            known = ", ".join(sorted({name for _, row in finished for name in row["metrics"]}))
-            raise ValueError(f"{study.name}: no finished cell has the metric {metric}; they have {known}")
+    for cell, row in finished:
+        for metric in study.file.metrics if cell.variant == study.file.baseline else []:
+            if metric not in row["metrics"]:
+                known = ", ".join(sorted(row["metrics"]))
+                raise ValueError(f"{study.name}: the baseline {cell.variant} lacks the metric {metric}; it has {known}")
     files = [folder / f"{study.name}{suffix}" for suffix in (".csv", ".md", ".png")]
     replace_text(files[0], tidy(study, finished))
     replace_text(files[1], markdown(study, cells, rows))
