@@ -3,7 +3,7 @@
 ```yaml
 question: what the study asks
 base: base_scenes.yaml               # a training config; the path is relative to the study's file
-finetune: base_matching.yaml         # optional: a fine-tuning that goes on from each; `finetune.KEY` overrides a key of it
+finetune: base_matching.yaml         # optional: what goes on from each run; `finetune.KEY` overrides it
 variants:                            # name -> overrides of the base ...
   mlm_only: {losses.weights.mim: 0}
   all: {}
