@@ -20,6 +20,7 @@ from mamo.training.run_folder import replace_text
 
 Values = dict[str, dict[int, float]]
 """Variant -> seed -> value of one metric."""
+_PANELS_A_ROW = 4
 _TITLES: dict[SeedSet, str] = {"explore": "Explored", "confirm": "Confirmed", "all": "All seeds"}
 
 
@@ -141,16 +142,20 @@ def draw(study: Study, finished: list[tuple[Cell, Row]], to: Path) -> None:
     metrics = study.file.metrics
     rows = {cell.identity: row for cell, row in finished}
     height = 3.2 if len(study.file.grid) == 2 else 0.9 + 0.34 * len(study.variants)
+    across = min(len(metrics), _PANELS_A_ROW)
+    down = math.ceil(len(metrics) / across)
     figure, axes = plt.subplots(
-        1, len(metrics), figsize=(1.5 + 3.4 * len(metrics), height), squeeze=False, layout="constrained"
+        down, across, figsize=(1.5 + 3.4 * across, height * down), squeeze=False, layout="constrained"
     )
+    for axis in axes.flat[len(metrics) :]:
+        axis.set_axis_off()
     for number, (axis, metric) in enumerate(zip(axes.flat, metrics)):
         values = values_of(study, rows, metric, "all")
         axis.set_title(metric, fontsize=9)
         if len(study.file.grid) == 2:
             _draw_map(axis, study, values)
         else:
-            _draw_dots(axis, values, study.file.baseline, with_names=number == 0)
+            _draw_dots(axis, values, study.file.baseline, with_names=number % across == 0)
     figure.savefig(to, dpi=110, metadata={"Software": None})
     plt.close(figure)
 

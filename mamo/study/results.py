@@ -67,7 +67,8 @@ def finished_row(cell: Cell, runs: Path) -> Row | None:
 
 def _train_s(cell: Cell, runs: Path) -> float:
     rates = [row["samples_per_s"] for row in read_lines(runs / cell.identity / TIMING)]
-    return sum(cell.config.training.batch_size_global / rate for rate in rates)
+    seconds: float = sum(cell.config.training.batch_size_global / rate for rate in rates)
+    return seconds
 
 
 def _last_losses(run_folder: Path, window: int = 20) -> dict[str, float]:
