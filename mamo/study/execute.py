@@ -9,55 +9,96 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mamo.study.plan import Cell, SeedSet, Study
 from mamo.study.report import write_report
 from mamo.study.results import append_row, finished_row, read_rows
+from mamo.training.checkpoint import step_folder
 from mamo.training.run_folder import CONFIG
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.txt"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Cells that run one after the other: one, or those that share a pre-training, which runs first."""
+
+    pretraining: Cell | None
+    """None where there is none to run: it has finished, or the cell starts from nothing."""
+    cells: list[Cell]
+
+    @property
+    def runs(self) -> list[Cell]:
+        """All runs in their order."""
+        return self.cells if self.pretraining is None else [self.pretraining, *self.cells]
 
 
 def collect(cells: Sequence[Cell], runs: Path, results: Path) -> list[Cell]:
     """Take over what finished runs left in their folders; returns the cells that remain to run, each identity once.
 
     A run that is taken over loses its weights (its curves and results stay): a study's hundreds would fill the disk.
+    So does a pre-training, once no cell that remains starts from it.
     """
     rows = read_rows(results)
     waiting: dict[str, Cell] = {}
     for cell in cells:
         if cell.identity in rows or cell.identity in waiting:
             continue
-        row = finished_row(cell, runs / cell.identity)
+        row = finished_row(cell, runs)
         if row is None:
             waiting[cell.identity] = cell
             continue
         append_row(results, row)
         rows[cell.identity] = row
         shutil.rmtree(runs / cell.identity / "checkpoints", ignore_errors=True)
+    needed = {cell.pretraining.identity for cell in waiting.values() if cell.pretraining is not None}
+    for cell in cells:
+        if cell.pretraining is not None and cell.pretraining.identity not in needed:
+            shutil.rmtree(runs / cell.pretraining.identity / "checkpoints", ignore_errors=True)
     return list(waiting.values())
 
 
-def command(study: Study, cell: Cell, runs: Path, script: Path) -> list[str]:
-    """What runs a cell, or goes on with it where it was begun."""
+def chains(cells: Sequence[Cell], runs: Path) -> list[Chain]:
+    """The runs that cells ask for; any two chains may run side by side."""
+    of_first: dict[str, list[Cell]] = {}
+    for cell in cells:
+        of_first.setdefault((cell.pretraining or cell).identity, []).append(cell)
+    found = []
+    for members in of_first.values():
+        before = members[0].pretraining
+        found.append(Chain(None if before is None or _is_trained(before, runs) else before, members))
+    return found
+
+
+def _is_trained(cell: Cell, runs: Path) -> bool:
+    return step_folder(runs / cell.identity, cell.config.training.total_steps).is_dir()
+
+
+def command(cell: Cell, runs: Path, scripts: Path) -> list[str]:
+    """What runs a cell, or goes on with it where it was begun; `scripts` holds `pretrain.py` and `finetune.py`."""
     folder = runs / cell.identity
+    start = [] if cell.pretraining is None else [f"checkpoint={runs / cell.pretraining.identity}"]
+    script = scripts / ("finetune.py" if start else "pretrain.py")
     resume = ["--resume"] if (folder / CONFIG).exists() else []
-    base = [sys.executable, str(script), "--config", str(study.base), *resume]
-    return [*base, *cell.overrides, f"output_dir={folder}"]
+    base = [sys.executable, str(script), "--config", str(cell.file), *resume]
+    return [*base, *cell.overrides, *start, f"output_dir={folder}"]
 
 
-def shell_lines(study: Study, seeds: SeedSet, runs: Path, results: Path, script: Path) -> list[str]:
-    """The commands of the cells that remain, one a line, in any order and on any machine that shares `runs`."""
+def shell_lines(study: Study, seeds: SeedSet, runs: Path, results: Path, scripts: Path) -> list[str]:
+    """The commands of the cells that remain, one chain a line, in any order and on any machine that shares `runs`."""
     remaining = collect(study.cells(seeds), runs, results)
-    return [shlex.join(["python", *command(study, cell, runs, script)[1:]]) for cell in remaining]
+    return [
+        " && ".join(shlex.join(["python", *command(cell, runs, scripts)[1:]]) for cell in chain.runs)
+        for chain in chains(remaining, runs)
+    ]
 
 
-def run_study(study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path, script: Path) -> list[Path]:
-    """Run the cells that remain, `jobs` at a time, and write the report after each; returns the report's files.
+def run_study(study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path, scripts: Path) -> list[Path]:
+    """Run the cells that remain, `jobs` at a time, and write the report as they finish; returns the report's files.
 
     Raises:
         ValueError: some cells failed, or a planned metric does not exist.
@@ -71,22 +112,16 @@ def run_study(study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path
     cells = collect(study.cells(seeds), runs, results)
     logger.info("%s: %d cells to run, %d finished", study.name, len(cells), len(read_rows(results)))
     if cells and jobs:
-        run_cells(study, cells, jobs, runs, results, script, report)
+        run_cells(cells, jobs, runs, results, scripts, report)
     return report()
 
 
 def run_cells(
-    study: Study,
-    cells: Sequence[Cell],
-    jobs: int,
-    runs: Path,
-    results: Path,
-    script: Path,
-    after_each: Callable[[], object],
+    cells: Sequence[Cell], jobs: int, runs: Path, results: Path, scripts: Path, after_each: Callable[[], object]
 ) -> None:
-    """Run cells, `jobs` at a time, the processor's cores shared evenly; `after_each` is called when one has finished.
+    """Run cells, `jobs` chains at a time, the processor's cores shared evenly; `after_each` follows a finished chain.
 
-    What a cell prints goes to `IDENTITY.log.txt` beside its folder. Broken off, the running cells are stopped; each
+    What a run prints goes to `IDENTITY.log.txt` beside its folder. Broken off, the running ones are stopped; each
     goes on from its own last checkpoint the next time.
 
     Raises:
@@ -98,31 +133,41 @@ def run_cells(
     processes: set[subprocess.Popen[bytes]] = set()
     is_stopped = threading.Event()
 
-    def run(cell: Cell) -> int:
+    def run(cell: Cell) -> bool:
         if is_stopped.is_set():
-            return 0
-        with (runs / f"{cell.identity}.{LOG}").open("ab") as log:
-            process = subprocess.Popen(
-                command(study, cell, runs, script), stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
+            return False
+        with _log(cell, runs).open("ab") as log:
+            words = command(cell, runs, scripts)
+            process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
         processes.add(process)
         try:
-            return process.wait()
+            return process.wait() == 0
         finally:
             processes.discard(process)
 
-    failed = []
+    def run_chain(chain: Chain) -> dict[str, Cell]:
+        """The run that failed a cell, by the cell's identity; none where all came to their end."""
+        if chain.pretraining is not None and not run(chain.pretraining):
+            return {cell.identity: chain.pretraining for cell in chain.cells}
+        return {cell.identity: cell for cell in chain.cells if not run(cell)}
+
+    failed: list[str] = []
+    n_ended = 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run, cell): cell for cell in cells}
+        futures = {pool.submit(run_chain, chain): chain for chain in chains(cells, runs)}
         try:
-            for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
-                cell = futures[future]
-                if future.result() == 0 and not collect([cell], runs, results):
-                    after_each()
-                    logger.info("%d of %d: %s, seed %d", number, len(cells), cell.variant, cell.seed)
-                else:
-                    failed.append(f"{cell.variant}, seed {cell.seed}: see {runs / f'{cell.identity}.{LOG}'}")
-                    logger.error("failed: %s", failed[-1])
+            for future in concurrent.futures.as_completed(futures):
+                chain = futures[future]
+                to_blame = {cell.identity: cell for cell in collect(chain.cells, runs, results)} | future.result()
+                for cell in chain.cells:
+                    n_ended += 1
+                    if cell.identity in to_blame:
+                        log = _log(to_blame[cell.identity], runs)
+                        failed.append(f"{cell.variant}, seed {cell.seed}: see {log}")
+                        logger.error("failed: %s", failed[-1])
+                    else:
+                        logger.info("%d of %d: %s, seed %d", n_ended, len(cells), cell.variant, cell.seed)
+                after_each()
         except BaseException:
             is_stopped.set()
             for process in list(processes):
@@ -130,3 +175,7 @@ def run_cells(
             raise
     if failed:
         raise ValueError(f"{len(failed)} of {len(cells)} cells failed:\n  " + "\n  ".join(failed))
+
+
+def _log(cell: Cell, runs: Path) -> Path:
+    return runs / f"{cell.identity}.log.txt"

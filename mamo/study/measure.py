@@ -20,6 +20,8 @@ def processor_seconds_per_step(study: Study) -> dict[str, float]:
     clock on the wall would count the waiting for others. Use one thread (OMP_NUM_THREADS=1): idle threads may spin.
     """
     seed = study.file.explore_seeds[0]
+    if study.file.finetune is not None:
+        raise ValueError(f"{study.name}: --measure times runs that start from nothing; this study's fine-tune")
     with tempfile.TemporaryDirectory() as scratch:  # where a non-finite loss would leave its file
         steppers = {}
         for name in study.variants:
@@ -28,7 +30,7 @@ def processor_seconds_per_step(study: Study) -> dict[str, float]:
             run = Run(config)
             precision = config.training.precision
             if precision == "auto":
-                raise ValueError(f"{study.base}: training.precision: give fp32 or bf16; a study needs the same for all")
+                raise ValueError(f"{study.name}: training.precision: give fp32 or bf16; a study needs the same for all")
             run.task.network.train()
             steppers[name] = (run, run.trial_loop(precision, Path(scratch)), run.batches(0, workers=0))
         spent: dict[str, list[float]] = {name: [] for name in steppers}

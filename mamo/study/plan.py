@@ -3,6 +3,7 @@
 ```yaml
 question: what the study asks
 base: base_scenes.yaml               # a training config; the path is relative to the study's file
+finetune: base_matching.yaml         # optional: what goes on from each run; `finetune.KEY` overrides it
 variants:                            # name -> overrides of the base ...
   mlm_only: {losses.weights.mim: 0}
   all: {}
@@ -28,11 +29,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from mamo.config import Config, Section, build_config, explain
+from mamo.training.resume import inherited
 from mamo.values import apply_override, read_values
 
 SeedSet = Literal["explore", "confirm", "all"]
 Name = Annotated[str, Field(pattern=r"^[\w.+=, -]+$")]
 Overrides = dict[str, Any]
+_FINETUNE = "finetune."
+_SET_BY_STUDY = ("seed", "output_dir", "finetune.seed", "finetune.output_dir", "finetune.checkpoint")
 _CHANGES_NO_RESULT = ("output_dir", "data.workers", "training.checkpoint_every_steps", "training.checkpoints_kept")
 
 
@@ -49,6 +53,7 @@ class StudyFile(Section):
 
     question: str
     base: str
+    finetune: str | None = None
     variants: dict[Name, Overrides] = Field(default_factory=dict)
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     baseline: str
@@ -64,9 +69,14 @@ class Cell:
 
     variant: str
     seed: int
+    file: Path
+    """The config that `overrides` go over."""
     overrides: tuple[str, ...]
     config: Config
+    """Of a fine-tuning, `checkpoint` holds the identity of its pre-training."""
     identity: str
+    pretraining: "Cell | None" = None
+    """The run that a fine-tuning starts from; fine-tunings of one pre-training share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,6 @@ class Study:
     """A study that has been read and found in order."""
 
     name: str
-    base: Path
     file: StudyFile
     variants: dict[str, Overrides]
     all_cells: tuple[Cell, ...]
@@ -96,7 +105,7 @@ class Study:
 
 
 def read_study(path: Path, common: Sequence[str] = ()) -> Study:
-    """Read a study's file; `common` are `section.key=value` overrides of its base.
+    """Read a study's file; `common` are `section.key=value` overrides of its base, or with `finetune.` of that.
 
     Raises:
         ValueError: one message naming the file and every problem with its key; or that of the first variant's config
@@ -111,25 +120,35 @@ def read_study(path: Path, common: Sequence[str] = ()) -> Study:
     problems = list(_contradictions(file, variants))
     if problems:
         raise _refusal(path, problems)
-    base = path.parent / file.base
-    base_values = read_values(base)
+    names = [file.base] if file.finetune is None else [file.base, file.finetune]
+    stages = [(path.parent / name, read_values(path.parent / name)) for name in names]
     cells = [
-        _cell(name, overrides, seed, common, base, base_values)
+        _cell(name, (*common, *(f"{key}={json.dumps(value)}" for key, value in overrides.items())), seed, stages)
         for seed in (*file.explore_seeds, *file.confirm_seeds)
         for name, overrides in variants.items()
     ]
-    return Study(path.stem, base, file, variants, tuple(cells))
+    return Study(path.stem, file, variants, tuple(cells))
 
 
-def _cell(
-    variant: str, own: Overrides, seed: int, common: Sequence[str], base: Path, base_values: dict[str, Any]
-) -> Cell:
-    overrides = (*common, *(f"{key}={json.dumps(value)}" for key, value in own.items()), f"seed={seed}")
-    values = copy.deepcopy(base_values)
-    for override in overrides:
-        apply_override(values, override)
-    config = build_config(values, f"{base}, variant {variant}")
-    return Cell(variant, seed, overrides, config, identity(config))
+def _cell(variant: str, given: Sequence[str], seed: int, stages: Sequence[tuple[Path, dict[str, Any]]]) -> Cell:
+    """The last stage's run, which holds the one before it."""
+    of_second = [word.removeprefix(_FINETUNE) for word in given if len(stages) > 1 and word.startswith(_FINETUNE)]
+    of_first = [word for word in given if len(stages) == 1 or not word.startswith(_FINETUNE)]
+    before: Cell | None = None
+    for (file, stored), words in zip(stages, (of_first, of_second)):
+        overrides = (*words, f"seed={seed}")
+        values = copy.deepcopy(stored)
+        for override in overrides:
+            apply_override(values, override)
+        origin = f"{file}, variant {variant}"
+        if before is None:
+            config = build_config(values, origin)
+        else:
+            values["checkpoint"] = before.identity
+            config = inherited(values, before.config.model_dump(), before.config.data.tokenizer, origin)
+        before = Cell(variant, seed, file, overrides, config, identity(config), before)
+    assert before is not None
+    return before
 
 
 def identity(config: Config) -> str:
@@ -168,7 +187,7 @@ def _contradictions(file: StudyFile, variants: dict[str, Overrides]) -> Iterator
     if len(set(seeds)) < len(seeds):
         yield "explore_seeds, confirm_seeds: a seed occurs twice"
     for name, overrides in variants.items():
-        for key in ("seed", "output_dir"):
+        for key in _SET_BY_STUDY:
             if key in overrides:
                 yield f"variants.{name}.{key}: is set by the study"
 

@@ -20,6 +20,7 @@ from mamo.training.run_folder import replace_text
 
 Values = dict[str, dict[int, float]]
 """Variant -> seed -> value of one metric."""
+_PANELS_A_ROW = 4
 _TITLES: dict[SeedSet, str] = {"explore": "Explored", "confirm": "Confirmed", "all": "All seeds"}
 
 
@@ -30,15 +31,16 @@ def write_report(study: Study, rows: Mapping[str, Row], folder: Path) -> list[Pa
         The files written; the picture only where a cell has finished.
 
     Raises:
-        ValueError: a planned metric that a finished cell of no variant has.
+        ValueError: a planned metric that the baseline does not have; other variants show a dash.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = study.cells("all")
     finished = [(cell, rows[cell.identity]) for cell in cells if cell.identity in rows]
-    for metric in study.file.metrics:
-        if finished and not any(metric in row["metrics"] for _, row in finished):
-            known = ", ".join(sorted({name for _, row in finished for name in row["metrics"]}))
-            raise ValueError(f"{study.name}: no finished cell has the metric {metric}; they have {known}")
+    for cell, row in finished:
+        for metric in study.file.metrics if cell.variant == study.file.baseline else []:
+            if metric not in row["metrics"]:
+                known = ", ".join(sorted(row["metrics"]))
+                raise ValueError(f"{study.name}: the baseline {cell.variant} lacks the metric {metric}; it has {known}")
     files = [folder / f"{study.name}{suffix}" for suffix in (".csv", ".md", ".png")]
     replace_text(files[0], tidy(study, finished))
     replace_text(files[1], markdown(study, cells, rows))
@@ -140,16 +142,20 @@ def draw(study: Study, finished: list[tuple[Cell, Row]], to: Path) -> None:
     metrics = study.file.metrics
     rows = {cell.identity: row for cell, row in finished}
     height = 3.2 if len(study.file.grid) == 2 else 0.9 + 0.34 * len(study.variants)
+    across = min(len(metrics), _PANELS_A_ROW)
+    down = math.ceil(len(metrics) / across)
     figure, axes = plt.subplots(
-        1, len(metrics), figsize=(1.5 + 3.4 * len(metrics), height), squeeze=False, layout="constrained"
+        down, across, figsize=(1.5 + 3.4 * across, height * down), squeeze=False, layout="constrained"
     )
+    for axis in axes.flat[len(metrics) :]:
+        axis.set_axis_off()
     for number, (axis, metric) in enumerate(zip(axes.flat, metrics)):
         values = values_of(study, rows, metric, "all")
         axis.set_title(metric, fontsize=9)
         if len(study.file.grid) == 2:
             _draw_map(axis, study, values)
         else:
-            _draw_dots(axis, values, study.file.baseline, with_names=number == 0)
+            _draw_dots(axis, values, study.file.baseline, with_names=number % across == 0)
     figure.savefig(to, dpi=110, metadata={"Software": None})
     plt.close(figure)
 

@@ -36,26 +36,39 @@ def append_row(folder: Path, row: Row) -> None:
         file.write(("\n" if torn else "") + json.dumps(row) + "\n")
 
 
-def finished_row(cell: Cell, run_folder: Path) -> Row | None:
-    """What a run's folder holds of a cell; None where it has not come to its end."""
-    total = cell.config.training.total_steps
+def finished_row(cell: Cell, runs: Path) -> Row | None:
+    """What a cell's folder in `runs` holds of it; None where it has not come to its end.
+
+    Steps, samples and seconds are those of its pre-training too, whose settings are named `pretraining.KEY`.
+    """
+    run_folder, total = runs / cell.identity, cell.config.training.total_steps
     if not (run_folder / RESULTS).exists():
         return None
     last = [entry for entry in read_evaluations(run_folder) if entry["step"] == total]
     if not last:
         return None
-    rates = [row["samples_per_s"] for row in read_lines(run_folder / TIMING)]
+    stages = [cell] if cell.pretraining is None else [cell.pretraining, cell]
+    training = [stage.config.training for stage in stages]
+    settings = _flat(cell.config.model_dump(mode="json", exclude_defaults=True))
+    if cell.pretraining is not None:
+        settings |= _flat(cell.pretraining.config.model_dump(mode="json", exclude_defaults=True), "pretraining.")
     return {
         "cell": cell.identity,
         "seed": cell.seed,
-        "steps": total,
-        "samples": total * cell.config.training.batch_size_global,
-        "train_s": round(sum(cell.config.training.batch_size_global / rate for rate in rates), 1),
-        "settings": _flat(cell.config.model_dump(mode="json", exclude_defaults=True)),
+        "steps": sum(one.total_steps for one in training),
+        "samples": sum(one.total_steps * one.batch_size_global for one in training),
+        "train_s": round(sum(_train_s(stage, runs) for stage in stages), 1),
+        "settings": settings,
         "versions": last[-1]["versions"],
         "losses": _flat(_last_losses(run_folder)),
         "metrics": {name: round(value, 4) for name, value in last[-1]["metrics"].items()},
     }
+
+
+def _train_s(cell: Cell, runs: Path) -> float:
+    rates = [row["samples_per_s"] for row in read_lines(runs / cell.identity / TIMING)]
+    seconds: float = sum(cell.config.training.batch_size_global / rate for rate in rates)
+    return seconds
 
 
 def _last_losses(run_folder: Path, window: int = 20) -> dict[str, float]:

@@ -38,10 +38,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_after(path: Path, overrides: Sequence[str], is_resume: bool) -> Config:
-    """The config of a run that goes on from a checkpoint: model, tokenizer and lengths are the checkpoint's.
+    """The config of a run that goes on from a checkpoint: see `inherited`.
 
-    What `path` and the overrides say of `data` goes over it; a resumed run takes both from its own folder, since the
-    checkpoint it began from may be gone.
+    A resumed run inherits from its own folder, since the checkpoint it began from may be gone.
 
     Raises:
         ValueError: no `checkpoint`, or none there; a `model` that contradicts it; and as `load_config`.
@@ -57,11 +56,25 @@ def config_after(path: Path, overrides: Sequence[str], is_resume: bool) -> Confi
         tokenizer = str(folder / "tokenizer")
     else:
         raise ValueError(f"{path}: name where to start from: checkpoint=RUN_OR_STEP_FOLDER")
+    return inherited(values, stored, tokenizer, str(path))
+
+
+def inherited(values: dict[str, Any], stored: dict[str, Any], tokenizer: str, origin: str) -> Config:
+    """The config of a run that starts from another: model, picture size and text length are `stored`'s.
+
+    Args:
+        values: what the run itself says; of `data` it goes over what is inherited.
+        stored: the values of the other run's config.
+        tokenizer: the other run's.
+        origin: names `values` in messages.
+
+    Raises:
+        ValueError: `values` have a `model`; and as `load_config`.
+    """
     if "model" in values:
-        raise ValueError(f"{path}: model: is the checkpoint's; take it out")
+        raise ValueError(f"{origin}: model: is the checkpoint's; take it out")
     sizes = {key: stored["data"][key] for key in ("image_size_px", "text_max_tokens")}
-    inherited = {"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}
-    return build_config(merge(inherited, values), str(path))
+    return build_config(merge({"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}, values), origin)
 
 
 def ancestry_of(folder: Path) -> list[dict[str, Any]]:
