@@ -14,6 +14,7 @@ from PIL import Image
 
 from mamo.config import Config
 from mamo.config_reference import config_table, with_table
+from mamo.study.reproduced import reproduced
 from mamo.tasks.chain import ROWS, table_of
 from mamo.training.resume import flatten
 
@@ -123,6 +124,11 @@ def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
         f"| {', '.join(f'{value:.0f}' for value in memory)} MiB |",
     ):
         assert shown in README
+
+
+def test_the_table_of_what_was_reproduced_is_that_of_the_finished_cells() -> None:
+    """Bug: a table that is older than its cells, or one from which a study that failed was left out."""
+    assert reproduced(ROOT / "configs/studies/published.yaml", ROOT / "configs/studies/results") in README
 
 
 def test_the_reference_of_the_keys_is_that_of_the_types() -> None:
