@@ -6,6 +6,7 @@ so no padding is left to skip.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,18 @@ from mamo.data.pairs import Sample
 from mamo.data.tokenizer import SPECIAL_TOKENS, tokenizer_of
 from mamo.tasks.launch import Run
 from mamo.training.loop import Loop
+from mamo.values import merge
+
+ALBEF: dict[str, Any] = {
+    "model": {"fusion_type": "cross", "dropout": 0.1},
+    "masking": {"text_ratio": 0.15, "text_replacement": "bert"},
+    "losses": {
+        "weights": {"mim": 0, "mrm_image": 0, "mrm_text": 0},
+        "itc_soft_target_alpha": 0.4,
+        "mlm_soft_target_alpha": 0.4,
+    },
+}
+"""What `configs/pretrain/albef.yaml` says beside sizes: three losses, cross-attention fusion, momentum distillation."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Case:
     """Image-text pairs that are scored in a round of the evaluation."""
     square_side: int = 2048
     """Side of the square product measured beside everything."""
+    method: Literal["mamo", "albef"] = "mamo"
 
     def config(self, folder: Path, device: str, precision: str) -> Config:
         """The configuration of the case; its tokenizer is written into `folder`."""
@@ -43,21 +57,19 @@ class Case:
         if not tokenizer.exists():
             words = [f"w{number}" for number in range(self.vocabulary_size - len(SPECIAL_TOKENS))]
             tokenizer_of([*SPECIAL_TOKENS, *words]).save_pretrained(tokenizer)
-        return build_config(
-            {
-                "output_dir": str(folder / "run"),
-                "data": {
-                    "image_size_px": self.image_size_px,
-                    "text_max_tokens": self.text_tokens,
-                    "tokenizer": str(tokenizer),
-                },
-                "model": {"preset": self.preset, "image": {"patch_size_px": self.patch_size_px}},
-                "losses": {"queue_size": self.queue_size, "itm_pool_size": self.batch_size},
-                "training": {"batch_size_global": self.batch_size, "device": device, "precision": precision},
-                "evaluation": {"enabled": False},
+        values: dict[str, Any] = {
+            "output_dir": str(folder / "run"),
+            "data": {
+                "image_size_px": self.image_size_px,
+                "text_max_tokens": self.text_tokens,
+                "tokenizer": str(tokenizer),
             },
-            f"benchmark {self.preset}",
-        )
+            "model": {"preset": self.preset, "image": {"patch_size_px": self.patch_size_px}},
+            "losses": {"queue_size": self.queue_size, "itm_pool_size": self.batch_size},
+            "training": {"batch_size_global": self.batch_size, "device": device, "precision": precision},
+            "evaluation": {"enabled": False},
+        }
+        return build_config(merge(values, ALBEF if self.method == "albef" else {}), f"benchmark {self.preset}")
 
 
 CASES = {

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,18 @@ PASSES = {
 
 
 def measure_step(case: Case, folder: Path, device: torch.device) -> dict[str, float]:
-    """Seconds a step, samples a second, floor and shares, in both precisions; the keys without one are the faster's."""
+    """Seconds a step, samples a second, floor and shares, in both precisions; the keys without one are the faster's.
+
+    `step/PRESET/albef` is the ALBEF baseline in fp32, measured where ALBEF's own code was.
+    """
     found: dict[str, float] = {}
     precisions: list[Precision] = ["fp32", "bf16"] if device.type == "cpu" else ["bf16"]
     for precision in precisions:
         found |= _step_in(precision, case, folder, device).summary(f"step/{case.preset}/{precision}")
     best = min(precisions, key=lambda name: found[f"step/{case.preset}/{name}/step_s"])
+    if has_peer_shapes(case):
+        albef = _step_in("fp32", replace(case, method="albef"), folder, device)
+        found |= albef.summary(f"step/{case.preset}/albef")
     prefix = f"step/{case.preset}/{best}/"
     return found | {f"step/{case.preset}/{k.removeprefix(prefix)}": v for k, v in found.items() if k.startswith(prefix)}
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mamo.benchmark.cases import Case
 from mamo.benchmark.loading import measure_loading, measure_waiting
 from mamo.benchmark.measure import Rounds
 from mamo.benchmark.products import Products
+from mamo.config import load_config
 from mamo.models.fusion import FusionLayer
 from mamo.presets import PRESETS
 from mamo.tasks.plan import count_operations
@@ -77,6 +79,21 @@ def test_step_is_never_faster_than_its_floor(tmp_path: Path) -> None:
     assert found["step/tiny/bf16/gflop_per_image"] == pytest.approx(operations / 4e9)
     assert "step/tiny/over_albef" not in found  # whose code was not measured at these shapes
     assert cases.has_peer_shapes(cases.CASES["small"])
+
+
+def test_the_baseline_that_is_timed_is_the_one_that_ships(tmp_path: Path) -> None:
+    """Bug: the timed ALBEF does less work than its config says: another fusion, no dropout, fewer losses or targets."""
+    shipped = load_config(Path(__file__).parents[2] / "configs/pretrain/albef.yaml")
+    timed = replace(cases.CASES["tiny"], method="albef").config(tmp_path, "cpu", "fp32")
+    assert timed.masking == shipped.masking
+    assert timed.losses.weights == shipped.losses.weights
+    for name in ("fusion_type", "dropout"):
+        assert getattr(timed.model, name) == getattr(shipped.model, name)
+    for name in ("itc_soft_target_alpha", "mlm_soft_target_alpha", "itc_candidates"):
+        assert getattr(timed.losses, name) == getattr(shipped.losses, name)
+    _, loop, batch = cases.build(replace(SMALLEST, method="albef"), tmp_path, CPU, "fp32")
+    values = loop.backward(batch, 0)[1]
+    assert {name for name in values if name.startswith("loss/")} == {"loss/itc", "loss/itm", "loss/mlm"}
 
 
 def test_shares_add_up(tmp_path: Path) -> None:
