@@ -14,7 +14,10 @@ from PIL import Image
 
 from mamo.config import Config
 from mamo.config_reference import config_table, with_table
+from mamo.study.plan import read_study
+from mamo.study.report import markdown
 from mamo.study.reproduced import reproduced
+from mamo.study.results import read_rows
 from mamo.tasks.chain import ROWS, table_of
 from mamo.training.resume import flatten
 
@@ -118,6 +121,8 @@ def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
         f"| {100 * speed['step/tiny/bf16/share_of_matrix_rate']:.0f} % |",
         f"| {' / '.join(f'{value:.1f}' for value in equivalents)} GFLOP |",
         f"| {speed['reranking/tiny/mflop_equivalents_per_pair']:.0f} MFLOP |",
+        f"| {speed['step/tiny/albef/gflop_equivalents_per_image']:.1f} GFLOP |",
+        f"| {speed['reranking/tiny/albef/mflop_equivalents_per_pair']:.0f} MFLOP |",
         f"| {speed['reranking/tiny/speedup_over_encoding_again']:.1f} × |",
         f"| {speed['loading/jpeg_folder_samples_per_core_s']:.0f} |",
         f"| {', '.join(f'{value:.2f}' for value in saved)} × |",
@@ -128,7 +133,16 @@ def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
 
 def test_the_table_of_what_was_reproduced_is_that_of_the_finished_cells() -> None:
     """Bug: a table that is older than its cells, or one from which a study that failed was left out."""
-    assert reproduced(ROOT / "configs/studies/published.yaml", ROOT / "configs/studies/results") in README
+    results = ROOT / "configs/studies/results"
+    table = reproduced(ROOT / "configs/studies/published.yaml", results)
+    assert table in README
+    study = read_study(ROOT / "configs/studies/methods.yaml")
+    found = markdown(study, list(study.cells("all")), read_rows(results))
+    assert (results / "methods.md").read_text() == found
+    (prose,) = re.findall(r"^## What we could reproduce\n(.*?)^\|", README, re.MULTILINE | re.DOTALL)
+    told = re.findall(r"[+-]\d+\.\d\s\[[+-]\d+\.\d,\s[+-]\d+\.\d\]", prose)
+    assert len(told) >= 4
+    assert all(" ".join(interval.split()) in found for interval in told)
 
 
 def test_the_reference_of_the_keys_is_that_of_the_types() -> None:
