@@ -24,8 +24,6 @@ ANSWERS = "answers.json"
 ANSWER_MAX_TOKENS = 16
 SINGLE_ANSWER_WEIGHT = 0.5
 """Of a question that one person answered (Visual Genome's), as ALBEF weighs it."""
-PEOPLE = 10
-"""Who answer a question in VQA v2."""
 
 
 def distinct_answers(record: VqaRecord) -> dict[str, int]:
@@ -54,6 +52,11 @@ def read_answers(folder: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / ANSWERS}: no answer list: {error}") from None
     return [str(answer) for answer in answers]
+
+
+def answer_worth(votes: int, people: int) -> float:
+    """What an answer is worth, from 0 to 1, that `votes` of `people` gave: of ten, VQA v2's official accuracy."""
+    return min(1.0, 3 * votes / people)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ class VqaCollator:
             answer_ids[row, at], answer_is_valid[row, at] = own_ids, own_is_valid
             weight[row, at] = votes / people if people > 1 else SINGLE_ANSWER_WEIGHT
             list_row[row, at] = self.row.get(text, -1)
-            score[row, at] = min(1.0, 0.3 * votes * PEOPLE / people)
+            score[row, at] = answer_worth(votes, people)
         return VqaBatch(
             image=torch.stack([sample.images[0] for sample in samples]),
             input_ids=input_ids,

@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mamo.data.answer_text import normalise_answer
-from mamo.data.answers import PEOPLE
+from mamo.data.answers import answer_worth
 from mamo.evaluation.answered import check_answered
+
+PEOPLE = 10
+"""Who answer a question in VQA v2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     prediction, *given = [_on_one_line(text) for text in (prediction, *answers)]
     if len(given) < PEOPLE:
         matches = [normalise_answer(text) for text in given].count(normalise_answer(prediction))
-        return min(1.0, 3 * matches / len(given))
+        return answer_worth(matches, len(given))
     if len(set(given)) > 1:  # where all agree nothing is normalised: "A cat" is then not "a cat"
         prediction, *given = [normalise_answer(text) for text in (prediction, *given)]
     counts = Counter(given)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from mamo.cli import run as run_script
 from mamo.config import Config
-from mamo.tasks.launch import train
+from mamo.tasks.launch import Run, train
 from mamo.training import checkpoint, run_folder
 from mamo.training.background import Background
 
@@ -136,7 +136,7 @@ AT_STEP_2 = """
 import multiprocessing, pathlib, sys
 from mamo.cli import run
 from mamo.config import load_config
-from mamo.tasks.launch import train
+from mamo.tasks.launch import Run, train
 from mamo.training.loop import Loop
 
 step = Loop.step
@@ -167,6 +167,21 @@ def test_a_dead_loader_is_one_clear_error(tiny_file: Callable[..., Path]) -> Non
     assert code == 2
     assert "a loader process died" in line
     assert "data.workers (now 1)" in line
+
+
+@pytest.mark.parametrize("raised", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_loader_that_dies_while_it_hands_over_is_the_same_error(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    """Bug: only PyTorch's own words for a dead loader are understood; a socket that broke off ends in a traceback."""
+
+    def broken(*_: object) -> Iterator[None]:
+        raise raised
+        yield
+
+    monkeypatch.setattr("mamo.tasks.launch.make_loader", broken)
+    with pytest.raises(ChildProcessError, match=r"a loader process died.*data.workers"):
+        next(Run(tiny()).batches(0, workers=1))
 
 
 def test_an_error_in_a_step_ends_the_loaders_too(tiny_file: Callable[..., Path]) -> None:
