@@ -4,6 +4,7 @@
 `mamo.queue`, `mamo.models`, `mamo.explain`) are imported by themselves.
 """
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
         Model,
         Processor,
         TokenizerMismatchError,
-        load,
     )
+    from mamo.loading import load
 
 __all__ = [
     "BadSample", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
@@ -27,10 +28,16 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used: `import mamo.masking` alone stays light."""
+    if name == "__version__":
+        return version("mamo")
     if name not in __all__:
         raise AttributeError(f"module 'mamo' has no attribute {name!r}")
-    from mamo import api
+    from mamo import api, loading
 
-    return getattr(api, name)
+    return loading.load if name == "load" else getattr(api, name)

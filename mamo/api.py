@@ -1,13 +1,13 @@
 """A trained model as one object: features, matching, retrieval, grounding, masked words, answers, reasoning.
 
-Images are paths, PIL images or uint8 tensors [3, H, W] of any size; texts are strings. Lists are worked on in batches.
-What a caller can do wrong ends in a ValueError, each kind in its own class; see `load`.
+Images are paths, PIL images or uint8 tensors [3, H, W] of any size; texts are strings. Lists are worked on in batches
+of `evaluation.batch_size`. Features and similarities stay on the model's device, probabilities come to the CPU.
+What a caller can do wrong ends in a ValueError, each kind in its own class; see `mamo.load`.
 
 Legend: I images, T texts, N pairs, D width of the shared space, K results.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config import Config, load_config
+from mamo.config import Config
 from mamo.data.answers import ANSWERS
 from mamo.data.images import BadSample
 from mamo.data.processor import ImageLike, Processor
 from mamo.data.reasoning import is_ordered
 from mamo.data.records import clean_caption
+from mamo.data.transforms import eval_transform
 from mamo.evaluation.answering import Answerer
 from mamo.evaluation.grounding import Box, best_proposal, to_image_size
+from mamo.evaluation.locating import heats_of
 from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Scorer
 from mamo.gallery import EmptyGalleryError, Gallery, indexed
-from mamo.tasks.exported import FILES, TokenizerMismatchError, is_exported, read_exported, write_exported
+from mamo.tasks.exported import FILES, TokenizerMismatchError, read_exported, write_exported
 from mamo.tasks.parts import Trained
-from mamo.tasks.trained import load_mamo
-from mamo.training import checkpoint
-from mamo.training.card import card
 from mamo.training.checkpoint import CheckpointError
 from mamo.training.precision import DeviceError, choose_device
-from mamo.training.run_folder import CONFIG
 
 __all__ = [
     "BadSample", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
-    "Model", "Processor", "TokenizerMismatchError", "load",
+    "Model", "Processor", "TokenizerMismatchError",
 ]  # fmt: skip
 
 HEAT_THRESHOLD = 0.5
@@ -80,47 +78,8 @@ class Grounding:
     """(x, y, width, height): the best proposal, or without proposals whole patches around the hottest one."""
 
 
-def load(
-    path: str | Path, device: Literal["auto", "cpu", "cuda"] = "auto", precision: Literal["fp32", "bf16"] = "fp32"
-) -> "Model":
-    """Load a trained model.
-
-    >>> import mamo
-    >>> model = mamo.load("runs/scenes", device="cpu")
-    >>> model.similarity(["a.jpg", "b.jpg"], ["a red circle"]).shape
-    torch.Size([2, 1])
-
-    Args:
-        path: a run folder (its last checkpoint), a step folder, a folder that `save_pretrained` wrote, or the name of
-            one on the hub (`user/name`, needs network).
-        device: `auto` takes CUDA where there is any.
-        precision: of weights and activations; scores are float32 always.
-
-    Raises:
-        CheckpointError: nothing there, damaged, of another architecture, an MLIM, or no checkpoint of ours. Only
-            safetensors and JSON are read: no pickle is ever opened.
-        TokenizerMismatchError: the tokenizer was exchanged; a CheckpointError.
-        DeviceError: CUDA was asked for where there is none.
-
-    The model's calls raise `MissingHeadError`, `BadSample` (not an image), `EmptyGalleryError` and, for other mistakes
-    in arguments, plain ValueError, which all of these are.
-    """
-    folder, name = Path(path), str(path)
-    if is_exported(folder):
-        return _model(*read_exported(folder, choose_device(device)), precision)
-    if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        try:
-            return Model.from_pretrained(name, device=device, precision=precision)
-        except OSError as error:  # the mixin looks for config.json before it asks us
-            raise CheckpointError(f"{name}: no such folder, and no hub name that can be fetched") from error
-    folder = checkpoint.resolve(folder)
-    config = load_config(folder / CONFIG)
-    trained, parts = load_mamo(folder, config, choose_device(device))
-    return _model(trained, config, card(folder), parts.carried, precision)
-
-
 class Model(ModelHubMixin):
-    """What `load` gives.
+    """What `mamo.load` gives.
 
     `network` is the torch module, `processor` what it reads with, `config` the configuration of its run, `card` its
     card as Markdown. `save_pretrained`, `from_pretrained` and `push_to_hub` are those of the Hugging Face hub:
@@ -151,6 +110,11 @@ class Model(ModelHubMixin):
             config.evaluation.batch_size,
         )
 
+    def __repr__(self) -> str:
+        weight = next(self.network.parameters())
+        millions = sum(p.numel() for p in self.network.parameters()) / 1e6
+        return f"mamo.Model({self.config.task}, {millions:.1f} M parameters, {weight.dtype}, {weight.device})"
+
     def encode_image(self, images: Sequence[ImageLike]) -> Tensor:
         """L2-normalised ITC features, float32 [I, D].
 
@@ -161,8 +125,8 @@ class Model(ModelHubMixin):
         Raises BadSample naming what is not an image, ValueError for an empty list.
         """
         self._need("temperature", "encode_image", "itc")
-        with torch.inference_mode():
-            return self._images(images).feature
+        with torch.inference_mode():  # of each batch the features alone are kept
+            return torch.cat([self._scorer.encode_images([batch]).feature for batch in self._batches(images)])
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """L2-normalised ITC features, float32 [T, D].
@@ -197,6 +161,8 @@ class Model(ModelHubMixin):
         Raises ValueError where there are not as many images as texts.
         """
         self._need("itm", "match", "itm")
+        _check_list("images", images)
+        _check_list("texts", texts)
         if len(images) != len(texts):
             raise ValueError(f"match: {len(images)} images and {len(texts)} texts; give pairs")
         with torch.inference_mode():
@@ -209,11 +175,18 @@ class Model(ModelHubMixin):
         With the folder `cache` ITC features alone are kept, in a file there, and shortlisted image files encoded again.
         """
         self._need("temperature", "index", "itc")
+        _check_list("images", images, least=0)
         with torch.inference_mode():
             return indexed(self._scorer, self._texts, self._images, images, self.config, cache)
 
-    def ground(self, image: ImageLike, expression: str, proposals: Sequence[Box] = ()) -> Grounding:
-        """Where in the image is what the expression says: Grad-CAM of the match (`mamo.explain.grad_cam`).
+    def ground(
+        self,
+        image: ImageLike,
+        expression: str,
+        proposals: Sequence[Box] = (),
+        heat_from: Literal["fusion", "image_encoder", "occlusion"] | None = None,
+    ) -> Grounding:
+        """Where in the image is what the expression says: what made the match, by one of `mamo.explain`'s ways.
 
         >>> import mamo
         >>> found = mamo.load("runs/scenes").ground("a.jpg", "a circle", proposals=[(0, 0, 30, 40), (30, 0, 30, 40)])
@@ -225,16 +198,20 @@ class Model(ModelHubMixin):
             expression: what to look for.
             proposals: boxes (x, y, width, height) to choose among, as in the evaluation; without any, the box holds
                 the patches connected to the hottest one that have at least half of its heat.
+            heat_from: Grad-CAM read in the fusion or in the image encoder, or patches painted over; None is the
+                `evaluation.grounding_heat` of the model's run. The protocols `scenes-*-grounding` fix `image_encoder`.
         """
         self._need("itm", "ground", "itm")
         pixels = self.processor.pixels(image)
         size = (pixels.shape[1], pixels.shape[2])
+        resized = eval_transform(pixels, self.processor.image_size_px)[None]
+        how = heat_from or self.config.evaluation.grounding_heat
         with torch.inference_mode():
             row = torch.zeros(1, dtype=torch.int64)
-            heat = self._scorer.ground(self._images([pixels]), self._texts([expression]), row, row)[0]
+            heat = heats_of(self._scorer, resized, self._texts([expression]), row, row, how)[0]
         whole = to_image_size(heat, size)
         y, x = np.unravel_index(int(whole.argmax()), whole.shape)
-        box = proposals[best_proposal(whole, proposals)] if proposals else _hot_box(heat, size)
+        box = proposals[best_proposal(whole, proposals)] if len(proposals) else _hot_box(heat, size)
         return Grounding(whole, (int(x), int(y)), box)
 
     def fill_mask(self, image: ImageLike, text: str) -> str:
@@ -251,10 +228,12 @@ class Model(ModelHubMixin):
         tokenizer, limit = self.processor.tokenizer, self.processor.text_max_tokens
         mask = tokenizer.mask_token
         # the tokenizer reads "[MASK]" in a text as plain text, so that no caption can smuggle one in
-        ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(mask)]
+        parts = [clean_caption(part) for part in text.split(mask)]
+        ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
         joined = [tokenizer.cls_token_id, *ids[0]]
         for part in ids[1:]:
             joined += [tokenizer.mask_token_id, *part]
+        self.processor.tell_of_cut(len(joined) + 1)
         joined = [*joined[: limit - 1], tokenizer.sep_token_id]
         slots = [k for k, token in enumerate(joined) if token == tokenizer.mask_token_id]
         if not slots:
@@ -278,8 +257,11 @@ class Model(ModelHubMixin):
         Raises ValueError where there are not as many images as questions.
         """
         self._need("answer", "answer", "vqa")
+        _check_list("images", images)
+        _check_list("texts", questions)
         if len(images) != len(questions):
             raise ValueError(f"answer: {len(images)} images and {len(questions)} questions; give pairs")
+        self.processor.texts(questions)  # tells of one that is cut
         scorer, given = self._scorer, list[str]()
         reading = (self.processor.tokenizer, scorer.normalise, scorer.device, json.loads(self.carried[ANSWERS]))
         answerer = Answerer(self.network, *reading, self.processor.text_max_tokens, self.config.evaluation.rerank_k)
@@ -310,7 +292,7 @@ class Model(ModelHubMixin):
                 pixels = torch.stack([self.processor.images(several) for several in images[part]])
                 pixels = scorer.normalise(pixels.flatten(0, 1).to(scorer.device))
                 slots = backbone.fusion.embed_image(backbone.image_encoder(pixels))
-                ids, lengths = self.processor.texts([clean_caption(text) for text in sentences[part]])
+                ids, lengths = self.processor.texts(sentences[part])
                 is_valid = torch.arange(ids.shape[1]) < lengths[:, None]
                 sided = torch.tensor([is_ordered(text) for text in sentences[part]])
                 texts = (value.to(scorer.device) for value in (ids, is_valid, sided))
@@ -320,22 +302,22 @@ class Model(ModelHubMixin):
     def _need(self, head: str, call: str, trained_by: str) -> None:
         if getattr(self.network, head) is None:
             is_loss = head in ("temperature", "itm", "mlm")
+            task, weight = ("retrieval", f" losses.weights.{trained_by}=1") if is_loss else (trained_by, "")
             raise MissingHeadError(
                 f"{call}: this model was trained without {trained_by}; train it on with `python scripts/finetune.py "
-                f"--config configs/finetune/{'retrieval' if is_loss else trained_by}_scenes.yaml checkpoint=FOLDER`"
+                f"--config configs/finetune/{task}_scenes.yaml checkpoint=FOLDER{weight}`"
                 + (f", or pre-train with losses.weights.{trained_by} above 0" if is_loss else "")
             )
 
-    def _images(self, images: Sequence[ImageLike]) -> EncodedImages:
-        if isinstance(images, str | Path) or not len(images):
-            raise ValueError(f"give a list of images, not {images!r}")
+    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
+        """uint8 [B, 3, h, w] of each `evaluation.batch_size` images."""
+        _check_list("images", images)
         step = self._scorer.batch_size
+        for start in range(0, len(images), step):
+            yield self.processor.images(images[start : start + step])
 
-        def batches() -> Iterator[Tensor]:
-            for start in range(0, len(images), step):
-                yield self.processor.images(images[start : start + step])
-
-        return self._scorer.encode_images(batches())
+    def _images(self, images: Sequence[ImageLike]) -> EncodedImages:
+        return self._scorer.encode_images(self._batches(images))
 
     def _texts(self, texts: Sequence[str]) -> EncodedTexts:
         return self._scorer.encode_texts(*self.processor.texts(texts))
@@ -345,46 +327,43 @@ class Model(ModelHubMixin):
         write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card, self.carried)
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        pretrained_model_name_or_path: str | Path,
+        device: str | torch.device = "auto",
         precision: Literal["fp32", "bf16"] = "fp32",
-        **_: Any,  # the mixin hands over what it read of config.json
+        **hub: Any,
     ) -> "Model":
-        """Called by `from_pretrained`; raises as `load`."""
-        where, folder = choose_device(device), Path(model_id)
+        """What `save_pretrained` wrote: a folder, or a name on the hub with options of `snapshot_download`.
+
+        Raises as `mamo.load`. Instead of the mixin's own, which reads config.json before anything is checked.
+        """
+        where, folder = choose_device(device), Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             try:
-                folder = Path(
-                    snapshot_download(
-                        model_id,
-                        revision=revision,
-                        cache_dir=cache_dir,
-                        force_download=force_download,
-                        local_files_only=local_files_only,
-                        token=token,
-                        allow_patterns=list(FILES),
-                    )
-                )
+                folder = Path(snapshot_download(str(folder), allow_patterns=list(FILES), **hub))
             except (OSError, ValueError) as error:  # the hub's errors derive from these
-                raise CheckpointError(f"{model_id}: no such folder, and no hub name that can be fetched") from error
-        return _model(*read_exported(folder, where), precision)
+                raise CheckpointError(f"{folder}: no such folder, and no hub name that can be fetched") from error
+        return model_of(*read_exported(folder, where), precision)
 
 
-def _model(
+def model_of(
     trained: Trained, config: Config, card: str, carried: Mapping[str, str], precision: Literal["fp32", "bf16"]
 ) -> Model:
+    """A model of what was loaded; raises ValueError for another precision."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision {precision!r} is neither fp32 nor bf16")
     if precision == "bf16":
         trained.network.bfloat16()
     processor = Processor(trained.tokenizer, config.data.image_size, config.data.text_max_tokens)
     return Model(trained, processor, config, card, carried)
+
+
+def _check_list(what: str, values: Any, least: int = 1) -> None:
+    """Raises ValueError for one image or text alone, for what cannot be counted, and for fewer than `least`."""
+    is_list = hasattr(values, "__len__") and hasattr(values, "__getitem__") and not isinstance(values, str)
+    if not is_list or len(values) < least:
+        raise ValueError(f"give a list of {what}, not {values!r}")
 
 
 def _hot_box(heat: Tensor, image_size_px: tuple[int, int]) -> Box:

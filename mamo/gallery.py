@@ -76,7 +76,7 @@ class Gallery:
         Raises ValueError for `k` above `rerank_k` or below 1.
         """
         if not 1 <= k <= rerank_k:
-            raise ValueError(f"retrieve: k = {k} must lie between 1 and rerank_k = {rerank_k}")
+            raise ValueError(f"retrieve: k = {k} must lie between 1 and rerank_k = {rerank_k}; raise rerank_k for more")
         with torch.inference_mode():
             encoded = self._texts(texts)
             parts = [

@@ -5,9 +5,10 @@ import itertools
 import json
 import logging
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,10 +21,16 @@ from mamo.data.loader import WORLD_SEED
 from mamo.data.rendering import render
 from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import SceneWorld
+from mamo.data.task_records import GroundingRecord
+from mamo.data.task_sources import records_of
+from mamo.evaluation.grounding import best_proposal, grounded
+from mamo.evaluation.locating import locate_all
 from mamo.evaluation.probes import fill_masked_words, masked_words
 from mamo.tasks.evaluate import evaluate
 from mamo.tasks.launch import train
+from mamo.training.resume import config_after
 
+ROOT = Path(__file__).parents[1]
 N = 12
 WORLD = SceneWorld("easy", WORLD_SEED)
 
@@ -40,7 +47,7 @@ def captions() -> list[str]:
 
 @pytest.fixture
 def run(tiny: Callable[..., Config], tmp_path: Path, no_curves: None, one_thread: None) -> Path:
-    """A run of two steps, its weights spread so that scores differ."""
+    """A run of two steps."""
     train(tiny(training={"total_steps": 2, "warmup_steps": 1}, data={"text_max_tokens": 40}), is_resume=False)
     return tmp_path / "run"
 
@@ -69,13 +76,29 @@ def test_images_in_every_form_are_the_same(run: Path, pictures: list[Image.Image
     """Bug: a tensor that is normalised twice, a path that is resized in another way, a batch that mixes images up."""
     model = stir(mamo.load(run))
     large = pictures[0].resize((40, 28))
-    large.save(tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, as phones write it
+    large.rotate(90, expand=True).save(tmp_path / "a.png", exif=exif)
     tensor = torch.from_numpy(mamo.api.np.array(large)).permute(2, 0, 1)
-    features = model.encode_image([large, tmp_path / "a.png", str(tmp_path / "a.png"), tensor, pictures[1]])
-    torch.testing.assert_close(features[:1].expand(4, -1), features[:4])
-    assert not torch.allclose(features[0], features[4], atol=1e-2)
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
-    torch.testing.assert_close(model.encode_image([pictures[1]])[0], features[4])
+    opened = Image.open(tmp_path / "a.png")
+    assert opened.size == (28, 40)
+    features = model.encode_image([large, tmp_path / "a.png", str(tmp_path / "a.png"), tensor, opened, pictures[1]])
+    torch.testing.assert_close(features[:1].expand(5, -1), features[:5])
+    assert not torch.allclose(features[0], features[5], atol=1e-2)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(model.encode_image([pictures[1]])[0], features[5])
+    assert opened.size == (28, 40)  # the caller's picture stays as it was
+
+
+def test_texts_are_read_as_in_training(run: Path) -> None:
+    """Bug: full-width letters, odd spaces or a lone surrogate, which training cleans, are other words or an error."""
+    model = stir(mamo.load(run))
+    odd = ["ａ ｒｅｄ\u2003circle ", "a red circle", "a red circle\ud800"]
+    features = model.encode_text(odd)
+    torch.testing.assert_close(features[0], features[1])
+    assert not torch.allclose(features[1], features[2])
+    picture = Image.new("RGB", (16, 16), "red")
+    assert model.fill_mask(picture, "ａ ｒｅｄ [MASK]") == model.fill_mask(picture, "a red [MASK]")
 
 
 def test_match_similarity_and_words(run: Path, pictures: list[Image.Image], captions: list[str]) -> None:
@@ -115,6 +138,31 @@ def test_grounding_has_the_size_of_the_image(run: Path, pictures: list[Image.Ima
     assert y <= found.point[1] < y + height
 
 
+@pytest.mark.parametrize("heat_from", ["fusion", "image_encoder", "occlusion"])
+def test_grounding_is_the_evaluators(
+    run: Path, heat_from: Literal["fusion", "image_encoder", "occlusion"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: the heat of another place than the evaluation reads, or the choice of it left unread."""
+    model = stir(mamo.load(run))
+    records, load_image = records_of(model.config.data, GroundingRecord, "test", 6)
+    chosen: list[tuple[float, ...]] = []
+
+    def kept(heat: Any, proposals: Any, gold: Any) -> dict[str, float]:
+        chosen.append(tuple(proposals[best_proposal(heat, proposals)]))
+        return grounded(heat, proposals, gold)
+
+    monkeypatch.setattr("mamo.evaluation.locating.grounded", kept)
+    with torch.inference_mode():
+        locate_all(model._scorer, records, load_image, (16, 16), 4, heat_from)
+    settings = model.config.evaluation.model_copy(update={"grounding_heat": heat_from})
+    model.config = model.config.model_copy(update={"evaluation": settings})
+    ordered = sorted(records, key=lambda record: record.image)
+    calls = [model.ground(load_image(r.image), r.expression, r.proposals_xywh) for r in ordered]
+    assert [tuple(found.box) for found in calls] == chosen
+    other = model.ground(load_image(ordered[0].image), ordered[0].expression, heat_from="occlusion")
+    assert (heat_from == "occlusion") == bool((other.heat == calls[0].heat).all())
+
+
 def test_the_box_holds_what_is_connected_to_the_hottest_patch() -> None:
     """Bug: a second hot region drawn in, diagonal neighbours lost, axes exchanged, patches taken for pixels."""
     heat = torch.zeros(4, 6)
@@ -137,12 +185,25 @@ def test_heads_that_are_missing_are_named(tiny: Callable[..., Config], tmp_path:
         with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; train it on with"):
             call()
     assert model.fill_mask(picture, "a [MASK]")
+    model.network.mlm = None
+    for call, head in (
+        (lambda: model.fill_mask(picture, "a [MASK]"), "mlm"),
+        (lambda: model.match([picture], ["x"]), "itm"),
+    ):
+        with pytest.raises(mamo.MissingHeadError) as caught:
+            call()
+        command = re.findall(r"`python scripts/finetune\.py --config (\S+) checkpoint=FOLDER (\S+)`", str(caught.value))
+        ((config_file, override),) = command
+        config = config_after(ROOT / config_file, [f"checkpoint={tmp_path / 'run'}", override], False)
+        assert getattr(config.losses.weights, head) > 0  # the command does train what is missing
 
 
 def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Path, caplog: Any) -> None:
     """Bug: a traceback from the depths, an empty answer, texts that are cut in silence or announced each time."""
     model = mamo.load(run)
     (tmp_path / "text.png").write_text("no image")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
     for call, kind, message in (
         (lambda: model.encode_image([tmp_path / "text.png"]), mamo.BadSample, r"text\.png: not an image"),
         (lambda: model.encode_image([tmp_path / "absent.png"]), mamo.BadSample, r"absent\.png"),
@@ -155,7 +216,14 @@ def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Pat
         (lambda: model.encode_text("a text"), ValueError, "a list of texts"),
         (lambda: model.encode_text([]), ValueError, "a list of texts"),
         (lambda: model.fill_mask(pictures[0], "no mask"), ValueError, r"no \[MASK\] among the first 40 tokens"),
-        (lambda: model.index(pictures).retrieve(["x"], k=9, rerank_k=4), ValueError, "k = 9 must lie between"),
+        (lambda: model.index(pictures).retrieve(["x"], k=9, rerank_k=4), ValueError, "k = 9 must.*raise rerank_k"),
+        (lambda: model.encode_image(pictures[0]), ValueError, "a list of images, not <PIL"),
+        (lambda: model.index(pictures[0]), ValueError, "a list of images, not <PIL"),
+        (lambda: model.match(pictures[:1], "red circle"), ValueError, "a list of texts, not 'red circle'"),
+        (lambda: model.encode_text([3]), ValueError, r"a list of texts, not \[3\]"),  # type: ignore[list-item]
+        (lambda: model.encode_image([torch.zeros(3, 0, 4, dtype=torch.uint8)]), mamo.BadSample, r"not .*\[3, 0, 4\]"),
+        (lambda: model.encode_image([Image.open(tmp_path / "cut.png")]), mamo.BadSample, r"cut\.png"),
+        (lambda: mamo.load(run, precision="fp16"), ValueError, "'fp16' is neither"),  # type: ignore[arg-type]
     ):
         with pytest.raises(kind, match=message):
             call()
@@ -163,6 +231,9 @@ def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Pat
         for _ in range(2):
             model.encode_text(["red " * 100])
     assert caplog.text.count("texts are cut to 40 tokens; the longest has 102") == 1
+    caplog.clear()
+    mamo.load(run).fill_mask(pictures[0], "[MASK] " + "red " * 100)
+    assert caplog.text.count("texts are cut to 40 tokens; the longest has 103") == 1
 
 
 class Evil:
@@ -175,8 +246,16 @@ class Evil:
 def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a truncated file that loads in part, a pickle whose code runs."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(mamo.CheckpointError, match="no checkpoint found"):
+    with pytest.raises(mamo.CheckpointError, match="no folder; give a run"):
         mamo.load(tmp_path / "nowhere")
+    with pytest.raises(mamo.CheckpointError, match=rf"Did you mean {tmp_path / 'run'}\?"):
+        mamo.load(tmp_path / "rum")
+    (tmp_path / "x/run").mkdir(parents=True)
+    with pytest.raises(mamo.CheckpointError, match=r"Did you mean x/run\?"):  # and the hub is not asked for it
+        mamo.load("x/runn")
+    (tmp_path / "ALBEF.pth").touch()
+    with pytest.raises(mamo.CheckpointError, match="starts a run instead"):
+        mamo.load(tmp_path / "ALBEF.pth")
     (tmp_path / "foreign").mkdir()
     with pytest.raises(mamo.CheckpointError, match="not a complete checkpoint"):
         mamo.load(tmp_path / "foreign")
@@ -198,5 +277,9 @@ def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_where_there_is_none(run: Path) -> None:
     """Bug: a late error from CUDA."""
-    with pytest.raises(mamo.DeviceError, match="offers none"):
-        mamo.load(run, device="cuda")
+    for device in ("cuda", "cuda:1", torch.device("cuda")):
+        with pytest.raises(mamo.DeviceError, match="offers none"):
+            mamo.load(run, device=device)
+    for device, message in (("gpu", "none of auto, cpu"), ("meta", "not supported"), (None, "none of auto")):
+        with pytest.raises(mamo.DeviceError, match=message):
+            mamo.load(run, device=device)  # type: ignore[arg-type]

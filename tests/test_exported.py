@@ -188,7 +188,12 @@ def test_what_is_not_ours_is_refused(home: Path, tmp_path: Path, monkeypatch: py
     refused(mamo.CheckpointError, r"model\.safetensors cannot be read", model__safetensors=weights[:-9])
     refused(mamo.CheckpointError, r"model\.safetensors cannot be read", model__safetensors=pickle.dumps(Evil()))
     refused(mamo.CheckpointError, "another kind of model", config__json=b'{"model_type": "clip"}')
-    refused(ValueError, "Expecting|Unterminated", config__json=whole["config.json"][:40])
+    refused(mamo.CheckpointError, "Expecting|Unterminated", config__json=whole["config.json"][:40])
+    refused(mamo.CheckpointError, "another kind of model", config__json=b"[]")
+    refused(mamo.CheckpointError, "another kind of model", config__json=b'{"mamo": null}')
+    refused(mamo.CheckpointError, "not a model", tokenizer_config__json=b"[]")
+    resized = {**config, "mamo": {**config["mamo"], "data": {**config["mamo"]["data"], "image_size_px": 48}}}
+    refused(mamo.CheckpointError, "", config__json=json.dumps(resized).encode())
     other = {**config, "mamo": {**config["mamo"], "colour": "red"}}
     refused(mamo.CheckpointError, "colour", config__json=json.dumps(other).encode())
     auto = {**json.loads(whole["tokenizer_config.json"]), "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
@@ -203,6 +208,9 @@ def test_what_is_not_ours_is_refused(home: Path, tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "executed").exists()
     vocabulary = whole["tokenizer.json"].replace(b'"circle"', b'"elcric"')
     refused(mamo.TokenizerMismatchError, "not the one", tokenizer__json=vocabulary)
+    cased = whole["tokenizer.json"].replace(b'"lowercase": true', b'"lowercase": false')
+    assert cased != whole["tokenizer.json"]
+    refused(mamo.TokenizerMismatchError, "not the one", tokenizer__json=cased)
     assert not (tmp_path / "executed").exists()
     for path in folder.iterdir():
         path.unlink()

@@ -50,6 +50,9 @@ class Case:
     square_side: int = 2048
     """Side of the square product measured beside everything."""
     method: Literal["mamo", "albef"] = "mamo"
+    activation_checkpointing: bool = False
+    processes: int = 1
+    """Processes that share the batch; ITM's pools fill the part of one."""
 
     def config(self, folder: Path, device: str, precision: str) -> Config:
         """The configuration of the case; its tokenizer is written into `folder`."""
@@ -65,8 +68,13 @@ class Case:
                 "tokenizer": str(tokenizer),
             },
             "model": {"preset": self.preset, "image": {"patch_size_px": self.patch_size_px}},
-            "losses": {"queue_size": self.queue_size, "itm_pool_size": self.batch_size},
-            "training": {"batch_size_global": self.batch_size, "device": device, "precision": precision},
+            "losses": {"queue_size": self.queue_size, "itm_pool_size": self.batch_size // self.processes},
+            "training": {
+                "batch_size_global": self.batch_size,
+                "device": device,
+                "precision": precision,
+                "activation_checkpointing": self.activation_checkpointing,
+            },
             "evaluation": {"enabled": False},
         }
         return build_config(merge(values, ALBEF if self.method == "albef" else {}), f"benchmark {self.preset}")
@@ -123,7 +131,7 @@ def made_up_batch(run: Run, size: int, n_words: tuple[int, ...] = ()) -> PairBat
 
 
 def build(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[Run, Loop, PairBatch]:
-    """A run of the case, a loop that writes nothing, and a batch on the device."""
+    """A run of the case, a loop that writes nothing, and a process's batch on the device."""
     run = Run(case.config(folder, device.type, precision))
     run.task.network.train()
-    return run, run.trial_loop(precision, folder), made_up_batch(run, case.batch_size).to(device)
+    return run, run.trial_loop(precision, folder), made_up_batch(run, case.batch_size // case.processes).to(device)

@@ -7,6 +7,7 @@ libraries occupy.
 import multiprocessing
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,16 +31,28 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
 
 
 def measure_memory(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Peak of two steps, its prediction, and their ratio."""
-    peak = in_fresh_process(peak_mib, case, folder, device, precision)
-    run, loop, batch = build(case, folder, device, precision)
-    activations = plan.count_activation_bytes(lambda: loop.backward(batch, 0), run.task.network)
-    predicted = sum(plan.memory_bytes(run, activations + plan.batch_bytes(batch)).values()) / 2**20
-    return {
-        f"memory/{case.preset}/peak_mib": peak,
-        f"memory/{case.preset}/predicted_mib": predicted,
-        f"memory/{case.preset}/predicted_over_peak": predicted / peak,
+    """Peak of two steps, its prediction and their ratio, plainly and with activation checkpointing."""
+    found: dict[str, float] = {}
+    prefix = f"memory/{case.preset}"
+    for name, is_checkpointed in ((prefix, False), (f"{prefix}/checkpointing", True)):
+        one = replace(case, activation_checkpointing=is_checkpointed)
+        peak = in_fresh_process(peak_mib, one, folder, device, precision)
+        predicted = predicted_mib(one, folder, device, precision)
+        found |= {
+            f"{name}/peak_mib": peak,
+            f"{name}/predicted_mib": predicted,
+            f"{name}/predicted_over_peak": predicted / peak,
+        }
+    return found | {
+        f"{prefix}/checkpointing/over_plain": found[f"{prefix}/checkpointing/peak_mib"] / found[f"{prefix}/peak_mib"]
     }
+
+
+def predicted_mib(case: Case, folder: Path, device: torch.device, precision: Precision) -> float:
+    """What `--plan` says that a step of the case needs at most, in MiB."""
+    run, loop, batch = build(case, folder, device, precision)
+    in_passes = plan.peak_bytes(lambda: loop.backward(batch, 0))
+    return sum(plan.memory_bytes(run, in_passes + plan.batch_bytes(batch)).values()) / 2**20
 
 
 def peak_mib(case: Case, folder: Path, device: torch.device, precision: Precision) -> float:

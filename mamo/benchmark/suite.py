@@ -15,6 +15,7 @@ from mamo.benchmark.growth import measure_growth
 from mamo.benchmark.loading import measure_loading, measure_waiting
 from mamo.benchmark.measure import Precision, Rounds, square_rate
 from mamo.benchmark.memory import measure_checkpoint, measure_memory
+from mamo.benchmark.processes import measure_processes
 from mamo.benchmark.reranking import measure_galleries, measure_gallery_memory, measure_reranking
 from mamo.benchmark.scale import scale_plan
 from mamo.benchmark.shortcuts import measure_shortcuts
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Section] = {
     "memory": measure_memory,
     "waiting": _waiting,
     "growth": _growth,
+    "processes": measure_processes,
     "reranking": measure_reranking,
     "checkpoint": measure_checkpoint,
     "shortcuts": measure_shortcuts,

@@ -69,7 +69,7 @@ class BadSamplePolicy:
             )
 
 
-def decode_image(data: bytes | Path, max_pixels: int = 100_000_000, name: str | None = None) -> Tensor:
+def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000, name: str | None = None) -> Tensor:
     """Decodes one image that Pillow reads to RGB, uint8 [3, H, W], upright (EXIF orientation applied).
 
     Transparency is laid on white, CMYK and palettes become RGB, 16-bit samples keep their high byte, the first frame of
@@ -79,6 +79,8 @@ def decode_image(data: bytes | Path, max_pixels: int = 100_000_000, name: str | 
     """
     label = name or (str(data) if isinstance(data, Path) else "image")
     try:
+        if isinstance(data, Image.Image):
+            return _decode(data, max_pixels)
         content = data.read_bytes() if isinstance(data, Path) else data
         if not content:
             raise BadSample("zero bytes")
@@ -97,12 +99,12 @@ def decode_image(data: bytes | Path, max_pixels: int = 100_000_000, name: str | 
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Tensor:
-    """`image` has only its header read yet."""
+    """`image` may have only its header read yet."""
     if image.width * image.height > max_pixels:
         raise BadSample(f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels")
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)  # [3, H, W]
+    upright = ImageOps.exif_transpose(image)
+    return torch.from_numpy(np.array(to_rgb(upright))).permute(2, 0, 1)  # [3, H, W]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mamo.data.images import BadSample, decode_image, to_rgb
+from mamo.data.images import BadSample, decode_image
+from mamo.data.records import clean_caption
 from mamo.data.transforms import eval_transform
 
 logger = logging.getLogger(__name__)
@@ -62,24 +62,28 @@ class Processor:
         if isinstance(image, str | Path):
             return decode_image(Path(image))
         if isinstance(image, Image.Image):
-            return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+            return decode_image(image, name=str(getattr(image, "filename", "")) or None)
         if not isinstance(image, Tensor):
             raise BadSample(f"an image is a path, a PIL image or a tensor, not {type(image).__name__}")
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             raise BadSample(f"an image tensor must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
         return image
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids int64 [T, L], padded, and their numbers int64 [T]; what is past the limit is cut, and told once.
 
-        Raises ValueError for one string instead of a list, and for an empty list.
+        Texts are cleaned as captions are in training (`clean_caption`). Raises ValueError for one string instead of a
+        list, for an empty list and for what is no text.
         """
-        if isinstance(texts, str) or not texts:
+        if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"give a list of texts, not {texts!r}")
-        tokens = [list(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
-        longest = max(len(ids) for ids in tokens)
+        cleaned = [clean_caption(text) for text in texts]
+        self.tell_of_cut(max(len(ids) for ids in self.tokenizer(cleaned)["input_ids"]))
+        encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=self.text_max_tokens)
+        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).sum(dim=1)
+
+    def tell_of_cut(self, longest: int) -> None:
+        """Log, the first time that a text of `longest` tokens is past the limit, that it is cut."""
         if longest > self.text_max_tokens and not self._has_told_of_cut:
             self._has_told_of_cut = True
             logger.warning("texts are cut to %d tokens; the longest has %d (told once)", self.text_max_tokens, longest)
-        encoded = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.text_max_tokens)
-        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).sum(dim=1)

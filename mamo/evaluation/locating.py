@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mamo.data.records import clean_caption
 from mamo.data.task_records import GroundingRecord, boxes_outside
@@ -11,8 +12,11 @@ from mamo.data.task_sources import LoadImage, load_distinct
 from mamo.data.transforms import eval_transform
 from mamo.distributed import share
 from mamo.evaluation.grounding import grounded, percentages, to_image_size
-from mamo.evaluation.scoring import Scorer
+from mamo.evaluation.scoring import EncodedTexts, Scorer
 from mamo.explain import image_grad_cam, occlusion
+
+HeatFrom = Literal["fusion", "image_encoder", "occlusion"]
+"""Where heat is read: `grad_cam`, `image_grad_cam` or `occlusion` of `mamo.explain`."""
 
 
 def locate_all(
@@ -21,11 +25,11 @@ def locate_all(
     load_image: LoadImage,
     image_size_px: tuple[int, int],
     batch_size: int,
-    heat_from: Literal["fusion", "image_encoder", "occlusion"] = "fusion",
+    heat_from: HeatFrom = "fusion",
 ) -> dict[str, float]:
     """`grounding_metrics` of the records, a batch of them at a time; boxes are in pixels of each image's own size.
 
-    Several processes share the work. `heat_from` chooses between `grad_cam`, `image_grad_cam` and `occlusion`.
+    Several processes share the work.
 
     Raises ValueError, naming the record, for one without a gold box, and for a box that leaves its image.
     """
@@ -37,11 +41,7 @@ def locate_all(
         resized = torch.stack([eval_transform(image, image_size_px) for image in raw])
         texts = scorer.encode_texts(*scorer.tokenize([clean_caption(record.expression) for record in part]))
         rows = torch.tensor([row[record.image] for record in part])
-        if heat_from == "fusion":
-            heats = scorer.ground(scorer.encode_images([resized]), texts, rows, torch.arange(len(part)))
-        else:
-            how = image_grad_cam if heat_from == "image_encoder" else occlusion
-            heats = scorer.ground_pixels(how, resized, texts, rows, torch.arange(len(part)))
+        heats = heats_of(scorer, resized, texts, rows, torch.arange(len(part)), heat_from)
         found = []
         for record, heat in zip(part, heats, strict=True):
             height, width = raw[row[record.image]].shape[1:]
@@ -53,6 +53,16 @@ def locate_all(
         return found
 
     return percentages([one for found in share(locate, range(0, len(ordered), batch_size)) for one in found])
+
+
+def heats_of(
+    scorer: Scorer, images: Tensor, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor, heat_from: HeatFrom
+) -> Tensor:
+    """Heat float32 [N, h, w] of pairs of rows int64 [N] of images uint8 [I, 3, H, W] and of texts."""
+    if heat_from == "fusion":
+        return scorer.ground(scorer.encode_images([images]), texts, image_rows, text_rows)
+    how = image_grad_cam if heat_from == "image_encoder" else occlusion
+    return scorer.ground_pixels(how, images, texts, image_rows, text_rows)
 
 
 def _checked(record: GroundingRecord, width: int, height: int) -> tuple[float, float, float, float]:

@@ -23,6 +23,7 @@ from mamo.data.collate import sample_rng
 from mamo.data.expressions import Expression
 from mamo.evaluation.exhibits import Exhibits, Picture
 from mamo.evaluation.grounding import IOU_THRESHOLD, best_proposal, iou, to_image_size
+from mamo.evaluation.locating import HeatFrom, heats_of
 from mamo.evaluation.probes import MaskedWord, fill_masked_words
 from mamo.evaluation.retrieval import union_of_pairs
 from mamo.evaluation.scoring import EncodedImages, Scorer
@@ -65,8 +66,9 @@ def network_pictures(
             shown = _to_images(to_images[:rows], pictures, captions)
             found.append((f"Texts to images, top {TOP} of {n} by {by}", shown))
         if network.itm is not None and exhibits.expressions:
-            title = "What an expression means: Grad-CAM of the match, gold box (green), chosen proposal (white)"
-            found.append((title, _grounded(scorer, images, exhibits.expressions[: 2 * rows], pictures)))
+            title = "What an expression means: heat of the match, gold box (green), chosen proposal (white)"
+            how = config.evaluation.grounding_heat
+            found.append((title, _grounded(scorer, batch, exhibits.expressions[: 2 * rows], pictures, how)))
         sees_parts = network.mim is not None or network.mrm_image is not None
         grid, masking = network.backbone.image_encoder.grid, config.masking
         drawn = [draw_image_mask(sample_rng(config.seed, 0, k, 0), grid, masking.image_ratio, masking.image_style)
@@ -202,11 +204,13 @@ def _trio(picture: Picture, hidden: Picture, rebuilt: Picture, text: str) -> str
     return f"<figure class='wide'>{three}<figcaption>{html.escape(text)}</figcaption></figure>"
 
 
-def _grounded(scorer: Scorer, images: EncodedImages, items: Sequence[Expression], pictures: Sequence[Picture]) -> str:
+def _grounded(
+    scorer: Scorer, images: Tensor, items: Sequence[Expression], pictures: Sequence[Picture], heat_from: HeatFrom
+) -> str:
     texts = scorer.encode_texts(*scorer.tokenize([item.text for item in items]))
     rows = torch.tensor([item.scene_index for item in items])
     cells = []
-    for item, heat in zip(items, scorer.ground(images, texts, rows, torch.arange(len(items)))):
+    for item, heat in zip(items, heats_of(scorer, images, texts, rows, torch.arange(len(items)), heat_from)):
         picture = pictures[item.scene_index]
         whole = to_image_size(heat, picture.shape[:2])
         chosen = item.proposals[best_proposal(whole, item.proposals)]

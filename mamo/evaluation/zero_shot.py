@@ -182,10 +182,12 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
     metrics: dict[str, float] = {}
     if data.eval_file is not None and network.temperature is not None:
         records = read_pairs(Path(data.eval_file), data.eval_split)
+        spelling: dict[str, str] = {}  # how a caption, whatever its capitals, is written first
         captions: dict[str, dict[str, None]] = {}  # of each image, without repetition
         for record in records:
-            found = [clean_caption(text).lower() for text in record.captions]
-            captions.setdefault(record.image_id, {}).update(dict.fromkeys(text for text in found if text))
+            found = [text for text in map(clean_caption, record.captions) if text]
+            same = [spelling.setdefault(text.lower(), text) for text in found]
+            captions.setdefault(record.image_id, {}).update(dict.fromkeys(same))
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
         texts = [list(captions[image_id]) for image_id in shown]

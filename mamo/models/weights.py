@@ -69,4 +69,6 @@ def check_keys(found: dict[str, Tensor], wanted: dict[str, Tensor], source: str)
         if key in found and found[key].shape != value.shape
     ]
     if problems:
-        raise ValueError(f"weights of {source} do not fit: {'; '.join(problems)}")
+        told = "; ".join(problems[:NAMES_TOLD])
+        more = f"; and {len(problems) - NAMES_TOLD} more" if len(problems) > NAMES_TOLD else ""
+        raise ValueError(f"weights of {source} do not fit: {told}{more}")

@@ -57,7 +57,7 @@ def evaluate(
         replace_text(to / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
         if pictures:
             shown = parts.pictures(trained, pictures, to)
-            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder.parent.parent)
+            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder)
 
     with computing_in(precision, [trained.network]):
         metrics = parts.evaluate(trained, output_dir)

@@ -20,6 +20,8 @@ from mamo.training.run_folder import BERT
 CONFIG, WEIGHTS, CARD = "config.json", "model", "README.md"
 FILES = ("*.json", "*.txt", f"{WEIGHTS}.safetensors", CARD, f"{BERT}/{CONFIG}")
 """Patterns of all that `read_exported` reads."""
+_SAMPLE = "A RED circle, an élan-blue  square; 2 STARS' 3.5 don't\tÅngström 東京 [MASK]"
+"""Capitals, accents, marks, spaces and another script: what tokenizers of one vocabulary may read differently."""
 _HEADER = "---\nlibrary_name: mamo\ntags: [mamo, vision-language, image-text-retrieval]\n---\n\n"
 
 
@@ -68,13 +70,13 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, 
     """
     try:
         values = json.loads((folder / CONFIG).read_text("utf-8"))
-        if not isinstance(values, dict) or "mamo" not in values:
+        if not isinstance(values, dict) or not isinstance(values.get("mamo"), dict):
             raise ValueError(f"its {CONFIG} is of another kind of model")
         config = build_config(values["mamo"], str(folder / CONFIG))
         trained, parts = load_parts(folder, config, device, weights=WEIGHTS, tokenizer=".")
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # JSON of another shape
         raise CheckpointError(f"{folder}: not a model that save_pretrained wrote: {error}") from None
     if values.get("vocabulary") != _fingerprint(trained.tokenizer):
         raise TokenizerMismatchError(f"{folder}: its tokenizer is not the one that its weights were trained with")
@@ -83,5 +85,6 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, 
 
 
 def _fingerprint(tokenizer: Any) -> str:
-    """16 hex digits of the vocabulary: two tokenizers that number words alike have the same."""
-    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()[:16]
+    """16 hex digits of the vocabulary and of what becomes of `_SAMPLE`: tokenizers that read alike have the same."""
+    read = [tokenizer.get_vocab(), tokenizer(_SAMPLE)["input_ids"]]
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]

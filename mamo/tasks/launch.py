@@ -333,7 +333,8 @@ def report(run: Run, loop: Loop) -> None:
         shown = run.parts.pictures(replace(run.trained, network=network), SHOWN, run.output_dir)
     last = run_folder.read_evaluations(run.output_dir)[-1]
     title = f"{run.output_dir}: {last['protocol']}"
-    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, run.output_dir))
+    newest = checkpoint.step_folders(run.output_dir)[-1]
+    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest))
 
 
 def restore(run: Run) -> int:

@@ -7,6 +7,7 @@ import itertools
 import math
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mamo.config import Config
@@ -21,7 +24,7 @@ from mamo.tasks.launch import Run, resolve_auto
 from mamo.training.loop import Loop
 
 TIMED_STEPS = 3
-FP32_BYTES, BF16_BYTES = 4, 2
+FP32_BYTES = 4
 
 
 def print_plan(config: Config) -> None:
@@ -52,9 +55,9 @@ def plan(run: Run, loop: Loop) -> list[str]:
     batch = batch.to(run.device)
     operations = count_operations(lambda: loop.backward(batch, 0))
     run.task.network.zero_grad(set_to_none=True)
-    activations = count_activation_bytes(lambda: loop.backward(batch, 0), run.task.network)
+    peak = peak_bytes(lambda: loop.backward(batch, 0))
     run.task.network.zero_grad(set_to_none=True)
-    memory = memory_bytes(run, activations + n_bytes)
+    memory = memory_bytes(run, peak + n_bytes)
     samples = training.total_steps * training.batch_size_global
     encoder = run.parts.image_encoder
     n_images = math.prod(batch.image.shape[1:-3])  # [B, 3, H, W], or [B, images, 3, H, W]
@@ -67,7 +70,6 @@ def plan(run: Run, loop: Loop) -> list[str]:
         f"operations a sample: {operations / len(batch) / 1e9:.3f} GFLOP (forward and backward of all passes; a "
         "multiplication and an addition count as two)",
         f"bytes a sample as loaded: {n_bytes / len(batch):,.0f}",
-        f"activation bytes a sample, kept for the backward pass: {activations / len(batch):,.0f}",
         f"peak memory, estimated: {sum(memory.values()) / 2**20:,.0f} MiB ("
         + ", ".join(f"{name} {value / 2**20:,.0f}" for name, value in memory.items())
         + "), without the libraries and loader processes",
@@ -129,41 +131,61 @@ def count_operations(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def count_activation_bytes(work: Callable[[], object], network: nn.Module) -> int:
-    """Bytes that `work`, a forward and backward pass, keeps for its backward pass; each storage once, no weights."""
-    sizes: dict[int, int] = {}
-    weights: set[int] = set()
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes of tensors made by `work` that live at one time: activations, gradients, copies, temporaries.
 
-    def pack(tensor: Tensor) -> Tensor:
-        if not weights:  # now, since weights in bf16 exist only within the pass
-            weights.update(p.untyped_storage().data_ptr() for p in network.parameters())
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    Each storage counts once, from the operation that makes it until its last tensor is gone; what an operation uses
+    inside is not seen.
+    """
+    with _LiveBytes() as live:
         work()
-    return sum(sizes.values())
+    return live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        result = function(*args, **kwargs)
+        for storage in _storages(result):
+            key = storage._cdata
+            if key not in given and key not in self.sizes:  # else a view, or in place
+                self.sizes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, key)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _free(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def memory_bytes(run: Run, micro_batch: int) -> dict[str, int]:
-    """What the device holds at the end of a forward pass, in bytes; `micro_batch` is what one needs besides weights."""
+    """What the device holds at most in a step, in bytes; `micro_batch` is what one needs besides weights and Adam."""
     network = run.task.network
     others = {name: module for name, module in run.task.modules().items() if module is not network}
-    n_all = sum(p.numel() for p in network.parameters())
     n_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    copies = BF16_BYTES if run.config.training.precision == "bf16" else 0
     return {
-        "weights": n_all * (FP32_BYTES + copies),
-        "gradients": n_trainable * FP32_BYTES,
+        "weights": sum(p.numel() for p in network.parameters()) * FP32_BYTES,
         "Adam": n_trainable * 2 * FP32_BYTES,
         **{
-            name: sum(p.numel() for p in module.parameters()) * (FP32_BYTES + copies)
+            name: sum(p.numel() for p in module.parameters()) * FP32_BYTES
             + sum(b.numel() * b.element_size() for b in module.buffers())
             for name, module in others.items()
         },
-        "micro-batch": micro_batch,
+        "micro-batch and gradients": micro_batch,
     }
 
 

@@ -15,7 +15,7 @@ TIMED_STEPS = 3
 
 
 class DeviceError(ValueError):
-    """CUDA was asked for where there is none.
+    """No such device: CUDA where there is none, a GPU that the machine does not have, or no device's name.
 
     >>> import mamo, torch
     >>> if not torch.cuda.is_available():
@@ -26,13 +26,26 @@ class DeviceError(ValueError):
     """
 
 
-def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Raises DeviceError where CUDA is asked for and there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("training.device: cuda was asked for, but this machine offers none; use cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device meant by `auto` (a GPU where there is one), `cpu`, `cuda` (the current GPU) or `cuda:N`.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    has_cuda = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+    except (RuntimeError, TypeError):
+        raise DeviceError(f"device {name!r} is none of auto, cpu, cuda and cuda:N") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if not has_cuda:
+        raise DeviceError(f"device: {name} was asked for, but this machine offers none; use cpu or auto")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device: {name} was asked for, but this machine has {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 @contextmanager

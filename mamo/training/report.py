@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mamo.training.card import card
-from mamo.training.checkpoint import step_folders
 from mamo.training.run_folder import CURVES, TIMING, read_lines, replace_text
 
 REPORT = "report.html"
@@ -40,7 +39,11 @@ tr { break-inside: avoid } .columns { columns: 2 }
 
 
 def write_report(
-    folder: Path, title: str, metrics: Mapping[str, float], sections: Sequence[tuple[str, str]], run: Path | None = None
+    folder: Path,
+    title: str,
+    metrics: Mapping[str, float],
+    sections: Sequence[tuple[str, str]],
+    step_folder: Path | None = None,
 ) -> Path:
     """Write the page into `folder`.
 
@@ -49,12 +52,13 @@ def write_report(
         title: its heading.
         metrics: percentages by name.
         sections: (title, HTML fragment), as `network_pictures` makes them.
-        run: a run folder whose curves, loading times and newest checkpoint's card are shown; None for none.
+        step_folder: a checkpoint whose card is shown, with its run's curves and loading times; None for none.
     """
     parts = [("Numbers, in percent", _numbers(metrics)), *sections, *_probes(metrics)]
-    if run is not None:
+    if step_folder is not None:
+        run = step_folder.parent.parent
         parts += [*_curves(run / CURVES), *_loading(run / TIMING)]
-        parts += [("The card of the checkpoint", as_html(card(newest))) for newest in step_folders(run)[-1:]]
+        parts.append(("The card of the checkpoint", as_html(card(step_folder))))
     links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(parts))
     body = "".join(
         f'<section id="s{k}"><h2>{html.escape(name)}</h2>{content}</section>' for k, (name, content) in enumerate(parts)

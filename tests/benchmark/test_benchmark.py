@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mamo.benchmark import cases, memory, scale, shortcuts, step, suite
+from mamo.benchmark import cases, memory, processes, scale, shortcuts, step, suite
 from mamo.benchmark.cases import Case
 from mamo.benchmark.loading import measure_loading, measure_waiting
 from mamo.benchmark.measure import Rounds
@@ -141,10 +141,23 @@ def test_rest_of_the_suite(tmp_path: Path) -> None:
     assert all(line.count("|") == 4 for line in lines)
 
 
+def test_two_processes_are_measured_beside_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the processes work alone, one does the work of both, or a pool of negatives straddles two."""
+    monkeypatch.setattr(processes, "ROUNDS", 1)
+    monkeypatch.setattr(processes, "STEPS", 1)
+    found = processes.measure_processes(SMALLEST, tmp_path, CPU, "bf16")
+    one, two = (found[f"growth/tiny/processes_{count}/samples_per_s"] for count in (1, 2))
+    assert found["growth/tiny/processes_2/over_one_process"] == two / one > 0
+    both = replace(SMALLEST, batch_size=8, processes=2)
+    assert both.config(tmp_path, "cpu", "bf16").losses.itm_pool_size == 4
+    assert len(cases.build(both, tmp_path, CPU, "bf16")[2]) == 4
+
+
 def test_memory_is_that_of_the_steps(tmp_path: Path) -> None:
     """Bug: the libraries, or what the measuring process holds besides, count as memory of the step."""
     found = memory.measure_memory(SMALLEST, tmp_path, CPU, "fp32")
     assert 0 < found["memory/tiny/peak_mib"] < 300
+    assert found["memory/tiny/checkpointing/predicted_mib"] < found["memory/tiny/predicted_mib"]
     assert found["memory/tiny/predicted_over_peak"] == pytest.approx(
         found["memory/tiny/predicted_mib"] / found["memory/tiny/peak_mib"]
     )

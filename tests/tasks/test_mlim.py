@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-import mamo.api
+import mamo
 from mamo.config import Config, build_config, load_config
 from mamo.data.tokenizer import scenes_tokenizer
 from mamo.tasks.evaluate import evaluate
@@ -286,5 +286,5 @@ def test_the_shipped_configs_take_a_step(name: str, pretrained_mlim: Path, tmp_p
 
 def test_a_checkpoint_of_mlim_says_that_it_is_no_mamo(pretrained_mlim: Path, fails: Callable[..., str]) -> None:
     """Bug: `AttributeError: 'Mlim' object has no attribute 'temperature'`."""
-    message = fails(lambda: mamo.api.load(pretrained_mlim))
+    message = fails(lambda: mamo.load(pretrained_mlim))
     assert "is an MLIM (task mlim)" in message

@@ -1,5 +1,6 @@
 """`--plan`: what a run will cost."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -50,20 +51,51 @@ def test_operations_equal_the_closed_form() -> None:
     assert plan.count_operations(lambda: explicit_attention(query, query, query, None).sum().backward()) == 6 * scores
 
 
-def test_kept_activations_of_a_small_network() -> None:
-    """Bug: weights are counted as activations, or a tensor that two operations keep is counted twice."""
-    network = nn.Sequential(nn.Linear(8, 16, bias=False), nn.Sigmoid(), nn.Linear(16, 8, bias=False))
-    x = torch.randn(5, 8)
-    kept = plan.count_activation_bytes(lambda: network(x).sum().backward(), network)
-    assert kept == 4 * (5 * 8 + 5 * 16)  # the input and the sigmoid, which both its neighbours keep
+def test_peak_counts_each_storage_while_it_lives() -> None:
+    """Bug: a view, a change in place or what was there before counts, or what is gone still does."""
+    before = torch.zeros(500)
+
+    def work() -> None:
+        first = torch.zeros(1000)
+        second = first + 1
+        first.view(10, 100).add_(before[:100])
+        del first
+        third = second + 1
+        del second
+        third[:10].clone()
+
+    assert plan.peak_bytes(work) == 4 * 2000
+    assert plan.peak_bytes(lambda: before.view(5, 100).add_(1)) == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_peak_of_a_pass_equals_what_the_allocator_saw(
+    tiny: Callable[..., Config], precision: str, is_checkpointed: bool
+) -> None:
+    """Bug: the backward pass, its gradients, the rounded weights or the inputs kept by checkpointing are left out."""
+    config = tiny(training={**SHORT, "precision": precision, "activation_checkpointing": is_checkpointed})
+    run = Run(config)
+    loop = run.trial_loop(precision, Path("unused"))  # type: ignore[arg-type]
+    batch = run.example_batch(8)
+    loop.backward(batch, 0)  # what is made once
+    run.task.network.zero_grad(set_to_none=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept = loop.backward(batch, 0)
+    run.task.network.zero_grad(set_to_none=True)
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    seen = max(itertools.accumulate(event.nbytes() for event in changes))
+    told = plan.peak_bytes(lambda: loop.backward(batch, 0))
+    assert told == pytest.approx(seen, rel=0.1)  # operations use some memory inside
+    del kept
 
 
 def test_the_memory_estimate_bounds_what_a_step_holds(tiny: Callable[..., Config]) -> None:
-    """Bug: Adam's moments, the teacher or the gradients are forgotten."""
+    """Bug: Adam's moments or the teacher are forgotten."""
     run = Run(tiny(training=SHORT))
     memory = plan.memory_bytes(run, 1000)
-    n = sum(p.numel() for p in run.task.network.parameters())
-    assert memory["micro-batch"] == 1000
+    assert memory["micro-batch and gradients"] == 1000
     loop = run.trial_loop("fp32", Path("unused"))
     loop.step(run.example_batch(8), 0)
     state = [v for s in run.optimizer.state.values() for v in s.values() if v.ndim]
@@ -72,7 +104,6 @@ def test_the_memory_estimate_bounds_what_a_step_holds(tiny: Callable[..., Config
     )
     told = memory["weights"] + memory["teacher"] + memory["Adam"]
     assert told == pytest.approx(held, rel=0.01)
-    assert 0 < memory["gradients"] <= 4 * n
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -91,7 +122,6 @@ def test_plan_prints_everything_and_writes_nothing(
     gflop = float(lines["operations a sample"].split()[0])
     assert gflop > 0
     assert float(lines["bytes a sample as loaded"].replace(",", "")) > 3 * 16 * 16
-    assert float(lines["activation bytes a sample, kept for the backward pass"].replace(",", "")) > 0
     assert "gradients" in lines["peak memory, estimated"]
     seconds = float(lines["measured"].split()[0])
     assert math.isfinite(seconds)

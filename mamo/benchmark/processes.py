@@ -1,0 +1,76 @@
+"""How samples a second grow with the number of processes: on a CPU they share its threads, else each has a GPU."""
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.multiprocessing
+
+from mamo.benchmark.cases import Case, build
+from mamo.benchmark.measure import Precision, Rounds, seconds
+from mamo.distributed import processes, world_size
+
+ROUNDS = 3
+STEPS = 8
+WARM_UP_STEPS = 2
+
+
+def measure_processes(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    """Samples a second by one process and by more of them (DDP), and their ratio; each process has the case's batch.
+
+    The processes count 1, 2, 4, ... up to the GPUs; on a CPU 1 and 2, and both have as many threads in all.
+    """
+    most = torch.cuda.device_count() if device.type == "cuda" else 2
+    counts = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    case.config(folder, device.type, precision)  # writes the tokenizer, which all processes read
+    rounds = Rounds()
+    for _ in range(ROUNDS):
+        rates = {count: samples_per_s(count, case, folder, device, precision) for count in counts}
+        rounds.add(**{f"processes_{count}/samples_per_s": rate for count, rate in rates.items()})
+        rounds.add(**{f"processes_{count}/over_one_process": rates[count] / rates[1] for count in counts[1:]})
+    return rounds.summary(f"growth/{case.preset}")
+
+
+def samples_per_s(count: int, case: Case, folder: Path, device: torch.device, precision: Precision) -> float:
+    """Samples a second of all `count` processes together.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: a process failed; with its traceback.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    of_all = replace(case, batch_size=count * case.batch_size, processes=count)
+    threads = max(1, torch.get_num_threads() // count)
+    step_s = folder / "step_s"
+    arguments = (count, port, threads, of_all, folder, device, precision, step_s)
+    torch.multiprocessing.spawn(_measure, arguments, nprocs=count)
+    return of_all.batch_size / float(step_s.read_text())
+
+
+def _measure(
+    number: int,
+    count: int,
+    port: int,
+    threads: int,
+    case: Case,
+    folder: Path,
+    device: torch.device,
+    precision: Precision,
+    step_s: Path,
+) -> None:
+    """Process `number` of `count`: take the steps; the first one writes the seconds of one."""
+    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    torch.set_num_threads(threads)
+    with processes(device.type):
+        assert world_size() == count
+        _, loop, batch = build(case, folder, device, precision)
+        loop.join()
+        for step in range(WARM_UP_STEPS):
+            loop.step(batch, step)
+        taken_s = seconds(lambda: loop.step(batch, WARM_UP_STEPS), device, STEPS)  # each waits for all gradients
+    if number == 0:
+        step_s.write_text(str(taken_s))
