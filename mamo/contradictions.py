@@ -133,8 +133,11 @@ def _loss_contradictions(losses: "LossConfig", micro: int, batch_size_global: in
         yield "losses.queue_size: contradicts losses.itc_candidates: batch; use 0"
     if losses.itc_candidates == "batch" and losses.itc_soft_target_alpha:
         yield "losses.itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
-    if losses.mlm_soft_target_alpha and not losses.weights.mlm:
-        yield "losses.mlm_soft_target_alpha: contradicts losses.weights.mlm: 0; use 0"
+    for key, name in (("mlm_soft_target_alpha", "mlm"), ("itc_soft_target_alpha", "itc")):
+        if getattr(losses, key) and not getattr(losses.weights, name):
+            yield f"losses.{key}: contradicts losses.weights.{name}: 0; use 0"
+    if losses.mim_target == "pixels" and not losses.weights.mim:
+        yield "losses.mim_target: pixels contradicts losses.weights.mim: 0; take it out"
     if losses.weights.itm and micro % losses.itm_pool_size:
         yield f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the micro-batch of {micro}"
     if losses.itc_candidates == "batch" and micro != batch_size_global:

@@ -136,6 +136,8 @@ CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\
         ("losses: {itc_candidates: batch, queue_size: 64}", "losses.queue_size"),
         ("losses: {itc_candidates: batch, itc_soft_target_alpha: 0.4}", "losses.itc_soft_target_alpha"),
         ("losses: {weights: {mlm: 0}, mlm_soft_target_alpha: 0.4}", "losses.mlm_soft_target_alpha"),
+        ("losses: {weights: {itc: 0}, itc_soft_target_alpha: 0.4}", "losses.itc_soft_target_alpha"),
+        ("losses: {weights: {mim: 0}, mim_target: pixels}", "losses.mim_target"),
         (
             "model: {fusion_type: cross}",
             "model.fusion_type",

@@ -123,6 +123,12 @@ def records_of(data: DataConfig, kind: type[Record], split: Split, n_items: int)
     return file_records(files, kind)
 
 
+def check_records(data: DataConfig, kind: type[Record]) -> None:
+    """Read the evaluation records where they are a file's; raises as `read_task_records`."""
+    if data.source != "scenes":
+        records_of(data, kind, "test", 0)
+
+
 @dataclass(frozen=True, slots=True)
 class _SceneImages:
     """Draws the scene of a record."""

@@ -197,6 +197,17 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
     return metrics
 
 
+def check_files(config: Config) -> None:
+    """Read what `zero_shot` will, but no image. Raises ValueError for a file that cannot be evaluated on."""
+    data, n_folds = config.data, config.evaluation.retrieval_folds
+    if data.eval_file is not None:
+        n_images = len({record.image_id for record in read_pairs(Path(data.eval_file), data.eval_split)})
+        if n_images % n_folds or not n_images:
+            raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {n_images} images")
+    if data.statements_file is not None:
+        read_statements(Path(data.statements_file))
+
+
 def _retrieval_in_folds(
     scorer: Scorer, images: Images, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
 ) -> dict[str, float]:

@@ -142,6 +142,11 @@ def _check(
             f"image size {image_size_px[0]}x{image_size_px[1]} px is not divisible by the patch size {patch_px} px of"
             f" image encoder {name!r}: choose multiples of {patch_px}"
         )
+    if math.prod(side // patch_px for side in image_size_px) < 2:
+        raise ValueError(
+            f"image size {image_size_px[0]}x{image_size_px[1]} px is one patch of {patch_px} px of image encoder "
+            f"{name!r}: choose a larger image, of which some patches can be masked"
+        )
     heads = heads or vit.blocks[0].attn.num_heads
     if (width or vit.embed_dim) % heads != 0:
         raise ValueError(f"image encoder width {width or vit.embed_dim} is not a multiple of its {heads} heads")
@@ -177,7 +182,10 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
             tower's) or of another shape.
     """
     if source == "timm":
-        state = timm.create_model(encoder.name, pretrained=True).state_dict()
+        try:
+            state = timm.create_model(encoder.name, pretrained=True).state_dict()
+        except RuntimeError as error:  # timm's, where nothing was published
+            raise ValueError(f"no weights of {encoder.name} in timm: {error}; name a file, or use random") from None
     else:
         state = read_weights(Path(source))
     own = encoder.vit.state_dict()

@@ -172,6 +172,11 @@ def _bert_config(config: Config, vocabulary_size: int, pad_token_id: int) -> Ber
                 f"model.text.bert: {text.bert} has {bert.vocab_size} words, the tokenizer of data.tokenizer "
                 f"({config.data.tokenizer}) has {vocabulary_size}; use the tokenizer that belongs to it"
             )
+        if bert.max_position_embeddings < config.data.text_max_tokens:
+            raise ValueError(
+                f"data.text_max_tokens: {config.data.text_max_tokens} is more than the {bert.max_position_embeddings} "
+                f"positions of {text.bert} (model.text.bert)"
+            )
     bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = config.model.dropout
     return bert
 

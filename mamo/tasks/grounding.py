@@ -16,7 +16,7 @@ from mamo.data.collate import PairBatch, PairCollator, tokenize
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.records import clean_caption
 from mamo.data.task_records import GroundingRecord
-from mamo.data.task_sources import TaskSource, records_of
+from mamo.data.task_sources import TaskSource, check_records, records_of
 from mamo.evaluation.locating import locate_all
 from mamo.evaluation.scoring import Scorer, evaluating
 from mamo.losses.itm import itm_loss
@@ -142,6 +142,7 @@ def grounding_parts(config: Config, tokenizer: Any, stored: Path | None) -> Part
         evaluate=functools.partial(evaluate_grounding, config),
         baselines=lambda batch: {},
         pictures=functools.partial(pictures_of, config),
+        check=functools.partial(check_records, config.data, GroundingRecord),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from mamo.config import Config
 from mamo.data.collate import PairBatch
-from mamo.evaluation.zero_shot import zero_shot
+from mamo.evaluation.zero_shot import check_files, zero_shot
 from mamo.tasks.build import build_collator, build_network, build_train_source
 from mamo.tasks.grounding import grounding_parts
 from mamo.tasks.matching import matching_parts
@@ -45,6 +45,7 @@ def pretrain_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts
         evaluate=evaluate,
         baselines=functools.partial(_pretrain_baselines, config, tokenizer),
         pictures=functools.partial(pictures_of, config),
+        check=functools.partial(check_files, config),
     )
 
 

@@ -45,7 +45,7 @@ from mamo.training.optim import make_optimizer
 from mamo.training.parallel import adapt_blocks, shares
 from mamo.training.precision import choose_device, choose_precision
 from mamo.training.report import write_report
-from mamo.training.resume import ancestry_of, resumed_config
+from mamo.training.resume import ancestry_of, refuse_other_architecture, resumed_config
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,9 @@ class Run:
         if self.config.from_scratch:
             logger.info("from_scratch: architecture, vocabulary and sizes of %s, none of its weights", folder)
             return
-        old_size = load_config(folder / run_folder.CONFIG).data.image_size
+        old = load_config(folder / run_folder.CONFIG)
+        refuse_other_architecture(self.config, old, folder)
+        old_size = old.data.image_size
         modules = self.task.modules()
         resamplers = position_resamplers(modules["student"], old_size)
         report = checkpoint.load_transfer(folder, "student", modules["student"], HEADS, resamplers)
@@ -249,6 +251,7 @@ def train(config: Config, is_resume: bool, trackers: Sequence[run_folder.Tracker
         if not is_resume:
             together(lambda: run_folder.claim(Path(config.output_dir)) if rank() == 0 else None)
         run, start_step = together(lambda: resumed(config) if is_resume else started(config))
+        together(lambda: run.parts.check() if config.evaluation.enabled else None)
         evaluated: set[int] = set()
         if rank() == 0:
             evaluated = set_out(run, start_step)

@@ -43,6 +43,10 @@ def _no_pictures(trained: Trained, rows: int, folder: Path) -> list[tuple[str, s
     return []
 
 
+def _nothing_to_check() -> None:
+    pass
+
+
 def _nothing_to_begin(folder: Path, new: tuple[str, ...]) -> None:
     pass
 
@@ -76,6 +80,8 @@ class Parts:
     `evaluate` wrote its files to."""
     begin: Callable[[Path, tuple[str, ...]], None] = _nothing_to_begin
     """Called with a checkpoint and the names of the parameters that it lacks, once the others are taken from it."""
+    check: Callable[[], object] = _nothing_to_check
+    """Reads the files that `evaluate` will, before any work is done; raises as it does."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """Texts by file name that the run's folder and every checkpoint must hold, as the tokenizer."""
 

@@ -118,7 +118,8 @@ class PretrainTask:
             batch: samples `start` to `start + len(batch)` of the process's batch that `targets` was prepared from.
         """
         backbone, fusion = self.network.backbone, self.network.backbone.fusion
-        masks_text, is_joint = self.needs("mlm", "mrm_text"), self.config.masking.mode == "joint"
+        is_joint = self.config.masking.mode == "joint"
+        masks_text = self.needs("mlm", "mrm_text") or (is_joint and self.needs("mim", "mrm_image"))
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         patches = backbone.image_encoder.embed(self.normalise(batch.image))
@@ -176,7 +177,7 @@ class PretrainTask:
         if self.needs("mim", "mrm_image"):
             assert isinstance(fusion, Fusion)  # the config refuses the other
             at_image["image"] = fusion.image_slots(batch.masked_patches)
-        if masked_text is not None:
+        if self.needs("mlm", "mrm_text"):
             at_text["text"] = fusion.text_position(batch.text_slots)
         fused: dict[str, Tensor] = {}
         if at_image or (at_text and is_joint):

@@ -13,7 +13,7 @@ from torch.nn import functional
 from mamo.config import Config
 from mamo.data.reasoning import ReasoningBatch, ReasoningCollator, same_number_of_images
 from mamo.data.task_records import ReasoningRecord, read_task_records
-from mamo.data.task_sources import TaskSource, records_of
+from mamo.data.task_sources import TaskSource, check_records, records_of
 from mamo.distributed import share
 from mamo.evaluation.judging import judge_all, judgement_metrics, write_logits
 from mamo.evaluation.scoring import evaluating
@@ -85,6 +85,7 @@ def reasoning_parts(config: Config, tokenizer: Any, stored: Path | None) -> Part
         evaluate=functools.partial(evaluate_reasoning, config),
         baselines=lambda batch: {"loss/truth": class_entropy(batch.label)},
         begin=begin,
+        check=functools.partial(check_records, config.data, ReasoningRecord),
     )
 
 

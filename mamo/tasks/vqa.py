@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mamo.config import Config
 from mamo.data.answers import ANSWERS, VqaBatch, VqaCollator, answer_list, read_answers
 from mamo.data.task_records import VqaRecord
-from mamo.data.task_sources import LoadImage, TaskSource, file_records, records_of
+from mamo.data.task_sources import LoadImage, TaskSource, check_records, file_records, records_of
 from mamo.distributed import share
 from mamo.evaluation.answering import Answerer, accuracies, answer_all, refuse_overlap, write_submission
 from mamo.evaluation.confusion import answer_confusion
@@ -115,6 +115,7 @@ def vqa_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
         begin=functools.partial(_begin, network),
         pictures=functools.partial(_answers_shown, config),
         carried={ANSWERS: json.dumps(answers, indent=1) + "\n"},
+        check=functools.partial(check_records, config.data, VqaRecord),
     )
 
 

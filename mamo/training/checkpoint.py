@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
     >>> import mamo
     >>> mamo.load("runs/nowhere/else")
     Traceback (most recent call last):
-    mamo.training.checkpoint.CheckpointError: runs/nowhere/else: no checkpoint found; give a run folder or ...
+    mamo.training.checkpoint.CheckpointError: runs/nowhere/else: no folder; give a run, a step or an exported folder
     """
 
 
@@ -142,14 +142,16 @@ def write_folder(
     Raises:
         CheckpointError: the disk is full or cannot be written.
     """
-    temporary = target.parent / f".writing-{target.name}"
+    temporary, aside = (target.parent / f".writing-{kind}{target.name}" for kind in ("", "old-"))
     try:
+        shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_files(temporary, tensors, state, files)
-        if target.exists():
-            shutil.rmtree(target)  # the same step again, after a resume
+        if target.exists():  # the same step again, after a resume; a kill leaves one of the two
+            target.rename(aside)
         temporary.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -220,6 +222,8 @@ def resolve(path: Path) -> Path:
         CheckpointError: nothing there, or damaged; the message offers the newest good one beside it.
     """
     folder = path / "checkpoints" / "last" if (path / "checkpoints").is_dir() else path
+    if folder.is_symlink() and not folder.exists() and step_folders(path):
+        folder = last_good(path)  # what `last` names was being replaced
     if not folder.exists():
         raise CheckpointError(f"{path}: no checkpoint found; give a run folder or a checkpoints/step-NNNNNNN folder")
     folder = folder.resolve()

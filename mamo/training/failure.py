@@ -13,11 +13,12 @@ from mamo.training.checkpoint import snapshot, write_folder
 class NonFiniteLoss(ValueError):
     """A loss or the gradient norm is NaN or infinite; raised before the optimizer moves."""
 
-    def __init__(self, names: list[str], step: int, sample_ids: list[int], folder: Path) -> None:
+    def __init__(self, names: list[str], step: int, sample_ids: list[int], folder: Path | None) -> None:
         shown = ", ".join(str(i) for i in sample_ids[:64]) + (", ..." if len(sample_ids) > 64 else "")
+        kept = f"are in {folder}" if folder else "could not be written"
         super().__init__(
             f"not finite at step {step}: {', '.join(names)}. The optimizer has not moved. Samples: {shown}. "
-            f"The batch and all weights are in {folder}. `--resume` would come here again: start a new run from this "
+            f"The batch and all weights {kept}. `--resume` would come here again: start a new run from this "
             "one's last checkpoint (checkpoint=RUN output_dir=NEW), for example with a lower training.learning_rate"
         )
 

@@ -1,5 +1,6 @@
 """The one training loop. Every task runs in it; state moves here and in the task's `after_step`, nowhere else."""
 
+import contextlib
 import functools
 import logging
 import math
@@ -18,6 +19,7 @@ from mamo.distributed import exchange, rank, total, world_size
 from mamo.training import checkpoint
 from mamo.training.alarms import Alarms
 from mamo.training.background import Background
+from mamo.training.checkpoint import CheckpointError
 from mamo.training.failure import NonFiniteLoss, write_reproduction
 from mamo.training.optim import learning_rate_at
 from mamo.training.parallel import OneProcess, Replicated, Sharded, check_combination, clip_gradients, shares
@@ -146,7 +148,9 @@ class Loop:
         numbers = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist()))
         bad = [name for name, number in numbers.items() if not math.isfinite(number)]
         if bad:
-            folder = write_reproduction(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
+            folder: Path | None = None
+            with contextlib.suppress(CheckpointError):  # a full disk; which loss it was must be told all the same
+                folder = write_reproduction(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
             sample_ids = [number for part in exchange(batch.sample_id.tolist()) for number in part]
             raise NonFiniteLoss(bad, step + 1, sample_ids, folder)
         self.optimizer.step()

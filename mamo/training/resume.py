@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mamo.config import Config, build_config, load_config
+from mamo.contradictions import MLIM_TASKS
 from mamo.training import checkpoint
 from mamo.training.run_folder import CONFIG
 from mamo.values import merge, read_values
@@ -19,6 +20,10 @@ LAYOUT_KEYS = (
 FREE_KEYS = (
     "output_dir",
     "data.workers",
+    "data.bad_samples.",
+    "data.eval_file",
+    "data.eval_split",
+    "data.statements_file",
     "evaluation.",
     "training.checkpoint_every_steps",
     "training.checkpoints_kept",
@@ -87,6 +92,24 @@ def ancestry_of(folder: Path) -> list[dict[str, Any]]:
     return [*state["ancestry"], own]
 
 
+def refuse_other_architecture(config: Config, parent: Config, folder: Path) -> None:
+    """Refuse what names and shapes of weights do not show: other attention heads, another function between layers.
+
+    Raises:
+        CheckpointError: names the keys.
+    """
+    own, its = config.model, parent.model
+    pairs: dict[str, tuple[object, object]] = {}
+    if config.task not in MLIM_TASKS:
+        pairs["model.image.name"] = own.image.name, its.image.name
+        pairs["model.image.heads"] = own.image.heads, its.image.heads
+    if own.text.bert is None and its.text.bert is None:
+        pairs["model.text.heads"] = own.text.heads, its.text.heads
+    told = [f"{key} is {mine} here, {theirs} there" for key, (mine, theirs) in pairs.items() if mine != theirs]
+    if told:
+        raise checkpoint.CheckpointError(f"{folder} is of another architecture: {'; '.join(told)}")
+
+
 def resumed_config(given: Config, resolved_file: Path) -> Config:
     """The config of the run to continue, with the free keys as given now.
 
@@ -106,9 +129,10 @@ def resumed_config(given: Config, resolved_file: Path) -> Config:
         raise ValueError("--resume with another config than the run's:\n" + "\n".join(lines))
     merged = stored.model_dump()
     merged["output_dir"] = given.output_dir
-    merged["data"]["workers"] = given.data.workers
-    merged["evaluation"] = given.evaluation.model_dump()
+    now = given.model_dump()
+    merged["evaluation"] = now["evaluation"]
     for key in FREE_KEYS:
-        if key.startswith("training."):
-            merged["training"][key.removeprefix("training.")] = new[key]
+        section, _, name = key.rstrip(".").partition(".")
+        if name:
+            merged[section][name] = now[section][name]
     return build_config(merged, str(resolved_file))

@@ -187,7 +187,7 @@ class Naive:
                 wanted = (features[1 + p] - features[1 + p].mean()) / (features[1 + p].var(correction=0) + 1e-6).sqrt()
                 sums["mim"] = sums["mim"] + (network.mim(token[None, None])[0, 0] - wanted).square().mean()
                 sums["mrm_image"] = sums["mrm_image"] + self.distance(network.mrm_image(token), goal[1 + p])
-            for t in self.slots[i]:
+            for t in self.slots[i] if network.mlm is not None else ():
                 place = self.first_word + t
                 token, logits = by_text[place], network.mlm(by_text[place][None])[0]
                 target = nn.functional.one_hot(self.batch.input_ids[i, t], len(logits)).double()

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from transformers import BertConfig
 
 from mamo.config import Config, load_config
 from mamo.data.images import FREE_SKIPS
+from mamo.data.tokenizer import scenes_tokenizer
 from mamo.tasks.launch import Run, train
 from mamo.training import checkpoint, run_folder
 
@@ -38,6 +40,7 @@ SHORT = {"total_steps": 6, "checkpoint_every_steps": 3}
         ("output_dir=/proc/run", "output_dir /proc/run cannot be written"),
         ("data.tokenizer=/nowhere/tokenizer", "no such folder"),
         ("data.image_size_px=17", "17x17 px is not divisible by the patch size 8"),
+        ("data.image_size_px=8", "8x8 px is one patch of 8 px"),
         ("model.image.name=vit_tny", "vit_tny"),
     ],
 )
@@ -87,6 +90,48 @@ def test_starting_from_another_architecture_or_vocabulary(
     data = {"tokenizer": str(tokenizer.parent)}
     swapped = tiny(checkpoint=parent, output_dir=str(tmp_path / "b"), data=data, training=SHORT)
     assert "another vocabulary; set data.tokenizer=" in fails(lambda: train(swapped, is_resume=False))
+
+
+def test_heads_of_attention_are_part_of_the_architecture(
+    tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """Bug: weights of the same shapes mean something else with other heads, and the run goes on in silence."""
+    train(tiny(training=SHORT), is_resume=False)
+    model = {"image": {"heads": 4}, "text": {"heads": 4}}
+    config = tiny(checkpoint=str(tmp_path / "run"), output_dir=str(tmp_path / "next"), model=model, training=SHORT)
+    message = fails(lambda: train(config, is_resume=False))
+    assert "model.image.heads is 4 here, 2 there; model.text.heads is 4 here, 2 there" in message
+    run_folder.claim(tmp_path / "next")  # still free
+
+
+@pytest.mark.parametrize("key", ["eval_file", "statements_file"])
+def test_files_to_evaluate_on_are_read_before_the_first_step(
+    tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str], tmp_path: Path, key: str
+) -> None:
+    """Bug: a mistyped file is found after hours of training, and the run can then not be resumed with the right one."""
+    data = pairs((), "raise")
+    data["eval_file"] = data["train_file"]
+    settings = {"training": {"total_steps": 2, "checkpoint_every_steps": 1}, "evaluation": {"enabled": True}}
+    config = tiny(data={**data, key: str(tmp_path / "nowhere.jsonl")}, **settings)
+    assert "nowhere.jsonl" in fails(lambda: train(config, is_resume=False))
+    assert not (tmp_path / "run/checkpoints").exists()
+    folds = tiny(data=data, training=settings["training"], evaluation={"enabled": True, "retrieval_folds": 7})
+    assert "7 does not divide 64 images" in fails(lambda: train(folds, is_resume=False))
+    train(tiny(data=data, training=settings["training"]), is_resume=False)
+    later = tiny(data={**data, "eval_file": data["train_file"]}, **settings)
+    train(later, is_resume=True)  # an evaluation is no part of what a run computes
+    assert (tmp_path / "run/results.json").is_file()
+
+
+def test_a_bert_with_fewer_positions_than_tokens(
+    tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """Bug: an index error out of transformers in the first step, once the folder is claimed."""
+    values = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 16}
+    BertConfig(vocab_size=len(scenes_tokenizer()), **values).save_pretrained(tmp_path / "bert")
+    config = tiny(model={"text": {"bert": str(tmp_path / "bert")}}, training=SHORT)
+    message = fails(lambda: train(config, is_resume=False))
+    assert "data.text_max_tokens: 24 is more than the 16 positions of" in message
 
 
 def test_a_damaged_start_is_refused(tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]) -> None:
@@ -182,6 +227,17 @@ def _save_then_stop(at: int) -> Callable[..., None]:
             raise KeyboardInterrupt
 
     return wrapped
+
+
+def test_a_run_out_of_budget_resumes_with_a_larger_one(
+    tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str]
+) -> None:
+    """Bug: hours of training are lost to a few broken images, since the budget counts as part of the run."""
+    training = {"total_steps": 8, "checkpoint_every_steps": 2}
+    fails(lambda: train(tiny(data=pairs(BAD, "skip", budget=0.0), training=training), is_resume=False))
+    config = tiny(data=pairs(BAD, "skip", budget=0.5), training=training)
+    train(config, is_resume=True)
+    assert counts(Path(config.output_dir))[1] == len(BAD)
 
 
 def test_over_budget_stops(tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str]) -> None:

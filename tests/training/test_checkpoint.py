@@ -129,6 +129,26 @@ def test_saving_after_a_damaged_one_keeps_the_good(tmp_path: Path) -> None:
     assert checkpoint.resolve(tmp_path).name == "step-0000006"
 
 
+def test_a_checkpoint_is_never_gone_while_it_is_written_again(tmp_path: Path) -> None:
+    """Bug: a resumed run that saves a step again deletes it first, and a kill leaves `last` pointing at nothing."""
+    save(tmp_path, 4)
+    save(tmp_path, 8)
+    child = multiprocessing.get_context("fork").Process(target=_die_in, args=("rename", 1, tmp_path))
+    child.start()
+    child.join()
+    assert child.exitcode == 9
+    assert (tmp_path / "checkpoints/last").is_symlink()
+    assert not (tmp_path / "checkpoints/last").exists()
+    assert checkpoint.resolve(tmp_path).name == "step-0000004"
+    save(tmp_path, 8)
+    assert checkpoint.resolve(tmp_path).name == "step-0000008"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "last",
+        "step-0000004",
+        "step-0000008",
+    ]
+
+
 def _die_in(function: str, call: int, run: Path) -> None:
     calls = iter(range(10_000))
     owner, name = {"fsync": (os, "fsync"), "rename": (Path, "rename"), "replace": (Path, "replace")}[function]

@@ -55,6 +55,21 @@ def test_a_bad_weight_is_named_and_reproduced(
     assert all(losses[name].isfinite() for name in losses if name.startswith("loss/") and name != "loss/itm")
 
 
+def test_a_full_disk_does_not_hide_which_loss_it_was(
+    tiny: Callable[..., Config], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: writing what reproduces the failure fails, and that error alone is told."""
+    monkeypatch.setattr("mamo.tasks.pretrain.mim_loss", lambda *given: torch.tensor(torch.nan, requires_grad=True))
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_files", full)
+    message = fails(lambda: train(tiny(training={"total_steps": 2}), is_resume=False))
+    assert "not finite at step 1: loss/mim" in message
+    assert "could not be written" in message
+
+
 def test_a_loss_that_overflows_later_reproduces_to_the_bit(
     tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
