@@ -327,7 +327,7 @@ class Model(ModelHubMixin):
         write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card, self.carried)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         device: str | torch.device = "auto",

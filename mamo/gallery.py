@@ -114,7 +114,7 @@ def indexed(
         raise EmptyGalleryError("index: the gallery is empty")
     if cache is None:
         return Gallery(scorer, texts, encode(images))
-    if isinstance(images, str) or not all(isinstance(image, str | Path) for image in images):
+    if not all(isinstance(image, str | Path) for image in images):
         raise ValueError("index: with a cache, give a list of image files")
     settings = {
         "model": config.model.model_dump(mode="json"),

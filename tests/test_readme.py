@@ -127,6 +127,7 @@ def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
         f"| {speed['loading/jpeg_folder_samples_per_core_s']:.0f} |",
         f"| {', '.join(f'{value:.2f}' for value in saved)} × |",
         f"| {', '.join(f'{value:.0f}' for value in memory)} MiB |",
+        f"| {speed['growth/tiny/processes_2/over_one_process']:.2f} × |",
     ):
         assert shown in README
 

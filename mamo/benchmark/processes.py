@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from mamo.benchmark.cases import Case, build
 from mamo.benchmark.measure import Precision, Rounds, seconds
@@ -46,7 +46,7 @@ def samples_per_s(count: int, case: Case, folder: Path, device: torch.device, pr
     threads = max(1, torch.get_num_threads() // count)
     step_s = folder / "step_s"
     arguments = (count, port, threads, of_all, folder, device, precision, step_s)
-    torch.multiprocessing.spawn(_measure, arguments, nprocs=count)
+    spawn(_measure, arguments, nprocs=count)  # type: ignore[no-untyped-call]
     return of_all.batch_size / float(step_s.read_text())
 
 

@@ -66,16 +66,15 @@ def _distinct_pairs(data: DataConfig, eval_file: str) -> Iterator[tuple[Picture,
     images: set[str] = set()
     said: set[str] = set()
     for record in read_pairs(Path(eval_file), data.eval_split):
-        texts = [text for text in map(clean_caption, record.captions) if text]
-        same = {text.lower() for text in texts}
-        if not texts or record.image_id in images or not said.isdisjoint(same):
+        texts = [text for text in (clean_caption(caption).lower() for caption in record.captions) if text]
+        if not texts or record.image_id in images or not said.isdisjoint(texts):
             continue
         try:
             image = eval_transform(load_image(record.image), data.image_size)
         except BadSample:
             continue
         images.add(record.image_id)
-        said.update(same)
+        said.update(texts)
         yield image.permute(1, 2, 0).numpy(), texts[0]
 
 

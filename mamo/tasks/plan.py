@@ -137,16 +137,17 @@ def peak_bytes(work: Callable[[], object]) -> int:
     Each storage counts once, from the operation that makes it until its last tensor is gone; what an operation uses
     inside is not seen.
     """
-    with _LiveBytes() as live:
+    live = _LiveBytes()
+    with live:
         work()
     return live.peak
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the storages that operations make."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: dict[int, int] = {}
         self.now = 0
         self.peak = 0
