@@ -1,9 +1,11 @@
 """What is written down of each step, by the first process alone."""
 
+import json
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from mamo.training.alarms import Alarms
+from mamo.training.alarms import WINDOW_STEPS, Alarms
 from mamo.training.progress import Progress
 from mamo.training.run_folder import METRICS, TIMING, LineLog, Tracker
 
@@ -18,6 +20,10 @@ class StepLog:
         self.alarms = alarms
         self.metrics, self.timing = LineLog(output_dir / METRICS), LineLog(output_dir / TIMING)
         self.progress = Progress(start_step, total_steps)
+        if start_step > 0:  # what the alarms had seen; what they said then is not said again
+            with (output_dir / METRICS).open() as lines:
+                for row in map(json.loads, deque(lines, WINDOW_STEPS)):
+                    alarms.check(row["step"], row)
 
     def write(self, step: int, values: Mapping[str, float], timing: Mapping[str, float]) -> None:
         """Record a finished step."""
