@@ -63,9 +63,10 @@ class BadSamplePolicy:
             logger.warning("skipped sample %d of %d seen: %s", self.skipped, self.seen, reason)
         allowed = max(FREE_SKIPS, self.budget * self.seen) if self.budget > 0 else 0
         if skipped and (self.policy == "raise" or self.skipped > allowed):
+            limit = "" if self.policy == "raise" else f", more than the budget of {self.budget:.2%}"
+            free = f" (and {FREE_SKIPS} free ones)" if limit and self.budget > 0 else ""
             raise BadSample(
-                f"{self.skipped} of {self.seen} samples could not be used, more than the budget of {self.budget:.2%} "
-                f"(and {FREE_SKIPS} free ones); the last: {skipped[-1]}"
+                f"{self.skipped} of {self.seen} samples could not be used{limit}{free}; the last: {skipped[-1]}"
             )
 
 

@@ -4,6 +4,7 @@ Legend: H, W height and width of the image given to the network, in pixels.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mamo.data.pair_record import PairRecord
 from mamo.data.records import clean_caption
 from mamo.data.shard_pairs import ShardPairs
 from mamo.data.shards import ShardMember, read_member
+from mamo.data.task_records import name_from
 from mamo.data.transforms import eval_transform
 
 MAX_REPLACEMENTS = 100  # so many bad samples in a row mean a missing folder, not a bad file
@@ -100,12 +102,20 @@ class PairDataset:
         return len(self.records)
 
     def identity(self) -> Iterator[str]:
-        """The records; of shards their tables, since reading every caption would take hours."""
+        """The records; of shards their tables, since reading every caption would take hours.
+
+        Images are named from their file's folder, so that the same data at another place are the same.
+        """
         if isinstance(self.records, ShardPairs):
             yield self.records.fingerprint()
             return
-        for record in self.records:
-            yield f"{record.image}\t{record.image_id}\t{record.captions}\n"
+        for source, records in itertools.groupby(self.records, lambda record: record.source):
+            file = Path(source)
+            folder = file.parent.absolute()
+            for record in records:
+                image = name_from(folder, str(record.image))
+                image_id = image if record.image_id == str(record.image) else record.image_id
+                yield f"{file.name}\t{image}\t{image_id}\t{record.captions}\n"
 
     def data_sets(self) -> list[str]:
         """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""

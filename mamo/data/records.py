@@ -35,17 +35,42 @@ _ROW_KEYS = ("image", "caption", "image_id", "directory")
 def clean_caption(text: str) -> str:
     """NFKC-normalised, spaces collapsed, at most MAX_CAPTION_CHARS characters; lone surrogates become '?'.
 
-    Empty where the text has nothing to print (only spaces, control or zero-width characters).
+    Empty where the text has nothing to print (only spaces, control or zero-width characters), or accents and other
+    marks alone: of these the tokenizer leaves nothing that means something.
     """
     text = text[: 4 * MAX_CAPTION_CHARS].encode("utf-8", "replace").decode("utf-8")
     text = " ".join(unicodedata.normalize("NFKC", text).split())[:MAX_CAPTION_CHARS].strip()
-    return text if any(char.isprintable() and not char.isspace() for char in text) else ""
+    return text if any(map(_is_seen, text)) else ""
+
+
+def _is_seen(char: str) -> bool:
+    return char.isprintable() and not char.isspace() and not unicodedata.category(char).startswith("M")
 
 
 def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, UTF-8; makes the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def lines_of(path: Path, hint: str = "") -> list[str]:
+    """The lines of a UTF-8 file, without the empty one after its last line end.
+
+    A line feed alone ends a line: `str.splitlines` would also cut at U+2028 and its like, which JSON strings hold raw.
+
+    Raises ValueError naming the file where it cannot be read (`hint` says what then to do) or is not UTF-8.
+    """
+    lines = _decoded(path, hint).split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _decoded(path: Path, hint: str = "") -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}{hint}") from None
 
 
 def read_pairs(path: Path, split: str | None = None) -> Sequence[PairRecord]:
@@ -67,12 +92,7 @@ def read_pairs(path: Path, split: str | None = None) -> Sequence[PairRecord]:
 
 
 def _read_text(path: Path, split: str | None) -> list[PairRecord]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    text = _decoded(path)
     if not text.strip():
         raise ValueError(f"{path}: the file is empty; write one JSON object a line")
     document = _whole_document(path, text)

@@ -10,12 +10,13 @@ nobody may look at it (weakly-supervised training). `foil` is an expression that
 one is known.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mamo.data.records import write_json_lines
+from mamo.data.records import lines_of, write_json_lines
 
 _MAX_LISTED = 10
 _ROUNDING_PX = 1.0
@@ -76,13 +77,9 @@ def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
     Raises ValueError with every bad row (the first ten and the count): file, line, key and what is wrong with it; for
     a key that occurs twice; and for a file that cannot be read or is empty.
     """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
     records: dict[object, Record] = {}
     problems: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(path), 1):
         try:
             record = kind.model_validate_json(line)
         except ValidationError as error:
@@ -121,6 +118,12 @@ def boxes_outside(record: GroundingRecord, width: int, height: int) -> list[str]
 def image_path(file: Path, name: str) -> Path:
     """Where an image named in `file` lies."""
     return file.parent.absolute() / name
+
+
+def name_from(folder: Path, image: str) -> str:
+    """An absolute path as seen from a folder: what stays where both are moved together."""
+    name = image.removeprefix(f"{folder}{os.sep}")  # nearly always all, and far faster than the general way
+    return os.path.relpath(name, folder) if os.path.isabs(name) else name
 
 
 def write_task_records(file: Path, records: list[Record]) -> None:

@@ -29,6 +29,7 @@ from mamo.data.task_records import (
     TaskRecord,
     VqaRecord,
     image_path,
+    name_from,
     read_task_records,
 )
 from mamo.data.transforms import augmenting, eval_transform
@@ -59,14 +60,23 @@ class TaskSource(Generic[Record]):
         self.image_size_px = data.image_size
         self.on_bad = data.bad_samples.policy
         self.transform = augmenting(data) if data.source != "scenes" else eval_transform
+        self.folder = Path(data.train_files[0]).parent.absolute() if data.source != "scenes" else None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def identity(self) -> Iterator[str]:
         """The records."""
-        for record in self.records:
+        for record in self.placed_records():
             yield record.model_dump_json() + "\n"
+
+    def placed_records(self) -> Iterator[Record]:
+        """The records, their images named from the first file's folder: the same data at another place are the same."""
+        for record in self.records:
+            if self.folder is None:
+                yield record
+            else:
+                yield with_images(record, [name_from(self.folder, name) for name in image_names(record)])
 
     def data_sets(self) -> list[str]:
         """The embedded world, or files of records."""
@@ -92,14 +102,17 @@ def image_names(record: Any) -> list[str]:
     return names
 
 
+def with_images(record: Record, names: list[str]) -> Record:
+    """The record with its images named so."""
+    return record.model_copy(update={"images": names} if isinstance(record, ReasoningRecord) else {"image": names[0]})
+
+
 def file_records(files: Sequence[str], kind: type[Record]) -> tuple[list[Record], LoadImage]:
     """The records of files, their images' names made absolute. Raises ValueError as `read_task_records`."""
     records: list[Record] = []
     for file in map(Path, files):
         for record in read_task_records(file, kind):
-            names = [str(image_path(file, name)) for name in image_names(record)]
-            place: dict[str, Any] = {"images": names} if isinstance(record, ReasoningRecord) else {"image": names[0]}
-            records.append(record.model_copy(update=place))
+            records.append(with_images(record, [str(image_path(file, name)) for name in image_names(record)]))
     return records, _decode
 
 

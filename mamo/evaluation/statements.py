@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mamo.data.records import write_json_lines
+from mamo.data.records import lines_of, write_json_lines
 
 N_FOLDS = 6
 _N_RESAMPLES = 2000
@@ -37,12 +37,8 @@ def read_statements(path: Path) -> list[StatementRecord]:
 
     Raises ValueError naming file, line and field where a row is wrong, or where there is none.
     """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}; build it with `data.py build nlvr`") from None
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(path, "; build it with `data.py build nlvr`"), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -93,8 +89,8 @@ def write_scores(file: Path, score: Floats, records: list[StatementRecord]) -> N
 
 def read_scores(file: Path) -> tuple[Floats, list[StatementRecord]]:
     """What `write_scores` wrote. Raises ValueError naming the file and the line where it is not that."""
-    scores, lines = [], file.read_text("utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
+    scores = []
+    for number, line in enumerate(lines_of(file), 1):
         try:
             scores.append(float(json.loads(line)["score"]))
         except (ValueError, KeyError, TypeError):

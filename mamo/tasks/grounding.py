@@ -39,7 +39,7 @@ class ExpressionPairs:
 
     def identity(self) -> Any:
         """Images and expressions."""
-        for record in self.source.records:
+        for record in self.source.placed_records():
             yield f"{record.image}\t{record.expression}\t{record.foil}\n"
 
     def data_sets(self) -> list[str]:

@@ -13,7 +13,6 @@ and are left out.
 Legend: R reference runs, T steps.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -269,5 +268,5 @@ def _last_results(folder: Path) -> tuple[tuple[Any, ...], dict[str, float]] | No
         evaluations = read_evaluations(folder)
         last = evaluations[-1] if evaluations else None
         return None if last is None else ((last["protocol"], last["step"]), last["metrics"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'results.json'}: is no file of results ({error})") from None

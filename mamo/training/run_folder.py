@@ -138,11 +138,18 @@ def write_config(output_dir: Path, config: Config) -> None:
 
 
 def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
-    """The evaluations in `results.json`, none where there is no file yet."""
+    """The evaluations in `results.json`, none where there is no file yet. Raises ValueError naming a damaged file."""
     path = output_dir / RESULTS
     if not path.exists():
         return []
-    evaluations: list[dict[str, Any]] = json.loads(path.read_text())["evaluations"]
+    try:
+        evaluations = json.loads(path.read_text())["evaluations"]
+        if not isinstance(evaluations, list):
+            raise TypeError(f"its evaluations are {evaluations!r:.40}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: is no file of results ({type(error).__name__}: {error}); remove it: its evaluations are lost"
+        ) from None
     return evaluations
 
 

@@ -111,6 +111,15 @@ def test_nothing_is_written_outside(tmp_path: Path) -> None:
         (release / "dev.json").write_text(json.dumps(row) + "\n")
 
 
+def test_a_sentence_may_hold_odd_line_ends(tmp_path: Path) -> None:
+    """Bug: a row is cut in two at a character that ends a line for Python and not for JSON."""
+    release = make_release(tmp_path / "release")
+    text = (release / "dev.json").read_text().replace("One box is empty.", "One box\u2028is\u0085empty.")
+    (release / "dev.json").write_text(text, "utf-8")
+    assert build_nlvr(release, tmp_path / "out").records == 3
+    assert read_pairs(tmp_path / "out/pairs.jsonl")[-1].captions == ("One box\u2028is\u0085empty.",)
+
+
 def test_incomplete_releases_are_refused_by_name(tmp_path: Path) -> None:
     """Bug: a release without its list or its pictures gives empty files."""
     with pytest.raises(ValueError, match=r"dev\.json: no such file"):

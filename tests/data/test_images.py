@@ -193,6 +193,23 @@ def test_policy_without_budget_and_with_raise() -> None:
             policy.record(1000, ["a.jpg"])
 
 
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (BadSamplePolicy("skip", budget=0.01), "4 of 4 samples could not be used, more than the budget of 1.00% "
+         f"(and {FREE_SKIPS} free ones); the last: d"),
+        (BadSamplePolicy("skip", budget=0.0), "4 of 4 samples could not be used, more than the budget of 0.00%; "
+         "the last: d"),
+        (BadSamplePolicy("raise", budget=1.0), "4 of 4 samples could not be used; the last: d"),
+    ],
+)  # fmt: skip
+def test_policy_tells_the_limit_that_holds(policy: BadSamplePolicy, told: str) -> None:
+    """Bug: the message grants free ones, or a budget, where the policy grants none."""
+    with pytest.raises(BadSample) as caught:
+        policy.record(0, ["a", "b", "c", "d"])
+    assert str(caught.value) == told
+
+
 def test_policy_names_every_skip(caplog: pytest.LogCaptureFixture) -> None:
     """Bug: skips are counted but never named."""
     BadSamplePolicy("skip", budget=0.5).record(100, ["a.jpg: zero bytes", "b.jpg: missing"])

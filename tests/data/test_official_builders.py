@@ -167,6 +167,15 @@ def test_nlvr2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         build_nlvr2(tmp_path, tmp_path / "out")
 
 
+def test_nlvr2_sentence_may_hold_odd_line_ends(tmp_path: Path) -> None:
+    """Bug: a row is cut in two at a character that ends a line for Python and not for JSON."""
+    row = {"identifier": "dev-10-2-1", "sentence": "Three\u2028cups\u0085here.", "label": "False"}
+    release = put(tmp_path / "release", {"dev.json": json.dumps(row, ensure_ascii=False) + "\n"})
+    build_nlvr2(release, tmp_path / "out")
+    (record,) = read_task_records(tmp_path / "out/dev.jsonl", ReasoningRecord)
+    assert record.sentence == row["sentence"]
+
+
 class Evil:
     """Unpickling it would create a file."""
 

@@ -1,6 +1,7 @@
 """The data set of pairs: draws, ids and replacements."""
 
 import hashlib
+import json
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from mamo.data.images import BadSample
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset, Sample, hash_id
+from mamo.data.records import read_pairs
 from mamo.data.transforms import eval_transform, train_transform
 
 
@@ -76,6 +78,33 @@ def test_ids_are_equal_in_every_process() -> None:
     """Bug: Python's `hash`, which differs from process to process; the digest is taken by hand here."""
     digest = hashlib.blake2b("ein Drache, 東京".encode(), digest_size=8).hexdigest()
     assert hash_id("ein Drache, 東京") == int(digest, 16) // 2
+
+
+def identity_of(file: Path, images: list[str], **more: str) -> str:
+    """Of a file with these images, written anew."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps({"image": image, "caption": "x", **more}) + "\n" for image in images))
+    return "".join(PairDataset(read_pairs(file), (4, 4)).identity())
+
+
+def test_identity_stays_where_the_data_moved(tmp_path: Path) -> None:
+    """Bug: absolute paths in the fingerprint: a run cannot go on after its data folder was moved or mounted elsewhere;
+    or other data pass for the same.
+    """
+    found = []
+    for root in (tmp_path / "here", tmp_path / "there"):
+        root.mkdir()
+        images = ["images/1.jpg", "../beside/2.jpg", f"{root}/set/3.jpg", f"{root}/other/4.jpg"]
+        found.append(identity_of(root / "set/train.jsonl", images))
+    assert found[0] == found[1]
+    assert str(tmp_path) not in found[0]
+    others = [
+        identity_of(tmp_path / "there/set/val.jsonl", images),
+        identity_of(tmp_path / "there/set/train.jsonl", images[::-1]),
+        identity_of(tmp_path / "there/set/train.jsonl", ["images/5.jpg", *images[1:]]),
+        identity_of(tmp_path / "there/set/train.jsonl", images, image_id="6"),
+    ]
+    assert len({found[0], *others}) == 5
 
 
 def test_skip_takes_the_next_good_sample(records: list[PairRecord]) -> None:

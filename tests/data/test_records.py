@@ -12,7 +12,7 @@ from PIL import Image
 
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
-from mamo.data.records import MAX_CAPTION_CHARS, clean_caption, read_pairs
+from mamo.data.records import MAX_CAPTION_CHARS, clean_caption, lines_of, read_pairs
 from mamo.data.validate import check_pairs, validate_pairs
 
 CAPTIONS = {"a": ["a red kite", "someone flies a kite"], "b": ["two cups"], "c": ["Grüße, 東京"]}
@@ -231,6 +231,33 @@ def test_clean_caption() -> None:
     assert set(long.split()) == {"word"}
     assert len(clean_caption("\ufdfa" * 5000)) <= MAX_CAPTION_CHARS  # one character, 18 after NFKC
     clean_caption("\ud800 odd").encode("utf-8")
+
+
+def test_a_caption_of_marks_alone_is_empty() -> None:
+    """Bug: accents without a letter under them pass for text, and the network reads [CLS] [SEP]; or scripts that are
+    written with marks are taken for empty.
+    """
+    for empty in ("\u0301", "\u0301\u0308 \u20dd", "\u093e\u0902", "\ufe0f"):
+        assert clean_caption(empty) == ""
+    for text in ("हिन्दी", "कि", "مُحَمَّد", "\U0001f600", "❤\ufe0f", "?", "a\u0323\u0302"):
+        assert clean_caption(text) != ""
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"", []),
+        (b"a", ["a"]),
+        (b"a\n\nb\n", ["a", "", "b"]),
+        (b"a\n\n", ["a", ""]),
+        (b"\xef\xbb\xbfa\r\nb\r\n", ["a", "b"]),  # as a text editor on Windows saves it
+        ("a\u2028b\u0085c\x0bd\x0ce\x1cf\ng\n".encode(), ["a\u2028b\u0085c\x0bd\x0ce\x1cf", "g"]),
+    ],
+)
+def test_lines_end_at_line_feeds_alone(tmp_path: Path, data: bytes, lines: list[str]) -> None:
+    """Bug: a row is cut in two inside a sentence from the web, or an empty line in the middle shifts the numbers."""
+    (tmp_path / "rows.jsonl").write_bytes(data)
+    assert lines_of(tmp_path / "rows.jsonl") == lines
 
 
 def test_validate_warns(folder: Path) -> None:

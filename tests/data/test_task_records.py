@@ -61,6 +61,22 @@ def test_mistakes_are_told(tmp_path: Path, kind: type, rows: list[object], messa
         read_task_records(file, kind)
 
 
+def test_a_sentence_may_hold_odd_line_ends(tmp_path: Path) -> None:
+    """Bug: a row is cut in two at a character that ends a line for Python and not for JSON."""
+    file = tmp_path / "records.jsonl"
+    record = VqaRecord.model_validate({**VQA, "question": "one\u2028two\u2029three\u0085four?"})
+    write_task_records(file, [record])
+    assert read_task_records(file, VqaRecord) == [record]
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    """Bug: a codec's error that says nothing of what to do."""
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(json.dumps({**VQA, "question": "grün?"}, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(ValueError, match=r"records\.jsonl: not UTF-8 text .*; convert it"):
+        read_task_records(file, VqaRecord)
+
+
 def test_files_that_hold_nothing(tmp_path: Path) -> None:
     """Bug: an empty evaluation passes as 0 of 0."""
     (tmp_path / "empty.jsonl").write_text("")

@@ -65,3 +65,17 @@ def test_sbu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None
         (source / "sbu-captions-all.json").write_text(json.dumps({"image_urls": urls, "captions": captions[:1]}))
         with pytest.raises(ValueError, match="as many image_urls as captions"):
             build_sbu(source, tmp_path / "out")
+
+
+def test_captions_may_hold_odd_line_ends(tmp_path: Path) -> None:
+    """Bug: a caption is cut in two at a character that ends a line for Python, and links go to other captions."""
+    captions, urls = ["a\u2028red\u0085kite\x0bflies", "a dog"], ["http://x/a", "http://x/b"]
+    for key, url in (("000000000", urls[0]), ("000000001", urls[1])):
+        fetched(tmp_path, key, url)
+    rows = [f"{caption}\t{url}\n" for caption, url in zip(captions, urls)]
+    (tmp_path / "Train_GCC-training.tsv").write_text("".join(rows), "utf-8")
+    for name, lines in (("urls", urls), ("captions", captions)):
+        (tmp_path / f"SBU_captioned_photo_dataset_{name}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    for build, file in ((build_cc3m, "train.jsonl"), (build_sbu, "pairs.jsonl")):
+        build(tmp_path, tmp_path / "out")
+        assert [row.captions[0] for row in read_pairs(tmp_path / "out" / file)] == captions

@@ -133,6 +133,26 @@ def test_scores_survive_their_file(tmp_path):
         read_scores(tmp_path / "scores.jsonl")
 
 
+def test_a_sentence_may_hold_odd_line_ends(tmp_path):
+    """Bug: a row is cut in two at a character that ends a line for Python and not for JSON."""
+    file = tmp_path / "scores.jsonl"
+    sentence = "one\u2028two\u2029three\u0085four"
+    write_scores(file, np.array([0.5, 1.5]), records_of([True, False], ["0", "1"], [sentence, "b"]))
+    score, found = read_scores(file)
+    assert score.tolist() == [0.5, 1.5]
+    assert [record.sentence for record in found] == [sentence, "b"]
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path):
+    """Bug: "can't decode byte 0xfc" without a word about where."""
+    file = tmp_path / "statements.jsonl"
+    row = {"image": "a.png", "sentence": "grün", "label": True, "directory": "0", "score": 1.0}
+    file.write_bytes(json.dumps(row, ensure_ascii=False).encode("latin-1"))
+    for read in (read_statements, read_scores):
+        with pytest.raises(ValueError, match=r"statements\.jsonl: not UTF-8 text"):
+            read(file)
+
+
 def test_reading_a_file_and_its_mistakes(tmp_path):
     """Would catch paths relative to the working directory, and labels such as "true" that are all truthy."""
     file = tmp_path / "statements.jsonl"
@@ -143,5 +163,5 @@ def test_reading_a_file_and_its_mistakes(tmp_path):
         file.write_text(json.dumps(row) + "\n" + json.dumps(bad) + "\n")
         with pytest.raises(ValueError, match=message):
             read_statements(file)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"absent\.jsonl: cannot be read: .*; build it with"):
         read_statements(tmp_path / "absent.jsonl")

@@ -181,6 +181,28 @@ def test_changed_training_data_is_refused(
     assert "the training data or its vocabulary changed" in fails(lambda: train(config, is_resume=True))
 
 
+def test_a_run_resumes_after_its_data_folder_moved(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: absolute paths in the data's fingerprint, so that a moved project or another mount is "changed data"."""
+    from PIL import Image
+
+    data = tmp_path / "project" / "data"
+    data.mkdir(parents=True)
+    for i in range(8):
+        Image.new("RGB", (16, 16), (i * 30, 0, 0)).save(data / f"{i}.png")
+    lines = [json.dumps({"image": f"{i}.png", "caption": f"a red number {i}"}) + "\n" for i in range(8)]
+    (data / "pairs.jsonl").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path / "project")
+    short = {"total_steps": 6, "checkpoint_every_steps": 3}
+    config = tiny(data={"source": "pairs", "train_file": "data/pairs.jsonl"}, training=short)
+    interrupted(config, 5)
+    (tmp_path / "project").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    train(config, is_resume=True)
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "step-0000006"
+
+
 def test_a_moved_run_resumes_without_its_parent(tiny: Callable[..., Config], tmp_path: Path) -> None:
     """Bug: a resume wants the checkpoint that the run once started from, or the folder's old name."""
     short = {"total_steps": 6, "checkpoint_every_steps": 3}

@@ -54,6 +54,14 @@ def test_replace_text_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((tmp_path / "results.json").read_text()) == {"evaluations": [{"step": 1}]}
 
 
+@pytest.mark.parametrize("text", ['{"evaluations": [{"st', "", "\0" * 40, "[]", "{}", '{"evaluations": 5}'])
+def test_torn_results_are_named(tmp_path: Path, text: str) -> None:
+    """Bug: a resume stops with "Unterminated string starting at: line 1" and no word of which file and what to do."""
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json: is no file of results .*; remove it"):
+        run_folder.read_evaluations(tmp_path)
+
+
 @pytest.mark.parametrize("below", ["file/run", "file"])
 def test_claim_refuses_what_it_cannot_write(tmp_path: Path, below: str) -> None:
     """Bug: an output_dir under a file is found out after the model was built, or as a traceback."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mamo.data.records import write_json_lines
+from mamo.data.records import lines_of, write_json_lines
 from mamo.data.shards import ShardMember, index_shard, read_member
 from mamo.data.task_records import ReasoningRecord, write_task_records
 
@@ -115,7 +115,7 @@ def _read_release(file: Path) -> list[Row]:
     if not file.is_file():
         raise ValueError(f"{file}: no such file; --from must be a folder with NLVR's dev.json and its pictures")
     rows = []
-    for line, text in enumerate(file.read_text("utf-8").splitlines(), 1):
+    for line, text in enumerate(lines_of(file), 1):
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Images
+from mamo.data.records import lines_of
 from mamo.data.task_records import ReasoningRecord, write_task_records
 
 _SPLITS = {  # ours -> (the official file, its number of statements)
@@ -30,7 +31,7 @@ def build_nlvr2(source: Path, to: Path) -> BuildReport:
         if not file.is_file():
             continue
         records = []
-        for line, text in enumerate(file.read_text("utf-8").splitlines(), 1):
+        for line, text in enumerate(lines_of(file), 1):
             row = _row(text, f"{file}:{line}")
             pair, _ = row["identifier"].rsplit("-", 1)
             folder = row["identifier"].split("-")[0]

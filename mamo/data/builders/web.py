@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Images, read_json
-from mamo.data.records import write_json_lines
+from mamo.data.records import lines_of, write_json_lines
 
 _CC3M = {  # ours -> (the official list, its number of rows)
     "train": ("Train_GCC-training.tsv", 3_318_333),
@@ -34,7 +34,7 @@ def build_cc3m(source: Path, to: Path) -> BuildReport:
         if not file.is_file():
             continue
         rows = []
-        for line, text in enumerate(file.read_text("utf-8").splitlines(), 1):
+        for line, text in enumerate(lines_of(file), 1):
             caption, tab, link = text.rpartition("\t")
             if not tab or "\t" in caption:
                 raise ValueError(f"{file}:{line}: needs a caption, a tab and a link; is it the official file?")
@@ -64,7 +64,7 @@ def build_sbu(source: Path, to: Path) -> BuildReport:
         file = source / stem.format("urls")
         if not file.is_file():
             raise ValueError(f"{source}: holds neither sbu-captions-all.json nor {stem.format('urls')}")
-        lists = [_lines(source / stem.format(name)) for name in ("urls", "captions")]
+        lists = [lines_of(source / stem.format(name)) for name in ("urls", "captions")]
     links, captions = lists
     if not isinstance(links, list) or not isinstance(captions, list) or len(links) != len(captions):
         raise ValueError(f"{file}: needs as many image_urls as captions; is it the official file?")
@@ -102,10 +102,3 @@ def _read_sidecars(source: Path) -> Iterator[tuple[str, str]]:
         there = [path for suffix in _SUFFIXES if (path := file.with_suffix(f".{suffix}")).is_file()]
         if there:
             yield row["url"], str(there[0].relative_to(source))
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
