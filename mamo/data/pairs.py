@@ -3,12 +3,13 @@
 Legend: H, W height and width of the image given to the network, in pixels.
 """
 
+import bisect
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, overload
 
 import numpy as np
 from torch import Tensor
@@ -74,6 +75,28 @@ def first_good(
     raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
 
 
+class Joined(Sequence[PairRecord]):
+    """The pairs of several files as one sequence; each part stays what it is, so that no shard is read to be joined."""
+
+    def __init__(self, parts: Iterable[Sequence[PairRecord]]) -> None:
+        self.parts = list(parts)
+        self.first = [0, *itertools.accumulate(len(part) for part in self.parts)]
+
+    def __len__(self) -> int:
+        return self.first[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> PairRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PairRecord]: ...
+    def __getitem__(self, index: int | slice) -> PairRecord | list[PairRecord]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        number = bisect.bisect_right(self.first, index) - 1
+        return self.parts[number][index - self.first[number]]
+
+
 class PairDataset:
     """Pairs of images and captions.
 
@@ -94,6 +117,7 @@ class PairDataset:
         if not records:
             raise ValueError("a data set of pairs needs at least one record")
         self.records = records
+        self.parts = records.parts if isinstance(records, Joined) else [records]
         self.image_size_px = image_size_px
         self.transform = transform
         self.on_bad = on_bad
@@ -106,23 +130,25 @@ class PairDataset:
 
         Images are named from their file's folder, so that the same data at another place are the same.
         """
-        if isinstance(self.records, ShardPairs):
-            yield self.records.fingerprint()
-            return
-        for source, records in itertools.groupby(self.records, lambda record: record.source):
-            file = Path(source)
-            folder = file.parent.absolute()
-            for record in records:
-                image = name_from(folder, str(record.image))
-                image_id = image if record.image_id == str(record.image) else record.image_id
-                yield f"{file.name}\t{image}\t{image_id}\t{record.captions}\n"
+        for part in self.parts:
+            if isinstance(part, ShardPairs):
+                yield part.fingerprint()
+                continue
+            for source, records in itertools.groupby(part, lambda record: record.source):
+                file = Path(source)
+                folder = file.parent.absolute()
+                for record in records:
+                    image = name_from(folder, str(record.image))
+                    image_id = image if record.image_id == str(record.image) else record.image_id
+                    yield f"{file.name}\t{image}\t{image_id}\t{record.captions}\n"
 
     def data_sets(self) -> list[str]:
         """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""
-        if isinstance(self.records, ShardPairs):
-            return ["other"]
-        names = {record.image_id.partition("/")[::2] for record in self.records}
-        return sorted({name if name and rest else "other" for name, rest in names})
+        found = set()
+        for part in self.parts:
+            ids = ("",) if isinstance(part, ShardPairs) else (record.image_id for record in part)
+            found |= {name if name and rest else "other" for name, rest in {i.partition("/")[::2] for i in ids}}
+        return sorted(found)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Loads pair `index`; `rng` picks one of its captions and drives the transform.

@@ -14,7 +14,7 @@ from transformers import BertConfig
 from mamo.config import Config
 from mamo.data.collate import PairCollator
 from mamo.data.loader import ScenePairs, Source
-from mamo.data.pairs import PairDataset
+from mamo.data.pairs import Joined, PairDataset
 from mamo.data.records import read_pairs
 from mamo.data.transforms import augmenting
 from mamo.models.cross_fusion import CrossFusion
@@ -186,7 +186,7 @@ def build_train_source(config: Config) -> Source:
     data = config.data
     if data.source == "scenes":
         return ScenePairs(data, "train", data.train_scenes)
-    records = [record for file in data.train_files for record in read_pairs(Path(file), data.train_split)]
+    records = Joined(read_pairs(Path(file), data.train_split) for file in data.train_files)
     return PairDataset(records, data.image_size, augmenting(data), data.bad_samples.policy)
 
 

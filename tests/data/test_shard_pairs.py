@@ -7,18 +7,21 @@ import pickle
 import tarfile
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mamo.config import Config
 from mamo.data.images import BadSample
 from mamo.data.loader import EpochDataset
 from mamo.data.pairs import PairDataset
 from mamo.data.records import read_pairs
 from mamo.data.sampler import StepSampler, epoch_order
 from mamo.data.shard_pairs import INDEX, ROW, TABLE, ShardPairs, index_folder, open_index
+from mamo.tasks.build import build_train_source
 
 SIZES = (7, 1, 12, 0, 3)
 """Pairs of each shard: uneven, one alone, none."""
@@ -104,6 +107,27 @@ def test_each_epoch_gives_each_pair_once_over_all_processes(folder: Path) -> Non
         shares = [batches(pairs, 0, n_steps, rank, world) for rank in range(world)]
         assert {len(share) for share in shares} == {n_steps}
         assert [[caption for part in parts for caption in part] for parts in zip(*shares)] == alone
+
+
+def test_training_reads_no_pair_before_it_is_drawn(
+    folder: Path, tmp_path: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a run begins by reading every caption of millions, and holds them all in memory."""
+    (tmp_path / "one.png").write_bytes(png(200))
+    (tmp_path / "own.jsonl").write_text('{"image": "one.png", "caption": "number 200", "image_id": "own/1"}\n' * 2)
+    files = [str(tmp_path / "own.jsonl"), str(folder), str(tmp_path / "own.jsonl"), str(folder)]
+    read: list[int] = []
+    real = ShardPairs.__getitem__
+    monkeypatch.setattr(ShardPairs, "__getitem__", lambda self, index: read.append(index) or real(self, index))
+    source = build_train_source(tiny(data={"source": "pairs", "train_file": files}))
+    n = sum(SIZES)
+    assert len(source) == 2 * (2 + n)
+    assert len(list(source.identity())) == 2 * (2 + 1)
+    assert source.data_sets() == ["other", "own"]
+    assert read == []
+    captions = [source.load(index, np.random.default_rng(0)).caption for index in range(len(source))]
+    assert captions == 2 * [*["number 200"] * 2, *(f"number {k}" for k in range(n))]
+    assert read == 2 * list(range(n))
 
 
 def test_resume_in_the_middle_of_a_shard(folder: Path) -> None:
