@@ -9,6 +9,7 @@ from torch import Tensor
 
 NAMES_TOLD = 6
 """Names of each kind in the text of a report."""
+PROBLEMS_TOLD = 24
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,6 @@ def check_keys(found: dict[str, Tensor], wanted: dict[str, Tensor], source: str)
         if key in found and found[key].shape != value.shape
     ]
     if problems:
-        told = "; ".join(problems[:NAMES_TOLD])
-        more = f"; and {len(problems) - NAMES_TOLD} more" if len(problems) > NAMES_TOLD else ""
+        told = "; ".join(problems[:PROBLEMS_TOLD])
+        more = f"; and {len(problems) - PROBLEMS_TOLD} more" if len(problems) > PROBLEMS_TOLD else ""
         raise ValueError(f"weights of {source} do not fit: {told}{more}")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -171,8 +172,8 @@ class Run:
             found = re.findall(r"^[\w.]*BadSample: (.*)", str(error), re.MULTILINE | re.DOTALL)
             error.__traceback__ = None  # its frames hold the workers, which are stopped as soon as it lets go
             raise BadSample(found[-1].strip() if found else str(error)) from None
-        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died while handing a batch over
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError, UnpicklingError) as error:  # some as it handed a batch over
+            if isinstance(error, RuntimeError) and not re.search("DataLoader worker|ancillary data", str(error)):
                 raise
             raise ChildProcessError(
                 f"a loader process died, killed perhaps for want of memory ({error}): lower data.workers "

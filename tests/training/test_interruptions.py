@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -156,7 +157,9 @@ def run_with_a_loader(file: Path, at_step_2: str) -> tuple[int, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", AT_STEP_2, str(file), at_step_2]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    (line,) = lines
     return done.returncode, line
 
 
@@ -169,7 +172,15 @@ def test_a_dead_loader_is_one_clear_error(tiny_file: Callable[..., Path]) -> Non
     assert "data.workers (now 1)" in line
 
 
-@pytest.mark.parametrize("raised", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ConnectionResetError(104, "Connection reset by peer"),
+        EOFError(),
+        UnpicklingError("pickle data was truncated"),
+        RuntimeError("received 0 items of ancillary data"),
+    ],
+)
 def test_a_loader_that_dies_while_it_hands_over_is_the_same_error(
     tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, raised: Exception
 ) -> None:
