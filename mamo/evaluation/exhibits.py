@@ -1,4 +1,4 @@
-"""What the pictures of a report are made from: test scenes, or the first pairs of the evaluation file."""
+"""What the pictures of a report are made from: test scenes, or the evaluation file's first pairs or expressions."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mamo.config import Config, DataConfig
 from mamo.data.collate import sample_rng
-from mamo.data.expressions import Expression, expressions
+from mamo.data.expressions import Box, Expression, expressions
 from mamo.data.images import BadSample
 from mamo.data.loader import WORLD_SEED
 from mamo.data.pairs import load_image
@@ -18,6 +18,8 @@ from mamo.data.records import clean_caption, read_pairs
 from mamo.data.rendering import render
 from mamo.data.scene_captions import identifying_caption
 from mamo.data.scenes import SceneWorld
+from mamo.data.task_records import GroundingRecord
+from mamo.data.task_sources import records_of
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.probes import MaskedWord, masked_words
 
@@ -28,17 +30,20 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Exhibits:
-    """N pictures [H, W, 3], the caption of each, which is no other's, and what is asked of them by their number."""
+    """N pictures [H, W, 3], the caption of each, which is no other's, and what is asked of them by their number.
+
+    Files of expressions have no captions.
+    """
 
     pictures: list[Picture]
     captions: list[str]
     expressions: list[Expression]
-    """With gold boxes; none of pairs."""
+    """With gold boxes, in pixels of the pictures; none of pairs."""
     masked_words: list[MaskedWord]
 
 
 def exhibits_of(config: Config, n: int) -> Exhibits | None:
-    """`n` exhibits, or as many as there are, of the data that the config evaluates retrieval on; None without such."""
+    """`n` exhibits, or as many as there are, of what the config evaluates retrieval or grounding on; None without."""
     data = config.data
     if data.source == "scenes":
         world = SceneWorld(data.difficulty, WORLD_SEED)
@@ -49,12 +54,39 @@ def exhibits_of(config: Config, n: int) -> Exhibits | None:
             [item for item in expressions(world, n, data.image_size) if item.scene_index < n],
             [item for item in masked_words(world, n) if item.scene_index < n],
         )
-    if data.source != "pairs" or data.eval_file is None:
+    if data.eval_file is None:
         return None
+    if data.source == "records":
+        return _of_expressions(data, n) if config.task == "grounding" else None
     found = [pair for _, pair in zip(range(n), _distinct_pairs(data, data.eval_file))]
     captions = [caption for _, caption in found]
     words = [word for index, caption in enumerate(captions) for word in _word_of(index, caption)]
     return Exhibits([picture for picture, _ in found], captions, [], words) if found else None
+
+
+def _of_expressions(data: DataConfig, n: int) -> Exhibits | None:
+    """The first `n` images that can be read, each with the first expression that has a box."""
+    records, read = records_of(data, GroundingRecord, "test", n)
+    pictures: list[Picture] = []
+    items: list[Expression] = []
+    first: dict[str, tuple[GroundingRecord, Box]] = {}
+    for record in records:
+        if record.box_xywh is not None:
+            first.setdefault(record.image, (record, record.box_xywh))
+    for record, gold in first.values():
+        try:
+            image = read(record.image)
+        except BadSample:  # the evaluation has told of it
+            continue
+        height, width = image.shape[1:]
+        down, across = data.image_size[0] / height, data.image_size[1] / width
+        boxes = [(x * across, y * down, w * across, h * down) for x, y, w, h in (gold, *record.proposals_xywh)]
+        pictures.append(eval_transform(image, data.image_size).permute(1, 2, 0).numpy())
+        text = clean_caption(record.expression)
+        items.append(Expression(len(items), text, record.foil or "", 0, boxes[0], tuple(boxes[1:])))
+        if len(items) == n:
+            break
+    return Exhibits(pictures, [], [item for item in items if item.proposals], []) if items else None
 
 
 def _distinct_pairs(data: DataConfig, eval_file: str) -> Iterator[tuple[Picture, str]]:

@@ -59,7 +59,7 @@ def network_pictures(
     found: list[tuple[str, str]] = []
     with torch.inference_mode():
         images = scorer.encode_images(torch.split(batch, scorer.batch_size))
-        if network.temperature is not None:
+        if network.temperature is not None and captions:
             to_texts, to_images, by = _rankings(scorer, images, captions, config.evaluation.rerank_k)
             shown = _to_texts(to_texts[:rows], pictures, captions)
             found.append((f"Images to texts, top {TOP} of {n} by {by}", shown))
@@ -82,7 +82,7 @@ def network_pictures(
             )
             items = exhibits.masked_words
             found.append((title, _filled(scorer, images, partly, items, pictures, hidden, 3 * rows)))
-        if network.mim is not None:
+        if network.mim is not None and captions:
             rebuilt = rebuilt_pictures(scorer, batch, captions, visible, masked, config.losses.mim_target)
             cells = [_trio(pictures[k], hide_patches(pictures[k], masked[k], grid), rebuilt[k], captions[k])
                      for k in range(min(rows, n))]  # fmt: skip

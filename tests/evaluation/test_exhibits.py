@@ -46,6 +46,41 @@ def test_pairs_are_distinct_and_their_words_in_place(tmp_path: Path) -> None:
     assert few.captions == found.captions[:2]
 
 
+def test_expressions_of_a_file_keep_their_boxes(tmp_path: Path) -> None:
+    """Bug: boxes in pixels of the file over a resized picture, an image twice, one without a box or that is damaged."""
+    Image.new("RGB", (64, 32), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    boxes = {"box_xywh": [32, 16, 16, 8], "proposals_xywh": [[0, 0, 64, 32], [32, 16, 16, 8]]}
+    rows = [
+        {"image": "c.png", "expression_id": 0, "expression": "broken", **boxes},
+        {"image": "a.png", "expression_id": 1, "expression": "boxless"},
+        {"image": "a.png", "expression_id": 2, "expression": "the  one", **boxes},
+        {"image": "a.png", "expression_id": 3, "expression": "another", **boxes},
+        {
+            "image": "b.png",
+            "expression_id": 4,
+            "expression": "blue",
+            "box_xywh": [0, 0, 8, 8],
+            "proposals_xywh": [[0, 0, 8, 8]],
+        },
+    ]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"image_size_px": 16, "source": "records", "train_file": "x", "eval_file": str(tmp_path / "eval.jsonl")}
+    found = exhibits_of(build_config({"output_dir": "unused", "task": "grounding", "data": data}), 9)
+    assert found is not None
+    assert found.captions == []
+    shown = {
+        item.text: (int(found.pictures[item.scene_index][0, 0, 0]), item.box, item.proposals)
+        for item in found.expressions
+    }
+    assert list(shown) == ["the one", "blue"]
+    assert shown == {
+        "the one": (255, (8, 8, 4, 4), ((0, 0, 16, 16), (8, 8, 4, 4))),
+        "blue": (0, (0, 0, 8, 8), ((0, 0, 8, 8),)),
+    }
+
+
 def test_where_there_is_nothing_to_retrieve_nothing_is_shown() -> None:
     """Bug: scenes shown for a run that is evaluated on statements alone, or an error at its end."""
     assert exhibits_of(config_of(source="pairs", statements_file="statements.jsonl"), 3) is None
