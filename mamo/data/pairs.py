@@ -3,16 +3,16 @@
 Legend: H, W height and width of the image given to the network, in pixels.
 """
 
-import bisect
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from mamo.data.images import BadSample, decode_image
 from mamo.data.pair_record import PairRecord
@@ -75,28 +75,6 @@ def first_good(
     raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
 
 
-class Joined(Sequence[PairRecord]):
-    """The pairs of several files as one sequence; each part stays what it is, so that no shard is read to be joined."""
-
-    def __init__(self, parts: Iterable[Sequence[PairRecord]]) -> None:
-        self.parts = list(parts)
-        self.first = [0, *itertools.accumulate(len(part) for part in self.parts)]
-
-    def __len__(self) -> int:
-        return self.first[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> PairRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PairRecord]: ...
-    def __getitem__(self, index: int | slice) -> PairRecord | list[PairRecord]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        number = bisect.bisect_right(self.first, index) - 1
-        return self.parts[number][index - self.first[number]]
-
-
 class PairDataset:
     """Pairs of images and captions.
 
@@ -109,15 +87,15 @@ class PairDataset:
 
     def __init__(
         self,
-        records: Sequence[PairRecord],
+        records: Sequence[PairRecord] | ConcatDataset[PairRecord],
         image_size_px: tuple[int, int],
         transform: Transform = eval_transform,
         on_bad: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if not records:
+        if not len(records):
             raise ValueError("a data set of pairs needs at least one record")
         self.records = records
-        self.parts = records.parts if isinstance(records, Joined) else [records]
+        self.parts: list[Any] = records.datasets if isinstance(records, ConcatDataset) else [records]
         self.image_size_px = image_size_px
         self.transform = transform
         self.on_bad = on_bad

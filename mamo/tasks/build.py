@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 from transformers import BertConfig
 
 from mamo.config import Config
 from mamo.data.collate import PairCollator
 from mamo.data.loader import ScenePairs, Source
-from mamo.data.pairs import Joined, PairDataset
+from mamo.data.pair_record import PairRecord
+from mamo.data.pairs import PairDataset
 from mamo.data.records import read_pairs
 from mamo.data.transforms import augmenting
 from mamo.models.cross_fusion import CrossFusion
@@ -186,7 +188,8 @@ def build_train_source(config: Config) -> Source:
     data = config.data
     if data.source == "scenes":
         return ScenePairs(data, "train", data.train_scenes)
-    records = Joined(read_pairs(Path(file), data.train_split) for file in data.train_files)
+    parts: list[Any] = [read_pairs(Path(file), data.train_split) for file in data.train_files]
+    records: ConcatDataset[PairRecord] = ConcatDataset(parts)  # no shard is read to be joined
     return PairDataset(records, data.image_size, augmenting(data), data.bad_samples.policy)
 
 

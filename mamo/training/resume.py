@@ -127,12 +127,11 @@ def resumed_config(given: Config, resolved_file: Path) -> Config:
     if differing:
         lines = [f"  {key}: {old.get(key)} in the run, {new[key]} now" for key in differing]
         raise ValueError("--resume with another config than the run's:\n" + "\n".join(lines))
-    merged = stored.model_dump()
-    merged["output_dir"] = given.output_dir
-    now = given.model_dump()
-    merged["evaluation"] = now["evaluation"]
+    merged, now = stored.model_dump(), given.model_dump()
     for key in FREE_KEYS:
         section, _, name = key.rstrip(".").partition(".")
         if name:
             merged[section][name] = now[section][name]
+        else:
+            merged[section] = now[section]
     return build_config(merged, str(resolved_file))
