@@ -1,9 +1,12 @@
 """Data sets behind one interface, and the loader that feeds the loop."""
 
 import atexit
+import contextlib
 import multiprocessing
+import re
 import signal
 from collections.abc import Iterator, Sequence
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from mamo.config import DataConfig
 from mamo.data import rendering, scene_captions
 from mamo.data.collate import sample_rng
+from mamo.data.images import BadSample
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.sampler import StepSampler
 from mamo.data.scenes import SceneWorld, Split
@@ -142,6 +146,36 @@ def make_loader(source: Source, collator: Any, sampler: StepSampler, workers: in
         multiprocessing_context=multiprocessing.get_context("spawn") if workers else None,
         persistent_workers=False,
     )
+
+
+# what is raised where a process dies; all but the first as it hands a batch over
+_LOST = (RuntimeError, ConnectionResetError, ConnectionRefusedError, BrokenPipeError, EOFError, UnpicklingError)
+
+
+@contextlib.contextmanager
+def loader_errors(workers: int) -> Iterator[None]:
+    """Errors of the loader, each as one clear line; `workers` is the number of its processes.
+
+    Around all of the training, not only where batches are taken: PyTorch tells the death of a process by a signal,
+    whose error is raised wherever the run happens to be.
+
+    Raises:
+        BadSample: one that the policy does not forgive, told alike whether or not it was met in a worker process.
+        ChildProcessError: a worker process died.
+    """
+    try:
+        yield
+    except BadSample as error:  # the loader puts the traceback of a worker into the message
+        found = re.findall(r"^[\w.]*BadSample: (.*)", str(error), re.MULTILINE | re.DOTALL)
+        error.__traceback__ = None  # its frames hold the workers, which are stopped as soon as it lets go
+        raise BadSample(found[-1].strip() if found else str(error)) from None
+    except _LOST as error:
+        if isinstance(error, RuntimeError) and not re.search("DataLoader worker|ancillary data", str(error)):
+            raise
+        raise ChildProcessError(
+            f"a loader process died, killed perhaps for want of memory ({error}): lower data.workers "
+            f"(now {workers}) or data.image_size_px, then continue with --resume"
+        ) from None
 
 
 def collate_range(source: Source, collator: Any, indices: Sequence[int]) -> Any:

@@ -5,18 +5,16 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 
 from mamo.config import Config, load_config
-from mamo.data.images import BadSample, BadSamplePolicy
-from mamo.data.loader import collate_range, make_loader
+from mamo.data.images import BadSamplePolicy
+from mamo.data.loader import collate_range, loader_errors, make_loader
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import load_tokenizer
 from mamo.distributed import (
@@ -148,12 +146,7 @@ class Run:
         self.ancestry = ancestry_of(folder)
 
     def batches(self, start_step: int, workers: int) -> Iterator[Any]:
-        """The training batches from `start_step` on, loaded by this many processes (0: by this one).
-
-        Raises:
-            BadSample: one that the policy does not forgive, told alike whether or not it was met in a worker process.
-            ChildProcessError: a worker process died.
-        """
+        """The training batches from `start_step` on, loaded by this many processes (0: by this one)."""
         training = self.config.training
         sampler = StepSampler(
             len(self.source),
@@ -165,20 +158,7 @@ class Run:
             world_size(),
             self.source.group_size,
         )
-        loader = make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
-        try:
-            yield from loader
-        except BadSample as error:  # the loader puts the traceback of a worker into the message
-            found = re.findall(r"^[\w.]*BadSample: (.*)", str(error), re.MULTILINE | re.DOTALL)
-            error.__traceback__ = None  # its frames hold the workers, which are stopped as soon as it lets go
-            raise BadSample(found[-1].strip() if found else str(error)) from None
-        except (RuntimeError, ConnectionError, EOFError, UnpicklingError) as error:  # some as it handed a batch over
-            if isinstance(error, RuntimeError) and not re.search("DataLoader worker|ancillary data", str(error)):
-                raise
-            raise ChildProcessError(
-                f"a loader process died, killed perhaps for want of memory ({error}): lower data.workers "
-                f"(now {workers}) or data.image_size_px, then continue with --resume"
-            ) from None
+        yield from make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
 
     def example_batch(self, size: int) -> Any:
         """The first `size` samples, for timing and counting."""
@@ -316,7 +296,9 @@ def train_and_evaluate(run: Run, loop: Loop, start_step: int, evaluated: set[int
     if evaluate is not None and is_due and start_step > 0 and start_step not in evaluated:
         evaluate(start_step)  # a kill came between the checkpoint and the evaluation that follows it
     if start_step < total:
-        loop.run(run.batches(start_step, run.config.data.workers), start_step, evaluate)
+        workers = run.config.data.workers
+        with loader_errors(workers):
+            loop.run(run.batches(start_step, workers), start_step, evaluate)
         if evaluate is not None:
             evaluate(total)
 

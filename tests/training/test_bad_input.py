@@ -14,6 +14,7 @@ from transformers import BertConfig
 
 from mamo.config import Config, load_config
 from mamo.data.images import FREE_SKIPS
+from mamo.data.loader import loader_errors
 from mamo.data.tokenizer import scenes_tokenizer
 from mamo.tasks.launch import Run, train
 from mamo.training import checkpoint, run_folder
@@ -254,7 +255,7 @@ def test_workers_tell_a_bad_sample_in_the_same_line(tiny: Callable[..., Config],
     messages = []
     for workers in (0, 2):
         run = Run(tiny(data=pairs(BAD, "raise", workers=workers), training={"total_steps": 8}))
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError) as caught, loader_errors(workers):
             for _ in run.batches(0, workers):
                 pass
         messages.append(re.sub(r" at 0x\w+", "", str(caught.value)))

@@ -15,7 +15,7 @@ import pytest
 
 from mamo.cli import run as run_script
 from mamo.config import Config
-from mamo.tasks.launch import Run, train
+from mamo.tasks.launch import train
 from mamo.training import checkpoint, run_folder
 from mamo.training.background import Background
 
@@ -163,10 +163,13 @@ def run_with_a_loader(file: Path, at_step_2: str) -> tuple[int, str]:
     return done.returncode, line
 
 
-def test_a_dead_loader_is_one_clear_error(tiny_file: Callable[..., Path]) -> None:
-    """Bug: a loader killed for want of memory ends in a traceback of PyTorch, or the run waits for it for ever."""
+@pytest.mark.parametrize("where", ["anywhere", "outside the loader"])
+def test_a_dead_loader_is_one_clear_error(tiny_file: Callable[..., Path], where: str) -> None:
+    """Bug: a loader killed for want of memory ends in a traceback of PyTorch, or the run waits for it for ever; PyTorch
+    tells it by a signal, and only where batches are taken it is understood."""
     file = tiny_file(data={"workers": 1}, training={"total_steps": 400, "device": "cpu", "precision": "fp32"})
-    code, line = run_with_a_loader(file, "multiprocessing.active_children()[0].kill()")
+    wait = "; import time; time.sleep(60)" if where == "outside the loader" else ""  # the signal ends the sleep
+    code, line = run_with_a_loader(file, "multiprocessing.active_children()[0].kill()" + wait)
     assert code == 2
     assert "a loader process died" in line
     assert "data.workers (now 1)" in line
@@ -192,7 +195,7 @@ def test_a_loader_that_dies_while_it_hands_over_is_the_same_error(
 
     monkeypatch.setattr("mamo.tasks.launch.make_loader", broken)
     with pytest.raises(ChildProcessError, match=r"a loader process died.*data.workers"):
-        next(Run(tiny()).batches(0, workers=1))
+        train(tiny(), is_resume=False)
 
 
 def test_an_error_in_a_step_ends_the_loaders_too(tiny_file: Callable[..., Path]) -> None:
