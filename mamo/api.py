@@ -31,7 +31,7 @@ from mamo.evaluation.answering import Answerer
 from mamo.evaluation.grounding import Box, best_proposal, to_image_size
 from mamo.evaluation.locating import heats_of
 from mamo.evaluation.scoring import EncodedImages, EncodedTexts, Scorer
-from mamo.gallery import EmptyGalleryError, Gallery, indexed
+from mamo.gallery import EmptyGalleryError, Gallery, indexed, indexed_texts
 from mamo.tasks.exported import FILES, TokenizerMismatchError, read_exported, write_exported
 from mamo.tasks.parts import Trained
 from mamo.training.checkpoint import CheckpointError
@@ -169,8 +169,8 @@ class Model(ModelHubMixin):
             rows = torch.arange(len(images))
             return self._scorer.match(self._images(images), self._texts(texts), rows, rows).sigmoid()
 
-    def index(self, images: Sequence[ImageLike], cache: str | Path | None = None) -> "Gallery":
-        """A gallery to retrieve from, each image encoded once; see `Gallery`. Raises EmptyGalleryError.
+    def index(self, images: Sequence[ImageLike], cache: str | Path | None = None) -> Gallery[str]:
+        """A gallery that texts retrieve from, each image encoded once; see `Gallery`. Raises EmptyGalleryError.
 
         With the folder `cache` ITC features alone are kept, in a file there, and shortlisted image files encoded again.
         """
@@ -178,6 +178,13 @@ class Model(ModelHubMixin):
         _check_list("images", images, least=0)
         with torch.inference_mode():
             return indexed(self._scorer, self._texts, self._images, images, self.config, cache)
+
+    def index_texts(self, texts: Sequence[str]) -> Gallery[ImageLike]:
+        """A gallery that images retrieve from, each text encoded once; see `Gallery`. Raises EmptyGalleryError."""
+        self._need("temperature", "index_texts", "itc")
+        _check_list("texts", texts, least=0)
+        with torch.inference_mode():
+            return indexed_texts(self._scorer, self._texts, self._images, texts)
 
     def ground(
         self,

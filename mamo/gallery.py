@@ -1,10 +1,10 @@
-"""Retrieval from encoded images: a shortlist by ITC, re-ranked by ITM.
+"""Retrieval from encoded images or texts: a shortlist by ITC, re-ranked by ITM.
 
 An image's tokens take hundreds of times the place of its feature (ViT-B/16 at 256 px: 790 KB against 1 KB), and a text
 needs those of its shortlist alone. A large gallery therefore keeps the features, in a file that the next process reads,
 and encodes the shortlisted images again; a small one keeps the tokens in memory.
 
-Legend: T texts, I images, M images asked for, D width of the shared space, P patches.
+Legend: Q queries, K shortlisted items a query, N pairs, I images, D width of the shared space.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -28,13 +28,17 @@ from mamo.tasks.results import versions
 
 logger = logging.getLogger(__name__)
 
-_TEXTS_AT_ONCE = 1024
-"""Rows of the similarity matrix [T, I] that exist at a time."""
+_QUERIES_AT_ONCE = 1024
+"""Rows of the similarity matrix, queries by items, that exist at a time."""
 Encode = Callable[[Sequence[Any]], EncodedImages]
+EncodeTexts = Callable[[Sequence[str]], EncodedTexts]
+Query = TypeVar("Query")
+Match = Callable[[Any, Tensor, Tensor], Tensor]
+"""Encoded queries, rows of queries int64 [N], rows of items int64 [N] -> ITM scores float32 [N] of these pairs."""
 
 
 class EmptyGalleryError(ValueError):
-    """A gallery to retrieve from has no image.
+    """A gallery to retrieve from has no image, or no text.
 
     >>> import mamo
     >>> mamo.load("runs/scenes").index([])
@@ -43,11 +47,12 @@ class EmptyGalleryError(ValueError):
     """
 
 
-class Gallery:
-    """Encoded images to retrieve from; `Model.index` makes it.
+class Gallery(Generic[Query]):
+    """Encoded images that texts retrieve from (`Model.index`), or texts that images do (`Model.index_texts`).
 
     >>> import mamo
-    >>> gallery = mamo.load("runs/scenes").index(["a.jpg", "b.jpg"])
+    >>> model = mamo.load("runs/scenes")
+    >>> gallery = model.index(["a.jpg", "b.jpg"])
     >>> len(gallery)
     2
     >>> (best,) = gallery.retrieve(["a red circle"], k=2)
@@ -56,50 +61,76 @@ class Gallery:
 
     Of many image files, with the features kept on disk for the next time:
 
-    >>> large = mamo.load("runs/scenes").index(["a.jpg", "b.jpg"], cache="runs/scenes/cache")
+    >>> large = model.index(["a.jpg", "b.jpg"], cache="runs/scenes/cache")
     >>> large.retrieve(["a red circle"], k=2)[0][0][0] == best[0][0]
     True
+
+    The other way round:
+
+    >>> captions = model.index_texts(["a red circle", "a blue square", "two green stars"])
+    >>> [len(best) for best in captions.retrieve(["a.jpg", "b.jpg"], k=2)]
+    [2, 2]
     """
 
-    def __init__(self, scorer: Scorer, texts: Callable[[Sequence[str]], EncodedTexts], images: Images) -> None:
-        self._scorer, self._texts, self._images = scorer, texts, images
+    def __init__(self, feature: Tensor, encode: Callable[[Sequence[Query]], Any], match: Match | None) -> None:
+        """`feature` is float32 [items, D]; `encode` makes queries with a `feature` [Q, D]; None for no re-ranking."""
+        self._feature, self._encode, self._match = feature, encode, match
 
     def __len__(self) -> int:
-        return len(self._images.feature)
+        return len(self._feature)
 
-    def retrieve(self, texts: Sequence[str], k: int = 5, rerank_k: int = 32) -> list[list[tuple[int, float]]]:
-        """The best `k` images of each text: (index in the gallery, score), best first.
+    def retrieve(self, queries: Sequence[Query], k: int = 5, rerank_k: int = 32) -> list[list[tuple[int, float]]]:
+        """The best `k` items of each query: (index in the gallery, score), best first.
 
         The `rerank_k` most similar by ITC are scored again by ITM, if the model has that head, as in the evaluation;
         the score is then the matching logit, else the cosine similarity.
 
-        Raises ValueError for `k` above `rerank_k` or below 1.
+        Raises ValueError for `k` above `rerank_k` or below 1 and for no list of queries, BadSample for no image.
         """
         if not 1 <= k <= rerank_k:
             raise ValueError(f"retrieve: k = {k} must lie between 1 and rerank_k = {rerank_k}; raise rerank_k for more")
         with torch.inference_mode():
-            encoded = self._texts(texts)
+            encoded = self._encode(queries)
             parts = [
-                (feature @ self._images.feature.T).topk(min(rerank_k, len(self)), dim=1)
-                for feature in torch.split(encoded.feature, _TEXTS_AT_ONCE)
+                (feature @ self._feature.T).topk(min(rerank_k, len(self)), dim=1)
+                for feature in torch.split(encoded.feature, _QUERIES_AT_ONCE)
             ]
-            score, shortlist = (torch.cat(several).cpu() for several in zip(*parts, strict=True))
-            if self._scorer.network.itm is not None:
-                rows = torch.arange(len(texts)).repeat_interleave(shortlist.shape[1])
-                score = self._scorer.match(self._images, encoded, shortlist.flatten(), rows).view(shortlist.shape)
+            score, shortlist = (torch.cat(several).cpu() for several in zip(*parts, strict=True))  # [Q, K]
+            if self._match is not None:
+                rows = torch.arange(len(shortlist)).repeat_interleave(shortlist.shape[1])
+                score = self._match(encoded, rows, shortlist.flatten()).view(shortlist.shape)
             best, order = score.topk(min(k, shortlist.shape[1]), dim=1)
-            images = shortlist.gather(1, order)
-        return [list(zip(*pair, strict=True)) for pair in zip(images.tolist(), best.tolist())]
+            items = shortlist.gather(1, order)
+        return [list(zip(*pair, strict=True)) for pair in zip(items.tolist(), best.tolist())]
+
+
+def indexed_texts(scorer: Scorer, encode: EncodeTexts, images: Encode, texts: Sequence[str]) -> Gallery[Any]:
+    """What `Model.index_texts` says. Raises EmptyGalleryError for no texts, ValueError for what is no text."""
+    if not len(texts):
+        raise EmptyGalleryError("index_texts: the gallery is empty")
+    encoded = encode(texts)
+
+    def match(queries: Images, rows: Tensor, items: Tensor) -> Tensor:
+        return scorer.match(queries, encoded, rows, items)
+
+    return Gallery(encoded.feature, images, match if scorer.network.itm is not None else None)
+
+
+def _of_images(scorer: Scorer, texts: EncodeTexts, images: Images) -> Gallery[str]:
+    def match(queries: EncodedTexts, rows: Tensor, items: Tensor) -> Tensor:
+        return scorer.match(images, queries, items, rows)
+
+    return Gallery(images.feature, texts, match if scorer.network.itm is not None else None)
 
 
 def indexed(
     scorer: Scorer,
-    texts: Callable[[Sequence[str]], EncodedTexts],
+    texts: EncodeTexts,
     encode: Encode,
     images: Sequence[Any],
     config: Config,
     cache: str | Path | None,
-) -> Gallery:
+) -> Gallery[str]:
     """What `Model.index` says.
 
     A file in `cache` serves the very weights, image contents (in order), settings and library versions that it was made
@@ -113,7 +144,7 @@ def indexed(
     if not len(images):
         raise EmptyGalleryError("index: the gallery is empty")
     if cache is None:
-        return Gallery(scorer, texts, encode(images))
+        return _of_images(scorer, texts, encode(images))
     if not all(isinstance(image, str | Path) for image in images):
         raise ValueError("index: with a cache, give a list of image files")
     settings = {
@@ -133,7 +164,7 @@ def indexed(
         steps = range(0, len(images), scorer.batch_size)
         feature = torch.cat([encode(images[start : start + scorer.batch_size]).feature for start in steps])
         _write(file, feature)
-    return Gallery(scorer, texts, ImageFiles(feature.to(scorer.device), images, encode))
+    return _of_images(scorer, texts, ImageFiles(feature.to(scorer.device), images, encode))
 
 
 def _key(network: nn.Module, files: Iterable[str | Path], settings: dict[str, Any]) -> str:

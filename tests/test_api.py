@@ -64,12 +64,17 @@ def test_recall_equals_the_evaluators(run: Path, pictures: list[Image.Image], ca
     """Bug: another shortlist, other pixels or another score in the library than in the published numbers."""
     overrides = [f"evaluation.retrieval_items={N}", "evaluation.probe_items=2", "evaluation.rerank_k=4"]
     metrics = evaluate(run, "scenes-easy-zeroshot", overrides)["metrics"]
-    gallery = mamo.load(run).index(pictures)
-    found = gallery.retrieve(captions, k=4, rerank_k=4)
-    assert len(gallery) == N
-    recall = 100 * sum(best[0][0] == k for k, best in enumerate(found)) / N
-    assert recall == pytest.approx(metrics["rerank/t2i_r1"])
-    assert all(a >= b for best in found for (_, a), (_, b) in itertools.pairwise(best))
+    model = mamo.load(run)
+    assert len(set(captions)) == N
+    for gallery, queries, direction in (
+        (model.index(pictures), captions, "t2i"),
+        (model.index_texts(captions), pictures, "i2t"),
+    ):
+        found = gallery.retrieve(queries, k=4, rerank_k=4)
+        assert len(gallery) == N
+        recall = 100 * sum(best[0][0] == k for k, best in enumerate(found)) / N
+        assert recall == pytest.approx(metrics[f"rerank/{direction}_r1"])
+        assert all(a >= b for best in found for (_, a), (_, b) in itertools.pairwise(best))
 
 
 def test_images_in_every_form_are_the_same(run: Path, pictures: list[Image.Image], tmp_path: Path) -> None:
@@ -180,6 +185,7 @@ def test_heads_that_are_missing_are_named(tiny: Callable[..., Config], tmp_path:
         lambda: model.encode_image([picture]),
         lambda: model.match([picture], ["x"]),
         lambda: model.index([picture]),
+        lambda: model.index_texts(["x"]),
         lambda: model.ground(picture, "x"),
     ):
         with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; train it on with"):
@@ -212,6 +218,11 @@ def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Pat
         (lambda: model.encode_image("a.png"), ValueError, "a list of images, not 'a.png'"),
         (lambda: model.encode_image([]), ValueError, "a list of images"),
         (lambda: model.index([]), mamo.EmptyGalleryError, "the gallery is empty"),
+        (lambda: model.index_texts([]), mamo.EmptyGalleryError, "index_texts: the gallery is empty"),
+        (lambda: model.index_texts("red circle"), ValueError, "a list of texts, not 'red circle'"),
+        (lambda: model.index_texts(["x"]).retrieve(pictures[0]), ValueError, "a list of images, not <PIL"),
+        (lambda: model.index_texts(["x"]).retrieve(pictures, k=9, rerank_k=4), ValueError, "k = 9 must"),
+        (lambda: model.index_texts(["x"]).retrieve([tmp_path / "absent.png"]), mamo.BadSample, r"absent\.png"),
         (lambda: model.match(pictures[:2], ["x"]), ValueError, "2 images and 1 texts"),
         (lambda: model.encode_text("a text"), ValueError, "a list of texts"),
         (lambda: model.encode_text([]), ValueError, "a list of texts"),

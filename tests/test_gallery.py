@@ -1,4 +1,4 @@
-"""A gallery whose features are kept on disk."""
+"""A gallery of texts, and one of images whose features are kept on disk."""
 
 import logging
 import os
@@ -85,6 +85,30 @@ def test_a_text_encodes_its_shortlist_alone(
     gallery.retrieve(TEXTS, k=1, rerank_k=3)
     assert sum(encoded) == len(set(shortlists.flatten().tolist())) < N
     assert max(encoded) <= 3  # the batch size: of a large union only a group is in memory
+
+
+@pytest.mark.parametrize("has_itm", [True, False])
+def test_texts_are_ranked_for_each_image_as_pairs_are_scored(
+    model: mamo.Model, files: list[Path], encoded: list[int], has_itm: bool
+) -> None:
+    """Bug: images and texts exchanged in a pair, a row of another query, a text scored that is on no shortlist."""
+    texts = [*TEXTS, "a", "a large yellow star is left of a small red circle"]
+    similarity = model.similarity(files, texts)
+    shortlists = similarity.topk(3, dim=1).indices.tolist()
+    asked = [file for file in files for _ in range(3)]
+    scores = model.match(asked, [texts[item] for items in shortlists for item in items]).logit().view(-1, 3)
+    if not has_itm:
+        model.network.itm, scores = None, similarity.topk(3, dim=1).values
+    gallery = model.index_texts(texts)
+    assert len(gallery) == len(texts)
+    encoded.clear()
+    found = gallery.retrieve(files, k=2, rerank_k=3)
+    assert sum(encoded) == N  # once each, whatever they shortlist
+    assert len({best[0][0] for best in found}) > 1
+    for best, shortlist, score in zip(found, shortlists, scores, strict=True):
+        expected = sorted(zip(score.tolist(), shortlist), reverse=True)[:2]
+        assert [index for index, _ in best] == [index for _, index in expected]
+        assert [value for _, value in best] == pytest.approx([value for value, _ in expected], abs=1e-3)
 
 
 def change_weight(model: mamo.Model, files: list[Path]) -> None:
