@@ -116,7 +116,7 @@ class ImageEncoderConfig(Section):
     heads: Positive | None = None
     """Attention heads; they divide `width`."""
     weights: str = "random"
-    """`random`, `timm` (pre-trained weights by name) or a local file."""
+    """`random`, `timm` (published, by name), a file or a folder as timm, OpenAI, open_clip or transformers store it."""
 
 
 class TextEncoderConfig(Section):

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from mamo.models.initialise import init_by_fan_in, init_position
+from mamo.models.transformers_layout import check_config, from_transformers
 from mamo.models.weights import WeightReport, check_keys, read_weights
 
 # What follows the token features in a timm model: a classifier, a pooling layer, the norm of a pooled feature.
@@ -167,9 +168,10 @@ def _why_refused(vit: Any) -> str | None:
 def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
     """Fill the encoder from published weights, resampling the position embeddings to the encoder's grid.
 
-    Read are timm's own layout (ViT, DeiT also under ``model``, CLIP and SigLIP towers) and whole CLIP or SigLIP models
-    as OpenAI and open_clip store them, of which the image tower is taken. Whether a CLIP was trained with QuickGELU
-    does not show in its weights: name the encoder accordingly (``vit_*_clip_quickgelu_*`` for OpenAI's).
+    Read are timm's own layout (ViT, DeiT also under ``model``, CLIP and SigLIP towers) and CLIP or SigLIP models, whole
+    or the image tower alone, as OpenAI, open_clip and Hugging Face's transformers store them, of which the image tower
+    is taken. Whether a CLIP was trained with QuickGELU does not show in its weights: name the encoder accordingly
+    (``vit_*_clip_quickgelu_*`` for OpenAI's). A transformers config.json beside the weights says it, and is compared.
 
     Args:
         encoder: filled in place; untouched when an error is raised.
@@ -179,7 +181,7 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
 
     Raises:
         ValueError: naming the keys that are missing, unused (other than a classifier's, a pooling head's or a text
-            tower's) or of another shape.
+            tower's) or of another shape; or what of a transformers config.json is not as in the encoder.
     """
     if source == "timm":
         try:
@@ -189,7 +191,7 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
     else:
         state = read_weights(Path(source))
     own = encoder.vit.state_dict()
-    state, beside = _image_tower(state, encoder.vit)
+    state, beside = _image_tower(state, encoder.vit, Path(source))
     heads = tuple(sorted(key for key in state if key.startswith(_CLASSIFIER_PREFIXES) and key not in own))
     state = {key: value for key, value in state.items() if key not in heads}
     interpolated: tuple[str, ...] = ()
@@ -200,13 +202,18 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
     return WeightReport(loaded=tuple(sorted(state)), interpolated=interpolated, unused=heads + beside)
 
 
-def _image_tower(state: dict[str, Tensor], vit: VisionTransformer) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _image_tower(
+    state: dict[str, Tensor], vit: VisionTransformer, source: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Weights in timm's names and the names of what is no part of the image tower; timm's own files as they are.
 
     timm renames what OpenAI and open_clip store under ``visual.``. It would also resample, unasked, patches of another
     size and positions: both are put back as they were, to be refused and to be resampled with a report.
     """
     state = {key.removeprefix("module."): value for key, value in state.items()}
+    if (found := from_transformers(state)) is not None:
+        check_config(source, vit)
+        return found
     beside = tuple(sorted(key for key in state if not key.startswith("visual.")))
     if len(beside) == len(state):
         return state, ()

@@ -3,10 +3,18 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionModel,
+    PreTrainedModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionModel,
+)
 
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 
@@ -15,6 +23,7 @@ CLASS_TOKEN, NO_CLASS_TOKEN, SIGLIP = (
     "vit_medium_patch16_gap_240",
     "vit_base_patch16_siglip_224",
 )
+QUICK_GELU, TANH_GELU = "vit_base_patch32_clip_quickgelu_224", "vit_base_patch32_siglip_256"
 NO_EMBED_CLASS, PRE_NORM = "deit3_small_patch16_224", "vit_base_patch32_clip_224"
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
@@ -175,12 +184,16 @@ def openai_layout(clip: CLIPModel) -> dict[str, Tensor]:
 
 @pytest.fixture
 def clip() -> CLIPModel:
+    return foreign(CLIPModel, CLIPConfig, hidden_act="quick_gelu")
+
+
+def foreign(kind: type[PreTrainedModel], config_kind: type, **of_vision: object) -> PreTrainedModel:
+    """A small random model of transformers, with an image tower of 4 x 4 patches."""
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    vision = {**size, "image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu"}
-    model = CLIPModel(
-        CLIPConfig(vision_config=vision, text_config={**size, "vocab_size": 50}, projection_dim=16)
-    ).eval()
+    text = {**size, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = config_kind(vision_config={**size, "image_size": 32, "patch_size": 8, **of_vision}, text_config=text)
+    model = kind(config if kind in (CLIPModel, SiglipModel) else config.vision_config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -188,7 +201,7 @@ def clip() -> CLIPModel:
 
 def test_openais_clip_gives_the_outputs_of_transformers_clip(clip: CLIPModel, tmp_path: Path) -> None:
     """Bug: query, key and value in another order, norms exchanged, another activation, a text tower taken in."""
-    encoder = small_encoder("vit_base_patch32_clip_quickgelu_224", (32, 32))
+    encoder = small_encoder(QUICK_GELU, (32, 32))
     report = load_image_weights(encoder, write(openai_layout(clip), tmp_path))
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -201,7 +214,7 @@ def test_openais_clip_gives_the_outputs_of_transformers_clip(clip: CLIPModel, tm
 def test_a_clip_of_another_grid_is_interpolated_and_of_other_patches_refused(clip: CLIPModel, tmp_path: Path) -> None:
     """Bug: positions or patches resampled without a word."""
     state = openai_layout(clip)
-    encoder = small_encoder("vit_base_patch32_clip_quickgelu_224", (48, 24))
+    encoder = small_encoder(QUICK_GELU, (48, 24))
     report = load_image_weights(encoder, write(state, tmp_path))
     assert report.interpolated == ("pos_embed",)
     positions = state["visual.positional_embedding"][None]
@@ -226,6 +239,62 @@ def test_open_clips_siglip_gives_the_outputs_of_timms(tmp_path: Path) -> None:
     assert not any(key.startswith("attn_pool") for key in report.loaded)
     assert len(report.unused) > 6
     assert str(report).endswith(", ...)")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config_kind", "unused"),
+    [
+        (QUICK_GELU, CLIPVisionModel, CLIPConfig, set()),
+        (QUICK_GELU, CLIPModel, CLIPConfig, {"text_projection.weight", "visual_projection.weight", "logit_scale"}),
+        (TANH_GELU, SiglipVisionModel, SiglipConfig, {"head.probe"}),
+        (TANH_GELU, SiglipModel, SiglipConfig, {"vision_model.head.probe", "logit_bias", "text_model.head.weight"}),
+    ],
+)
+def test_a_folder_of_transformers_gives_its_outputs(
+    name: str, kind: type[PreTrainedModel], config_kind: type, unused: set[str], tmp_path: Path
+) -> None:
+    """Bug: query, key and value in another order, norms exchanged, a layer left random, the names of a tower alone."""
+    model = foreign(kind, config_kind)
+    model.save_pretrained(tmp_path)
+    vision = getattr(model, "vision_model", model)
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = vision(image).last_hidden_state
+        if config_kind is CLIPConfig:  # whose norm follows the pooling alone
+            expected = vision.post_layernorm(expected)
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        encoder = small_encoder(name, (32, 32))
+        report = load_image_weights(encoder, str(source))
+        torch.testing.assert_close(encoder(image), expected, atol=1e-5, rtol=0)
+        assert unused <= set(report.unused)
+        assert all(key.startswith(("text_", "visual_", "logit_")) or "head." in key for key in report.unused)
+        assert report.interpolated == report.new == ()
+
+
+def test_what_a_folder_of_transformers_says_and_the_encoder_does_not_is_refused(tmp_path: Path) -> None:
+    """Bug: other heads, another activation, other patches or half a layer loaded without a word; SigLIP not at all."""
+    foreign(CLIPModel, CLIPConfig).save_pretrained(tmp_path / "clip")
+    for name, heads, message in (
+        (PRE_NORM, 4, "activation 'quick_gelu', the image encoder GELU.*vit_.*_clip_quickgelu_"),
+        (QUICK_GELU, 2, "has 4 attention heads, the image encoder has 2: set model.image.heads=4"),
+    ):
+        encoder = ImageEncoder(name, (32, 32), patch_size_px=8, width=32, depth=2, heads=heads)
+        with pytest.raises(ValueError, match=message):
+            load_image_weights(encoder, str(tmp_path / "clip"))
+    foreign(SiglipModel, SiglipConfig).save_pretrained(tmp_path / "siglip")
+    exact = small_encoder(SIGLIP, (48, 24))  # GELU itself: near enough, and what timm runs SigLIP with
+    assert load_image_weights(exact, str(tmp_path / "siglip")).interpolated == ("pos_embed",)
+    state = load_file(tmp_path / "clip/model.safetensors")
+    del state["vision_model.encoder.layers.1.self_attn.k_proj.bias"]
+    state |= {"vision_model.encoder.layers.1.gate": torch.zeros(1), "adapter.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"missing blocks\.1\.attn\.qkv\.bias; unused") as caught:
+        load_image_weights(small_encoder(QUICK_GELU, (32, 32)), write(state, tmp_path))
+    for name in ("layers.1.gate", "adapter.weight", "layers.1.self_attn.q_proj.bias", "layers.1.self_attn.v_proj.bias"):
+        assert name in str(caught.value)
+    assert "blocks.0" not in str(caught.value)
+    (tmp_path / "config.json").write_text('{"hidden_act": "none such"}')
+    with pytest.raises(ValueError, match=r"config\.json is no config of a CLIP or SigLIP"):
+        load_image_weights(small_encoder(QUICK_GELU, (32, 32)), str(tmp_path / "weights.safetensors"))
 
 
 def test_loading_is_strict_and_names_the_keys(tmp_path: Path) -> None:
