@@ -1,6 +1,10 @@
-"""The picture of a run: every loss and metric of `metrics.jsonl` against the step, over those of a reference run."""
+"""The pictures of a run: losses and metrics of its steps over those of a reference run, metrics of its evaluations."""
 
+import io
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -8,10 +12,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mamo.training.run_folder import CURVES, METRICS, read_lines
+from mamo.training.run_folder import CURVES, METRICS, read_evaluations, read_lines
 
 PANELS = 4
 """Panels a row."""
+EVALUATION_PANELS = 2
+DASHES = ("-", "--", ":", "-.")
 
 
 REFERENCES = Path("configs/reference")
@@ -69,3 +75,55 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     starts, stops = np.maximum(0, here - width // 2), np.minimum(len(values), here + width // 2 + 1)
     means: np.ndarray = (sums[stops] - sums[starts]) / (stops - starts)
     return means
+
+
+def draw_evaluations(output_dir: Path) -> bytes | None:
+    """A PNG of every metric in `results.json` against the step, one panel a group: what precedes the first slash.
+
+    In a group of three-part names (`probe/count_change/itm`) the colour is the middle's, the dashes are the last's.
+    Only evaluations under the last one's protocol are comparable with it; None if there are fewer than two. Sums of
+    recalls (`rsum`) are left out: they are the sum of what is drawn, on another scale.
+
+    Raises ValueError for a damaged `results.json`.
+    """
+    evaluations = read_evaluations(output_dir)
+    evaluations = [entry for entry in evaluations if entry["protocol"] == evaluations[-1]["protocol"]]
+    if len(evaluations) < 2:
+        return None
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(itertools.chain(*(entry["metrics"] for entry in evaluations))):
+        if not name.endswith("/rsum"):
+            groups.setdefault(name.split("/")[0], []).append(name)
+    n_rows = -(-len(groups) // EVALUATION_PANELS)
+    size = (6.4 * EVALUATION_PANELS, 3.4 * n_rows)
+    figure, axes = plt.subplots(n_rows, EVALUATION_PANELS, figsize=size, squeeze=False, layout="constrained")
+    for axis, (group, members) in zip(axes.flat, groups.items()):
+        _draw_group(axis, group, members, evaluations)
+    for axis in axes.flat[len(groups) :]:
+        axis.axis("off")
+    found = io.BytesIO()
+    figure.savefig(found, dpi=125)
+    plt.close(figure)
+    return found.getvalue()
+
+
+def _draw_group(axis: Any, group: str, names: Sequence[str], evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """One panel: percent against the step, the names beside it from the highest last value to the lowest."""
+    parts = {name: name.removeprefix(f"{group}/").rpartition("/")[::2] for name in names}
+    hues = list(dict.fromkeys(stem or leaf for stem, leaf in parts.values()))
+    leaves = list(dict.fromkeys(leaf for stem, leaf in parts.values() if stem))
+    steps = [entry["step"] for entry in evaluations]
+    colours = plt.get_cmap("tab10")
+    for name, (stem, leaf) in parts.items():
+        hue = hues.index(stem or leaf)
+        dashes = DASHES[(leaves.index(leaf) if stem else hue // colours.N) % len(DASHES)]
+        values = [entry["metrics"].get(name, np.nan) for entry in evaluations]
+        label = name.removeprefix(f"{group}/").replace("_", " ")
+        axis.plot(steps, values, dashes, color=colours(hue % colours.N), marker="o", markersize=3, label=label)
+    lines, labels = axis.get_legend_handles_labels()
+    order = sorted(range(len(lines)), key=lambda k: -np.nan_to_num(lines[k].get_ydata()[-1]))
+    axis.legend(
+        [lines[k] for k in order], [labels[k] for k in order], fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+    axis.set(title=group.replace("_", " "), xlabel="optimizer step", ylabel="percent")
+    axis.grid(alpha=0.25)

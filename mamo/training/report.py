@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mamo.training.card import card
+from mamo.training.curves import draw_evaluations
 from mamo.training.run_folder import CURVES, TIMING, read_lines, replace_text
 
 REPORT = "report.html"
@@ -52,12 +53,12 @@ def write_report(
         title: its heading.
         metrics: percentages by name.
         sections: (title, HTML fragment), as `network_pictures` makes them.
-        step_folder: a checkpoint whose card is shown, with its run's curves and loading times; None for none.
+        step_folder: a checkpoint whose card is shown, with its run's curves, evaluations and loading times, or None.
     """
     parts = [("Numbers, in percent", _numbers(metrics)), *sections, *_probes(metrics)]
     if step_folder is not None:
         run = step_folder.parent.parent
-        parts += [*_curves(run / CURVES), *_loading(run / TIMING)]
+        parts += [*_curves(run), *_loading(run / TIMING)]
         parts.append(("The card of the checkpoint", as_html(card(step_folder))))
     links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(parts))
     body = "".join(
@@ -92,12 +93,15 @@ def _probes(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     return [("Probes: the caption told from a foil, by type (red: chance)", f"<table>{rows}</table>")] if rows else []
 
 
-def _curves(picture: Path) -> list[tuple[str, str]]:
-    if not picture.is_file():
-        return []
-    data = base64.b64encode(picture.read_bytes()).decode()
-    image = f'<img class="curves" alt="losses and metrics against the step" src="data:image/png;base64,{data}">'
-    return [("Losses and metrics", image)]
+def _curves(run: Path) -> list[tuple[str, str]]:
+    """The pictures of a run's steps and, where it was evaluated more than once, of its evaluations."""
+    steps = (run / CURVES).read_bytes() if (run / CURVES).is_file() else None
+    pictures = [("Losses and metrics", steps), ("Evaluations", draw_evaluations(run))]
+    return [
+        (title, f'<img class="curves" alt="{title} against the step" src="data:image/png;base64,{encoded}">')
+        for title, data in pictures
+        if data is not None and (encoded := base64.b64encode(data).decode())
+    ]
 
 
 def _loading(timing: Path) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,6 +229,39 @@ def test_probes_have_bars_and_the_card_is_html(tmp_path: Path) -> None:
         "<h3>a &lt;b&gt;</h3><table><tr><td>seed</td><td><code>7</code></td></tr></table>"
         "<ul><li>one</li><li>two</li></ul><p>plain</p>"
     )
+
+
+def test_the_evaluations_of_a_run_are_drawn_against_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: no curve, values at another step, numbers of two protocols in one line, sums that flatten the rest."""
+    monkeypatch.setattr("mamo.training.report.card", lambda folder: "# a card")
+    figures: list[Any] = []
+    monkeypatch.setattr(curves.plt, "close", figures.append)
+
+    def entry(step: int, protocol: str, first: float, **more: float) -> dict[str, Any]:
+        metrics = {"itc/i2t_r1": first, "itc/rsum": 500.0, "probe/swap/itc": 50.0 + first, "probe/swap/itm": 60.0}
+        return {"step": step, "protocol": protocol, "metrics": {**metrics, **more}}
+
+    def page(*entries: dict[str, Any]) -> str:
+        (tmp_path / "results.json").write_text(json.dumps({"evaluations": entries}))
+        return write_report(tmp_path, "t", {}, [], tmp_path / "checkpoints/step-0000009").read_text()
+
+    assert '<img class="curves"' not in page()
+    assert '<img class="curves"' not in page(entry(5, "another", 1.0), entry(9, "own", 7.0))
+    assert not figures
+    text = page(entry(3, "another", 1.0), entry(6, "own", 5.0), entry(9, "own", 7.0, **{"vqa/accuracy": 3.0}))
+    assert text.count('<img class="curves" alt="Evaluations against the step" src="data:image/png;base64,iVBOR') == 1
+    assert ">Evaluations</a>" in text
+    (figure,) = figures
+    itc, probe, vqa, empty = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["itc", "probe", "vqa", ""]
+    (recall,) = itc.lines
+    assert (recall.get_xdata().tolist(), recall.get_ydata().tolist()) == ([6, 9], [5.0, 7.0])
+    by_itc, by_itm = probe.lines
+    assert by_itc.get_color() == by_itm.get_color()
+    assert by_itc.get_linestyle() != by_itm.get_linestyle()
+    assert [told.get_text() for told in probe.get_legend().get_texts()] == ["swap/itm", "swap/itc"]  # 60 above 57
+    assert np.isnan(vqa.lines[0].get_ydata()[0])
+    assert not empty.axison
 
 
 def test_the_band_of_a_reference_run_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
