@@ -12,31 +12,34 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mamo.training.run_folder import CURVES, METRICS, read_evaluations, read_lines
+from mamo.config import load_config
+from mamo.training.resume import FREE_KEYS, flatten
+from mamo.training.run_folder import CONFIG, CURVES, METRICS, read_evaluations, read_lines
 
 PANELS = 4
 """Panels a row."""
 EVALUATION_PANELS = 2
 DASHES = ("-", "--", ":", "-.")
-
-
 REFERENCES = Path("configs/reference")
-"""A run whose folder has the name of one in here (`runs/scenes`: `configs/reference/scenes`) is drawn over its band."""
+"""Of the working folder, or of the clone that the package is in: a run of the config of one is drawn over its band."""
+CLONE = Path(__file__).parents[2]
+_OF_ANY_VALUE = (*FREE_KEYS, "seed", "training.device", "model.preset")
+"""Free to differ from the reference: changes no curve beyond what a seed does; a preset's values are in `model`."""
 
 
 def draw_curves(output_dir: Path) -> None:
     """Write `curves.png`: one panel a series, the raw values faint, a running mean on top.
 
-    Where `REFERENCES` holds a run of this folder's name, its running mean plus and minus two running standard
-    deviations is the green band below: a run of the same config whose mean leaves it is worth a look.
+    Where `REFERENCES` holds a run of the same config (see `reference_of`), its running mean plus and minus two running
+    standard deviations is the green band below: a run whose mean leaves it is worth a look.
     """
     rows = read_lines(output_dir / METRICS)
     names = [name for name in (rows[0] if rows else {}) if name != "step" and not name.startswith("weight/")]
     if not names:
         return
     steps = np.array([row["step"] for row in rows])
-    reference = REFERENCES / output_dir.resolve().name / METRICS
-    expected = read_lines(reference) if reference.is_file() else []
+    reference = reference_of(output_dir)
+    expected = read_lines(reference / METRICS) if reference is not None else []
     expected = [row for row in expected if row["step"] <= steps[-1]]
     n_rows = -(-len(names) // PANELS)
     figure, axes = plt.subplots(n_rows, PANELS, figsize=(4 * PANELS, 2.6 * n_rows), squeeze=False, layout="constrained")
@@ -54,10 +57,32 @@ def draw_curves(output_dir: Path) -> None:
         axis.axis("off")
     for axis in axes[-1]:
         axis.set_xlabel("optimizer step")
-    if expected:
-        figure.suptitle(f"green: {reference.parent}, running mean ± 2 standard deviations", fontsize=10)
+    if reference is not None:
+        figure.suptitle(f"green: {REFERENCES / reference.name}, running mean ± 2 standard deviations", fontsize=10)
     figure.savefig(output_dir / CURVES, dpi=100)
     plt.close(figure)
+
+
+def reference_of(output_dir: Path) -> Path | None:
+    """The folder in `REFERENCES` whose run differs from this one in nothing that determines its curves; None for none.
+
+    Resolved configs are compared, keys that one does not have yet at their defaults. Free are the seed, the device and
+    what may differ at a resume (`FREE_KEYS`): folder, workers, layout, checkpoints, evaluation.
+    """
+    own = _determining(output_dir / CONFIG)
+    if own is None:
+        return None
+    folders = [path.parent for root in (Path(), CLONE) for path in sorted((root / REFERENCES).glob(f"*/{METRICS}"))]
+    return next((folder for folder in folders if _determining(folder / CONFIG) == own), None)
+
+
+def _determining(file: Path) -> dict[str, Any] | None:
+    """The values of a run's config that its curves depend on; None where there is none that this version can run."""
+    try:
+        values = flatten(load_config(file).model_dump())
+    except ValueError:
+        return None
+    return {key: value for key, value in values.items() if not key.startswith(_OF_ANY_VALUE)}
 
 
 def _band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
