@@ -23,7 +23,7 @@ DASHES = ("-", "--", ":", "-.")
 REFERENCES = Path("configs/reference")
 """Of the working folder, or of the clone that the package is in: a run of the config of one is drawn over its band."""
 CLONE = Path(__file__).parents[2]
-_OF_ANY_VALUE = (*FREE_KEYS, "seed", "training.device", "model.preset")
+_OF_ANY_VALUE = (*FREE_KEYS, "seed", "training.device", "training.precision", "model.preset")
 """Free to differ from the reference: changes no curve beyond what a seed does; a preset's values are in `model`."""
 
 
@@ -66,8 +66,8 @@ def draw_curves(output_dir: Path) -> None:
 def reference_of(output_dir: Path) -> Path | None:
     """The folder in `REFERENCES` whose run differs from this one in nothing that determines its curves; None for none.
 
-    Resolved configs are compared, keys that one does not have yet at their defaults. Free are the seed, the device and
-    what may differ at a resume (`FREE_KEYS`): folder, workers, layout, checkpoints, evaluation.
+    Resolved configs are compared, keys that one does not have yet at their defaults. Free are the seed, the device, the
+    precision and what may differ at a resume (`FREE_KEYS`): folder, workers, layout, checkpoints, evaluation.
     """
     own = _determining(output_dir / CONFIG)
     if own is None:
