@@ -29,6 +29,7 @@ from mamo.data.shards import ShardMember
 from mamo.data.transforms import eval_transform
 from mamo.distributed import share
 from mamo.evaluation.grounding import grounding_metrics, to_image_size
+from mamo.evaluation.locating import heats_of
 from mamo.evaluation.probes import MaskedWord, masked_word_accuracy, masked_words, probe_accuracy
 from mamo.evaluation.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
 from mamo.evaluation.scoring import EncodedImages, EncodedTexts, ImageFiles, Images, Scorer, evaluating
@@ -110,12 +111,26 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
 def _grounding(
     scorer: Scorer, images: EncodedImages, items: Sequence[Expression], image_row: Mapping[int, int], config: Config
 ) -> dict[str, float]:
-    """Which object an expression means, from Grad-CAM of the matching score."""
+    """Which object an expression means, from the heat of `evaluation.grounding_heat`."""
     texts = scorer.encode_texts(*scorer.tokenize([item.text for item in items]))
-    rows = torch.tensor([image_row[item.scene_index] for item in items])
-    heats = scorer.ground(images, texts, rows, torch.arange(len(items)))
+    if config.evaluation.grounding_heat == "fusion":
+        rows = torch.tensor([image_row[item.scene_index] for item in items])
+        heats = scorer.ground(images, texts, rows, torch.arange(len(items)))
+    else:
+        heats = torch.cat(list(_pixel_heats(scorer, texts, items, config)))
     whole = [to_image_size(heat, config.data.image_size) for heat in heats]
     return grounding_metrics(whole, [item.proposals for item in items], [item.box for item in items])
+
+
+def _pixel_heats(scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression], config: Config) -> Iterator[Tensor]:
+    """Heat that needs the pictures themselves, float32 [N, h, w] a batch of expressions; each is drawn again."""
+    world, step = SceneWorld(config.data.difficulty, WORLD_SEED), config.evaluation.batch_size
+    for start in range(0, len(items), step):
+        part = range(start, min(start + step, len(items)))
+        scenes = sorted({items[k].scene_index for k in part})
+        (pictures,) = _rendered([world.scene("test", index) for index in scenes], config)
+        rows = torch.tensor([scenes.index(items[k].scene_index) for k in part])
+        yield heats_of(scorer, pictures, texts, rows, torch.tensor(part), config.evaluation.grounding_heat)
 
 
 def _gallery(world: SceneWorld, config: Config) -> list[Scene]:

@@ -23,6 +23,7 @@ from mamo.evaluation.probes import masked_words
 from mamo.evaluation.scoring import EncodedImages, Scorer
 from mamo.evaluation.statements import read_scores
 from mamo.evaluation.zero_shot import _gallery, _retrieval_in_folds, zero_shot
+from mamo.explain import image_grad_cam, occlusion
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder
@@ -308,25 +309,38 @@ def no_grounding(monkeypatch):
     monkeypatch.setattr("mamo.evaluation.zero_shot._grounding", lambda *arguments: {})
 
 
-def test_a_heat_on_the_object_grounds_it(monkeypatch):
-    """Would catch expressions joined with the heat of another picture, and boxes in other units than the heat."""
-    config = config_of(rerank_k=3)
-    items = list(expressions(SceneWorld("easy", WORLD_SEED), config.evaluation.probe_items, config.data.image_size))
+@pytest.mark.parametrize("heat_from", ["fusion", "image_encoder", "occlusion"])
+def test_a_heat_on_the_object_grounds_it(monkeypatch, heat_from):
+    """Would catch expressions joined with the heat of another picture, boxes in other units than the heat, and the
+    heat of fusion where the config asks for another."""
+    config = config_of(rerank_k=3, grounding_heat=heat_from)
+    world = SceneWorld("easy", WORLD_SEED)
+    items = list(expressions(world, config.evaluation.probe_items, config.data.image_size))
     height, width = config.data.image_size
+    read = []
 
     def oracle(self, images, texts, image_rows, text_rows):
-        heat = torch.zeros(len(items), height, width)
-        for k in range(len(items)):
+        heat = torch.zeros(len(text_rows), height, width)
+        for k in range(len(text_rows)):
             x, y, w, h = items[text_rows[k]].box
             heat[k, math.ceil(y) : int(y + h), math.ceil(x) : int(x + w)] = 1
         return heat
 
+    def pixel_oracle(self, how, images, texts, image_rows, text_rows):
+        read.append(how)
+        for image_row, text_row in zip(image_rows, text_rows):
+            scene = world.scene("test", items[text_row].scene_index)
+            assert torch.equal(images[image_row].permute(1, 2, 0), torch.from_numpy(render(scene, (height, width))))
+        return oracle(self, images, texts, image_rows, text_rows)
+
     monkeypatch.setattr(Scorer, "ground", oracle)
+    monkeypatch.setattr(Scorer, "ground_pixels", pixel_oracle)
     network = tiny_network().eval()
     metrics = zero_shot(network, config, TOKENIZER, normalise, CPU)
     assert metrics["grounding/pointing"] == metrics["grounding/upper_bound"] == 100
     assert metrics["grounding/proposal"] > 80  # objects of 3 px: whole pixels are coarse
     assert 10 < metrics["grounding/random_proposal"] < 60
+    assert set(read) == {"fusion": set(), "image_encoder": {image_grad_cam}, "occlusion": {occlusion}}[heat_from]
 
 
 @pytest.mark.usefixtures("no_grounding")
