@@ -133,6 +133,16 @@ def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
         f"| {speed['growth/tiny/processes_2/over_one_process']:.2f} × |",
     ):
         assert shown in README
+    other = json.loads((ROOT / "configs/reference/benchmark/tiny_without_amx.json").read_text())
+    for shown in (
+        f"takes {100 * other['step/tiny/fp32/share_of_matrix_rate']:.0f} % of the matrix rate",
+        f"but {other['step/tiny/fp32/gflop_equivalents_per_image']:.1f} GFLOP equivalents",
+        f"re-ranking {other['reranking/tiny/mflop_equivalents_per_pair']:.0f} MFLOP",
+        f"by cross-attention {other['reranking/tiny/albef/mflop_equivalents_per_pair']:.0f}:",
+        f"saves {other['shortcuts/tiny/padding_removal/speedup']:.2f} ×",
+        f"losses equal to {other['shortcuts/tiny/padding_removal/loss_difference']:.0e}",
+    ):
+        assert shown in README
 
 
 def test_the_table_of_what_was_reproduced_is_that_of_the_finished_cells() -> None:
