@@ -25,9 +25,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
     cases = [case_for(preset, device) for preset in arguments.preset or CASES]
-    found = machine(device) | run_benchmark(cases, device, arguments.only or ())
-    if arguments.json is not None:
-        write_json(found, arguments.json)
+    found = machine(device)
+    for part in run_benchmark(cases, device, arguments.only or ()):
+        found |= part
+        if arguments.json is not None:
+            write_json(found, arguments.json)  # after each section: one that is cut off keeps those before
     print("\n".join(table(found)))
 
 

@@ -133,6 +133,7 @@ def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
         f"| {speed['growth/tiny/processes_2/over_one_process']:.2f} × |",
     ):
         assert shown in README
+    small = json.loads((ROOT / "configs/reference/benchmark/small_without_amx.json").read_text())
     other = json.loads((ROOT / "configs/reference/benchmark/tiny_without_amx.json").read_text())
     for shown in (
         f"takes {100 * other['step/tiny/fp32/share_of_matrix_rate']:.0f} % of the matrix rate",
@@ -141,6 +142,10 @@ def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
         f"by cross-attention {other['reranking/tiny/albef/mflop_equivalents_per_pair']:.0f}:",
         f"saves {other['shortcuts/tiny/padding_removal/speedup']:.2f} ×",
         f"losses equal to {other['shortcuts/tiny/padding_removal/loss_difference']:.0e}",
+        f"takes {100 * small['step/small/fp32/share_of_matrix_rate']:.0f} % of the matrix rate",
+        f"re-ranking {100 * small['reranking/small/share_of_matrix_rate']:.0f} %",
+        f"says {small['memory/small/predicted_mib']:,.0f} MiB",
+        f"takes {small['memory/small/peak_mib']:,.0f}.",
     ):
         assert shown in README
 

@@ -59,25 +59,22 @@ LOADING = "loading"
 
 def run_benchmark(
     cases: Sequence[Case], device: torch.device, only: Sequence[str] = (), loading_images: int = 64
-) -> dict[str, float]:
-    """Measure the sections `only` (default: all) for each case.
+) -> Iterator[dict[str, float]]:
+    """Measure the sections `only` (default: all) for each case, and yield each section's numbers when it is done.
 
-    Returns:
-        Numbers by key, `SECTION/PRESET/NAME`: medians, `..._spread` the range between quartiles as a share of them.
+    Numbers by key, `SECTION/PRESET/NAME`: medians, `..._spread` the range between quartiles as a share of them.
     """
     names = list(only) or [LOADING, *SECTIONS]
-    found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         if LOADING in names:
             logger.info("loading")
-            found |= measure_loading(Path(scratch), 5, loading_images)
+            yield measure_loading(Path(scratch), 5, loading_images)
         for case in cases:
             precision = faster_precision(device, case)
             for name in names:
                 if name != LOADING:
                     logger.info("%s/%s", name, case.preset)
-                    found |= SECTIONS[name](case, Path(scratch), device, precision)
-    return found
+                    yield SECTIONS[name](case, Path(scratch), device, precision)
 
 
 def faster_precision(device: torch.device, case: Case) -> Precision:
