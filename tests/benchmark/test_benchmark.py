@@ -2,6 +2,8 @@
 
 import json
 import math
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +143,25 @@ def test_rest_of_the_suite(tmp_path: Path) -> None:
     lines = list(suite.table(found))
     assert any(line.startswith("| `reranking/tiny/pairs_per_s` | ") for line in lines)
     assert all(line.count("|") == 4 for line in lines)
+
+
+def test_numbers_are_kept_when_a_later_section_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the file is written at the end alone, and an hour of measurements is lost with the last of them."""
+
+    def fails(*arguments: object) -> dict[str, float]:
+        raise ValueError("out of room")
+
+    monkeypatch.setattr(suite, "SECTIONS", {"step": lambda *arguments: {"step/tiny/step_s": 0.5}, "passes": fails})
+    monkeypatch.setattr(suite, "faster_precision", lambda *arguments: "fp32")
+    file = tmp_path / "numbers.json"
+    script = Path(__file__).parents[2] / "scripts/benchmark.py"
+    sections = ["--preset", "tiny", "--only", "step", "--only", "passes"]
+    same = ["--device", "cpu", "--threads", str(torch.get_num_threads())]  # what the script sets outlives the test
+    monkeypatch.setattr(sys, "argv", [str(script), *sections, *same, "--json", str(file)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stopped.value.code == 2
+    assert json.loads(file.read_text())["step/tiny/step_s"] == 0.5
 
 
 def test_two_processes_are_measured_beside_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
