@@ -59,6 +59,9 @@ class DataConfig(Section):
     """Difficulty of the embedded world."""
     train_scenes: Positive = 1_000_000
     """Number of distinct training scenes; none is stored, each is drawn when needed."""
+    curriculum_scenes: list[Positive] = []
+    """How many of the training scenes show one object, how many two, and so on; they come first, in this order. Empty:
+    all show all objects. Even numbers: scenes come in pairs."""
     train_file: str | list[str] | None = None
     """One or several: JSON Lines; of pairs also ALBEF JSON, Karpathy JSON, or a folder or glob of tar shards."""
     train_split: str | None = None
@@ -283,6 +286,8 @@ class TrainingConfig(Section):
     """Applied to matrices; biases, norms and other vectors have none."""
     adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
     """AdamW's decay of the mean square of gradients; beta1 is 0.9."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: orthogonalised momentum for the matrices of the transformer layers, AdamW for everything else."""
     gradient_clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Longer gradients, all parameters as one vector, are scaled down to this."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -46,6 +46,7 @@ def contradictions(config: "Config") -> Iterator[str]:
         for key in ("train_file", "train_split", "eval_file", "eval_split", "statements_file"):
             if getattr(data, key) is not None:
                 yield f"data.{key}: contradicts data.source: scenes; use data.source: {files}"
+    yield from _curriculum_contradictions(config)
     if data.source != "pairs" and config.evaluation.retrieval_folds > 1:
         yield f"evaluation.retrieval_folds: divides the images of data.source: pairs alone, not of {data.source}"
     if data.source == "records":
@@ -60,6 +61,8 @@ def contradictions(config: "Config") -> Iterator[str]:
         yield f"training.warmup_steps: {training.warmup_steps} is more than total_steps {training.total_steps}"
     if training.learning_rate_min > training.learning_rate:
         yield "training.learning_rate_min: is above training.learning_rate"
+    if training.optimizer == "muon" and training.parallel == "fsdp":
+        yield "training.optimizer: muon needs whole matrices, which training.parallel: fsdp splits; use ddp or adamw"
     micro = training.micro_batch_size or training.batch_size_global
     if training.batch_size_global % micro:
         yield f"training.micro_batch_size: {micro} does not divide batch_size_global {training.batch_size_global}"
@@ -75,6 +78,17 @@ def contradictions(config: "Config") -> Iterator[str]:
         if config.losses.itm_negatives == "foils" and config.task != "grounding":
             yield f"losses.itm_negatives: only records of grounding have foils; use pool with task {config.task}"
         yield from _loss_contradictions(config.losses, micro, training.batch_size_global)
+
+
+def _curriculum_contradictions(config: "Config") -> Iterator[str]:
+    data = config.data
+    stages = data.curriculum_scenes
+    if stages and (data.source != "scenes" or _READS[config.task][0] != "pairs"):
+        yield "data.curriculum_scenes: is for image-text pairs of data.source: scenes; take it out"
+    if sum(stages) > data.train_scenes:
+        yield f"data.curriculum_scenes: {sum(stages)} scenes are more than train_scenes {data.train_scenes}"
+    if any(n % 2 for n in stages):
+        yield "data.curriculum_scenes: scenes come in pairs; use even numbers"
 
 
 def _cross_contradictions(config: "Config") -> Iterator[str]:

@@ -7,19 +7,25 @@ Meaning of the words:
 - "a small red circle" claims an object with these attributes; two such phrases of a caption mean two objects;
 - "left of", "right of", "above" and "below" compare the centres along one axis, at least `RELATION_MARGIN` apart;
 - "larger than" and "smaller than" compare size words, never radii within one size;
+- "in the northwest" means the cell of the grid in which an object's centre stands;
 - every count is exact: "two red circles" is false where there are three.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mamo.data.scenes import COLOURS, PATTERNS, SHAPES, Scene, SceneObject
+from mamo.data.scenes import CELLS, COLOURS, PATTERNS, SHAPES, Scene, SceneObject
 
 RELATION_MARGIN = 0.13  # fraction of the image side
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 SIZE_WORDS = {"small": ("small", "little"), "medium": ("medium", "medium"), "large": ("large", "big")}
 NOUNS = ("shape", "object")  # for "any shape"
+PLACES = (  # the cells of the grid in which objects stand, row by row; none of these words is also a relation's
+    ("northwest", "north", "northeast"),
+    ("west", "centre", "east"),
+    ("southwest", "south", "southeast"),
+)
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 RELATION_WORDINGS: dict[str, tuple[str, ...]] = {  # opposites differ by one word at the same position of the tuple
     "left": ("left of", "to the left of"),
@@ -46,6 +52,7 @@ WORD_CLASSES: dict[str, frozenset[str]] = {
     "pattern": frozenset(PATTERNS["full"]),
     "relation": frozenset({"left", "right", "above", "below", "higher", "lower", "larger", "bigger", "smaller"}),
     "number": frozenset(NUMBERS[1:]),
+    "place": frozenset(place for row in PLACES for place in row),
 }
 
 
@@ -74,6 +81,7 @@ class Description:
     colour: str = ""
     size: str = ""
     pattern: str = ""
+    place: str = ""
 
     def fits(self, thing: SceneObject) -> bool:
         """Whether all that is said is true of `thing`."""
@@ -82,6 +90,7 @@ class Description:
             and self.colour in ("", thing.colour)
             and self.size in ("", thing.size)
             and self.pattern in ("", thing.pattern)
+            and self.place in ("", place_of(thing))
         )
 
 
@@ -127,6 +136,11 @@ class Draft:
     referents: tuple[int, ...]
     size_style: int
     noun_style: int
+
+
+def place_of(thing: SceneObject) -> str:
+    """The word of `PLACES` for the cell in which the object's centre stands."""
+    return PLACES[int(thing.centre_y * CELLS)][int(thing.centre_x * CELLS)]
 
 
 def relation_holds(kind: str, a: SceneObject, b: SceneObject, margin: float = RELATION_MARGIN) -> bool:
@@ -216,9 +230,13 @@ def _count_phrase(draft: Draft, kind: str, count: Count) -> str:
 
 
 def noun_phrase(what: Description, many: bool = False, size_style: int = 0, noun_style: int = 1) -> str:
-    """Adjectives and a noun, without an article: "small red circle". The styles are those of `Draft`."""
+    """Adjectives, a noun and the place, where they are said, without an article: "small red circle in the north".
+
+    The styles are those of `Draft`.
+    """
     noun = what.shape or NOUNS[noun_style]
-    return f"{_adjectives(what, size_style)} {plural(noun) if many else noun}".strip()
+    where = f" in the {what.place}" if what.place else ""
+    return f"{_adjectives(what, size_style)} {plural(noun) if many else noun}{where}".strip()
 
 
 def _adjectives(what: Description, size_style: int) -> str:
@@ -227,7 +245,7 @@ def _adjectives(what: Description, size_style: int) -> str:
 
 
 def describe(scene: Scene, thing: SceneObject) -> Description:
-    """All that is worth saying of one of the scene's objects."""
+    """All that is worth saying of how one of the scene's objects looks."""
     pattern = thing.pattern if scene.difficulty == "full" else ""  # all are solid in `easy`
     return Description(thing.shape, thing.colour, thing.size, pattern)
 

@@ -1,7 +1,9 @@
 """Data sets behind one interface, and the loader that feeds the loop."""
 
 import atexit
+import bisect
 import contextlib
+import itertools
 import multiprocessing
 import re
 import signal
@@ -57,7 +59,8 @@ class Source(Protocol):
 class ScenePairs:
     """The embedded world as image-text pairs; each scene has five captions, one is drawn.
 
-    Training scenes come in pairs, half of them twins that differ in one thing (`mamo.data.twins`).
+    Training scenes come in pairs, half of them twins that differ in one thing (`mamo.data.twins`). The first ones show
+    few objects, as `data.curriculum_scenes` says.
     """
 
     group_size = 2
@@ -68,6 +71,7 @@ class ScenePairs:
         self.n_scenes = n_scenes
         self.image_size_px = config.image_size
         self.identifying = identifying
+        self.stage_ends = list(itertools.accumulate(config.curriculum_scenes))
 
     def __len__(self) -> int:
         return self.n_scenes
@@ -75,6 +79,7 @@ class ScenePairs:
     def identity(self) -> Iterator[str]:
         """The parameters of the world."""
         yield f"scenes {self.world.difficulty} {self.n_scenes} {self.image_size_px}"
+        yield from (f"stage to {end}" for end in self.stage_ends)
 
     def data_sets(self) -> list[str]:
         """The embedded world."""
@@ -84,7 +89,9 @@ class ScenePairs:
         """Draw scene `index` and one of its captions (or its identifying caption)."""
         scene, twin = self.world.scene(self.split, index), None
         if self.split == "train":
-            scene, twin = training_scene(self.world, self.split, index)
+            stage = bisect.bisect_right(self.stage_ends, index)
+            most_objects = stage + 1 if stage < len(self.stage_ends) else None
+            scene, twin = training_scene(self.world, self.split, index, most_objects)
         if self.identifying:
             text = scene_captions.identifying_caption(scene).text
         elif twin is None:

@@ -17,6 +17,7 @@ from mamo.data.scenes import COLOURS, N_OBJECTS, PATTERNS, SHAPES, SIZES, Draws,
 PROBES = ("attribute_swap", "relation_swap", "count_change", "attribute_replacement", "object_replacement")
 ATTRIBUTES = ("colour", "size", "pattern")
 _DESCRIBING = (0, 1, 2)  # the captions that describe objects
+_PLACES_UNSAID = (0, 2)  # those of them whose relations do not follow from places that they say
 _COUNTING = 3  # the caption that counts
 _STREAM = 16  # of the scene's randomness; the captions use lower ones
 _MAX_SCENES_PER_ITEM = 200
@@ -142,7 +143,7 @@ def _repetitions(objects: tuple[SceneObject, ...] | list[SceneObject]) -> list[i
 
 
 def _swap_relation(scene: Scene, draws: Draws) -> tuple[Draft, Draft] | None:
-    true = caption_draft(scene, draws.pick(_DESCRIBING))
+    true = caption_draft(scene, draws.pick(_PLACES_UNSAID if scene.difficulty == "full" else _DESCRIBING))
     relations = true.statement.relations
     # Two relations along one axis depend on each other ("left of b and left of c" is likelier than "left of b and right
     # of c"); one alone is as likely as its mirror image.

@@ -1,18 +1,26 @@
 """The order of training samples: a pure function of (seed, epoch), so any step can be reached at once."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
-def epoch_order(seed: int, epoch: int, n_samples: int, group_size: int = 1) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, n_samples: int, group_size: int = 1, stages: Sequence[int] = ()) -> np.ndarray:
     """int64 [n_samples], the permutation in which an epoch visits the data.
 
     Groups of `group_size` samples, each from a multiple of it on, are permuted as wholes; the last may be smaller.
+    `stages`, multiples of it, are how many of the first samples come first, how many of the next ones then, and so on:
+    each stage is permuted within itself.
     """
-    groups = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(-(-n_samples // group_size))
-    order: np.ndarray = (groups[:, None] * group_size + np.arange(group_size)).ravel()
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    bounds = [0, *itertools.accumulate(stages), n_samples]
+    parts = []
+    for start, end in itertools.pairwise(bounds):
+        groups = generator.permutation(-(-(end - start) // group_size))
+        parts.append(start + (groups[:, None] * group_size + np.arange(group_size)).ravel())
+    order: np.ndarray = np.concatenate(parts)
     return order[order < n_samples]
 
 
@@ -33,6 +41,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         rank: int,
         world: int,
         group_size: int = 1,
+        stages: Sequence[int] = (),
     ) -> None:
         assert batch_size_global % world == 0
         self.n_samples = n_samples
@@ -43,6 +52,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world = world
         self.group_size = group_size
+        self.stages = stages
 
     def __len__(self) -> int:
         return self.total_steps - self.start_step
@@ -56,6 +66,6 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             for position in range(first, first + share):
                 if position // self.n_samples != epoch:
                     epoch = position // self.n_samples
-                    order = epoch_order(self.seed, epoch, self.n_samples, self.group_size)
+                    order = epoch_order(self.seed, epoch, self.n_samples, self.group_size, self.stages)
                 batch.append((epoch, int(order[position % self.n_samples])))
             yield batch

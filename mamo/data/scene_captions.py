@@ -14,12 +14,15 @@ from mamo.data.grammar import (
     Statement,
     describe,
     only,
+    place_of,
     relation_holds,
     write,
 )
-from mamo.data.scenes import Draws, Scene
+from mamo.data.scenes import Draws, Scene, SceneObject
 
 N_CAPTIONS = 5
+PLACING = 1  # the caption of the full world that says where objects are
+PLACE_PROBABILITY = 0.5  # that it says so of each of its two objects
 TOTAL_OPENINGS = ("", "there are", "exactly")
 
 _FIRST_CAPTION_STREAM = 2  # streams 0 and 1 of a scene are its objects and its pixel noise
@@ -34,7 +37,9 @@ def captions(scene: Scene) -> tuple[Caption, ...]:
 def caption(scene: Scene, which: int) -> Caption:
     """Caption `which` of `scene`: 0 and 1 describe all, 2 relates two objects, 3 counts, 4 compares two.
 
-    A pure function of the scene. Raises ValueError where `which` is not in 0 to 4.
+    In the full world caption 1 relates two objects and says where some of them are: a place is learned by looking up
+    one object, a relation takes two. Of a scene with one object (`twins.training_scene` makes them) each caption says
+    what and where it is. A pure function of the scene. Raises ValueError where `which` is not in 0 to 4.
     """
     return write(caption_draft(scene, which), scene.objects)
 
@@ -49,6 +54,8 @@ def identifying_caption(scene: Scene) -> Caption:
 
 def identifying_draft(scene: Scene) -> Draft:
     """The draft of `identifying_caption`."""
+    if len(scene.objects) == 1:
+        return _alone(scene, scene.draws(_IDENTIFYING_STREAM))
     return _full(scene, scene.draws(_IDENTIFYING_STREAM), total_probability=0.0)
 
 
@@ -57,6 +64,10 @@ def caption_draft(scene: Scene, which: int) -> Draft:
     if not 0 <= which < N_CAPTIONS:
         raise ValueError(f"scenes: caption {which} does not exist; a scene has captions 0 to {N_CAPTIONS - 1}")
     draws = scene.draws(_FIRST_CAPTION_STREAM + which)
+    if len(scene.objects) == 1:
+        return _alone(scene, draws)
+    if which == PLACING and scene.difficulty == "full":
+        return _placing(scene, draws)
     if which < 2:
         return _full(scene, draws, total_probability=0.25)
     makers: tuple[Callable[[Scene, Draws], Draft], ...] = (_partial, _counting, _comparing)
@@ -104,6 +115,32 @@ def _full(scene: Scene, draws: Draws, total_probability: float) -> Draft:
     mentions = tuple(describe(scene, scene.objects[i]) for i in order)
     statement = Statement(mentions, tuple(relations), counts)
     return Draft(statement, template, tuple(order), _style(draws), _style(draws))
+
+
+def _alone(scene: Scene, draws: Draws) -> Draft:
+    """What the only object is and, in the full world, where."""
+    (thing,) = scene.objects
+    template = draws.pick(("{m0}", "there is {m0}"))
+    return Draft(Statement((_with_place(scene, thing),)), template, (0,), _style(draws), _style(draws))
+
+
+def _placing(scene: Scene, draws: Draws) -> Draft:
+    """Two objects, whole, in a relation, and where some of them are."""
+    a, b = draws.shuffled(len(scene.objects))[:2]
+    mentions = tuple(
+        _with_place(scene, scene.objects[i])
+        if draws.uniform() < PLACE_PROBABILITY
+        else describe(scene, scene.objects[i])
+        for i in (a, b)
+    )
+    relation = Relation(draws.pick(_axes(scene, a, b)), 0, 1, _style(draws))
+    template = draws.pick(("{m0} is {r0} {m1}", "{m0} {r0} {m1}"))
+    return Draft(Statement(mentions, (relation,)), template, (a, b), _style(draws), _style(draws))
+
+
+def _with_place(scene: Scene, thing: SceneObject) -> Description:
+    place = place_of(thing) if scene.difficulty == "full" else ""
+    return replace(describe(scene, thing), place=place)
 
 
 def _partial(scene: Scene, draws: Draws) -> Draft:

@@ -2,7 +2,7 @@
 
 A scene holds a few coloured shapes that never overlap. Difficulty `easy` has 2 to 3 solid objects of 5 shapes, 8
 colours and 2 sizes on a nearly plain background; `full` has 2 to 5 objects of 7 shapes, 8 colours, 3 sizes and 3 fill
-patterns on plain, gradient or textured backgrounds with noise.
+patterns on plain, gradient or textured backgrounds with noise. Objects stand in the cells of a grid of 3 x 3.
 
 All randomness is Philox, a counter-based generator: its key is (world seed, difficulty) and its counter is (position,
 scene index, split, purpose). No two scenes of a world ever read the same block, so a scene can be made alone, in any
@@ -43,15 +43,15 @@ SHAPES: dict[Difficulty, tuple[str, ...]] = {
 }
 SIZES: dict[Difficulty, dict[str, tuple[float, float]]] = {  # least and greatest radius, in shorter image sides
     "easy": {"small": (0.080, 0.090), "large": (0.125, 0.135)},
-    "full": {"small": (0.078, 0.086), "medium": (0.112, 0.120), "large": (0.155, 0.165)},
+    "full": {"small": (0.078, 0.082), "medium": (0.103, 0.107), "large": (0.134, 0.136)},
 }
 PATTERNS: dict[Difficulty, tuple[str, ...]] = {"easy": ("solid",), "full": ("solid", "striped", "checked")}
 N_OBJECTS: dict[Difficulty, tuple[int, ...]] = {"easy": (2, 3, 3, 3, 3), "full": (2, 3, 3, 4, 4, 5)}  # drawn uniformly
 MAX_ANGLE: dict[Difficulty, float] = {"easy": 0.15, "full": 0.30}  # radians, either way
 COPY_PROBABILITY = 0.2  # that 3 or more objects repeat a colour and shape on purpose, so that "two red circles" occurs
-CELLS = 3  # the centres of `easy` objects stand in the middle of a cell of a CELLS x CELLS grid,
+CELLS = 3  # the centres of objects stand in the middle of a cell of a CELLS x CELLS grid,
 CELL_JITTER = 0.018  # give or take this much on each axis: the same part of a shape falls on the same part of a patch
-GAP = 0.025  # least distance between two objects' circles, and half of it to the border, in shorter image sides
+GAP = 0.025  # between the largest objects' circles in neighbouring cells, half of it to the border, in image sides
 
 _DUPLICATE_STREAM = 18  # of the scene's randomness; captions, probes and masked words use lower ones
 
@@ -226,9 +226,7 @@ def _draw_objects(difficulty: Difficulty, draws: Draws) -> tuple[SceneObject, ..
     patterns = [draws.pick(PATTERNS[difficulty]) for _ in range(n)]
     radii = [draws.uniform(*SIZES[difficulty][size]) for size in sizes]
     angles = [draws.uniform(-MAX_ANGLE[difficulty], MAX_ANGLE[difficulty]) for _ in range(n)]
-    centres = _place_in_cells(n, draws) if difficulty == "easy" else None
-    while centres is None:
-        centres = _place(radii, draws)
+    centres = _place_in_cells(n, draws)
     return tuple(
         SceneObject(shape, colour, size, pattern, x, y, radius, angle)
         for (shape, colour), size, pattern, (x, y), radius, angle in zip(
@@ -242,21 +240,6 @@ def _place_in_cells(n: int, draws: Draws) -> list[tuple[float, float]]:
     cells = [divmod(cell, CELLS) for cell in draws.shuffled(CELLS * CELLS)[:n]]
     jitter = (-CELL_JITTER, CELL_JITTER)
     return [((c + 0.5) / CELLS + draws.uniform(*jitter), (r + 0.5) / CELLS + draws.uniform(*jitter)) for r, c in cells]
-
-
-def _place(radii: list[float], draws: Draws) -> list[tuple[float, float]] | None:
-    """Centres that keep `GAP` between all circles, the largest placed first; None after too many misses."""
-    centres: dict[int, tuple[float, float]] = {}
-    for i in sorted(range(len(radii)), key=lambda k: -radii[k]):
-        low = radii[i] + GAP / 2
-        for _ in range(20):
-            x, y = draws.uniform(low, 1 - low), draws.uniform(low, 1 - low)
-            if all((x - a) ** 2 + (y - b) ** 2 >= (radii[i] + radii[k] + GAP) ** 2 for k, (a, b) in centres.items()):
-                centres[i] = (x, y)
-                break
-        else:
-            return None
-    return [centres[i] for i in range(len(radii))]
 
 
 def _draw_background(difficulty: Difficulty, draws: Draws) -> Background:

@@ -21,12 +21,17 @@ _STREAM = 23  # of the scene's randomness; lower ones are taken
 _EXCHANGEABLE = ("shape", "colour", "pattern")  # not the size: objects could come to overlap
 
 
-def training_scene(world: SceneWorld, split: Split, index: int) -> tuple[Scene, Scene | None]:
-    """Scene `index` of the training pairs, and its twin where it has one; `index ^ 1` is the other of the pair."""
-    first = world.scene(split, index & ~1)
+def training_scene(
+    world: SceneWorld, split: Split, index: int, most_objects: int | None = None
+) -> tuple[Scene, Scene | None]:
+    """Scene `index` of the training pairs, and its twin where it has one; `index ^ 1` is the other of the pair.
+
+    Of either, the first `most_objects` objects alone are shown.
+    """
+    first = _fewer(world.scene(split, index & ~1), most_objects)
     draws = first.draws(_STREAM)
     if draws.uniform() >= TWIN_SHARE:
-        return (first if index % 2 == 0 else world.scene(split, index)), None
+        return (first if index % 2 == 0 else _fewer(world.scene(split, index), most_objects)), None
     second = twin(first, draws)
     return (first, second) if index % 2 == 0 else (second, first)
 
@@ -64,6 +69,10 @@ def telling_caption(scene: Scene, other: Scene, order: Iterable[int]) -> str:
     drafts = (scene_captions.caption_draft(scene, which) for which in order)
     false = (draft for draft in drafts if not grammar.holds(draft.statement, other.objects, margin=0.0))
     return grammar.write(next(false, scene_captions.identifying_draft(scene)), scene.objects).text
+
+
+def _fewer(scene: Scene, most_objects: int | None) -> Scene:
+    return replace(scene, objects=scene.objects[:most_objects])
 
 
 def _mirror(thing: SceneObject, axis: str) -> SceneObject:

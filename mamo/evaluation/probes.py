@@ -4,8 +4,9 @@ A word is masked only where the picture decides it: every other word that the gr
 the caption false. "a small [MASK] circle" is asked of one small circle or of two of one colour, never of a red and a
 blue one; "a [MASK] circle" is not asked, since its size and its colour would both be right; "higher than" is asked only
 where neither "larger than" nor "smaller than" is true. Numbers come from the counting caption alone, since the others
-list what they count, and never from "one circle", whose noun gives the number away. Either of two synonyms ("small",
-"little") is right.
+list what they count, and never from "one circle", whose noun gives the number away. A caption that says where objects
+are is asked for places, never for relations, which would follow from them. Either of two synonyms ("small", "little")
+is right.
 
 Legend: N items, W tokens of the masked word, A right answers of an item.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 from mamo.data.grammar import (
     NUMBERS,
     OPPOSITE,
+    PLACES,
     RELATION_WORDINGS,
     SIZE_WORDS,
     Description,
@@ -65,7 +67,7 @@ class _Slot:
 def masked_words(world: SceneWorld, n_scenes: int, split: Split = "test") -> list[MaskedWord]:
     """At most one masked word a class for each of the first `n_scenes` scenes; a pure function.
 
-    The classes are colour, shape, size, pattern (where the world has several), relation and number. The word is drawn
+    The classes are colour, shape, size, pattern and place (in the full world), relation and number. The word is drawn
     among the decided ones of the scene's five captions by the scene's own random numbers.
     """
     return [item for index in range(n_scenes) for item in _masked_words(world.scene(split, index))]
@@ -90,14 +92,14 @@ def _slots(draft: Draft, has_numbers: bool) -> Iterator[_Slot]:
     whats = [("mentions", k, what) for k, what in enumerate(statement.mentions)]
     whats += [("counts", k, count.what) for k, count in enumerate(statement.counts)]
     for group, k, what in whats:
-        for attribute in ("shape", *_ADJECTIVES):
+        for attribute in ("shape", "place", *_ADJECTIVES):
             if getattr(what, attribute):
                 yield _Slot(draft, group, k, attribute)
     for k, count in enumerate(statement.counts if has_numbers else ()):
         if count.number != 1 or f"{{c{k}}}" not in draft.template:  # that reference writes "one circle", "two circles"
             yield _Slot(draft, "counts", k, "number")
     for k, relation in enumerate(statement.relations):
-        if relation.kind in OPPOSITE:
+        if relation.kind in OPPOSITE and not any(what.place for what in statement.mentions):
             yield _Slot(draft, "relations", k, "relation")
 
 
@@ -138,11 +140,12 @@ def _other_descriptions(what: Description, attribute: str, difficulty: Difficult
         "colour": tuple(COLOURS),
         "size": tuple(SIZES[difficulty]),
         "pattern": patterns if len(patterns) > 1 else (),  # one pattern alone is never said
+        "place": [place for row in PLACES for place in row],
     }
     for value in values[attribute]:
         if value != getattr(what, attribute):
             yield replace(what, **{attribute: value})
-    if attribute == "shape":
+    if attribute not in _ADJECTIVES:
         return
     here = _ADJECTIVES.index(attribute)
     for there, other in enumerate(_ADJECTIVES):

@@ -72,6 +72,7 @@ _HEATS = {
     "image_encoder": "Grad-CAM of ITM in the image encoder",
     "occlusion": "loss of the ITM logit under occlusion",
 }
+_SCENES_HEAT = {"easy": "image_encoder", "full": "fusion"}  # where a pre-training of each is read best
 _FLICKR = "data/flickr30k/test.jsonl"
 _COCO = "data/coco/test.jsonl"
 _LABEL = "the raw pre-trained model is named flickr30k-zeroshot-raw"
@@ -90,8 +91,8 @@ PROTOCOLS: dict[str, Protocol] = {
             (
                 "grounding",
                 "grounding",
-                "1,000 expressions, Grad-CAM of the image encoder to proposals, IoU 0.5",
-                {"grounding_heat": "image_encoder"},
+                f"1,000 expressions, {_HEATS[_SCENES_HEAT[difficulty]]} to proposals, IoU 0.5",
+                {"grounding_heat": _SCENES_HEAT[difficulty]},
             ),
             ("mlim", "mlim", "masked words and filled-in images of 1,000 scenes, masked as in training", {}),
             ("matching", "matching", "1,000 pairs of listings, half of them near misses, PR AUC", {}),

@@ -157,6 +157,7 @@ class Run:
             rank(),
             world_size(),
             self.source.group_size,
+            self.config.data.curriculum_scenes,
         )
         yield from make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
 

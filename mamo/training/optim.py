@@ -1,14 +1,18 @@
 """Optimizer and learning-rate schedule."""
 
 import math
+import re
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mamo.config import TrainingConfig
 
+_IN_A_LAYER = re.compile(r"\b(layers|layer|blocks)\.\d+\.")
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices and higher, decayed; vectors and scalars (biases, norms, temperature), not decayed."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     return [
@@ -17,9 +21,49 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
-def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, in PyTorch's fused implementation."""
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`, in PyTorch's fused implementation; with `optimizer: muon`, `MuonWithAdamW`."""
     groups = parameter_groups(network, config.weight_decay)
+    if config.optimizer == "muon":
+        return MuonWithAdamW(layer_matrices(network), groups, config)
+    return _adamw(groups, config)
+
+
+def layer_matrices(network: nn.Module) -> list[Tensor]:
+    """The trainable weights of the linear maps inside transformer layers: not embeddings, projections or heads."""
+    return [
+        module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and _IN_A_LAYER.search(name) and module.weight.requires_grad
+    ]
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) moves matrices by their orthogonalised momentum, AdamW everything else.
+
+    Muon's steps are scaled to the root mean square of AdamW's (Moonlight, Liu et al. 2025), so that one learning rate
+    and one weight decay serve both. Both are PyTorch's; their states lie in this optimizer's `state`.
+    """
+
+    def __init__(self, matrices: list[Tensor], groups: list[dict[str, Any]], config: TrainingConfig) -> None:
+        taken = {id(matrix) for matrix in matrices}
+        others = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+        self.muon = torch.optim.Muon(
+            matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = _adamw(others, config)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]  # the very groups, not copies
+        self.muon.state = self.adamw.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of each; a closure is not taken."""
+        self.muon.step()  # type: ignore[no-untyped-call]
+        self.adamw.step()
+
+
+def _adamw(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
 
 

@@ -34,6 +34,8 @@ RELATIONS = {
     **{f"{of}the same {a} as": f"same {a}" for of in ("of ", "") for a in ("colour", "shape", "size")},
     "as large as": "same size",
 }
+ROWS = {"north": 0, "south": 2}  # thirds of the picture from the top; a place that names no row is in the middle one
+COLUMNS = {"west": 0, "east": 2}
 FILLERS = {"is", "and", "there", "are", "we", "see", "exactly", "with"}
 SIZE_ORDER = ("small", "medium", "large")
 
@@ -57,7 +59,12 @@ def read_noun_phrase(words: list[str]) -> Attributes:
         assert attribute not in said
         said[attribute] = value
     noun = SINGULAR[words.pop(0)]
-    return said if noun in ("shape", "object") else {**said, "shape": noun}
+    if noun not in ("shape", "object"):
+        said["shape"] = noun
+    if words[:2] == ["in", "the"]:
+        said["place"] = words[2]
+        del words[:3]
+    return said
 
 
 def read_relation(words: list[str]) -> str | None:
@@ -112,7 +119,16 @@ def read(text: str) -> Reading:
 
 
 def fits(said: Attributes, thing: SceneObject) -> bool:
-    return all(getattr(thing, attribute) == value for attribute, value in said.items())
+    looks = {attribute: value for attribute, value in said.items() if attribute != "place"}
+    stands = "place" not in said or stands_in(said["place"], thing.centre_x, thing.centre_y)
+    return stands and all(getattr(thing, attribute) == value for attribute, value in looks.items())
+
+
+def stands_in(place: str, x: float, y: float) -> bool:
+    row = next((third for word, third in ROWS.items() if place.startswith(word)), 1)
+    column = next((third for word, third in COLUMNS.items() if place.endswith(word)), 1)
+    assert place == "centre" or (row, column) != (1, 1), place
+    return row / 3 < y < (row + 1) / 3 and column / 3 < x < (column + 1) / 3
 
 
 def related(kind: str, a: SceneObject, b: SceneObject, margin: float) -> bool:

@@ -99,7 +99,7 @@ def test_every_other_word_makes_the_caption_false():
 
 def test_masked_words_are_a_pure_function_of_the_scene():
     """Would catch items that move when their number changes, and a class asked twice of a scene."""
-    for difficulty, classes in (("easy", 5), ("full", 6)):
+    for difficulty, classes in (("easy", 5), ("full", 7)):
         world = SceneWorld(difficulty, 0)
         items = masked_words(world, 60)
         assert items[: len(masked_words(world, 20))] == masked_words(world, 20)
