@@ -154,6 +154,10 @@ CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\
         ("training: {batch_size_global: 48}", "losses.itm_pool_size"),
         ("losses: {itc_candidates: batch}\ntraining: {micro_batch_size: 32}", "losses.itc_candidates"),
         ("model: {text: {weights: bert}}", "model.text.bert"),
+        ("data: {curriculum_scenes: [64, 3]}", "data.curriculum_scenes"),
+        ("data: {curriculum_scenes: [64, 64], train_scenes: 100}", "data.curriculum_scenes"),
+        ("data: {curriculum_scenes: [64]}\ntask: vqa", "data.curriculum_scenes"),
+        ("training: {optimizer: muon, parallel: fsdp}", "training.optimizer"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, lines: str, path: str) -> None:

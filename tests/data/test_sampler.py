@@ -65,3 +65,22 @@ def test_groups_stay_side_by_side(n: int) -> None:
     assert order != list(range(n))
     for first in range(0, n - 1, 2):
         assert order[order.index(first) + 1] == first + 1
+
+
+def test_stages_come_one_after_the_other_each_in_random_order() -> None:
+    """Bug: a later stage's samples come too early, a stage is not shuffled, loses its pairs or its last sample."""
+    order = epoch_order(0, 1, 31, group_size=2, stages=(8, 12)).tolist()
+    for start, end in ((0, 8), (8, 20), (20, 31)):
+        part = order[start:end]
+        assert sorted(part) == list(range(start, end))
+        assert part != sorted(part)
+        assert all(part[part.index(first) + 1] == first + 1 for first in range(start, end - 1, 2))
+    assert epoch_order(0, 1, 31, group_size=2).tolist() != order
+
+
+def test_the_sampler_keeps_the_stages_at_a_resume() -> None:
+    """Bug: the stages reach one epoch's order and not the sampler, or a resume begins with them anew."""
+    whole = list(StepSampler(30, 4, 0, 0, 10, 0, 1, stages=(8, 8)))
+    assert {index for batch in whole[:2] for _, index in batch} == set(range(8))
+    assert {index for batch in whole[2:4] for _, index in batch} == set(range(8, 16))
+    assert list(StepSampler(30, 4, 0, 3, 10, 0, 1, stages=(8, 8))) == whole[3:]

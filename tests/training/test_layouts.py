@@ -130,6 +130,19 @@ def test_every_layout_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.M
         assert max(far.values()) < 1e-8, (name, far)
 
 
+def test_muon_takes_the_same_steps_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: Muon steps once a micro-batch. Its iteration rounds to bf16, so that equal steps are not equal bits."""
+    started = launch(2, __file__, "exact", write(tmp_path / "ddp", optimizer="muon"))
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    in_float64(write(tmp_path / "one", optimizer="muon"))
+    in_float64(write(tmp_path / "accumulated", optimizer="muon", micro_batch_size=2))
+    assert finish(started) == [(0, ""), (0, "")]
+    expected = torch.load(tmp_path / "one" / "end.pt", weights_only=True)
+    for name in ("accumulated", "ddp"):
+        far = differences(torch.load(tmp_path / name / "end.pt", weights_only=True), expected)
+        assert far["losses"] < 1e-4, (name, far)
+
+
 def losses_of(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Every loss of every step, by name."""
     return {f"{row['step']} {name}": row[name] for row in rows for name in row if name.startswith("loss/")}

@@ -6,7 +6,8 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from mamo.config import TrainingConfig
-from mamo.training.optim import learning_rate_at, make_optimizer, parameter_groups
+from mamo.training import checkpoint
+from mamo.training.optim import layer_matrices, learning_rate_at, make_optimizer, parameter_groups
 
 
 def test_schedule_equals_pytorchs_schedulers() -> None:
@@ -70,3 +71,71 @@ def test_first_step_equals_adamw_by_hand() -> None:
         for name, parameter in layer.named_parameters():
             torch.testing.assert_close(parameter.detach(), expected[name], atol=1e-5, rtol=1e-4)
         old = {name: p.detach().clone() for name, p in layer.named_parameters()}
+
+
+class Layered(nn.Module):
+    """An embedding, two layers and a head, named as networks name them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 10), nn.LayerNorm(10), nn.Linear(10, 6)) for _ in "ab")
+        self.head = nn.Linear(6, 3)
+
+
+MUON = TrainingConfig(optimizer="muon", learning_rate=0.1, learning_rate_min=0.0, weight_decay=0.5, adam_beta2=0.9)
+
+
+def stepped(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+
+
+def test_muon_moves_the_matrices_of_layers_by_the_polar_factor_of_their_gradient() -> None:
+    """Bug: Muon moves an embedding or a head, its step has another direction, size or decay, or Adam steps twice."""
+    torch.manual_seed(0)
+    network, plain = Layered(), Layered()
+    plain.load_state_dict(network.state_dict())
+    matrices = [name for name, p in network.named_parameters() if any(p is m for m in layer_matrices(network))]
+    assert matrices == [f"layers.{k}.{part}.weight" for k in (0, 1) for part in (0, 2)]
+    stepped(network, make_optimizer(network, MUON), seed=1)
+    stepped(plain, make_optimizer(plain, MUON.model_copy(update={"optimizer": "adamw"})), seed=1)
+    torch.manual_seed(0)
+    old = dict(Layered().named_parameters())
+    for (name, parameter), adams in zip(network.named_parameters(), plain.parameters(), strict=True):
+        if name not in matrices:
+            assert torch.equal(parameter, adams), name
+            continue
+        assert parameter.grad is not None
+        step = (old[name] * (1 - 0.1 * 0.5) - parameter).detach() / (0.1 * 0.2 * max(parameter.shape) ** 0.5)
+        left, _, right = torch.linalg.svd(parameter.grad, full_matrices=False)
+        along = left.T @ step @ right.T  # of the polar factor itself the identity; Newton-Schulz gives 0.5 to 1.5
+        assert torch.diag(along).min() > 0.4, name
+        assert torch.diag(along).max() < 1.6, name
+        assert (along - torch.diag(torch.diag(along))).abs().max() < 0.1, name
+
+
+def test_muons_state_is_saved_and_loaded() -> None:
+    """Bug: a resumed run begins with no momentum, or the rate of a step reaches one of the two optimizers alone."""
+    torch.manual_seed(0)
+    network = Layered()
+    optimizer = make_optimizer(network, MUON)
+    stepped(network, optimizer, seed=1)
+    other = Layered()
+    other.load_state_dict(network.state_dict())
+    loaded = make_optimizer(other, MUON)
+    tensors = {k: v.clone() for k, v in checkpoint.optimizer_tensors(optimizer, network).items()}
+    checkpoint.load_optimizer_tensors(loaded, other, tensors)
+    for mine, theirs in ((network, optimizer), (other, loaded)):
+        for group in theirs.param_groups:
+            group["lr"] = 0.01
+        stepped(mine, theirs, seed=2)
+    for (name, mine), theirs in zip(network.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    stepped(network, optimizer, seed=3)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -49,10 +49,13 @@ def kill_after(config: Path, step: int, delay_s: float, *options: str) -> bool:
     return was_running
 
 
-def test_killed_run_ends_in_the_bits_of_an_unbroken_one(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", [{}, {"data": {"curriculum_scenes": [10, 24]}, "training": {"optimizer": "muon"}}])
+def test_killed_run_ends_in_the_bits_of_an_unbroken_one(
+    tiny_file: Callable[..., Path], tmp_path: Path, over: dict[str, Any]
+) -> None:
     """Bug: queue, Adam's moments, dropout's random numbers or the place within an epoch start anew at a resume."""
-    train(load_config(tiny_file(output_dir=str(tmp_path / "whole"))), is_resume=False)
-    config = tiny_file()
+    train(load_config(tiny_file(output_dir=str(tmp_path / "whole"), **over)), is_resume=False)
+    config = tiny_file(**over)
     assert kill_after(config, random.randint(15, 22), random.uniform(0, 0.03))
     resumed = load_config(config, ["data.workers=1"])
     train(resumed, is_resume=True)
