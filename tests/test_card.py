@@ -1,6 +1,7 @@
 """`scripts/card.py`: the facts of a checkpoint, taken from the checkpoint."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def test_the_card_tells_what_the_checkpoint_is(tiny: Callable[..., Config], tmp_
     n_parameters = sum(parameter.numel() for parameter in Run(config).task.network.parameters())
     assert f"{n_parameters:,} parameters" in done.stdout
     assert "losses itc, itm, mlm, mrm_image, mrm_text |" in done.stdout
-    assert "| steps | 2 of 2, 8 samples each |" in done.stdout
+    assert "| steps | 2 of 2, 8 samples each, adamw |" in done.stdout
     assert "first/checkpoints/step-0000002, step 2, data `" in done.stdout
     assert "| itc/i2t_r1 | 20.0 |" in done.stdout
     assert "10.0" not in done.stdout
@@ -45,6 +46,8 @@ def test_the_card_tells_what_the_checkpoint_is(tiny: Callable[..., Config], tmp_
     first = card(str(tmp_path / "first/checkpoints/step-0000001"), "--to", str(tmp_path / "card.md"))
     assert first.returncode == 0, first.stderr
     assert "Random weights." in (tmp_path / "card.md").read_text()
+    shutil.copytree(tmp_path / "first/checkpoints/step-0000001", tmp_path / "kept")  # a copy under a name of its own
+    assert "| steps | 1 of 2," in card(str(tmp_path / "kept")).stdout
     missing = card(str(tmp_path / "nowhere"))
     assert missing.returncode == 2
     assert "no checkpoint found" in missing.stderr

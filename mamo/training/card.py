@@ -22,7 +22,10 @@ def card(folder: Path) -> str:
         "method": _method(config),
         "preset": f"`{config.model.preset}`, {_parameters(folder):,} parameters",
         "image": f"{_image_encoder(config)}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
-        "steps": f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each",
+        "steps": (
+            f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each, "
+            f"{training.optimizer}"
+        ),
         "training data": f"{_data(config)}, fingerprint `{state['data_fingerprint']}`",
         "seed and precision": f"{config.seed}, {training.precision}",
         "versions": ", ".join(f"{name} {number}" for name, number in state["versions"].items()),
@@ -33,7 +36,7 @@ def card(folder: Path) -> str:
     lines += [
         f"- {link['checkpoint']}, step {link['step']}, data `{link['data_fingerprint']}`" for link in state["ancestry"]
     ] or ["Random weights."]
-    for entry in _evaluations(folder):
+    for entry in _evaluations(folder, state["step"]):
         lines += ["", f"## {entry['protocol']}, {entry['split']}", "", "| metric | % |", "|---|---|"]
         lines += [f"| {name} | {value:.1f} |" for name, value in entry["metrics"].items()]
     return "\n".join(lines) + "\n"
@@ -58,7 +61,10 @@ def _weight(config: Config, name: str) -> float:
 
 def _data(config: Config) -> str:
     data = config.data
-    return f"scenes ({data.difficulty}, {data.train_scenes:,})" if data.source == "scenes" else str(data.train_file)
+    if data.source != "scenes":
+        return str(data.train_file)
+    stages = "".join(f"; {n:,} of at most {k} objects" for k, n in enumerate(data.curriculum_scenes, start=1))
+    return f"scenes ({data.difficulty}, {data.train_scenes:,}{stages})"
 
 
 def _parameters(folder: Path) -> int:
@@ -68,9 +74,9 @@ def _parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _evaluations(folder: Path) -> list[dict[str, Any]]:
+def _evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
     """Those of this step in the run's own results, and those of `evaluate.py` beside them."""
-    run_folder, step = folder.parent.parent, int(folder.name.rsplit("-", 1)[1])
+    run_folder = folder.parent.parent
     files = [run_folder / RESULTS, *sorted((run_folder / "evaluations").glob(f"*/{RESULTS}"))]
     found = [entry for file in files if file.is_file() for entry in json.loads(file.read_text())["evaluations"]]
     return [entry for entry in found if entry["step"] == step]
