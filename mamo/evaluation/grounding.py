@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -30,7 +31,20 @@ def iou(a: Box, b: Box) -> float:
 
 
 def to_image_size(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
-    """A heat map [h, w] over the patches, interpolated (bicubic) to [H, W] of the image and cut at 0."""
+    """A heat map [h, w] over the patches, interpolated to [H, W] of the image: bilinear, and nothing is hot outside.
+
+    A patch is therefore hottest in its middle, at the border too. Without the latter, heat would stay flat or rise from
+    a border patch's middle to the border, which matters where patches are few.
+    """
+    rows, columns = ((torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in image_size_px)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None]  # [1, H, W, (x, y)]
+    whole = functional.grid_sample(heat[None, None].double(), places, padding_mode="zeros", align_corners=False)
+    found: NDArray[np.float64] = whole[0, 0].numpy()
+    return found
+
+
+def to_image_size_bicubic(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
+    """The same as ALBEF's protocol for RefCOCO does it: bicubic, cut at 0, beyond the border as at the border."""
     whole = functional.interpolate(heat[None, None].double(), image_size_px, mode="bicubic", align_corners=False)
     return whole[0, 0].clamp(min=0).numpy()
 

@@ -1,9 +1,11 @@
 """Where a network sees what expressions mean: Grad-CAM heat of records, against their boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mamo.data.records import clean_caption
@@ -26,10 +28,11 @@ def locate_all(
     image_size_px: tuple[int, int],
     batch_size: int,
     heat_from: HeatFrom = "fusion",
+    resize: Callable[[Tensor, tuple[int, int]], NDArray[np.float64]] = to_image_size,
 ) -> dict[str, float]:
     """`grounding_metrics` of the records, a batch of them at a time; boxes are in pixels of each image's own size.
 
-    Several processes share the work.
+    `resize` brings heat to that size. Several processes share the work.
 
     Raises ValueError, naming the record, for one without a gold box, and for a box that leaves its image.
     """
@@ -47,7 +50,7 @@ def locate_all(
             height, width = raw[row[record.image]].shape[1:]
             gold = _checked(record, width, height)
             try:
-                found.append(grounded(to_image_size(heat, (height, width)), record.proposals_xywh, gold))
+                found.append(grounded(resize(heat, (height, width)), record.proposals_xywh, gold))
             except ValueError as error:
                 raise ValueError(f"expression_id {record.expression_id} ({record.image}): {error}") from None
         return found

@@ -17,6 +17,7 @@ from mamo.data.pairs import Sample, hash_id
 from mamo.data.records import clean_caption
 from mamo.data.task_records import GroundingRecord
 from mamo.data.task_sources import TaskSource, check_records, records_of
+from mamo.evaluation.grounding import to_image_size, to_image_size_bicubic
 from mamo.evaluation.locating import locate_all
 from mamo.evaluation.scoring import Scorer, evaluating
 from mamo.losses.itm import itm_loss
@@ -153,5 +154,7 @@ def evaluate_grounding(config: Config, trained: Trained, folder: Path) -> dict[s
     reading = (trained.tokenizer, trained.normalise, trained.device, data.text_max_tokens)
     with evaluating(trained.network):
         scorer = Scorer(trained.network, *reading, batch_size)
-        found = locate_all(scorer, records, load_image, data.image_size, batch_size, config.evaluation.grounding_heat)
+        resize = to_image_size if data.source == "scenes" else to_image_size_bicubic
+        heat_from = config.evaluation.grounding_heat
+        found = locate_all(scorer, records, load_image, data.image_size, batch_size, heat_from, resize)
     return {f"grounding/{name}": value for name, value in found.items()}

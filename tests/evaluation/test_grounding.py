@@ -1,10 +1,19 @@
 """Boxes from heat maps, against counted pixels and naive sums."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from mamo.evaluation.grounding import best_proposal, grounding_metrics, iou, points_inside, to_image_size
+from mamo.evaluation.grounding import (
+    best_proposal,
+    grounding_metrics,
+    iou,
+    points_inside,
+    to_image_size,
+    to_image_size_bicubic,
+)
 
 
 def counted(a: tuple[int, ...], b: tuple[int, ...]) -> float:
@@ -47,11 +56,32 @@ def test_proposals_that_cannot_be_scored() -> None:
         best_proposal(np.ones((4, 4)), [(0, 0, 2, 2), (9, 0, 3, 3)])
 
 
-def test_a_map_on_a_grid_that_is_not_square() -> None:
+@pytest.mark.parametrize("cell", [(0, 0), (0, 1), (1, 1), (2, 1), (2, 2)])
+def test_a_patch_is_hottest_in_its_middle(cell: tuple[int, int]) -> None:
+    """Would catch heat that rises to the border, so that any box in a corner looks as warm as the right one."""
+    heat = torch.zeros(3, 3)
+    heat[cell] = 1
+    whole = to_image_size(heat, (45, 63))
+    middle = (15 * cell[0] + 7, 21 * cell[1] + 10)
+    assert np.unravel_index(whole.argmax(), whole.shape) == middle
+    assert whole[middle] == pytest.approx(1)
+    assert whole[middle[0] + 5, middle[1]] == pytest.approx(1 - 5 / 15)
+    assert whole[middle[0], middle[1] - 7] == pytest.approx(1 - 7 / 21)
+
+
+def test_away_from_the_border_the_map_is_pytorchs_bilinear_one() -> None:
+    """Would catch exchanged axes, half a pixel's shift, another interpolation than the docstring says."""
+    heat = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(heat[None, None].double(), (50, 84), mode="bilinear")[0, 0].numpy()
+    assert np.abs(to_image_size(heat, (50, 84)) - expected)[5:45, 6:78].max() < 1e-12
+
+
+@pytest.mark.parametrize("resize", [to_image_size, to_image_size_bicubic])
+def test_a_map_on_a_grid_that_is_not_square(resize: Callable[[torch.Tensor, tuple[int, int]], np.ndarray]) -> None:
     """Would catch exchanged axes, and negative overshoot of the interpolation."""
     heat = torch.zeros(3, 6)
     heat[2, 4] = 1
-    whole = to_image_size(heat, (30, 120))
+    whole = resize(heat, (30, 120))
     assert whole.shape == (30, 120)
     assert whole.min() == 0
     assert points_inside(whole, (80, 20, 20, 10))
