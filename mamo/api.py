@@ -206,7 +206,7 @@ class Model(ModelHubMixin):
             proposals: boxes (x, y, width, height) to choose among, as in the evaluation; without any, the box holds
                 the patches connected to the hottest one that have at least half of its heat.
             heat_from: Grad-CAM read in the fusion or in the image encoder, or patches painted over; None is the
-                `evaluation.grounding_heat` of the model's run. The protocols `scenes-*-grounding` fix `image_encoder`.
+                `evaluation.grounding_heat` of the model's run. `scenes-easy-grounding` fixes `image_encoder`.
         """
         self._need("itm", "ground", "itm")
         pixels = self.processor.pixels(image)

@@ -60,8 +60,7 @@ class DataConfig(Section):
     train_scenes: Positive = 1_000_000
     """Number of distinct training scenes; none is stored, each is drawn when needed."""
     curriculum_scenes: list[Positive] = []
-    """How many of the training scenes show one object, how many two, and so on; they come first, in this order. Empty:
-    all show all objects. Even numbers: scenes come in pairs."""
+    """How many training scenes show one object at most, how many two, ...; they come first. Even numbers: twins."""
     train_file: str | list[str] | None = None
     """One or several: JSON Lines; of pairs also ALBEF JSON, Karpathy JSON, or a folder or glob of tar shards."""
     train_split: str | None = None
@@ -86,23 +85,21 @@ class DataConfig(Section):
     @field_validator("image_size_px")
     @classmethod
     def _two_sides(cls, value: int | list[int]) -> int | list[int]:
-        if isinstance(value, list) and len(value) != 2:
-            raise ValueError("give one side or [height, width]")
-        return value
+        if isinstance(value, int) or len(value) == 2:
+            return value
+        raise ValueError("give one side or [height, width]")
 
     @property
     def train_files(self) -> list[str]:
         """`train_file` as a list."""
-        if self.train_file is None:
-            return []
-        return [self.train_file] if isinstance(self.train_file, str) else self.train_file
+        files = self.train_file or []
+        return [files] if isinstance(files, str) else files
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        if isinstance(self.image_size_px, int):
-            return self.image_size_px, self.image_size_px
-        return self.image_size_px[0], self.image_size_px[1]
+        sides = self.image_size_px
+        return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 
 
 class ImageEncoderConfig(Section):
@@ -287,7 +284,7 @@ class TrainingConfig(Section):
     adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
     """AdamW's decay of the mean square of gradients; beta1 is 0.9."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: orthogonalised momentum for the matrices of the transformer layers, AdamW for everything else."""
+    """`muon`: orthogonalised momentum for the matrices of the transformer layers, AdamW for all else."""
     gradient_clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Longer gradients, all parameters as one vector, are scaled down to this."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -392,9 +389,7 @@ def explain(problem: Any, root: type[Section]) -> list[str]:
     if problem["type"] == "missing":
         return [f"{dotted}: missing"]
     message = problem["msg"].removeprefix("Value error, ")
-    if not path:
-        return str(message).split("\n")
-    return [f"{dotted}: {message} (found {problem['input']!r})"]
+    return [f"{dotted}: {message} (found {problem['input']!r})"] if path else str(message).split("\n")
 
 
 def _keys_of(path: list[str], root: type[Section]) -> list[str]:
