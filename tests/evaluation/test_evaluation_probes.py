@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mamo.data.grammar import WORD_CLASSES, write
-from mamo.data.probes import ProbeItem
+from mamo.data.probes import ProbeItem, probe_items
 from mamo.data.scene_captions import caption_draft
 from mamo.data.scenes import COLOURS, SHAPES, SceneWorld
 from mamo.data.tokenizer import load_tokenizer
@@ -18,6 +18,7 @@ from mamo.evaluation.probes import (
     preferred,
     probe_accuracy,
 )
+from tests.data import test_grammar as grammar_reader
 
 SIZES = {"small": "small", "little": "small", "large": "large", "big": "large"}
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
@@ -107,6 +108,28 @@ def test_masked_words_are_a_pure_function_of_the_scene():
         assert len({item.word_class for item in items}) == classes
         assert {item.word_class for item in items} <= set(WORD_CLASSES)
         assert all(item.caption[item.start : item.end] in WORD_CLASSES[item.word_class] for item in items)
+
+
+def test_relations_are_never_asked_where_places_give_them_away():
+    """Would catch a relation that follows from places in the same caption, and a place with two right answers."""
+    world = SceneWorld("full", 0)
+    items = masked_words(world, 200)
+    relations = [item.caption for item in items if item.word_class == "relation"]
+    swapped = [text for item in probe_items(world, "relation_swap", 200) for text in (item.caption, item.foil)]
+    assert len(relations) > 100
+    assert not any(" in the " in text for text in relations + swapped)
+    places = [item for item in items if item.word_class == "place"]
+    assert len(places) > 100
+    for item in places:
+        said = {
+            word: grammar_reader.is_true(
+                grammar_reader.read(item.caption[: item.start] + word + item.caption[item.end :]),
+                world.scene("test", item.scene_index),
+                margin=0.0,
+            )
+            for word in WORD_CLASSES["place"]
+        }
+        assert {word for word, truth in said.items() if truth} == set(item.answers), item
 
 
 def test_no_number_is_given_away_by_its_noun():

@@ -1,6 +1,7 @@
 """Grounding fine-tuning: what ITM is trained on, and what it is refused on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from torch.nn import functional
 
 from mamo.config import Config
 from mamo.data.records import clean_caption
+from mamo.evaluation.grounding import to_image_size, to_image_size_bicubic
+from mamo.tasks import grounding
 from mamo.tasks.launch import Run
+from mamo.tasks.parts import Trained
 from mamo.training.resume import config_after
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,3 +67,18 @@ def test_a_record_without_a_foil_is_named(pretrained: Path, tmp_path: Path) -> N
     data = {"source": "records", "train_file": str(tmp_path / "train.jsonl")}
     with pytest.raises(ValueError, match=r"expression_id 2 \(.*a\.png\) has no foil"):
         Run(config(tmp_path, pretrained, **data))
+
+
+def test_heat_of_records_is_resized_as_albefs_protocol_does(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Bug: numbers on RefCOCO+ that are not its protocol's, or flat heat at the border of the embedded world."""
+    used: list[object] = []
+    monkeypatch.setattr(grounding, "records_of", lambda *asked: ([], None))
+    monkeypatch.setattr(grounding, "locate_all", lambda *asked: used.append(asked[-1]) or {})
+    files = {"source": "records", "train_file": "a.jsonl", "eval_file": "b.jsonl"}
+    run = Run(tiny(task="grounding"))
+    trained = Trained(run.parts.network, run.tokenizer, run.normalise, run.device)
+    for data in ({}, files):
+        grounding.evaluate_grounding(tiny(task="grounding", data=data), trained, tmp_path)
+    assert used == [to_image_size, to_image_size_bicubic]

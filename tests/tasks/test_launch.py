@@ -1,6 +1,7 @@
 """A run from its config to `results.json`."""
 
 import importlib.metadata
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -114,3 +115,11 @@ def test_results_are_cut_back_to_the_checkpoint(tiny: Callable[..., Config], mon
     file.write_bytes(b"")
     launch.train(config, is_resume=True)
     assert run_folder.read_evaluations(run) == whole
+
+
+def test_a_run_begins_with_its_curriculum(tiny: Callable[..., Config]) -> None:
+    """Bug: the stages of the config do not reach the order of the run's batches."""
+    batches = itertools.islice(launch.Run(tiny(data={"curriculum_scenes": [16, 16]})).batches(0, 0), 4)
+    seen = [number for batch in batches for number in batch.sample_id.tolist()]
+    assert sorted(seen[:16]) == list(range(16))
+    assert sorted(seen[16:]) == list(range(16, 32))
