@@ -1,7 +1,8 @@
 """Pool runs that each held out one fold: `python scripts/pool.py runs/nlvr/fold-0 ... --to runs/nlvr/results.json`.
 
-Each statement is scored by the run that did not train on its directory; the decision threshold of a directory is the
-one that fits the other directories best; retrieval figures are means over the runs, whose galleries differ.
+Each statement is scored by the run that did not train on its directory. A run fine-tuned to judge (`task: reasoning`)
+calls true what has a positive logit; for the ITM scores of pre-training the threshold of a directory is the one that
+fits the other directories best. Retrieval figures and consistency are means over the runs, whose galleries differ.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mamo.cli import run
-from mamo.evaluation.statements import StatementRecord, read_scores, statement_metrics
+from mamo.evaluation.statements import StatementRecord, read_scores, statement_metrics, truth_metrics
 from mamo.training.run_folder import STATEMENT_SCORES, read_evaluations, replace_text
 
 
@@ -23,25 +24,28 @@ def pooled(runs: list[Path]) -> dict[str, Any]:
         evaluations = read_evaluations(folder)
         if not evaluations or not (folder / STATEMENT_SCORES).exists():
             raise ValueError(f"{folder}: holds no evaluated statements; run it to its end with data.statements_file")
-        score, found = read_scores(folder / STATEMENT_SCORES)
-        shared = {record.directory for record in found} & {record.directory for record in records}
+        score, held_out = read_scores(folder / STATEMENT_SCORES)
+        shared = {record.directory for record in held_out} & {record.directory for record in records}
         if shared:
             raise ValueError(
                 f"{folder}: directory {min(shared)} was held out by an earlier run too; name each fold once"
             )
         lasts.append(evaluations[-1])
         scores.append(score)
-        records += found
-    names = [name for name in lasts[0]["metrics"] if not name.startswith("statements/")]
-    metrics = {name: float(np.mean([last["metrics"][name] for last in lasts])) for name in names}
-    statements = statement_metrics(np.concatenate(scores), records)
+        records += held_out
+    if len({last["protocol"] for last in lasts}) > 1:
+        raise ValueError(f"{runs[0]} and others: were evaluated by different protocols; pool runs of one kind")
+    metrics = {name: float(np.mean([last["metrics"][name] for last in lasts])) for name in lasts[0]["metrics"]}
+    is_judged, score = "reasoning/accuracy" in metrics, np.concatenate(scores)
+    found = truth_metrics(score > 0, records) if is_judged else statement_metrics(score, records)
+    kind = "reasoning" if is_judged else "statements"
     return {
-        "protocol": "pairs-zeroshot-folds",
+        "protocol": f"{lasts[0]['protocol']}-folds",
         "split": "held-out directories",
         "checkpoint": [f"{folder.name}/{last['checkpoint']}" for folder, last in zip(runs, lasts)],
         "seed": lasts[0]["seed"],
         "versions": lasts[0]["versions"],
-        "metrics": metrics | {f"statements/{name}": value for name, value in statements.items()},
+        "metrics": metrics | {f"{kind}/{name}": value for name, value in found.items()},
     }
 
 

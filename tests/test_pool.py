@@ -14,14 +14,15 @@ from mamo.training.run_folder import STATEMENT_SCORES
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pool.py"
 
 
-def make_run(folder: Path, directory: str, recall: float, shift: float) -> str:
+def make_run(folder: Path, directory: str, recall: float, shift: float, metric: str = "statements/accuracy") -> str:
     """A run that held out `directory` and tells true from false at the threshold `shift`."""
     folder.mkdir()
     labels = [True, False, False]
     records = [StatementRecord(f"/x/{k}.png", f"sentence {k}", label, directory) for k, label in enumerate(labels)]
     write_scores(folder / STATEMENT_SCORES, np.where(labels, 1.0, -1.0) + shift, records)
-    entry = {"checkpoint": "checkpoints/step-1", "seed": 0, "versions": {}}
-    metrics = {"itc/i2t_r1": recall, "statements/accuracy": 0.0}
+    protocol = "records-reasoning" if metric == "reasoning/accuracy" else "pairs-zeroshot"
+    entry = {"protocol": protocol, "checkpoint": "checkpoints/step-1", "seed": 0, "versions": {}}
+    metrics = {"itc/i2t_r1": recall, metric: 0.0}
     (folder / "results.json").write_text(json.dumps({"evaluations": [{**entry, "metrics": metrics}]}))
     return str(folder)
 
@@ -42,6 +43,19 @@ def test_folds_are_pooled(tmp_path: Path) -> None:
     assert entry["checkpoint"][2] == "fold-2/checkpoints/step-1"
 
 
+def test_judgements_are_pooled_at_the_logit_that_decides(tmp_path: Path) -> None:
+    """Bug: a threshold fitted to a head that has its own, or an interval that is the mean of six."""
+    runs = [make_run(tmp_path / f"fold-{k}", str(k), 0.0, 3.0, "reasoning/accuracy") for k in range(3)]
+    done = pool(*runs, "--to", str(tmp_path / "results.json"))
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    assert entry["protocol"] == "records-reasoning-folds"
+    metrics = entry["metrics"]
+    assert metrics["reasoning/accuracy"] == pytest.approx(100 / 3)  # logits of 4 and 2: all are called true
+    assert metrics["reasoning/interval_low"] <= 100 / 3 <= metrics["reasoning/interval_high"]
+    assert not any(name.startswith("statements/") for name in metrics)
+
+
 def test_what_cannot_be_pooled_is_told(tmp_path: Path) -> None:
     """Bug: a fold counted twice, and a traceback for a run that was never evaluated."""
     first, again = (make_run(tmp_path / name, "4", 1.0, 0.0) for name in ("a", "b"))
@@ -51,3 +65,11 @@ def test_what_cannot_be_pooled_is_told(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert message in done.stderr
         assert not (tmp_path / "r.json").exists()
+
+
+def test_runs_of_two_kinds_are_not_pooled(tmp_path: Path) -> None:
+    """Bug: ITM scores and logits of a head in one accuracy, or a KeyError."""
+    runs = [make_run(tmp_path / "a", "0", 1.0, 0.0), make_run(tmp_path / "b", "1", 1.0, 0.0, "reasoning/accuracy")]
+    done = pool(*runs, "--to", str(tmp_path / "r.json"))
+    assert done.returncode == 2
+    assert "different protocols" in done.stderr

@@ -7,7 +7,8 @@ Meaning of the words:
 - "a small red circle" claims an object with these attributes; two such phrases of a caption mean two objects;
 - "left of", "right of", "above" and "below" compare the centres along one axis, at least `RELATION_MARGIN` apart;
 - "larger than" and "smaller than" compare size words, never radii within one size;
-- "in the northwest" means the cell of the grid in which an object's centre stands;
+- "in the northwest" means the cell of the grid in which an object's centre stands, "left of the centre" that this cell
+  is left of the middle column;
 - every count is exact: "two red circles" is false where there are three.
 """
 
@@ -75,7 +76,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is said of an object; an empty attribute is not said."""
+    """What is said of an object; an empty attribute is not said. `place` is one of `PLACES` or of `sides_of`."""
 
     shape: str = ""
     colour: str = ""
@@ -90,7 +91,7 @@ class Description:
             and self.colour in ("", thing.colour)
             and self.size in ("", thing.size)
             and self.pattern in ("", thing.pattern)
-            and self.place in ("", place_of(thing))
+            and self.place in ("", place_of(thing), *sides_of(thing))
         )
 
 
@@ -128,7 +129,8 @@ class Draft:
     `template` is text between references, each a letter and an index: `{m0}` a mention, `{r0}` a relation, `{c0}` a
     count ("two red circles"), `{p0}` a count as a part of a total ("two of them red"), `{g0}` and `{n0}` its halves
     apart ("red circles", "two"). `referents` are the indices of the objects that the mentions mean. `size_style`
-    (0 or 1, into `SIZE_WORDS`) and `noun_style` (into `NOUNS`) choose synonyms.
+    (0 or 1, into `SIZE_WORDS`) and `noun_style` (into `NOUNS`, and into `RELATION_WORDINGS` for a side of the centre)
+    choose synonyms.
     """
 
     statement: Statement
@@ -141,6 +143,12 @@ class Draft:
 def place_of(thing: SceneObject) -> str:
     """The word of `PLACES` for the cell in which the object's centre stands."""
     return PLACES[int(thing.centre_y * CELLS)][int(thing.centre_x * CELLS)]
+
+
+def sides_of(thing: SceneObject) -> list[str]:
+    """Where the object's cell lies of the middle one, as kinds of relations: "left", "above", both, or none."""
+    column, row = (int(centre * CELLS) - CELLS // 2 for centre in (thing.centre_x, thing.centre_y))
+    return ["left" if column < 0 else "right"] * (column != 0) + ["above" if row < 0 else "below"] * (row != 0)
 
 
 def relation_holds(kind: str, a: SceneObject, b: SceneObject, margin: float = RELATION_MARGIN) -> bool:
@@ -235,7 +243,10 @@ def noun_phrase(what: Description, many: bool = False, size_style: int = 0, noun
     The styles are those of `Draft`.
     """
     noun = what.shape or NOUNS[noun_style]
-    where = f" in the {what.place}" if what.place else ""
+    where = ""
+    if what.place:
+        sides = RELATION_WORDINGS.get(what.place)
+        where = f" {sides[noun_style]} the centre" if sides else f" in the {what.place}"
     return f"{_adjectives(what, size_style)} {plural(noun) if many else noun}{where}".strip()
 
 

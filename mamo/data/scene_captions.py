@@ -16,13 +16,15 @@ from mamo.data.grammar import (
     only,
     place_of,
     relation_holds,
+    sides_of,
     write,
 )
 from mamo.data.scenes import Draws, Scene, SceneObject
 
 N_CAPTIONS = 5
 PLACING = 1  # the caption of the full world that says where objects are
-PLACE_PROBABILITY = 0.5  # that it says so of each of its two objects
+PLACE_PROBABILITY = 0.75  # that it says so of each of its two objects
+SIDE_PROBABILITY = 0.5  # that a place is a side of the centre ("left of the centre"), where it is off the centre
 TOTAL_OPENINGS = ("", "there are", "exactly")
 
 _FIRST_CAPTION_STREAM = 2  # streams 0 and 1 of a scene are its objects and its pixel noise
@@ -37,9 +39,11 @@ def captions(scene: Scene) -> tuple[Caption, ...]:
 def caption(scene: Scene, which: int) -> Caption:
     """Caption `which` of `scene`: 0 and 1 describe all, 2 relates two objects, 3 counts, 4 compares two.
 
-    In the full world caption 1 relates two objects and says where some of them are: a place is learned by looking up
-    one object, a relation takes two. Of a scene with one object (`twins.training_scene` makes them) each caption says
-    what and where it is. A pure function of the scene. Raises ValueError where `which` is not in 0 to 4.
+    In the full world caption 1 relates two objects and says where some of them are: by a cell, or by a side of the
+    centre in the words of relations. "[MASK] of the centre" is learned by looking up one object, and what was learned
+    so helps with "[MASK] of" another object, which takes two. Of a scene with one object (`twins.training_scene` makes
+    them) each caption says what and where it is. A pure function of the scene. Raises ValueError where `which` is not
+    in 0 to 4.
     """
     return write(caption_draft(scene, which), scene.objects)
 
@@ -121,14 +125,14 @@ def _alone(scene: Scene, draws: Draws) -> Draft:
     """What the only object is and, in the full world, where."""
     (thing,) = scene.objects
     template = draws.pick(("{m0}", "there is {m0}"))
-    return Draft(Statement((_with_place(scene, thing),)), template, (0,), _style(draws), _style(draws))
+    return Draft(Statement((_with_place(scene, thing, draws),)), template, (0,), _style(draws), _style(draws))
 
 
 def _placing(scene: Scene, draws: Draws) -> Draft:
     """Two objects, whole, in a relation, and where some of them are."""
     a, b = draws.shuffled(len(scene.objects))[:2]
     mentions = tuple(
-        _with_place(scene, scene.objects[i])
+        _with_place(scene, scene.objects[i], draws)
         if draws.uniform() < PLACE_PROBABILITY
         else describe(scene, scene.objects[i])
         for i in (a, b)
@@ -138,8 +142,11 @@ def _placing(scene: Scene, draws: Draws) -> Draft:
     return Draft(Statement(mentions, (relation,)), template, (a, b), _style(draws), _style(draws))
 
 
-def _with_place(scene: Scene, thing: SceneObject) -> Description:
-    place = place_of(thing) if scene.difficulty == "full" else ""
+def _with_place(scene: Scene, thing: SceneObject, draws: Draws) -> Description:
+    if scene.difficulty != "full":
+        return describe(scene, thing)
+    sides = sides_of(thing)
+    place = draws.pick(sides) if sides and draws.uniform() < SIDE_PROBABILITY else place_of(thing)
     return replace(describe(scene, thing), place=place)
 
 

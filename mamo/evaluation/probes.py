@@ -93,7 +93,8 @@ def _slots(draft: Draft, has_numbers: bool) -> Iterator[_Slot]:
     whats += [("counts", k, count.what) for k, count in enumerate(statement.counts)]
     for group, k, what in whats:
         for attribute in ("shape", "place", *_ADJECTIVES):
-            if getattr(what, attribute):
+            value = getattr(what, attribute)
+            if value and value not in OPPOSITE:  # a side of the centre is said in words of relations
                 yield _Slot(draft, group, k, attribute)
     for k, count in enumerate(statement.counts if has_numbers else ()):
         if count.number != 1 or f"{{c{k}}}" not in draft.template:  # that reference writes "one circle", "two circles"

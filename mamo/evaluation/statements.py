@@ -56,11 +56,18 @@ def read_statements(path: Path) -> list[StatementRecord]:
 def statement_metrics(score: Floats, records: list[StatementRecord]) -> dict[str, float]:
     """Scores float [N] (higher means true) -> accuracy, majority, interval_low, interval_high in percent.
 
-    The accuracy uses, for each fold, the threshold that is best on the others (`fold_predictions`); the interval is
-    `clustered_interval` over sentences.
+    The accuracy uses, for each fold, the threshold that is best on the others (`fold_predictions`).
     """
     label = np.array([record.label for record in records])
-    predicted = fold_predictions(score, label, folds_of([record.directory for record in records]))
+    return truth_metrics(fold_predictions(score, label, folds_of([record.directory for record in records])), records)
+
+
+def truth_metrics(predicted: Bools, records: list[StatementRecord]) -> dict[str, float]:
+    """What is called true, bool [N] -> accuracy, majority, interval_low, interval_high in percent.
+
+    The interval is `clustered_interval` over sentences.
+    """
+    label = np.array([record.label for record in records])
     is_right = predicted == label
     _, sentence = np.unique([record.sentence for record in records], return_inverse=True)
     low, high = clustered_interval(is_right, sentence)

@@ -36,6 +36,7 @@ RELATIONS = {
 }
 ROWS = {"north": 0, "south": 2}  # thirds of the picture from the top; a place that names no row is in the middle one
 COLUMNS = {"west": 0, "east": 2}
+HALVES = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}  # of the centre: the axis and the way
 FILLERS = {"is", "and", "there", "are", "we", "see", "exactly", "with"}
 SIZE_ORDER = ("small", "medium", "large")
 
@@ -64,6 +65,11 @@ def read_noun_phrase(words: list[str]) -> Attributes:
     if words[:2] == ["in", "the"]:
         said["place"] = words[2]
         del words[:3]
+    ahead = list(words)
+    side = read_relation(ahead)
+    if side and ahead[:2] == ["the", "centre"]:
+        said["place"] = side
+        words[:] = ahead[2:]
     return said
 
 
@@ -125,6 +131,9 @@ def fits(said: Attributes, thing: SceneObject) -> bool:
 
 
 def stands_in(place: str, x: float, y: float) -> bool:
+    if place in HALVES:
+        along, way = HALVES[place]
+        return way * ((x, y)[along] - 0.5) > 1 / 6
     row = next((third for word, third in ROWS.items() if place.startswith(word)), 1)
     column = next((third for word, third in COLUMNS.items() if place.endswith(word)), 1)
     assert place == "centre" or (row, column) != (1, 1), place
