@@ -114,6 +114,16 @@ def test_numbers_are_those_of_the_committed_runs() -> None:
 def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
     """Bug: a number typed by hand, or one that a newer file no longer holds."""
     assert table_of(json.loads((ROOT / "configs/reference/chain/results.json").read_text()), ROWS) in README
+    nlvr = sorted((ROOT / "configs/reference/nlvr").glob("*.json"))
+    assert len(nlvr) == 4
+    for file in nlvr:
+        (evaluation,) = json.loads(file.read_text())["evaluations"]
+        kind = "statements" if file.name == "results.json" else "reasoning"
+        right, low, high = (
+            evaluation["metrics"][f"{kind}/{key}"] for key in ("accuracy", "interval_low", "interval_high")
+        )
+        assert f"({file.relative_to(ROOT)}) | {right:.1f} | {low:.1f} to {high:.1f} |" in README
+        assert f"{evaluation['metrics'][f'{kind}/majority']:.1f} %" in README
     speed = json.loads((ROOT / "configs/reference/benchmark/tiny.json").read_text())
     saved = (
         speed[f"shortcuts/tiny/{way}/speedup"] for way in ("clean_encodings", "last_layer_restriction", "visible_only")

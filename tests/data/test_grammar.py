@@ -2,8 +2,8 @@
 
 import itertools
 import re
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -212,6 +212,17 @@ def test_left_and_above_are_left_and_above_in_the_picture() -> None:
         assert {"left": right, "right": -right, "above": down, "below": -down}[kind] > 0.08
         n_seen += 1
     assert n_seen == 300
+
+
+def test_sides_of_the_centre_are_said_in_the_words_of_relations() -> None:
+    """Catches sides that are no longer said, without which relations are not learned, or in words of their own."""
+    scenes = [SceneWorld("full", 0).scene("train", index) for index in range(400)]
+    texts = [caption(scene, 1).text for scene in scenes]
+    texts += [caption(replace(scene, objects=scene.objects[:1]), 0).text for scene in scenes]
+    spatial = {words for words, kind in RELATIONS.items() if kind in HALVES}
+    said = Counter(words for text in texts for words in spatial if f" {words} the centre" in text)
+    assert set(said) == spatial
+    assert sum(said.values()) > 0.4 * len(texts)
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)

@@ -17,7 +17,7 @@ from mamo.training.resume import config_after
 from mamo.values import merge, read_values
 
 FOLDER = Path(__file__).parents[2] / "configs" / "finetune"
-FILES = sorted(path for path in FOLDER.glob("*.yaml") if "scenes" not in path.stem)
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if "scenes" not in path.stem and path.stem != "nlvr")
 N_ANSWERS = 3129
 
 
