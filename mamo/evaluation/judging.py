@@ -15,7 +15,7 @@ from mamo.data.task_records import ReasoningRecord
 from mamo.data.task_sources import LoadImage, load_distinct
 from mamo.distributed import share
 from mamo.evaluation.reasoning import reasoning_metrics
-from mamo.evaluation.statements import StatementRecord, clustered_interval, write_scores
+from mamo.evaluation.statements import StatementRecord, interval_by_sentence, write_scores
 from mamo.models.vlm import Mamo
 
 
@@ -61,10 +61,8 @@ def judgement_metrics(
     labels = {record.identifier: record.label for record in records}
     predictions = {identifier: logit > 0 for identifier, logit in logits.items()}
     metrics = reasoning_metrics(predictions, labels)
-    _, sentence = np.unique([record.sentence for record in records], return_inverse=True)
     is_right = np.array([predictions[record.identifier] == record.label for record in records])
-    low, high = clustered_interval(is_right, sentence)
-    metrics |= {"interval_low": 100.0 * low, "interval_high": 100.0 * high}
+    metrics |= interval_by_sentence(is_right, [record.sentence for record in records])
     for name, members in subsets.items():
         unknown = members - labels.keys()
         if unknown:

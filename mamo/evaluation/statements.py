@@ -65,18 +65,22 @@ def statement_metrics(score: Floats, records: list[StatementRecord]) -> dict[str
 def truth_metrics(predicted: Bools, records: list[StatementRecord]) -> dict[str, float]:
     """What is called true, bool [N] -> accuracy, majority, interval_low, interval_high in percent.
 
-    The interval is `clustered_interval` over sentences.
+    The interval is `interval_by_sentence`.
     """
     label = np.array([record.label for record in records])
     is_right = predicted == label
-    _, sentence = np.unique([record.sentence for record in records], return_inverse=True)
-    low, high = clustered_interval(is_right, sentence)
     return {
         "accuracy": 100.0 * float(is_right.mean()),
         "majority": 100.0 * float(max(label.mean(), 1 - label.mean())),
-        "interval_low": 100.0 * low,
-        "interval_high": 100.0 * high,
+        **interval_by_sentence(is_right, [record.sentence for record in records]),
     }
+
+
+def interval_by_sentence(is_right: Bools, sentences: list[str]) -> dict[str, float]:
+    """`interval_low` and `interval_high` in percent: `clustered_interval` of bool [N] over the N sentences."""
+    _, cluster = np.unique(sentences, return_inverse=True)
+    low, high = clustered_interval(is_right, cluster)
+    return {"interval_low": 100.0 * low, "interval_high": 100.0 * high}
 
 
 def write_scores(file: Path, score: Floats, records: list[StatementRecord]) -> None:
