@@ -231,8 +231,9 @@ class Scorer:
             embedded = fusion.embed_image(images.tokens_of(used).to(self.device))
             for part, longest in self._by_length(texts.lengths[text_rows[group]]):
                 rows = text_rows[group[part]]
+                image = embedded.index_select(0, place[part].to(self.device))  # faster than indexing on a CPU
                 text, is_valid = texts.tokens[rows, :longest], _is_valid(texts.lengths[rows], longest)
-                yield group[part], embedded[place[part].to(self.device)], text.to(self.device), is_valid.to(self.device)
+                yield group[part], image, text.to(self.device), is_valid.to(self.device)
 
     def by_image(self, image_rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Groups of pairs that hold all pairs of their images; images with texts of similar length come together.

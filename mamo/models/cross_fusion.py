@@ -128,13 +128,14 @@ class CrossFusion(nn.Module):
     def fuse(self, image: Tensor, text: Tensor, text_is_valid: Tensor, read: Tensor | None = None) -> Tensor:
         """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`."""
         tokens, layers = text, self._layers()
-        for index, layer in enumerate(layers):
+        # unbind, whose backward stacks the layers' gradients once; that of an index fills all layers for each
+        for index, (layer, key_value) in enumerate(zip(layers, image.unbind(1))):
             needed = read if layer is layers[-1] else None
             if index > 0:
                 tokens = layer.attend_text(tokens, text_is_valid, needed)
             elif needed is not None:
                 tokens = take_tokens(tokens, needed)
-            tokens = layer.attend_image(tokens, image[:, index])
+            tokens = layer.attend_image(tokens, key_value)
         return tokens
 
     def _layers(self) -> list[CrossLayer]:

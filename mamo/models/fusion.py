@@ -19,6 +19,16 @@ def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def take_rows(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Rows [N, ...] at int64 [M], in which one may occur several times -> [M, ...].
+
+    The same values two ways. On a CPU the backward pass of indexing takes several times as long as that of
+    `index_select`; on a GPU that of `index_select` adds up what comes from one row in no fixed order, and a run would
+    not continue to the same bits.
+    """
+    return rows.index_select(0, chosen) if rows.device.type == "cpu" else rows[chosen]
+
+
 def chunk_views(stacked: nn.Linear, prefix: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The memory of a linear layer that stands for several, as ``PREFIX.NAME.weight`` and ``.bias`` of each."""
     parts = zip(names, stacked.weight.detach().chunk(len(names)), stacked.bias.detach().chunk(len(names)))

@@ -9,6 +9,7 @@ from torch import Tensor
 from mamo.data.collate import PairBatch
 from mamo.losses.itc import itc_loss, itc_targets, positives
 from mamo.losses.itm import draw_negatives, itm_loss
+from mamo.models.fusion import take_rows
 from mamo.models.vlm import Mamo
 from mamo.tasks.targets import Targets
 
@@ -89,7 +90,8 @@ def match(
     text_choice, image_choice = torch.cat([own, text_rows, own]), torch.cat([own, own, image_rows])
     fusion = network.backbone.fusion
     cls = fusion.text_position(torch.zeros(3 * n, 1, dtype=torch.int64, device=embedded.device))
-    fused = fusion.fuse(embedded[image_choice], text[text_choice], batch.is_valid[text_choice], read=cls)
+    image, words = take_rows(embedded, image_choice), take_rows(text, text_choice)
+    fused = fusion.fuse(image, words, batch.is_valid[text_choice], read=cls)
     assert network.itm is not None
     logits = network.itm(fused[:, 0])
     is_match = torch.arange(3 * n, device=embedded.device) < n

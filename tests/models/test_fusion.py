@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from mamo.models.fusion import Fusion, FusionLayer
+from mamo.models.fusion import Fusion, FusionLayer, take_rows
 
 B, S, D, HEADS, MLP = 3, 11, 32, 4, 48
 
@@ -142,6 +142,20 @@ def test_embed_image_of_all_patches_equals_visible_in_order() -> None:
     torch.testing.assert_close(
         network.embed_image(encoded), network.embed_image(encoded, everything), atol=1e-5, rtol=0
     )
+
+
+def test_a_row_taken_twice_gets_both_gradients() -> None:
+    """Bug: of the pairs that one image or caption takes part in, the last alone trains it."""
+    rows, weight = torch.randn(4, 3, 5, requires_grad=True), torch.randn(6, 3, 5)
+    chosen = torch.tensor([2, 0, 2, 3, 2, 0])
+    taken = take_rows(rows, chosen)
+    assert torch.equal(taken, torch.stack([rows[i] for i in chosen.tolist()]))
+    (taken * weight).sum().backward()
+    by_hand = torch.zeros_like(rows)
+    for place, row in enumerate(chosen.tolist()):
+        by_hand[row] += weight[place]
+    assert rows.grad is not None
+    torch.testing.assert_close(rows.grad, by_hand)
 
 
 def test_dropout_acts_in_training_alone() -> None:
