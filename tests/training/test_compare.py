@@ -171,6 +171,23 @@ def test_final_results(reference: Path, tmp_path: Path) -> None:
     assert compare(run, reference).departures == ()
 
 
+def test_a_sum_of_six_recalls_is_not_held_to_the_band_of_one(reference: Path, tmp_path: Path) -> None:
+    """Bug: a good run is refused, since six recalls 4 points lower add up to 24; or a bad recall hides in its sum."""
+
+    def results(folder: Path, recalls: list[float]) -> None:
+        names = [f"itc/{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+        metrics = dict(zip(names, recalls)) | {"itc/rsum": sum(recalls)}
+        entry = {"protocol": "p", "step": 300, "metrics": metrics}
+        (folder / "results.json").write_text(json.dumps({"evaluations": [entry]}))
+
+    run = write(tmp_path / "run", rows(5))
+    results(reference, [60.0, 80.0, 90.0] * 2)
+    results(run, [56.0, 76.0, 86.0] * 2)
+    assert compare(run, reference).departures == ()
+    results(run, [45.0, 85.0, 95.0] * 2)
+    assert {found.metric for found in compare(run, reference).departures} == {"itc/i2t_r1", "itc/t2i_r1"}
+
+
 def test_the_band_from_its_definition() -> None:
     """Bug: the pace goes the wrong way, or noise is averaged by another number than the smoothing has."""
     steps = np.arange(1, T + 1, dtype=float)
