@@ -111,6 +111,17 @@ def test_numbers_are_those_of_the_committed_runs() -> None:
             assert row[column] == ("—" if expected is None else f"{expected:.1f}"), (run, row[0])
 
 
+def test_the_table_of_optimizers_is_that_of_their_runs() -> None:
+    """Bug: an optimizer is praised for numbers that no run wrote, or a run that did badly is left out."""
+    files = sorted((ROOT / "configs/reference/scenes/optimizers").glob("*.json"))
+    assert len(files) == 6
+    for file in files:
+        (evaluation,) = json.loads(file.read_text())["evaluations"]
+        names = ("rerank/i2t_r1", "rerank/t2i_r1", "probe/attribute_swap/itm")
+        image, text, swap = (f"{evaluation['metrics'][name]:.1f}" for name in names)
+        assert f"({file.relative_to(ROOT)}) | {image} / {text} | {swap} |" in README
+
+
 def test_the_tables_of_tasks_and_speed_are_those_of_their_files() -> None:
     """Bug: a number typed by hand, or one that a newer file no longer holds."""
     assert table_of(json.loads((ROOT / "configs/reference/chain/results.json").read_text()), ROWS) in README
