@@ -22,9 +22,9 @@ def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
 def take_rows(rows: Tensor, chosen: Tensor) -> Tensor:
     """Rows [N, ...] at int64 [M], in which one may occur several times -> [M, ...].
 
-    The same values two ways. On a CPU the backward pass of indexing takes several times as long as that of
-    `index_select`; on a GPU that of `index_select` adds up what comes from one row in no fixed order, and a run would
-    not continue to the same bits.
+    The same values two ways. On a CPU indexing is slower than `index_select`, its backward pass several times; on a
+    GPU that of `index_select` adds up what comes from one row in no fixed order, and a run would not continue to the
+    same bits.
     """
     return rows.index_select(0, chosen) if rows.device.type == "cpu" else rows[chosen]
 
