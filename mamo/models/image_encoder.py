@@ -79,7 +79,7 @@ class ImageEncoder(nn.Module):
         return self.encode(self.embed(image), visible)
 
     def use_fused_attention(self, is_fused: bool) -> None:
-        """Choose timm's fused attention or its plain products (faster in bf16 training on a CPU, see `attention`)."""
+        """Choose timm's fused attention or its plain products."""
         for block in self.vit.blocks:
             block.attn.fused_attn = is_fused
 
@@ -119,6 +119,17 @@ class ImageEncoder(nn.Module):
             tokens = torch.cat([prefix, seen], dim=1) if self.n_prefix else seen
         encoded: Tensor = vit.norm(vit.blocks(vit.norm_pre(tokens)))
         return encoded
+
+
+def choose_attention(network: nn.Module, device: torch.device, precision: str) -> None:
+    """Give the image encoders within a network the share of what `mamo.models.attention` decides for the rest.
+
+    Training in bf16 on a CPU takes the plain products. An evaluation of what was so trained takes them too: in bf16
+    either way rounds differently, which moved recalls by 0.2 points and a probe by 0.8.
+    """
+    for part in network.modules():
+        if isinstance(part, ImageEncoder):
+            part.use_fused_attention(device.type != "cpu" or precision != "bf16")
 
 
 def _check(

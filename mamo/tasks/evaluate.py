@@ -8,6 +8,7 @@ from typing import Any, Literal
 from mamo.config import build_config
 from mamo.distributed import share
 from mamo.evaluation.protocols import named, of_lineage, under
+from mamo.models.image_encoder import choose_attention
 from mamo.tasks.results import result_entry
 from mamo.tasks.trained import load_parts
 from mamo.tasks.vqa import refuse_training_questions
@@ -59,6 +60,7 @@ def evaluate(
             shown = parts.pictures(trained, pictures, to)
             write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder)
 
+    choose_attention(trained.network, trained.device, precision)
     with computing_in(precision, [trained.network]):
         metrics = parts.evaluate(trained, output_dir)
         entry = result_entry(config, name, folder, own["step"], ancestry, metrics)

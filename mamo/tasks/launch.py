@@ -29,7 +29,7 @@ from mamo.distributed import (
 from mamo.evaluation.pictures import SHOWN
 from mamo.evaluation.protocols import protocol_of
 from mamo.models.albef import load_albef
-from mamo.models.image_encoder import ImageEncoder
+from mamo.models.image_encoder import choose_attention
 from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.build import HEADS, position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
@@ -75,7 +75,7 @@ class Run:
         self.task = self.parts.task(self.normalise)
         for module in self.task.modules().values():
             module.to(self.device)
-        self.choose_attention(config.training.precision)
+        choose_attention(self.parts.network, self.device, config.training.precision)
         adapt_blocks(config.training, self.task.modules())
         if config.checkpoint is not None and not is_resume:
             self.start_from(Path(config.checkpoint))
@@ -86,12 +86,6 @@ class Run:
     def trained(self) -> Trained:
         """The network as it stands, with what it reads with."""
         return Trained(self.parts.network, self.tokenizer, self.normalise, self.device)
-
-    def choose_attention(self, precision: Literal["auto", "fp32", "bf16"]) -> None:
-        """The image encoder's share of what `mamo.models.attention` decides for the rest."""
-        for part in self.parts.network.modules():
-            if isinstance(part, ImageEncoder):
-                part.use_fused_attention(self.device.type != "cpu" or precision != "bf16")
 
     def start_from(self, path: Path) -> None:
         """Take student and teacher weights from another run's checkpoint (none with `from_scratch`), or ALBEF's file.
@@ -199,7 +193,7 @@ class Run:
 
     def trial_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
         """A loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss fails."""
-        self.choose_attention(precision)
+        choose_attention(self.parts.network, self.device, precision)
         training = self.config.training.model_copy(update={"precision": precision})
         config = self.config.model_copy(update={"training": training})
         return Loop(

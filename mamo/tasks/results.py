@@ -32,9 +32,9 @@ def result_entry(
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """The metrics that one looks at first, in a line."""
-    shown = [name for name in metrics if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name]
-    return ", ".join(f"{name} {metrics[name]:.1f}" for name in shown)
+    """The metrics that one looks at first, in a line; all of a task that has few."""
+    first = [name for name in metrics if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name]
+    return ", ".join(f"{name} {metrics[name]:.1f}" for name in first or metrics)
 
 
 def versions() -> dict[str, str]:

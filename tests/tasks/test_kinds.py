@@ -1,6 +1,7 @@
 """Every kind of task in the one loop: from a checkpoint to numbers, resumed, planned, split and reproduced."""
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -55,13 +56,16 @@ def test_the_kinds_are_those_that_a_config_may_name() -> None:
 
 
 @pytest.mark.parametrize("kind", CHILDREN)
-def test_from_a_checkpoint_to_numbers_and_resumed_to_the_same_bits(kind: str, pretrained: Path, tmp_path: Path) -> None:
+def test_from_a_checkpoint_to_numbers_and_resumed_to_the_same_bits(
+    kind: str, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Bug: a second loop that resumes elsewhere, an answer list lost on the way, numbers that need the parent,
-    a report of other answers than those that were counted."""
+    a report of other answers than those that were counted, a last line of the log without the task's number."""
     own = tmp_path / "parent"
     shutil.copytree(pretrained, own, symlinks=True)
     config = child(kind, own, tmp_path, evaluation=EVALUATION)
-    train(config, is_resume=False)
+    with caplog.at_level(logging.INFO):
+        train(config, is_resume=False)
     run = Path(config.output_dir)
     last = run / "checkpoints/step-0000002"
     straight, (entry,) = (
@@ -79,6 +83,7 @@ def test_from_a_checkpoint_to_numbers_and_resumed_to_the_same_bits(kind: str, pr
     main = {"decoder": "vqa/accuracy", "classifier": "vqa/accuracy"}.get(kind, f"{kind}/accuracy")
     main = "grounding/proposal" if kind == "grounding" else main
     assert 0 <= entry["metrics"][main] <= 100
+    assert f"{main} {entry['metrics'][main]:.1f}" in caplog.text
     assert [link["step"] for link in entry["ancestry"]] == [2]
     protocol, settings = (
         entry["protocol"].removesuffix("-custom"),
