@@ -6,7 +6,6 @@ Legend: N pairs.
 from collections.abc import Callable
 
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from mamo.data.matching import MODALITIES, CataloguePairs, ListingCollator, Modality
@@ -25,6 +24,8 @@ def pr_auc(score: Tensor, is_match: Tensor) -> float:
     Raises:
         ValueError: no pair matches, so there is no recall.
     """
+    from sklearn.metrics import average_precision_score  # here, as it takes a tenth of a command's start
+
     if not is_match.any():
         raise ValueError(f"PR AUC: none of the {len(is_match)} pairs is a match; raise evaluation.probe_items")
     return 100.0 * float(average_precision_score(is_match.cpu().numpy(), score.cpu().double().numpy()))

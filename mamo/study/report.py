@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from mamo.study.plan import Cell, SeedSet, Study
 from mamo.study.results import Row
@@ -144,9 +141,8 @@ def draw(study: Study, finished: list[tuple[Cell, Row]], to: Path) -> None:
     height = 3.2 if len(study.file.grid) == 2 else 0.9 + 0.34 * len(study.variants)
     across = min(len(metrics), _PANELS_A_ROW)
     down = math.ceil(len(metrics) / across)
-    figure, axes = plt.subplots(
-        down, across, figsize=(1.5 + 3.4 * across, height * down), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(1.5 + 3.4 * across, height * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat[len(metrics) :]:
         axis.set_axis_off()
     for number, (axis, metric) in enumerate(zip(axes.flat, metrics)):
@@ -157,7 +153,6 @@ def draw(study: Study, finished: list[tuple[Cell, Row]], to: Path) -> None:
         else:
             _draw_dots(axis, values, study.file.baseline, with_names=number % across == 0)
     figure.savefig(to, dpi=110, metadata={"Software": None})
-    plt.close(figure)
 
 
 def _draw_dots(axis: Any, values: Values, baseline: str, with_names: bool) -> None:

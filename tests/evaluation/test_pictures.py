@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mamo.config import Config, load_config
@@ -237,7 +238,13 @@ def test_the_evaluations_of_a_run_are_drawn_against_the_step(tmp_path: Path, mon
     """Bug: no curve, values at another step, numbers of two protocols in one line, sums that flatten the rest."""
     monkeypatch.setattr("mamo.training.report.card", lambda folder: "# a card")
     figures: list[Any] = []
-    monkeypatch.setattr(curves.plt, "close", figures.append)
+    save = Figure.savefig
+
+    def watched(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
 
     def entry(step: int, protocol: str, first: float, **more: float) -> dict[str, Any]:
         metrics = {"itc/i2t_r1": first, "itc/rsum": 500.0, "probe/swap/itc": 50.0 + first, "probe/swap/itm": 60.0}
