@@ -153,6 +153,26 @@ def test_exchanging_two_items_changes_nothing() -> None:
     assert not torch.allclose(head(a, b), head(a, a))
 
 
+@pytest.mark.parametrize("missing", ["neither", "image", "text"])
+def test_a_listing_is_the_mean_of_what_is_given_of_it(stream: SingleStream, missing: str) -> None:
+    """Bug: a mean over padding, over the slots of a missing picture, or over all words where the text is missing."""
+    network = Mlim(stream, match=True).eval()
+    assert network.match is not None
+    image, ids, is_valid = inputs(4)
+    has_image = torch.tensor([missing != "image", True, True, True])
+    has_text = torch.tensor([missing != "text", True, True, True])
+    tokens = stream(image, ids, is_valid, has_image=has_image, has_text=has_text)
+    n_patches, n_words = stream.n_patches, is_valid.sum(dim=1).tolist()
+    means = []
+    for k in range(4):
+        rows = list(tokens[k, :n_patches]) if has_image[k] else []
+        rows += list(tokens[k, n_patches : n_patches + n_words[k]]) if has_text[k] else [tokens[k, n_patches]]  # [CLS]
+        means.append(sum(rows) / len(rows))
+    expected = network.match(torch.stack([means[0], means[2]]), torch.stack([means[1], means[3]]))
+    pairs = [tensor.unflatten(0, (2, 2)) for tensor in (image, ids, is_valid, has_image, has_text)]
+    torch.testing.assert_close(network.match_items(*pairs), expected)
+
+
 def test_bert_weights_fill_the_whole_stream(stream: SingleStream, tmp_path: object) -> None:
     """Bug: layers of a BERT that are left at random, since MAMO gives the upper ones to fusion."""
     bert = BertModel(BertConfig(**SIZES, num_hidden_layers=2))
