@@ -176,9 +176,12 @@ def test_the_table_of_what_was_reproduced_is_that_of_the_finished_cells() -> Non
     results = ROOT / "configs/studies/results"
     table = reproduced(ROOT / "configs/studies/published.yaml", results)
     assert table in README
-    study = read_study(ROOT / "configs/studies/methods.yaml")
-    found = markdown(study, list(study.cells("all")), read_rows(results))
-    assert (results / "methods.md").read_text() == found
+    found = ""
+    for name in ("methods", "losses", "mlim"):
+        study = read_study(ROOT / f"configs/studies/{name}.yaml")
+        report = markdown(study, list(study.cells("all")), read_rows(results))
+        assert (results / f"{name}.md").read_text() == report
+        found += report
     (prose,) = re.findall(r"^## What we could reproduce\n(.*?)^\|", README, re.MULTILINE | re.DOTALL)
     told = re.findall(r"[+-]\d+\.\d\s\[[+-]\d+\.\d,\s[+-]\d+\.\d\]", prose)
     assert len(told) >= 4
