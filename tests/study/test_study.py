@@ -100,9 +100,9 @@ def test_shipped_studies_are_in_order(path: Path) -> None:
     """Bug: a study that ships names a key or variant that does not exist, or was not planned before it runs."""
     study = read_study(path)
     assert study.file.comparisons
-    assert study.seeds("explore") == [0, 1, 2, 3, 4]
-    # MLIM's are five in all, which decide
-    assert study.seeds("confirm") == ([] if path.stem == "mlim" else [5, 6, 7, 8, 9])
+    # MLIM's are five in all, which decide; its file says why they are not the others'
+    seeds = ([10, 11, 12, 13, 14], []) if path.stem == "mlim" else ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
+    assert (study.seeds("explore"), study.seeds("confirm")) == seeds
     cells = study.cells("all")
     assert len({cell.identity for cell in cells}) == len(cells), "two variants are the same run"
 
