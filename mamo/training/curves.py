@@ -136,12 +136,12 @@ def _panels(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Any
 
 def _draw_group(axis: Any, group: str, names: Sequence[str], evaluations: Sequence[Mapping[str, Any]]) -> None:
     """One panel: percent against the step, the names beside it from the highest last value to the lowest."""
+    from matplotlib import colormaps  # here, as in `_panels`
+
     parts = {name: name.removeprefix(f"{group}/").rpartition("/")[::2] for name in names}
     hues = list(dict.fromkeys(stem or leaf for stem, leaf in parts.values()))
     leaves = list(dict.fromkeys(leaf for stem, leaf in parts.values() if stem))
     steps = [entry["step"] for entry in evaluations]
-    from matplotlib import colormaps
-
     colours = colormaps["tab10"]
     for name, (stem, leaf) in parts.items():
         hue = hues.index(stem or leaf)
