@@ -29,23 +29,28 @@ def inputs(dtype: torch.dtype, kind: str) -> tuple[list[Tensor], Tensor | None]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
 )
-def test_explicit_equals_the_fused_kernel(kind: str, dtype: torch.dtype, tolerance: float) -> None:
-    """Bug: a wrong scale, an inverted mask, a softmax over the queries; in value or in gradient."""
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_attention_equals_pytorchs(kind: str, dtype: torch.dtype, tolerance: float, dropout_p: float) -> None:
+    """Bug: a wrong scale, an inverted mask, a softmax over the queries, other weights dropped; value or gradient."""
     tensors, mask = inputs(dtype, kind)
     torch.manual_seed(1)
     weight = torch.randn(2, 3, 4, 8).to(dtype)
     results = []
     for function in (
-        lambda q, k, v: attention(q, k, v, mask),
-        lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask),
+        lambda q, k, v: attention(q, k, v, mask, dropout_p),
+        lambda q, k, v: explicit_attention(q, k, v, mask, dropout_p),
+        lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p),
     ):
         leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        torch.manual_seed(2)
         output = function(*leaves)
         (output * weight).sum().backward()
         results.append([output.detach(), *(leaf.grad for leaf in leaves)])
-    assert results[0][0].dtype == dtype
-    for ours, theirs in zip(*results):
-        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    *ours, pytorchs = results
+    for result in ours:
+        assert result[0].dtype == dtype
+        for mine, theirs in zip(result, pytorchs):
+            torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("kind", MASKS)
