@@ -216,7 +216,7 @@ def test_the_table_of_what_was_reproduced_is_that_of_the_finished_cells() -> Non
     table = reproduced(ROOT / "configs/studies/published.yaml", results)
     assert table in README
     found = ""
-    for name in ("methods", "losses", "mlim"):
+    for name in ("methods", "losses", "mlim", "mim_target"):
         study = read_study(ROOT / f"configs/studies/{name}.yaml")
         report = markdown(study, list(study.cells("all")), read_rows(results))
         assert (results / f"{name}.md").read_text() == report
