@@ -1,12 +1,14 @@
 """A run small enough for a test: some hundredths of a second a step."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child would wait for its parent's threads for ever
+# One thread, whatever the shell says: sums are then in one order in fixtures, tests and child processes, and a forked
+# child would wait for its parent's threads for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no path fails at once instead of after many retries
 
 import pytest
@@ -61,17 +63,6 @@ def tiny(tiny_file: Callable[..., Path]) -> Callable[..., Any]:
     from mamo.config import load_config
 
     return lambda **over: load_config(tiny_file(**over))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One thread, as in the child processes that a test compares with, so that sums are in the same order."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def captions() -> list[str]:
 
 
 @pytest.fixture
-def run(tiny: Callable[..., Config], tmp_path: Path, no_curves: None, one_thread: None) -> Path:
+def run(tiny: Callable[..., Config], tmp_path: Path, no_curves: None) -> Path:
     """A run of two steps."""
     train(tiny(training={"total_steps": 2, "warmup_steps": 1}, data={"text_max_tokens": 40}), is_resume=False)
     return tmp_path / "run"

@@ -19,7 +19,7 @@ def card(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
 
 
-@pytest.mark.usefixtures("no_curves", "one_thread")
+@pytest.mark.usefixtures("no_curves")
 def test_the_card_tells_what_the_checkpoint_is(tiny: Callable[..., Config], tmp_path: Path) -> None:
     """Bug: numbers of another step, a tied weight counted twice, losses that were off, a lost ancestor."""
     short = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}

@@ -26,7 +26,7 @@ TEXTS = ["a red circle", "two blue squares", "a small green triangle"]
 
 
 @pytest.fixture
-def model(tiny: Callable[..., Config], one_thread: None) -> mamo.Model:
+def model(tiny: Callable[..., Config]) -> mamo.Model:
     """Untrained; its weights are spread so that scores differ."""
     run = Run(tiny(data={"text_max_tokens": 40}, evaluation={"batch_size": 3}))
     torch.manual_seed(1)

@@ -34,7 +34,7 @@ from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.build import HEADS, position_resamplers, without_published
 from mamo.tasks.kinds import parts_of
 from mamo.tasks.parts import PixelNorm, Trained
-from mamo.tasks.results import result_entry, summary, versions
+from mamo.tasks.results import machine, result_entry, summary, versions
 from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_folder
 from mamo.training.alarms import Alarms
@@ -44,7 +44,7 @@ from mamo.training.optim import make_optimizer
 from mamo.training.parallel import adapt_blocks, shares
 from mamo.training.precision import choose_device, choose_precision
 from mamo.training.report import write_report
-from mamo.training.resume import ancestry_of, refuse_other_architecture, resumed_config
+from mamo.training.resume import ancestry_of, refuse_other_architecture, resumed_config, warn_of_other_rounding
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ class Run:
             "data_sets": self.source.data_sets(),
             "carried": {name: run_folder.digest([text]) for name, text in self.parts.carried.items()},
             "versions": versions(),
+            "machine": machine(self.device),
             "ancestry": self.ancestry,
         }
         loop = Loop(
@@ -335,6 +336,7 @@ def restore(run: Run) -> int:
     run.ancestry = state["ancestry"]
     run.bad_samples.seen, run.bad_samples.skipped = state["samples_seen"], state["samples_skipped"]
     logger.info("resuming after step %d from %s", state["step"], folder)
+    warn_of_other_rounding(state, {**versions(), **machine(run.device)})
     step: int = state["step"]
     return step
 

@@ -6,7 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mamo.config import Config
+from mamo.distributed import world_size
 from mamo.evaluation.protocols import scorer_of, split_of
 
 
@@ -41,3 +44,11 @@ def versions() -> dict[str, str]:
     """Versions of what computes the numbers."""
     names = ("mamo", "torch", "torchvision", "timm", "transformers", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What orders the sums of a step, and so decides their last bits: processor, threads, number of processes."""
+    found = {"processes": str(world_size())}
+    if device.type == "cuda":
+        return found | {"GPU": torch.cuda.get_device_name(device)}
+    return found | {"CPU": torch.backends.cpu.get_cpu_capability(), "threads": str(torch.get_num_threads())}

@@ -1,6 +1,7 @@
 """Continuing a run: which config it has, and whether the one given now is the same run."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from mamo.contradictions import MLIM_TASKS
 from mamo.training import checkpoint
 from mamo.training.run_folder import CONFIG
 from mamo.values import merge, read_values
+
+logger = logging.getLogger(__name__)
 
 LAYOUT_KEYS = (
     "training.micro_batch_size",
@@ -108,6 +111,19 @@ def refuse_other_architecture(config: Config, parent: Config, folder: Path) -> N
     told = [f"{key} is {mine} here, {theirs} there" for key, (mine, theirs) in pairs.items() if mine != theirs]
     if told:
         raise checkpoint.CheckpointError(f"{folder} is of another architecture: {'; '.join(told)}")
+
+
+def warn_of_other_rounding(state: dict[str, Any], now: dict[str, str]) -> None:
+    """Say what makes a resumed run differ from an unbroken one in its last bits.
+
+    Args:
+        state: of the checkpoint; what one from earlier versions does not say is taken to be as now.
+        now: the library versions and the machine.
+    """
+    before = {**now, **state["versions"], **state.get("machine", {})}
+    told = [f"{name} {new} ({before[name]} before)" for name, new in now.items() if before[name] != new]
+    if told:
+        logger.warning("resumed with other last bits: %s", ", ".join(told))
 
 
 def resumed_config(given: Config, resolved_file: Path) -> Config:

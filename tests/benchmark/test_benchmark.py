@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mamo.benchmark.products.SHORTEST_S", 0.0)
     monkeypatch.setattr("mamo.benchmark.growth.ROUNDS", 1)
     monkeypatch.setattr("mamo.benchmark.loading.WAIT_STEPS", 2)

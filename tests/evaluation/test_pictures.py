@@ -58,7 +58,6 @@ class Page(HTMLParser):
             self.headings.append(data)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_run_and_an_evaluation_write_their_page(tiny: Callable[..., Config], tmp_path: Path) -> None:
     """Bug: a page that asks the network for something, unescaped text, pictures that do not decode, no curves."""
     few = {"enabled": True, "retrieval_items": 6, "probe_items": 4, "rerank_k": 2}
@@ -330,7 +329,6 @@ def test_the_recipes_of_the_references_find_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_a_browser_shows_two_hundred_rows(tiny: Callable[..., Config], tmp_path: Path) -> None:
     """Bug: a page that a browser cannot lay out: rows that overlap, pictures that do not decode, too wide."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")

@@ -32,8 +32,6 @@ from mamo.tasks.parts import Trained
 from mamo.tasks.trained import load_trained
 from mamo.training import checkpoint, run_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROOT = Path(__file__).parents[2]
 SIZES = {"retrieval_items": 5, "probe_items": 4, "rerank_k": 3, "batch_size": 2}
 CONFIG = {

@@ -19,7 +19,7 @@ from mamo.tasks.evaluate import evaluate
 from mamo.tasks.launch import Run, train
 from mamo.training.resume import config_after
 
-pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+pytestmark = pytest.mark.usefixtures("no_curves")
 SHORT = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}
 RETRIEVAL: dict[str, Any] = {
     "losses": {"weights": {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}, "itm_pool_size": 4},

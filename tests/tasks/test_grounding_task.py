@@ -17,7 +17,6 @@ from mamo.tasks.launch import Run
 from mamo.tasks.parts import Trained
 from mamo.training.resume import config_after
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}
 
 

@@ -23,7 +23,7 @@ from mamo.training import checkpoint
 from mamo.training.failure import NonFiniteLoss
 from mamo.training.resume import config_after
 
-pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+pytestmark = pytest.mark.usefixtures("no_curves")
 SHORT = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}
 CHILDREN: dict[str, dict[str, Any]] = {
     "decoder": {"task": "vqa", "vqa": {"answer_min_count": 1}},

@@ -66,7 +66,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-@pytest.mark.usefixtures("no_curves", "one_thread")
+@pytest.mark.usefixtures("no_curves")
 def test_a_kill_around_an_evaluation_loses_and_doubles_none(
     tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -101,7 +101,7 @@ def test_a_kill_around_an_evaluation_loses_and_doubles_none(
     assert whole == broken
 
 
-@pytest.mark.usefixtures("no_curves", "one_thread")
+@pytest.mark.usefixtures("no_curves")
 def test_results_are_cut_back_to_the_checkpoint(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: an evaluation of weights that no checkpoint holds any more stays in `results.json`."""
     counted(monkeypatch)

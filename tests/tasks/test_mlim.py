@@ -22,7 +22,7 @@ from mamo.training import run_folder
 from mamo.training.resume import config_after
 from mamo.values import merge, read_values
 
-pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+pytestmark = pytest.mark.usefixtures("no_curves")
 CONFIGS = Path(__file__).parents[2] / "configs"
 MLIM: dict[str, Any] = {
     "task": "mlim",

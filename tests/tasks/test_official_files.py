@@ -17,7 +17,7 @@ from mamo.tasks.evaluate import evaluate
 from mamo.tasks.launch import train
 from mamo.training.resume import config_after
 
-pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+pytestmark = pytest.mark.usefixtures("no_curves")
 TASKS: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "vqa": (build_vqa2, "vqa2", "val", {"vqa": {"answer_min_count": 1}}),
     "reasoning": (build_nlvr2, "nlvr2", "dev", {}),

@@ -56,7 +56,6 @@ def test_full_size_on_the_meta_device(path: Path, tmp_path: Path) -> None:
         assert math.isclose(steps, math.prod(epochs), rel_tol=0.002)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_one_step_at_reduced_size(path: Path, pretrained: Path, tmp_path: Path) -> None:
     """Bug: a recipe whose keys contradict each other, or that does not start from a checkpoint of another size."""

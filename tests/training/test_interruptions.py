@@ -19,7 +19,7 @@ from mamo.tasks.launch import train
 from mamo.training import checkpoint, run_folder
 from mamo.training.background import Background
 
-pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 ROOT = Path(__file__).parents[2]
 STATE = ("student", "teacher", "queue", "optimizer")

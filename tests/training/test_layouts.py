@@ -20,7 +20,7 @@ from mamo.tasks.launch import Run, train
 from mamo.training import checkpoint, parallel, run_folder
 from mamo.training.parallel import blocks, shares
 
-pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("student", "teacher", "queue")

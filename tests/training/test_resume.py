@@ -1,6 +1,7 @@
 """Resuming is invisible: a killed run and an unbroken one end in the same bits."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 
+import mamo.tasks.launch
 from mamo.config import Config, load_config
 from mamo.tasks.launch import train
 from mamo.training import precision, run_folder
 
-pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 STATE = ("student", "teacher", "queue", "optimizer")
@@ -63,6 +65,28 @@ def test_killed_run_ends_in_the_bits_of_an_unbroken_one(
     assert [name for name in whole if whole[name] != broken[name]] == []
     steps = [row["step"] for row in run_folder.read_lines(tmp_path / "run" / run_folder.TIMING)]
     assert steps == list(range(1, 31))
+
+
+def test_two_threads_resume_to_their_bits_and_another_number_is_told(
+    tiny_file: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: sums of several threads in no fixed order; a resume on fewer cores says nothing of its other last bits."""
+    short = {"total_steps": 6, "checkpoint_every_steps": 3}
+    names = ("whole", "broken", "moved")
+    for name in names:
+        tiny_file(training=short, output_dir=str(tmp_path / name)).rename(tmp_path / f"{name}.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    files = [str(tmp_path / f"{name}.yaml") for name in names]
+    child = subprocess.run(
+        [sys.executable, __file__, *files], env=environment, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    assert "last bits" not in child.stderr
+    assert ends_of(tmp_path / "broken", 6) == ends_of(tmp_path / "whole", 6)
+
+    train(load_config(tmp_path / "moved.yaml"), is_resume=True)
+    assert "resumed with other last bits: threads 1 (2 before)" in caplog.text
+    assert ends_of(tmp_path / "moved", 6) != ends_of(tmp_path / "whole", 6)
 
 
 @pytest.mark.slow
@@ -233,3 +257,18 @@ def test_a_start_killed_before_its_first_checkpoint_resumes(tiny: Callable[..., 
     whole = tiny(training=short, output_dir=str(tmp_path / "whole"))
     train(whole, is_resume=False)
     assert ends_of(run, 4) == ends_of(tmp_path / "whole", 4)
+
+
+def main() -> None:
+    """The child process of several threads: a whole run, a broken and resumed one, one that is left broken."""
+    logging.basicConfig(level=logging.INFO)
+    mamo.tasks.launch.draw_curves = lambda output_dir: None
+    whole, broken, moved = (load_config(Path(name)) for name in sys.argv[1:])
+    train(whole, is_resume=False)
+    for config in (broken, moved):
+        interrupted(config, 4)
+    train(broken, is_resume=True)
+
+
+if __name__ == "__main__":
+    main()
