@@ -1,9 +1,11 @@
 """Every command in the README runs: the second block is what CI calls, the others run here at their smallest."""
 
+import csv
 import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -227,6 +229,21 @@ def test_the_table_of_what_was_reproduced_is_that_of_the_finished_cells() -> Non
     told = re.findall(r"[+-]\d+\.\d\s\[[+-]\d+\.\d,\s[+-]\d+\.\d\]", prose)
     assert len(told) >= 4
     assert all(" ".join(interval.split()) in found for interval in told)
+
+    def measured(study: str, variant: str, metric: str) -> list[float]:
+        """The value of each confirming seed (of `mlim`, which has one set of seeds: of each)."""
+        with (results / f"{study}.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["variant"] == variant and row["metric"] == metric]
+        return [float(row["value"]) for row in rows if study == "mlim" or row["seed_set"] == "confirm"]
+
+    swap = "probe/attribute_swap/itm"
+    rivals = ("albef, equal compute", "mamo", "itc+itm+mlm, equal compute")
+    albef, mamo, without_mim = (f"{statistics.mean(measured('methods', rival, swap)):.1f}" for rival in rivals)
+    told_once = " ".join(prose.split())
+    assert f"equal compute ({albef}; MAMO {mamo}, which is" in told_once
+    assert f"ITC + ITM + MLM {without_mim})" in told_once
+    steady = measured("mlim", "mlim", "matching/pr_auc/both")
+    assert f"({min(steady):.1f} to {max(steady):.1f})" in told_once
 
 
 def test_the_reference_of_the_keys_is_that_of_the_types() -> None:
