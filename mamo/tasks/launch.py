@@ -336,7 +336,8 @@ def restore(run: Run) -> int:
     run.ancestry = state["ancestry"]
     run.bad_samples.seen, run.bad_samples.skipped = state["samples_seen"], state["samples_skipped"]
     logger.info("resuming after step %d from %s", state["step"], folder)
-    warn_of_other_rounding(state, {**versions(), **machine(run.device)})
+    if rank() == 0:  # whose machine the checkpoint names
+        warn_of_other_rounding(state, {**versions(), **machine(run.device)})
     step: int = state["step"]
     return step
 

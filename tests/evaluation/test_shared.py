@@ -118,7 +118,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
         other.bind(("127.0.0.1", 0))
         ports = [str(free.getsockname()[1]) for free in (one, other)]
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
+        **os.environ, "MPLBACKEND": "Agg", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
         "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2",
     }  # fmt: skip
     started = [
@@ -209,7 +209,6 @@ def test_tokens_of_a_gallery_are_not_kept(
 def main() -> None:
     """One of the two processes."""
     folder, ports = Path(sys.argv[1]), sys.argv[2:]
-    torch.set_num_threads(1)
     mamo.tasks.launch.draw_curves = lambda output_dir: None
     mamo.tasks.launch.report = lambda run, loop: None
     os.environ["MASTER_PORT"] = ports[0]

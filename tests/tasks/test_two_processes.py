@@ -75,7 +75,6 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: Any) -> None:
     """Bug: candidates, counts or queue of one process alone; ids of the wrong rank; shares that do not add up."""
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
@@ -97,7 +96,6 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: Any) -> None:
 def main() -> None:
     """One of the two processes; what computes in fp32 by a cast computes in float64, so that 1e-8 can be asked for."""
     number, folder = int(sys.argv[1]), Path(sys.argv[2])
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=number, world_size=2)
     Tensor.float = Tensor.double
     torch.save(two_steps(), folder / f"{number}.pt")

@@ -154,7 +154,7 @@ run(lambda: train(load_config(pathlib.Path(sys.argv[1])), is_resume=False))
 
 def run_with_a_loader(file: Path, at_step_2: str) -> tuple[int, str]:
     """Exit code and the one line of error; PyTorch's signal handler must not meet pytest."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", AT_STEP_2, str(file), at_step_2]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -212,7 +212,7 @@ def test_an_error_in_a_step_ends_the_loaders_too(tiny_file: Callable[..., Path])
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
     """Bug: the process that is left waits for the dead one for ever, or the run that goes on ends in other bits."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     killer = tmp_path / "killer.py"  # the second process kills itself at its 13th step, the first time
     killer.write_text(

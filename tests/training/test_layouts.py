@@ -63,7 +63,7 @@ def launch(count: int, *arguments: str | Path, **environment: str) -> list[subpr
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {
-        **os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
+        **os.environ, "MPLBACKEND": "Agg", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), **environment,
     }  # fmt: skip
     return [
@@ -242,7 +242,6 @@ def test_checkpointed_and_compiled_blocks_compute_the_same(tmp_path: Path, monke
 
 def main() -> None:
     """One of several processes."""
-    torch.set_num_threads(1)
     config_file = Path(sys.argv[2])
     if sys.argv[1] == "exact":
         Tensor.float = Tensor.double  # type: ignore[method-assign, assignment]
