@@ -19,7 +19,6 @@ PEER_MFLOP = {"tiny": 152.0, "small": 1900.0}
 """ALBEF's own evaluation loop in the same measure as `step.PEER_GFLOP`, a pair, in units of 1e6 operations."""
 SHORTLIST = 16
 """Texts that each image is scored with."""
-BATCH_SIZE = 64
 
 
 def measure_reranking(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
@@ -43,11 +42,11 @@ def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision
     rounds = Rounds()
     with computing_in(precision, [network]), torch.inference_mode():
         encoded, texts = (
-            scorer.encode_images(torch.split(images, BATCH_SIZE)),
+            scorer.encode_images(torch.split(images, scorer.batch_size)),
             scorer.encode_texts(*scorer.tokenize(captions)),
         )
         products = Products(lambda: scorer.match(encoded, texts, image_rows, text_rows), device)
-        again = slice(0, BATCH_SIZE)
+        again = slice(0, scorer.batch_size)
 
         def encode_again() -> None:
             repeated = scorer.encode_images([images[image_rows[again]]])
@@ -78,8 +77,9 @@ def _ready(case: Case, folder: Path, device: torch.device, precision: Precision)
     run = Run(case.config(folder, device.type, precision))
     run.task.network.eval()
     assert isinstance(run.parts.network, Mamo)
+    batch_size = run.config.evaluation.batch_size
     with computing_in(precision, [run.task.network]):  # the scorer keeps tokens in the weights' precision
-        scorer = Scorer(run.parts.network, run.tokenizer, run.normalise, device, case.text_tokens, BATCH_SIZE)
+        scorer = Scorer(run.parts.network, run.tokenizer, run.normalise, device, case.text_tokens, batch_size)
     size = (-(-case.pairs // SHORTLIST), 3, case.image_size_px, case.image_size_px)
     return run, scorer, torch.randint(256, size, dtype=torch.uint8)
 
@@ -107,7 +107,7 @@ def measure_gallery_memory(case: Case, folder: Path, device: torch.device, preci
     found: dict[str, float] = {}
     with computing_in(precision, [run.task.network]), torch.inference_mode():
         texts = scorer.encode_texts(*scorer.tokenize(made_up_captions(SHORTLIST, 8, case.vocabulary_size)))
-        one = scorer.encode_images(torch.split(images, BATCH_SIZE))
+        one = scorer.encode_images(torch.split(images, scorer.batch_size))
         for factor in (1, 4):
             gallery = EncodedImages(one.tokens.repeat(factor, 1, 1), one.feature.repeat(factor, 1))
             rows = torch.arange(min(case.pairs, len(gallery.tokens)))

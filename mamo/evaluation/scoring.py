@@ -176,8 +176,8 @@ class Scorer:
         fusion, itm = self.network.backbone.fusion, self.network.itm
         assert itm is not None
         heat = torch.empty(len(image_rows), *fusion.grid)
-        for pairs, image, text, is_valid in self._embedded(images, texts, image_rows, text_rows):
-            heat[pairs] = grad_cam(fusion, itm, image, text, is_valid).cpu()
+        for pairs, image, place, text, is_valid in self._embedded(images, texts, image_rows, text_rows):
+            heat[pairs] = grad_cam(fusion, itm, take_rows(image, place), text, is_valid).cpu()
         return heat
 
     def ground_pixels(
@@ -216,14 +216,15 @@ class Scorer:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (pair numbers int64 [B], fused tokens at the text positions `slots` [B, W, D])."""
         fusion = self.network.backbone.fusion
-        for pairs, image, text, is_valid in self._embedded(images, texts, image_rows, text_rows):
+        for pairs, image, place, text, is_valid in self._embedded(images, texts, image_rows, text_rows):
             read = fusion.text_position(slots[pairs].to(self.device))
-            yield pairs, fusion.fuse(image, text, is_valid, read=read)
+            yield pairs, fusion.fuse(image, text, is_valid, read=read, image_rows=place)
 
     def _embedded(
         self, images: Images, texts: EncodedTexts, image_rows: Tensor, text_rows: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Batches of (pair numbers int64 [B], and of these pairs: embedded images, embedded texts, their validity).
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """Batches of (pair numbers int64 [B], embedded images of their group, and of these pairs: the place of the
+        image in the group int64 [B], embedded texts, their validity).
 
         Within a group of images, pairs with texts of similar length come together.
         """
@@ -232,9 +233,9 @@ class Scorer:
             embedded = fusion.embed_image(images.tokens_of(used).to(self.device))
             for part, longest in self._by_length(texts.lengths[text_rows[group]]):
                 rows = text_rows[group[part]]
-                image = take_rows(embedded, place[part].to(self.device))
                 text, is_valid = texts.tokens[rows, :longest], _is_valid(texts.lengths[rows], longest)
-                yield group[part], image, text.to(self.device), is_valid.to(self.device)
+                where = place[part].to(self.device)
+                yield group[part], embedded, where, text.to(self.device), is_valid.to(self.device)
 
     def by_image(self, image_rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Groups of pairs that hold all pairs of their images; images with texts of similar length come together.

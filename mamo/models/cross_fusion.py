@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mamo.models.attention import attention
-from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer, chunk_views, take_tokens
+from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer, chunk_views, take_rows, take_tokens
 from mamo.models.initialise import init_like_bert
 
 
@@ -125,8 +125,18 @@ class CrossFusion(nn.Module):
         """
         return self.fuse(image, self.embed_text(text, text_is_valid), text_is_valid, read)
 
-    def fuse(self, image: Tensor, text: Tensor, text_is_valid: Tensor, read: Tensor | None = None) -> Tensor:
-        """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`."""
+    def fuse(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_is_valid: Tensor,
+        read: Tensor | None = None,
+        image_rows: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`.
+
+        With ``image_rows``, int64 [B], each text meets the image of that number, float [I, K, 2, A, N, d].
+        """
         tokens, layers = text, self._layers()
         # unbind, whose backward stacks the layers' gradients once; that of an index fills all layers for each
         for index, (layer, key_value) in enumerate(zip(layers, image.unbind(1))):
@@ -135,7 +145,8 @@ class CrossFusion(nn.Module):
                 tokens = layer.attend_text(tokens, text_is_valid, needed)
             elif needed is not None:
                 tokens = take_tokens(tokens, needed)
-            tokens = layer.attend_image(tokens, key_value)
+            # a layer at a time: those of all layers for all pairs would be the largest tensor of a step
+            tokens = layer.attend_image(tokens, take_rows(key_value, image_rows))
         return tokens
 
     def _layers(self) -> list[CrossLayer]:

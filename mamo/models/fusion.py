@@ -19,13 +19,15 @@ def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def take_rows(rows: Tensor, chosen: Tensor) -> Tensor:
-    """Rows [N, ...] at int64 [M], in which one may occur several times -> [M, ...].
+def take_rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
+    """Rows [N, ...] at int64 [M], in which one may occur several times -> [M, ...]; None for the rows as they are.
 
     The same values two ways. On a CPU indexing is slower than `index_select`, its backward pass several times; on a
     GPU that of `index_select` adds up what comes from one row in no fixed order, and a run would not continue to the
     same bits.
     """
+    if chosen is None:
+        return rows
     return rows.index_select(0, chosen) if rows.device.type == "cpu" else rows[chosen]
 
 
@@ -227,9 +229,19 @@ class Fusion(nn.Module):
         """
         return self.fuse(image, self.embed_text(text, text_is_valid), text_is_valid, read)
 
-    def fuse(self, image: Tensor, text: Tensor, text_is_valid: Tensor, read: Tensor | None = None) -> Tensor:
-        """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`."""
-        tokens, is_valid = self.join(image, text, text_is_valid)
+    def fuse(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_is_valid: Tensor,
+        read: Tensor | None = None,
+        image_rows: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`.
+
+        With ``image_rows``, int64 [B], each text meets the image of that number, float [I, n_prefix + P, D].
+        """
+        tokens, is_valid = self.join(take_rows(image, image_rows), text, text_is_valid)
         for layer in self.layers[:-1]:
             tokens = layer(tokens, is_valid)
         fused: Tensor = self.layers[-1](tokens, is_valid, read)

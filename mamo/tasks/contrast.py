@@ -90,8 +90,8 @@ def match(
     text_choice, image_choice = torch.cat([own, text_rows, own]), torch.cat([own, own, image_rows])
     fusion = network.backbone.fusion
     cls = fusion.text_position(torch.zeros(3 * n, 1, dtype=torch.int64, device=embedded.device))
-    image, words = take_rows(embedded, image_choice), take_rows(text, text_choice)
-    fused = fusion.fuse(image, words, batch.is_valid[text_choice], read=cls)
+    words = take_rows(text, text_choice)
+    fused = fusion.fuse(embedded, words, batch.is_valid[text_choice], read=cls, image_rows=image_choice)
     assert network.itm is not None
     logits = network.itm(fused[:, 0])
     is_match = torch.arange(3 * n, device=embedded.device) < n

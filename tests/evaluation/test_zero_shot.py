@@ -252,11 +252,11 @@ class PlantedBackbone:
     def text_position(self, positions):
         return positions + 1
 
-    def fuse(self, image, text, is_valid, read):
+    def fuse(self, image, text, is_valid, read, image_rows):
         assert is_valid.gather(1, read - 1).all()
         fused = text.gather(1, (read - 1)[..., None].expand(-1, -1, 3)).clone()
         fused[:, :, 1] = fused[:, :, 0]
-        fused[:, :, 0] = image[:, :1, 0]
+        fused[:, :, 0] = image[image_rows, :1, 0]
         return fused
 
 

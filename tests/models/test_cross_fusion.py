@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from mamo.models.cross_fusion import CrossFusion
-from mamo.models.fusion import take_tokens
+from mamo.models.fusion import Fusion, take_tokens
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
@@ -91,6 +91,28 @@ def test_embedded_sides_meet_in_any_pairing() -> None:
             alone = network(network.embed_image(image[i : i + 1]), text[j : j + 1], is_valid[j : j + 1])
             paired = network.fuse(images[i : i + 1], texts[j : j + 1], is_valid[j : j + 1])
             torch.testing.assert_close(paired, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["cross", "concat"])
+def test_an_image_of_several_texts_equals_its_copies(kind: str) -> None:
+    """Bug: the images in turn instead of the chosen ones, or of an image's texts the last alone trains it."""
+    image, text, is_valid = inputs()
+    if kind == "cross":
+        network: CrossFusion | Fusion = fusion()
+    else:
+        network = Fusion(D, 2, HEADS, MLP, image_width=24, grid=(2, 3), n_prefix=1, text_width=D).eval()
+    rows, weight, results = torch.tensor([2, 0, 2]), torch.randn(B, 1, D), []
+    read = network.text_position(torch.zeros(B, 1, dtype=torch.int64))
+    for is_copied in (True, False):
+        leaf = image.clone().requires_grad_()
+        embedded, words = network.embed_image(leaf), network.embed_text(text, is_valid)
+        if is_copied:
+            output = network.fuse(torch.stack([embedded[row] for row in rows.tolist()]), words, is_valid, read)
+        else:
+            output = network.fuse(embedded, words, is_valid, read, rows)
+        (output * weight).sum().backward()
+        results.append((output, leaf.grad))
+    torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
 
 
 def test_a_plain_bert_fills_all_but_the_cross_attention(tmp_path: object) -> None:
