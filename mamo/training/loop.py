@@ -111,7 +111,7 @@ class Loop:
             log = StepLog(self.output_dir, self.trackers, self.alarms, start_step, training.total_steps)
         self.task.network.train()
         try:
-            with Background() as writing, Sigterm() as sigterm:
+            with Background() as writing, Sigterm(outlasts_error=world_size() > 1) as sigterm:
                 mark = time.perf_counter()
                 for step, host_batch in enumerate(batches, start=start_step):
                     waited = time.perf_counter() - mark

@@ -15,10 +15,15 @@ class Terminated(Exception):
 
 
 class Sigterm:
-    """Within the block SIGTERM only sets `is_asked` (in the main thread, which alone may handle signals)."""
+    """Within the block SIGTERM only sets `is_asked` (in the main thread, which alone may handle signals).
 
-    def __init__(self) -> None:
+    After an error that leaves the block too, if `outlasts_error`: when one of several processes dies, torchrun sends
+    SIGTERM to the others at once, which must still tell what they saw.
+    """
+
+    def __init__(self, outlasts_error: bool = False) -> None:
         self.is_asked = False
+        self._outlasts_error = outlasts_error
         self._before: Any = None
 
     def __enter__(self) -> "Sigterm":
@@ -39,5 +44,5 @@ class Sigterm:
             self.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
-        if self._before is not None:
+        if self._before is not None and not (kind is not None and self._outlasts_error):
             signal.signal(signal.SIGTERM, self._before)

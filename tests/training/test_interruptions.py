@@ -209,6 +209,23 @@ def test_an_error_in_a_step_ends_the_loaders_too(tiny_file: Callable[..., Path])
     assert "No space left on device" in line
 
 
+@pytest.mark.parametrize("outlasts_error", [True, False])
+def test_sigterm_does_not_cut_off_what_a_process_has_to_tell(outlasts_error: bool) -> None:
+    """Bug: one of two processes dies, and torchrun ends the other before it has said so."""
+    code = (
+        "import os, signal\n"
+        "from mamo.training.termination import Sigterm\n"
+        "try:\n"
+        f"    with Sigterm(outlasts_error={outlasts_error}):\n"
+        "        raise RuntimeError('lost contact')\n"
+        "except RuntimeError as error:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == ((0, "lost contact\n") if outlasts_error else (-signal.SIGTERM, ""))
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
     """Bug: the process that is left waits for the dead one for ever, or the run that goes on ends in other bits."""
