@@ -205,7 +205,7 @@ def faster_products() -> list[str]:
         f"({tiny['step/tiny/bf16/step_s']:.2f} s in bf16",
         f"): {100 * tiny['step/tiny/bf16/share_of_matrix_rate']:.0f} % in bf16, where the bar is 55 %",
         f"{bf16:.1f} / {fp32:.1f} GFLOP equivalents an image, {albef:.1f} of the ALBEF config",
-        f"re-ranking {ours:.0f} MFLOP, by cross-attention {cross:.0f} (aim 51: reached",
+        f"re-ranking {ours:.0f} MFLOP, by cross-attention {cross:.0f} (aim 51), both",
         f"takes {100 * small['step/small/bf16/share_of_matrix_rate']:.0f} % of the matrix rate at its own shapes and "
         f"{small['step/small/bf16/over_albef']:.2f} times",
         f"re-ranking {small['reranking/small/over_albef']:.2f} times (bar 1.9)",
@@ -234,6 +234,7 @@ def test_the_scale_plan_is_that_of_its_formula() -> None:
     step_s, hours = step_seconds(PAPER, cpu_s, 1, Links()), run_hours(PAPER, cpu_s, 1, Links())
     assert f"| {cpu_s:.2f} s, measured ([base.json](configs/reference/benchmark/base.json)) | {step_s:.0f} |" in README
     assert f"| {hours:,.0f} | |" in README
+    assert f"20 bytes a parameter, {20 * PAPER.parameters / 1e9:.1f} GB" in README
     paper = yaml.safe_load((ROOT / "configs/pretrain/paper.yaml").read_text())["training"]
     assert paper["total_steps"] * paper["batch_size_global"] == PAPER.pairs
 

@@ -44,5 +44,5 @@ class Sigterm:
             self.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
-        if self._before is not None and not (kind is not None and self._outlasts_error):
+        if self._before is not None and (kind is None or not self._outlasts_error):
             signal.signal(signal.SIGTERM, self._before)

@@ -233,9 +233,10 @@ def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callab
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     killer = tmp_path / "killer.py"  # the second process kills itself at its 13th step, the first time
     killer.write_text(
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from mamo.cli import run\nfrom mamo.config import load_config\nfrom mamo.tasks import launch\n"
+        "from mamo import distributed\nfrom mamo.cli import run\n"
+        "from mamo.config import load_config\nfrom mamo.tasks import launch\n"
         "from mamo.training.loop import Loop\n"
         "step = Loop.step\n"
         "def deadly(self, batch, number):\n"
@@ -243,6 +244,11 @@ def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callab
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, batch, number)\n"
         "Loop.step = deadly\n"
+        "class Late(distributed.ProcessLost):\n"  # torchrun's SIGTERM comes before the message, every time
+        "    def __init__(self, *told):\n"
+        "        time.sleep(2)\n"
+        "        super().__init__(*told)\n"
+        "distributed.ProcessLost = Late\n"
         "run(lambda: launch.train(load_config(Path(sys.argv[1])), False))\n"
     )
     ends = []
