@@ -8,8 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mamo.api import (
-        BadSample,
+    from mamo.inference.loading import load
+    from mamo.inference.model import (
+        BadSampleError,
         CheckpointError,
         DeviceError,
         EmptyGalleryError,
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
         Processor,
         TokenizerMismatchError,
     )
-    from mamo.loading import load
 
 __all__ = [
-    "BadSample", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
+    "BadSampleError", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
     "Model", "Processor", "TokenizerMismatchError", "load",
 ]  # fmt: skip
 
@@ -38,6 +38,6 @@ def __getattr__(name: str) -> Any:
         return version("mamo")
     if name not in __all__:
         raise AttributeError(f"module 'mamo' has no attribute {name!r}")
-    from mamo import api, loading
+    from mamo.inference import loading, model
 
-    return loading.load if name == "load" else getattr(api, name)
+    return loading.load if name == "load" else getattr(model, name)

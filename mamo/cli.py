@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from mamo.training.termination import Terminated
+from mamo.training.preemption import Preempted
 
 
 def run(main: Callable[[], None]) -> None:
@@ -22,16 +22,16 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("MAMO_TRACEBACK"):
             raise
-        if not is_first and "mamo.tasks.launch" not in sys.modules:  # a config, which all processes read alike
+        if not is_first and "mamo.trainer" not in sys.modules:  # a config, which all processes read alike
             sys.exit(2)
         message = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f"{error.filename}: {error.strerror}"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-    except Terminated as end:
+    except Preempted as end:
         print(end, file=sys.stderr)
-        sys.exit(Terminated.EXIT_CODE)
+        sys.exit(Preempted.EXIT_CODE)
     except KeyboardInterrupt:
         print("interrupted; continue with --resume", file=sys.stderr)
         sys.exit(130)

@@ -22,10 +22,10 @@ STEP_TIMEOUT = timedelta(minutes=10)
 WAIT_TIMEOUT = timedelta(days=2)
 """How long the others wait while the first process evaluates or writes."""
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out", re.IGNORECASE)
-_waiting: Any = None  # a process group, which may wait long
+_cpu_group: Any = None  # a process group, which may wait long
 
 
-class ProcessLost(ConnectionError):
+class RankLostError(ConnectionError):
     """Another process of the run ended or cannot be reached."""
 
 
@@ -40,13 +40,13 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
-def processes(device: str) -> Iterator[None]:
+def process_group(device: str) -> Iterator[None]:
     """Join the processes that `torchrun` started; nothing to join without it.
 
     Args:
         device: `training.device`; unless it is `cpu`, each process takes the GPU of its local rank where there is one.
     """
-    global _waiting
+    global _cpu_group
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -59,16 +59,16 @@ def processes(device: str) -> Iterator[None]:
     store = dist.PrefixStore(f"start-{restart}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=STEP_TIMEOUT)
-    _waiting = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+    _cpu_group = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
     try:
         yield
     finally:
-        _waiting = None
+        _cpu_group = None
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def in_contact() -> Iterator[None]:
+def detect_lost_ranks() -> Iterator[None]:
     """Tell in one message that another process died or did not answer in `STEP_TIMEOUT`.
 
     Raises:
@@ -79,13 +79,13 @@ def in_contact() -> Iterator[None]:
     except RuntimeError as error:
         if world_size() == 1 or not _LOST.search(str(error)):
             raise
-        raise ProcessLost(
+        raise RankLostError(
             f"process {rank()} of {world_size()} lost contact with another one, which was killed or failed (see its "
             f"own message): {str(error).splitlines()[0]}. Continue from the last checkpoint with --resume"
         ) from error
 
 
-def gather(tensor: Tensor) -> Tensor:
+def all_gather_no_grad(tensor: Tensor) -> Tensor:
     """[B, ...] of each process -> [world * B, ...] in rank order, without gradient."""
     if world_size() == 1:
         return tensor.detach()
@@ -94,7 +94,7 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum over processes, without gradient."""
     if world_size() == 1:
         return tensor.detach()
@@ -103,16 +103,16 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
-def exchange(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """The plain Python value (or CPU tensors) of every process, in rank order; waits for all of them."""
     if world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size()
-    dist.all_gather_object(values, value, group=_waiting)
+    dist.all_gather_object(values, value, group=_cpu_group)
     return values
 
 
-def share(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+def map_over_ranks(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     """`work` of every part, in order, in every process; process r does parts r, r + world, r + 2 world, ...
 
     Every process must bring equally many parts. What `work` gives is sent around: plain Python values or CPU tensors.
@@ -129,21 +129,21 @@ def share(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
             raise
         own = error
     done: list[list[R]] = []
-    for found in exchange(own):
+    for found in all_gather_object(own):
         if isinstance(found, Exception):
             raise found
         done.append(found)
     return [done[place % world_size()][place // world_size()] for place in range(len(parts))]
 
 
-def together(work: Callable[[], T]) -> T:
+def run_on_all_ranks(work: Callable[[], T]) -> T:
     """Call `work` in every process; of several that raise, the first tells its error and the others end in silence."""
     result, error = None, None
     try:
         result = work()
     except (ValueError, OSError) as raised:
         error = raised
-    failed = exchange(error is not None)
+    failed = all_gather_object(error is not None)
     if error is not None and failed.index(True) == rank():
         raise error
     if any(failed):

@@ -39,7 +39,7 @@ def grad_cam(
 
     Args:
         fusion, itm: of one network, in eval mode; their parameters get no gradient.
-        image: from the fusion's `embed_image`: float [B, n_prefix + P, D], or of cross-attention fusion the keys and
+        image: from the fusion's `embed_image`: float [B, num_prefix_tokens + P, D], or of cross-attention fusion the keys and
             values.
         text: float [B, L, D], from the fusion's `embed_text`.
         text_is_valid: bool [B, L], False for padding.
@@ -90,13 +90,13 @@ def image_grad_cam(backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tenso
         pixels, text, text_is_valid = (value.detach().clone() for value in (pixels, text, text_is_valid))
         embedded = encoder.embed(pixels).detach().requires_grad_()
         slots = fusion.embed_image(encoder.encode(embedded))
-        cls = fusion.text_position(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
+        cls = fusion.text_positions(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
         logits = itm(fusion.fuse(slots, text, text_is_valid, cls)[:, 0])
         gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weights)
     layers = [
         (w * g).detach().float().clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, gradients)
     ]  # [B, S]
-    return torch.stack(layers).sum(dim=0)[:, encoder.n_prefix :].view(-1, *fusion.grid)
+    return torch.stack(layers).sum(dim=0)[:, encoder.num_prefix_tokens :].view(-1, *fusion.grid)
 
 
 def occlusion(
@@ -113,13 +113,13 @@ def occlusion(
         float32 [B, h, w], (match logit minus mismatch logit) lost, cut at 0.
     """
     encoder, fusion = backbone.image_encoder, backbone.fusion
-    cls = fusion.text_position(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
+    cls = fusion.text_positions(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
 
     def score(tokens: Tensor) -> Tensor:
         logits: Tensor = itm(fusion.fuse(fusion.embed_image(encoder.encode(tokens)), text, text_is_valid, cls)[:, 0])
         return logits[:, 1] - logits[:, 0]
 
-    (h, w), n_prefix = fusion.grid, encoder.n_prefix
+    (h, w), num_prefix_tokens = fusion.grid, encoder.num_prefix_tokens
     painted = pixels.flatten(2).median(dim=2).values[:, :, None, None].expand_as(pixels)
     embedded, hidden = encoder.embed(pixels), encoder.embed(painted)
     whole, heat = score(embedded), torch.empty(len(text), h, w)
@@ -127,7 +127,7 @@ def occlusion(
         for column in range(w):
             is_hidden = torch.zeros(h, w, dtype=torch.bool, device=text.device)
             is_hidden[max(0, row - radius) : row + radius + 1, max(0, column - radius) : column + radius + 1] = True
-            at = functional.pad(is_hidden.flatten(), (n_prefix, 0))[None, :, None]
+            at = functional.pad(is_hidden.flatten(), (num_prefix_tokens, 0))[None, :, None]
             heat[:, row, column] = (whole - score(torch.where(at, hidden, embedded))).float().cpu()
     return heat.clamp(min=0)
 
@@ -147,8 +147,12 @@ def concat_with_weights(
             tokens, weights = with_weights(module, tokens, is_valid)
         else:
             tokens = module(tokens, is_valid)
-    first, everything = fusion.n_image_slots, slice(None)
-    return tokens[:, first], weights, (everything, everything, slice(first, None), slice(fusion.n_prefix, first))
+    first, everything = fusion.num_image_positions, slice(None)
+    return (
+        tokens[:, first],
+        weights,
+        (everything, everything, slice(first, None), slice(fusion.num_prefix_tokens, first)),
+    )
 
 
 def cross_with_weights(
@@ -167,7 +171,7 @@ def cross_with_weights(
         else:
             tokens = module.attend_image(tokens, image[:, index])
     everything = slice(None)
-    return tokens[:, 0], weights, (everything, everything, everything, slice(fusion.n_prefix, None))
+    return tokens[:, 0], weights, (everything, everything, everything, slice(fusion.num_prefix_tokens, None))
 
 
 def with_weights(layer: FusionLayer, tokens: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mamo.config import TeacherConfig
+from mamo.config.schema import TeacherConfig
 from mamo.models.heads import MLMHead
 
 
@@ -39,7 +39,7 @@ class Teacher(nn.Module):
     def copy_head(self, mlm: MLMHead) -> None:
         """Take over the masked-word head of a student, without the embeddings that it shares."""
         assert self.mlm is not None
-        for mine, theirs in zip(self.mlm.bert_views().values(), mlm.bert_views().values()):
+        for mine, theirs in zip(self.mlm.bert_named_tensors().values(), mlm.bert_named_tensors().values()):
             mine.copy_(theirs)
 
     def train(self, mode: bool = True) -> "Teacher":

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from mamo.cli import run
+from mamo.reports.card import model_card
 from mamo.training import checkpoint
-from mamo.training.card import card
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="a run folder (its last checkpoint) or a step folder")
     parser.add_argument("--to", type=Path, help="file to write; without it the card is printed")
     arguments = parser.parse_args()
-    text = card(checkpoint.resolve(arguments.checkpoint))
+    text = model_card(checkpoint.resolve(arguments.checkpoint))
     if arguments.to is None:
         print(text, end="")
     else:

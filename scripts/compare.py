@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mamo.cli import run
-from mamo.training.compare import compare
+from mamo.reports.compare import compare_runs
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         "reference", type=Path, help="a folder such as configs/reference/scenes, or one of several seeds"
     )
     arguments = parser.parse_args()
-    verdict = compare(arguments.run, arguments.reference)
+    verdict = compare_runs(arguments.run, arguments.reference)
     print("\n".join(verdict.lines()))
     sys.exit(1 if verdict.departures else 0)
 

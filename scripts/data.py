@@ -12,11 +12,11 @@ from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
 from mamo.data.builders.web import build_cc3m, build_sbu
-from mamo.data.export import LAYOUTS, export_scenes
-from mamo.data.scenes import DIFFICULTIES, SPLITS, SceneWorld
-from mamo.data.shard_pairs import index_folder
+from mamo.data.shards import index_folder
 from mamo.data.tokenizer import train_tokenizer
 from mamo.data.validate import TASK_RECORDS, check_pairs, check_records, validate_pairs, validate_records
+from mamo.world.export import LAYOUTS, export_scenes
+from mamo.world.scene import DIFFICULTIES, SPLITS, SceneWorld
 
 BUILDERS = {
     "coco": functools.partial(build_karpathy, "coco"),

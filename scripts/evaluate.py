@@ -29,12 +29,12 @@ def main() -> None:
     path, protocol, to = Path(settings.pop("checkpoint")), settings.pop("protocol"), settings.pop("output_dir", None)
     if protocol not in PROTOCOLS:  # before the libraries are loaded, which takes seconds
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
-    from mamo.distributed import processes, rank
-    from mamo.tasks.evaluate import evaluate
+    from mamo.distributed import process_group, rank
+    from mamo.evaluator import evaluate
 
     overrides = [f"{key}={value}" for key, value in settings.items()]
     output_dir, rows = Path(to) if to else None, arguments.rows if arguments.pictures else 0
-    with processes("auto"):
+    with process_group("auto"):
         entry = evaluate(path, protocol, overrides, output_dir, rows)
         if rank() > 0:
             return

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from mamo.cli import run
-from mamo.training.resume import config_after
+from mamo.training.resume import finetune_config
 
 
 def main() -> None:
@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last good checkpoint of output_dir")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()  # overrides may follow or precede the flags
-    config = config_after(arguments.config, arguments.overrides, arguments.resume)
-    from mamo.tasks.launch import train  # here, so that a mistake in the config is answered at once
+    config = finetune_config(arguments.config, arguments.overrides, arguments.resume)
+    from mamo.trainer import train  # here, so that a mistake in the config is answered at once
 
     train(config, arguments.resume)
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mamo.cli import run
-from mamo.config_reference import config_table, with_table
+from mamo.config.reference import config_table, with_table
 
 
 def main() -> None:

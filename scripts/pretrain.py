@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mamo.cli import run
-from mamo.config import load_config
+from mamo.config.load import load_config
 
 
 def main() -> None:
@@ -17,11 +17,11 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()  # overrides may follow or precede the flags
     config = load_config(arguments.config, arguments.overrides)
     if arguments.plan:
-        from mamo.tasks.plan import print_plan  # here, so that a mistake in the config is answered at once
+        from mamo.estimate import print_estimate  # here, so that a mistake in the config is answered at once
 
-        print_plan(config)
+        print_estimate(config)
     else:
-        from mamo.tasks.launch import train
+        from mamo.trainer import train
 
         train(config, arguments.resume)
 

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from mamo.cli import run
-from mamo.study.plan import read_study
+from mamo.study.spec import read_study
 
 STUDIES = Path("configs/studies")
 
@@ -30,15 +30,15 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped study stops its cells
     if arguments.reproduced:
-        from mamo.study.reproduced import PUBLISHED, reproduced  # here, so that a mistake is answered at once
+        from mamo.study.published import PUBLISHED, published_table  # here, so that a mistake is answered at once
 
-        print(reproduced(STUDIES / PUBLISHED, arguments.results or STUDIES / "results"), end="")
+        print(published_table(STUDIES / PUBLISHED, arguments.results or STUDIES / "results"), end="")
         return
     study = read_study(arguments.config, arguments.settings)
     results = arguments.results or arguments.config.parent / "results"
     scripts = Path(__file__).parent
     if arguments.measure:
-        from mamo.study.measure import cost_lines  # here, so that a mistake in the file is answered at once
+        from mamo.study.cost import cost_lines  # here, so that a mistake in the file is answered at once
 
         print("\n".join(cost_lines(study)))
         return

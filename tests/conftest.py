@@ -60,7 +60,7 @@ def tiny_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny(tiny_file: Callable[..., Path]) -> Callable[..., Any]:
     """The same as a validated config."""
-    from mamo.config import load_config
+    from mamo.config.load import load_config
 
     return lambda **over: load_config(tiny_file(**over))
 
@@ -68,9 +68,9 @@ def tiny(tiny_file: Callable[..., Path]) -> Callable[..., Any]:
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the picture, which takes longer than the run."""
-    import mamo.tasks.launch
+    import mamo.trainer
 
-    monkeypatch.setattr(mamo.tasks.launch, "draw_curves", lambda output_dir: None)
+    monkeypatch.setattr(mamo.trainer, "draw_curves", lambda output_dir: None)
 
 
 @pytest.fixture
@@ -96,12 +96,12 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], None]], 
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny pre-trained run of two steps, to fine-tune from; not to be written to."""
-    import mamo.tasks.launch
-    from mamo.config import build_config
+    import mamo.trainer
+    from mamo.config.load import build_config
 
     short = {"training": {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}}
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamo.tasks.launch, "draw_curves", lambda output_dir: None)
-        mamo.tasks.launch.train(build_config(merged({**TINY, "output_dir": str(folder)}, short)), is_resume=False)
+        patch.setattr(mamo.trainer, "draw_curves", lambda output_dir: None)
+        mamo.trainer.train(build_config(merged({**TINY, "output_dir": str(folder)}, short)), is_resume=False)
     return folder

@@ -18,7 +18,7 @@ D, GRID, L = 16, (2, 3), 5
 
 def make(layers: int = 2) -> tuple[Fusion, ITMHead]:
     torch.manual_seed(0)
-    fusion = Fusion(D, layers, 4, 24, image_width=D, grid=GRID, n_prefix=1, text_width=D)
+    fusion = Fusion(D, layers, 4, 24, image_width=D, grid=GRID, num_prefix_tokens=1, text_width=D)
     itm = ITMHead(D)
     for parameter in [*fusion.parameters(), *itm.parameters()]:
         nn.init.normal_(parameter, std=0.3)
@@ -100,7 +100,7 @@ def test_a_network_that_reads_one_patch() -> None:
 def test_heat_of_cross_attention_equals_finite_differences(layer: int) -> None:
     """Bug: self-attention is read for cross-attention, the class token for a patch, another layer's gradient."""
     torch.manual_seed(0)
-    fusion, itm = CrossFusion(D, 2, 4, 24, image_width=D, grid=GRID, n_prefix=1), ITMHead(D)
+    fusion, itm = CrossFusion(D, 2, 4, 24, image_width=D, grid=GRID, num_prefix_tokens=1), ITMHead(D)
     for parameter in [*fusion.parameters(), *itm.parameters()]:
         nn.init.normal_(parameter, std=0.3)
     fusion, itm = fusion.double().eval(), itm.double()
@@ -196,7 +196,7 @@ def test_image_heat_equals_finite_differences() -> None:
         heat = image_grad_cam(backbone, itm, pixels, fusion.embed_text(text, is_valid), is_valid)
 
     def score() -> Tensor:
-        logits = itm(fusion(fusion.embed_image(encoder(pixels)), text, is_valid)[:, fusion.n_image_slots])
+        logits = itm(fusion(fusion.embed_image(encoder(pixels)), text, is_valid)[:, fusion.num_image_positions])
         return logits[:, 1] - logits[:, 0]
 
     expected = torch.zeros(3, 6, dtype=torch.float64)
@@ -228,7 +228,7 @@ def test_occlusion_by_painting_pixels() -> None:
     text = text.double()
 
     def score(image: Tensor) -> Tensor:
-        logits = itm(fusion.fuse(fusion.embed_image(encoder(image)), text, is_valid)[:, fusion.n_image_slots])
+        logits = itm(fusion.fuse(fusion.embed_image(encoder(image)), text, is_valid)[:, fusion.num_image_positions])
         return logits[:, 1] - logits[:, 0]
 
     with torch.no_grad():

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from mamo.data.tokenizer import load_tokenizer, scenes_tokenizer
 from mamo.hub import hub_folder
 from mamo.models.text_encoder import bert_config_from
+from mamo.tasks.sources import load_tokenizer
+from mamo.world.vocabulary import scenes_tokenizer
 
 
 @pytest.fixture

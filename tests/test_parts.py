@@ -60,7 +60,7 @@ def test_a_foreign_text_encoder_is_trained() -> None:
     fusion, hidden, is_valid = names["fusion"].eval(), names["hidden"].detach(), names["is_valid"]
     image = fusion.embed_image(names["image_tokens"])
     other = torch.where(is_valid[..., None], hidden, 100.0)
-    first = fusion.n_image_slots
+    first = fusion.num_image_positions
     torch.testing.assert_close(fusion(image, hidden, is_valid)[:, first], fusion(image, other, is_valid)[:, first])
 
 
@@ -99,8 +99,8 @@ def test_a_tracker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_trackers_are_on_rank_zero_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: every process of a run logs each step."""
-    from mamo.training import run_folder
+    from mamo.training import run_dir
 
-    monkeypatch.setattr(run_folder, "rank", lambda: 1)
-    assert run_folder.open_trackers(tmp_path / "run", 0, [object()]) == []  # type: ignore[list-item]
+    monkeypatch.setattr(run_dir, "rank", lambda: 1)
+    assert run_dir.open_trackers(tmp_path / "run", 0, [object()]) == []  # type: ignore[list-item]
     assert not (tmp_path / "run").exists()

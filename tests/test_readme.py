@@ -16,13 +16,13 @@ import yaml
 from PIL import Image
 
 from mamo.benchmark.scale import PAPER, Links, run_hours, step_seconds
-from mamo.config import Config
-from mamo.config_reference import config_table, with_table
-from mamo.study.plan import read_study
+from mamo.config.reference import config_table, with_table
+from mamo.config.schema import Config
+from mamo.study.pipeline import ROWS, table_of
+from mamo.study.published import published_table
 from mamo.study.report import markdown
-from mamo.study.reproduced import reproduced
 from mamo.study.results import read_rows
-from mamo.tasks.chain import ROWS, table_of
+from mamo.study.spec import read_study
 from mamo.training.resume import flatten
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def test_first_blocks_are_one_line_each() -> None:
 
 def test_yaml_snippets_are_valid_config() -> None:
     """Bug: a snippet with a key that the strict config refuses."""
-    from mamo.config import build_config
+    from mamo.config.load import build_config
 
     snippets = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert snippets
@@ -242,7 +242,7 @@ def test_the_scale_plan_is_that_of_its_formula() -> None:
 def test_the_table_of_what_was_reproduced_is_that_of_the_finished_cells() -> None:
     """Bug: a table that is older than its cells, or one from which a study that failed was left out."""
     results = ROOT / "configs/studies/results"
-    table = reproduced(ROOT / "configs/studies/published.yaml", results)
+    table = published_table(ROOT / "configs/studies/published.yaml", results)
     assert table in README
     found = ""
     for name in ("methods", "losses", "mlim", "mim_target"):

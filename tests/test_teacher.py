@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mamo.config import TeacherConfig
+from mamo.config.schema import TeacherConfig
 from mamo.models.heads import MLMHead
 from mamo.teacher import Teacher, momentum_at
 
@@ -58,7 +58,7 @@ def test_a_head_that_shares_a_weight_moves_once() -> None:
     old = [p.clone() for p in teacher.parameters()]
     assert len(old) == 3 + 5
     with torch.no_grad():
-        for parameter in (*network.parameters(), *head.bert_views().values()):
+        for parameter in (*network.parameters(), *head.bert_named_tensors().values()):
             parameter.add_(1)
     teacher.update(network, 0.75, head)
     for before, after in zip(old, teacher.parameters()):

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from mamo.benchmark.measure import Precision
-from mamo.config import Config, build_config
-from mamo.data.collate import PairBatch
+from mamo.config.load import build_config
+from mamo.config.schema import Config
+from mamo.config.values import merge
 from mamo.data.pairs import Sample
 from mamo.data.tokenizer import SPECIAL_TOKENS, tokenizer_of
-from mamo.tasks.launch import Run
+from mamo.tasks.pretrain.batch import PairBatch
+from mamo.trainer import TrainingRun
 from mamo.training.loop import Loop
-from mamo.values import merge
 
 ALBEF: dict[str, Any] = {
     "model": {"fusion_type": "cross", "dropout": 0.1},
@@ -109,7 +110,7 @@ def made_up_captions(count: int, n_words: int, vocabulary_size: int, seed: int =
     return [" ".join(f"w{word}" for word in row) for row in words]
 
 
-def made_up_batch(run: Run, size: int, n_words: tuple[int, ...] = ()) -> PairBatch:
+def made_up_batch(run: TrainingRun, size: int, n_words: tuple[int, ...] = ()) -> PairBatch:
     """`size` pairs of noise, each image and caption distinct; captions of `n_words[i % len]` words."""
     config = run.config.data
     rng = np.random.default_rng(0)
@@ -130,8 +131,8 @@ def made_up_batch(run: Run, size: int, n_words: tuple[int, ...] = ()) -> PairBat
     return batch
 
 
-def build(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[Run, Loop, PairBatch]:
+def build(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[TrainingRun, Loop, PairBatch]:
     """A run of the case, a loop that writes nothing, and a process's batch on the device."""
-    run = Run(case.config(folder, device.type, precision))
+    run = TrainingRun(case.config(folder, device.type, precision))
     run.task.network.train()
-    return run, run.trial_loop(precision, folder), made_up_batch(run, case.batch_size // case.processes).to(device)
+    return run, run.dry_run_loop(precision, folder), made_up_batch(run, case.batch_size // case.processes).to(device)

@@ -17,13 +17,14 @@ from PIL import Image
 
 from mamo.benchmark.cases import Case
 from mamo.benchmark.measure import Precision, Rounds
-from mamo.config import DataConfig
-from mamo.data.loader import ScenePairs, Source
+from mamo.config.schema import DataConfig
+from mamo.data.loader import SampleDataset
 from mamo.data.pairs import PairDataset
-from mamo.data.records import read_pairs
-from mamo.data.shard_pairs import index_folder
+from mamo.data.pairs_reader import read_pairs
+from mamo.data.shards import index_folder
 from mamo.data.transforms import train_transform
-from mamo.tasks.launch import Run
+from mamo.trainer import TrainingRun
+from mamo.world.datasets import ScenePairs
 
 STORED_PX = 256
 STORED = 64
@@ -39,7 +40,7 @@ def measure_loading(folder: Path, rounds: int, n_stored: int = STORED, side_px: 
     index_folder(folder / "shards")
     augment = functools.partial(train_transform, min_crop_scale=0.2, horizontal_flip=True, rand_augment=True)
     size = (side_px, side_px)
-    sources: dict[str, Source] = {
+    sources: dict[str, SampleDataset] = {
         "scenes": ScenePairs(DataConfig(image_size_px=96), "train", 10_000),
         "jpeg_folder": PairDataset(read_pairs(files), size, augment),
         "jpeg_shards": PairDataset(read_pairs(folder / "shards"), size, augment),
@@ -58,7 +59,7 @@ def measure_loading(folder: Path, rounds: int, n_stored: int = STORED, side_px: 
     return values.summary("loading") | {"loading/jpeg_bytes": n_bytes / n_stored}
 
 
-def _rate(source: Source, count: int) -> float:
+def _rate(source: SampleDataset, count: int) -> float:
     started = time.process_time()
     for index in range(count):
         source.load(index, np.random.default_rng(index))
@@ -69,9 +70,9 @@ def measure_waiting(
     case: Case, folder: Path, device: torch.device, precision: Precision, workers: int
 ) -> dict[str, float]:
     """Share of the time of training steps on drawn scenes that is spent waiting for the loader."""
-    run = Run(case.config(folder, device.type, precision))
+    run = TrainingRun(case.config(folder, device.type, precision))
     run.task.network.train()
-    loop = run.trial_loop(precision, folder)
+    loop = run.dry_run_loop(precision, folder)
     batches = run.batches(0, workers)
     for step in range(2):  # the processes start, kernels are chosen
         loop.step(next(batches).to(device), step)

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from mamo import estimate
 from mamo.benchmark.cases import Case, build
 from mamo.benchmark.measure import Precision, Rounds, seconds
-from mamo.tasks import plan
-from mamo.tasks.launch import Run, restore
-from mamo.training import run_folder
-from mamo.training.background import Background
+from mamo.trainer import TrainingRun, load_checkpoint
+from mamo.training import run_dir
+from mamo.training.async_writer import AsyncWriter
 
 Result = TypeVar("Result")
 
@@ -51,8 +51,8 @@ def measure_memory(case: Case, folder: Path, device: torch.device, precision: Pr
 def predicted_mib(case: Case, folder: Path, device: torch.device, precision: Precision) -> float:
     """What `--plan` says that a step of the case needs at most, in MiB."""
     run, loop, batch = build(case, folder, device, precision)
-    in_passes = plan.peak_bytes(lambda: loop.backward(batch, 0))
-    return sum(plan.memory_bytes(run, in_passes + plan.batch_bytes(batch)).values()) / 2**20
+    in_passes = estimate.peak_bytes(lambda: loop.backward(batch, 0))
+    return sum(estimate.memory_bytes(run, in_passes + estimate.batch_bytes(batch)).values()) / 2**20
 
 
 def peak_mib(case: Case, folder: Path, device: torch.device, precision: Precision) -> float:
@@ -77,9 +77,9 @@ def measure_checkpoint(case: Case, folder: Path, device: torch.device, precision
     """Seconds that a save stops training for, seconds from the checkpoint to a run that can go on, and its size."""
     folder = folder / f"checkpoint-{case.preset}"
     folder.mkdir()
-    run = Run(case.config(folder, device.type, precision))
-    run_folder.claim(run.output_dir)
-    run_folder.write_config(run.output_dir, run.config)
+    run = TrainingRun(case.config(folder, device.type, precision))
+    run_dir.create_output_dir(run.output_dir)
+    run_dir.write_config(run.output_dir, run.config)
     run.tokenizer.save_pretrained(run.output_dir / "tokenizer")
     loop = run.loop([])
     _, _, batch = build(case, folder, device, precision)
@@ -87,11 +87,11 @@ def measure_checkpoint(case: Case, folder: Path, device: torch.device, precision
     rounds = Rounds()
     for number in range(1, 4):
         started = time.perf_counter()
-        with Background() as writing:
+        with AsyncWriter() as writing:
             pause = seconds(lambda: loop.save(number, writing), device)  # noqa: B023 (called at once)
         rounds.add(save_s=pause, written_s=time.perf_counter() - started)
         started = time.perf_counter()
-        restore(Run(run.config, is_resume=True))
+        load_checkpoint(TrainingRun(run.config, is_resume=True))
         rounds.add(resume_s=time.perf_counter() - started)
     last = run.output_dir / "checkpoints" / "last"
     size = sum(path.stat().st_size for path in last.resolve().rglob("*") if path.is_file())

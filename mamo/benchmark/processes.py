@@ -10,7 +10,7 @@ from torch.multiprocessing.spawn import spawn
 
 from mamo.benchmark.cases import Case, build
 from mamo.benchmark.measure import Precision, Rounds, seconds
-from mamo.distributed import processes, world_size
+from mamo.distributed import process_group, world_size
 
 ROUNDS = 3
 STEPS = 8
@@ -65,7 +65,7 @@ def _measure(
     names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
     torch.set_num_threads(threads)
-    with processes(device.type):
+    with process_group(device.type):
         assert world_size() == count
         _, loop, batch = build(case, folder, device, precision)
         loop.join()

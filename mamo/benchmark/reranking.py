@@ -9,11 +9,11 @@ from torch import Tensor
 from mamo.benchmark.cases import Case, has_peer_shapes, made_up_captions
 from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, synchronise
 from mamo.benchmark.products import Products
-from mamo.evaluation.retrieval import rank_by_similarity
-from mamo.evaluation.scoring import EncodedImages, Scorer
+from mamo.evaluation.metrics.retrieval import rank_by_similarity
+from mamo.evaluation.scorer import EncodedImages, Scorer
 from mamo.models.vlm import Mamo
-from mamo.tasks.launch import Run
-from mamo.training.precision import computing_in
+from mamo.trainer import TrainingRun
+from mamo.training.precision import cast_parameters
 
 PEER_MFLOP = {"tiny": 152.0, "small": 1900.0}
 """ALBEF's own evaluation loop in the same measure as `step.PEER_GFLOP`, a pair, in units of 1e6 operations."""
@@ -37,25 +37,25 @@ def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision
     run, scorer, images = _ready(case, folder, device, precision)
     network = run.task.network
     captions = made_up_captions(SHORTLIST, case.text_tokens - 2, case.vocabulary_size)
-    image_rows = torch.arange(case.pairs) // SHORTLIST
+    image_indices = torch.arange(case.pairs) // SHORTLIST
     text_rows = torch.arange(case.pairs) % SHORTLIST
     rounds = Rounds()
-    with computing_in(precision, [network]), torch.inference_mode():
+    with cast_parameters(precision, [network]), torch.inference_mode():
         encoded, texts = (
             scorer.encode_images(torch.split(images, scorer.batch_size)),
             scorer.encode_texts(*scorer.tokenize(captions)),
         )
-        products = Products(lambda: scorer.match(encoded, texts, image_rows, text_rows), device)
+        products = Products(lambda: scorer.match(encoded, texts, image_indices, text_rows), device)
         again = slice(0, scorer.batch_size)
 
         def encode_again() -> None:
-            repeated = scorer.encode_images([images[image_rows[again]]])
-            scorer.match(repeated, texts, torch.arange(len(image_rows[again])), text_rows[again])
+            repeated = scorer.encode_images([images[image_indices[again]]])
+            scorer.match(repeated, texts, torch.arange(len(image_indices[again])), text_rows[again])
 
         for number in range(case.rounds + 1):
             before, rate = products.seconds(), square_rate(device, "fp32", case.square_side)
-            match_s = seconds(lambda: scorer.match(encoded, texts, image_rows, text_rows), device) / case.pairs
-            again_s = seconds(encode_again, device) / len(image_rows[again])
+            match_s = seconds(lambda: scorer.match(encoded, texts, image_indices, text_rows), device) / case.pairs
+            again_s = seconds(encode_again, device) / len(image_indices[again])
             if number == 0:
                 continue
             floor_s = (before + products.seconds()) / 2 / case.pairs
@@ -72,13 +72,13 @@ def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision
     return rounds
 
 
-def _ready(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[Run, Scorer, Tensor]:
+def _ready(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[TrainingRun, Scorer, Tensor]:
     """A run in evaluation, its scorer and images uint8 [pairs / SHORTLIST, 3, H, W]."""
-    run = Run(case.config(folder, device.type, precision))
+    run = TrainingRun(case.config(folder, device.type, precision))
     run.task.network.eval()
     assert isinstance(run.parts.network, Mamo)
     batch_size = run.config.evaluation.batch_size
-    with computing_in(precision, [run.task.network]):  # the scorer keeps tokens in the weights' precision
+    with cast_parameters(precision, [run.task.network]):  # the scorer keeps tokens in the weights' precision
         scorer = Scorer(run.parts.network, run.tokenizer, run.normalise, device, case.text_tokens, batch_size)
     size = (-(-case.pairs // SHORTLIST), 3, case.image_size_px, case.image_size_px)
     return run, scorer, torch.randint(256, size, dtype=torch.uint8)
@@ -105,7 +105,7 @@ def measure_gallery_memory(case: Case, folder: Path, device: torch.device, preci
     """Peak memory of a GPU while the same pairs are scored out of a gallery of one and of four times the images."""
     run, scorer, images = _ready(case, folder, device, precision)
     found: dict[str, float] = {}
-    with computing_in(precision, [run.task.network]), torch.inference_mode():
+    with cast_parameters(precision, [run.task.network]), torch.inference_mode():
         texts = scorer.encode_texts(*scorer.tokenize(made_up_captions(SHORTLIST, 8, case.vocabulary_size)))
         one = scorer.encode_images(torch.split(images, scorer.batch_size))
         for factor in (1, 4):

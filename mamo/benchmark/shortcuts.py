@@ -16,11 +16,11 @@ from torch.nn import functional
 from mamo.benchmark.cases import Case, build, made_up_batch
 from mamo.benchmark.measure import Precision, Rounds, seconds
 from mamo.benchmark.step import PASSES
-from mamo.data.collate import PairBatch
-from mamo.models.fusion import take_tokens
+from mamo.models.fusion import gather_tokens
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.vlm import Mamo
-from mamo.tasks.launch import Run
+from mamo.tasks.pretrain.batch import PairBatch
+from mamo.trainer import TrainingRun
 from mamo.training.loop import Loop
 
 MIXED_WORDS = (16, 9, 8, 11)
@@ -49,7 +49,7 @@ def measure_shortcuts(case: Case, folder: Path, device: torch.device, precision:
 Without = tuple[Callable[[], AbstractContextManager[None]], Callable[[], dict[str, Tensor]]]
 
 
-def shortcuts(run: Run, loop: Loop, batch: PairBatch) -> dict[str, Without]:
+def shortcuts(run: TrainingRun, loop: Loop, batch: PairBatch) -> dict[str, Without]:
     """Each shortcut's name, a block in which it is not taken, and the forward and backward pass to run in the block."""
     assert isinstance(run.parts.network, Mamo)
     backbone = run.parts.network.backbone
@@ -105,7 +105,7 @@ def _reading_late(fusions: list[Any]) -> Iterator[None]:
 
         def late(tokens: Tensor, is_valid: Tensor, read: Tensor | None = None, whole: Any = last.forward) -> Tensor:
             fused: Tensor = whole(tokens, is_valid)
-            return fused if read is None else take_tokens(fused, read)
+            return fused if read is None else gather_tokens(fused, read)
 
         last.forward = late
     try:
@@ -123,8 +123,8 @@ def _encoding_all(encoder: ImageEncoder) -> Iterator[None]:
     def encode(tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         if visible is None:
             return whole(tokens)
-        prefix = torch.arange(encoder.n_prefix, device=visible.device).expand(len(visible), -1)
-        slots = torch.cat([prefix, visible + encoder.n_prefix], dim=1)
+        prefix = torch.arange(encoder.num_prefix_tokens, device=visible.device).expand(len(visible), -1)
+        slots = torch.cat([prefix, visible + encoder.num_prefix_tokens], dim=1)
         is_seen = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter(1, slots, True)
         bias = torch.zeros(is_seen.shape, dtype=tokens.dtype, device=tokens.device)
         bias = bias.masked_fill(~is_seen, -torch.inf)[:, None, None]
@@ -132,7 +132,7 @@ def _encoding_all(encoder: ImageEncoder) -> Iterator[None]:
         hidden = vit.norm_pre(tokens)
         for block in vit.blocks:
             hidden = block(hidden, attn_mask=bias)
-        return take_tokens(vit.norm(hidden), slots)
+        return gather_tokens(vit.norm(hidden), slots)
 
     encoder.encode = encode  # type: ignore[method-assign]
     try:

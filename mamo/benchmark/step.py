@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mamo.benchmark.cases import Case, build, has_peer_shapes
 from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, synchronise
 from mamo.benchmark.products import Products
-from mamo.data.collate import PairBatch
+from mamo.tasks.pretrain.batch import PairBatch
 from mamo.training.loop import Loop
 
 PEER_GFLOP = {"tiny": 5.1, "small": 89.0, "base": 416.0}

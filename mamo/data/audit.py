@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mamo.data.images import BadSample
+from mamo.data.images import BadSampleError
 from mamo.data.pairs import load_image
-from mamo.data.records import read_pairs
-from mamo.data.shards import ShardMember
+from mamo.data.pairs_reader import read_pairs
+from mamo.data.shard_index import ShardMember
 
 MAX_DISTANCE = 4
 """Bits of 64 that may differ between two copies of one picture."""
@@ -87,7 +87,7 @@ def _hashes(images: Mapping[str, str | ShardMember], unreadable: list[str]) -> I
     for image_id, image in images.items():
         try:
             value = difference_hash(load_image(image).permute(1, 2, 0).numpy())
-        except BadSample as error:
+        except BadSampleError as error:
             unreadable.append(str(error))
             continue
         if value is not None:

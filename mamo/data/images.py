@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 FREE_SKIPS = 3
 
 
-class BadSample(ValueError):
+class BadSampleError(ValueError):
     """One sample that cannot be used. The message names it and says why; survives the way out of a worker process.
 
     >>> import mamo
     >>> mamo.load("runs/scenes").encode_image(["absent.jpg"])
     Traceback (most recent call last):
-    mamo.data.images.BadSample: absent.jpg: FileNotFoundError: No such file or directory
+    mamo.data.images.BadSampleError: absent.jpg: FileNotFoundError: No such file or directory
     """
 
 
@@ -55,7 +55,7 @@ class BadSamplePolicy:
     def record(self, n_used: int, skipped: Sequence[str]) -> None:
         """Adds a batch of `n_used` samples and those skipped on the way to it; both were seen.
 
-        Raises BadSample, naming the last one, when the budget is spent.
+        Raises BadSampleError, naming the last one, when the budget is spent.
         """
         self.seen += n_used + len(skipped)
         for reason in skipped:
@@ -65,7 +65,7 @@ class BadSamplePolicy:
         if skipped and (self.policy == "raise" or self.skipped > allowed):
             limit = "" if self.policy == "raise" else f", more than the budget of {self.budget:.2%}"
             free = f" (and {FREE_SKIPS} free ones)" if limit and self.budget > 0 else ""
-            raise BadSample(
+            raise BadSampleError(
                 f"{self.skipped} of {self.seen} samples could not be used{limit}{free}; the last: {skipped[-1]}"
             )
 
@@ -76,7 +76,7 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
     Transparency is laid on white, CMYK and palettes become RGB, 16-bit samples keep their high byte, the first frame of
     an animation is taken. Memory is bounded by `max_pixels`: a larger image is refused from its header, undecoded.
 
-    Raises BadSample, naming the file (`name`, default the path), for anything that cannot be decoded whole.
+    Raises BadSampleError, naming the file (`name`, default the path), for anything that cannot be decoded whole.
     """
     label = name or (str(data) if isinstance(data, Path) else "image")
     try:
@@ -84,34 +84,34 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
             return _decode(data, max_pixels)
         content = data.read_bytes() if isinstance(data, Path) else data
         if not content:
-            raise BadSample("zero bytes")
+            raise BadSampleError("zero bytes")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
             image = Image.open(io.BytesIO(content))
         with image:
             return _decode(image, max_pixels)
-    except BadSample as error:
-        raise BadSample(f"{label}: {error}") from None
+    except BadSampleError as error:
+        raise BadSampleError(f"{label}: {error}") from None
     except UnidentifiedImageError:
-        raise BadSample(f"{label}: not an image of a format that Pillow reads") from None
+        raise BadSampleError(f"{label}: not an image of a format that Pillow reads") from None
     except Exception as error:  # damaged bytes make decoders raise errors of every kind; all mean the same here
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadSample(f"{label}: {type(error).__name__}: {reason}") from error
+        raise BadSampleError(f"{label}: {type(error).__name__}: {reason}") from error
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Tensor:
     """`image` may have only its header read yet."""
     if image.width * image.height > max_pixels:
-        raise BadSample(f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels")
+        raise BadSampleError(f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels")
     image.load()
     upright = ImageOps.exif_transpose(image)
     return torch.from_numpy(np.array(to_rgb(upright))).permute(2, 0, 1)  # [3, H, W]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, transparency on white; see `decode_image`. Raises BadSample for floating point."""
+    """An image of any mode as RGB, transparency on white; see `decode_image`. Raises BadSampleError for floating point."""
     if image.mode == "F":
-        raise BadSample("floating-point samples; save the image with 8 bits a channel")
+        raise BadSampleError("floating-point samples; save the image with 8 bits a channel")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mamo.data.shards import ShardMember
+from mamo.data.shard_index import ShardMember
 
 _MAX_LISTED = 10
 
@@ -24,7 +24,7 @@ class PairRecord:
     directory: str | None = None
 
 
-class Problems:
+class ErrorCollector:
     """Collects every mistake of one file, so that the user sees them all at once."""
 
     def __init__(self, source: Path) -> None:

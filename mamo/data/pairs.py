@@ -14,12 +14,12 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from mamo.data.images import BadSample, decode_image
+from mamo.data.images import BadSampleError, decode_image
 from mamo.data.pair_record import PairRecord
-from mamo.data.records import clean_caption
-from mamo.data.shard_pairs import ShardPairs
-from mamo.data.shards import ShardMember, read_member
-from mamo.data.task_records import name_from
+from mamo.data.pairs_reader import clean_caption
+from mamo.data.records import relative_image_path
+from mamo.data.shard_index import ShardMember, read_member
+from mamo.data.shards import TarShardDataset
 from mamo.data.transforms import eval_transform
 
 MAX_REPLACEMENTS = 100  # so many bad samples in a row mean a missing folder, not a bad file
@@ -48,38 +48,38 @@ def hash_id(text: str) -> int:
 
 
 def load_image(image: str | ShardMember) -> Tensor:
-    """Decodes a record's image to uint8 [3, H, W] at its own size. Raises BadSample, naming it."""
+    """Decodes a record's image to uint8 [3, H, W] at its own size. Raises BadSampleError, naming it."""
     if isinstance(image, str):
         return decode_image(Path(image))
     try:
         return decode_image(read_member(image), name=str(image))
     except OSError as error:
-        raise BadSample(f"{image}: {error}") from error
+        raise BadSampleError(f"{image}: {error}") from error
 
 
-def first_good(
+def load_or_substitute(
     index: int, n: int, on_bad: Literal["raise", "skip"], load: Callable[[int, tuple[str, ...]], Loaded]
 ) -> Loaded:
     """What `load(index, skipped)` gives for the first good index of `n` from `index` on, wrapping around.
 
-    Raises BadSample at the first bad one where `on_bad` is "raise", or after MAX_REPLACEMENTS bad ones in a row.
+    Raises BadSampleError at the first bad one where `on_bad` is "raise", or after MAX_REPLACEMENTS bad ones in a row.
     """
     skipped: list[str] = []
     for step in range(min(n, MAX_REPLACEMENTS)):
         try:
             return load((index + step) % n, tuple(skipped))
-        except BadSample as error:
+        except BadSampleError as error:
             if on_bad == "raise":
                 raise
             skipped.append(str(error))
-    raise BadSample(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
+    raise BadSampleError(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
 
 
 class PairDataset:
     """Pairs of images and captions.
 
     `transform(image uint8 [3, ?, ?], image_size_px, rng)` gives uint8 [3, H, W]; see `transforms`. With `on_bad`
-    "raise" a bad sample raises BadSample; with "skip" the next good index takes its place (wrapping around), so that
+    "raise" a bad sample raises BadSampleError; with "skip" the next good index takes its place (wrapping around), so that
     batches keep their size and every run sees the same replacement.
     """
 
@@ -109,39 +109,39 @@ class PairDataset:
         Images are named from their file's folder, so that the same data at another place are the same.
         """
         for part in self.parts:
-            if isinstance(part, ShardPairs):
+            if isinstance(part, TarShardDataset):
                 yield part.fingerprint()
                 continue
             for source, records in itertools.groupby(part, lambda record: record.source):
                 file = Path(source)
                 folder = file.parent.absolute()
                 for record in records:
-                    image = name_from(folder, str(record.image))
+                    image = relative_image_path(folder, str(record.image))
                     image_id = image if record.image_id == str(record.image) else record.image_id
                     yield f"{file.name}\t{image}\t{image_id}\t{record.captions}\n"
 
-    def data_sets(self) -> list[str]:
+    def dataset_names(self) -> list[str]:
         """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""
         found = set()
         for part in self.parts:
-            ids = ("",) if isinstance(part, ShardPairs) else (record.image_id for record in part)
+            ids = ("",) if isinstance(part, TarShardDataset) else (record.image_id for record in part)
             found |= {name if name and rest else "other" for name, rest in {i.partition("/")[::2] for i in ids}}
         return sorted(found)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Loads pair `index`; `rng` picks one of its captions and drives the transform.
 
-        Raises BadSample where the policy is "raise", or where MAX_REPLACEMENTS indices in a row are bad.
+        Raises BadSampleError where the policy is "raise", or where MAX_REPLACEMENTS indices in a row are bad.
         """
-        return first_good(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))
+        return load_or_substitute(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))
 
     def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> Sample:
         try:
             record = self.records[index]
         except (OSError, ValueError) as error:  # a shard that is gone or damaged since it was indexed
-            raise BadSample(f"sample {index}: {error}") from error
+            raise BadSampleError(f"sample {index}: {error}") from error
         caption = clean_caption(record.captions[int(rng.integers(len(record.captions)))])
         if not caption:
-            raise BadSample(f"{record.source}:{record.line}: sample {index}: the caption is empty")
+            raise BadSampleError(f"{record.source}:{record.line}: sample {index}: the caption is empty")
         image = self.transform(load_image(record.image), self.image_size_px, rng)
         return Sample(image, caption, hash_id(record.image_id), hash_id(caption.lower()), index, skipped)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mamo.data.images import BadSample, decode_image
-from mamo.data.records import clean_caption
+from mamo.data.images import BadSampleError, decode_image
+from mamo.data.pairs_reader import clean_caption
 from mamo.data.transforms import eval_transform
 
 logger = logging.getLogger(__name__)
@@ -54,19 +54,19 @@ class Processor:
         return batch
 
     def images(self, images: Sequence[ImageLike]) -> Tensor:
-        """uint8 [I, 3, h, w], resized as in evaluation. Raises BadSample, naming what is not an image."""
+        """uint8 [I, 3, h, w], resized as in evaluation. Raises BadSampleError, naming what is not an image."""
         return torch.stack([eval_transform(self.pixels(image), self.image_size_px) for image in images])
 
     def pixels(self, image: ImageLike) -> Tensor:
-        """One image at its own size, uint8 [3, H, W]. Raises BadSample, naming what is not an image."""
+        """One image at its own size, uint8 [3, H, W]. Raises BadSampleError, naming what is not an image."""
         if isinstance(image, str | Path):
             return decode_image(Path(image))
         if isinstance(image, Image.Image):
             return decode_image(image, name=str(getattr(image, "filename", "")) or None)
         if not isinstance(image, Tensor):
-            raise BadSample(f"an image is a path, a PIL image or a tensor, not {type(image).__name__}")
+            raise BadSampleError(f"an image is a path, a PIL image or a tensor, not {type(image).__name__}")
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-            raise BadSample(f"an image tensor must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
+            raise BadSampleError(f"an image tensor must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
         return image
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -15,35 +15,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mamo.data.grammar import NOUNS, RELATION_WORDINGS, WORD_CLASSES, plural
-from mamo.data.records import clean_caption, read_pairs
+from mamo.data.pairs_reader import clean_caption, read_pairs
 from mamo.hub import hub_folder
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_ASCII = tuple(chr(code) for code in range(0x21, 0x7F))  # printable, without the space
+ASCII = tuple(chr(code) for code in range(0x21, 0x7F))  # printable, without the space
 _NEEDED_FILES = ("tokenizer.json", "vocab.txt")  # one of them
 _FURTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 _PAIR_SUFFIXES = (".json", ".jsonl", ".tar")
 # A longer word would become [UNK] whole; captions are cut to fewer characters than this.
 _MAX_WORD_CHARS = 1000
-
-
-def _vocabulary() -> tuple[str, ...]:
-    words = {"a", "the", "there", "is", "are", "we", "see", "exactly", "with", "and", "of", "them", "number", ":", ","}
-    words |= {"what", "how", "many", "more", "in", "total", "both", "image", "images", "show", "shows", "pattern", "?"}
-    words |= {word for group in WORD_CLASSES.values() for word in group}
-    words |= {word for wordings in RELATION_WORDINGS.values() for wording in wordings for word in wording.split()}
-    words |= {word for noun in NOUNS for word in (noun, plural(noun))}
-    return tuple(sorted(words))
-
-
-VOCABULARY: tuple[str, ...] = _vocabulary()
-"""Words and marks of the captions, questions and statements of both difficulties, lower-case."""
-
-
-def scenes_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the embedded data set: its vocabulary is fixed by the grammar, nothing is trained."""
-    return tokenizer_of((*_base_tokens(_ASCII), *VOCABULARY))
 
 
 def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str | None = None) -> int:
@@ -63,7 +44,7 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str |
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
         for char in word
     }
-    base = _base_tokens((*_ASCII, *sorted(seen - set(_ASCII))))
+    base = base_tokens((*ASCII, *sorted(seen - set(ASCII))))
     if size < len(base):
         raise ValueError(f"--size {size} is too small: the special tokens and characters alone are {len(base)}")
     model = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -79,13 +60,11 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str |
     return len(tokenizer)
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
-    """Loads "scenes", a folder that `save_pretrained` wrote, or a hub name.
+def read_tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """Load a folder that `save_pretrained` wrote, or a hub name.
 
     Raises ValueError where there is none, where it is slow, or where it lacks one of the five special tokens.
     """
-    if source == "scenes":
-        return scenes_tokenizer()
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path and not Path(source).is_dir():
         raise ValueError(f"tokenizer {source!r}: no such folder; make one with scripts/data.py tokenizer")
@@ -114,7 +93,8 @@ def is_word_start(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
     return np.array([not token.startswith("##") for token in tokens])  # [V]
 
 
-def _base_tokens(characters: Sequence[str]) -> tuple[str, ...]:
+def base_tokens(characters: Sequence[str]) -> tuple[str, ...]:
+    """The special tokens, the characters, and the characters as `##` continuations."""
     return (*SPECIAL_TOKENS, *characters, *(f"##{char}" for char in characters))
 
 

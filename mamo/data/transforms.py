@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from mamo.config import DataConfig
+from mamo.config.schema import DataConfig
 
 # Level 7 of 10 on ALBEF's scales: 30 degrees, 0.3 shear, 10 px of 256, enhancement factor 0.1 to 1.9.
 _ROTATE_DEGREES = 21.0
@@ -63,7 +63,7 @@ def train_transform(
     return image
 
 
-def augmenting(data: DataConfig) -> Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]:
+def train_transform_from(data: DataConfig) -> Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]:
     """`train_transform` with a config's augmentation."""
     augmentation = data.augmentation
     return functools.partial(

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from mamo.data.images import BadSample
+from mamo.data.images import BadSampleError
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
-from mamo.data.records import MAX_CAPTION_CHARS, clean_caption, read_pairs
-from mamo.data.task_records import GroundingRecord, ReasoningRecord, VqaRecord, boxes_outside, read_task_records
-from mamo.data.task_sources import file_records, image_names
+from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption, read_pairs
+from mamo.data.record_dataset import file_records, image_names
+from mamo.data.records import GroundingRecord, ReasoningRecord, VqaRecord, boxes_outside, read_task_records
 
 _MAX_LISTED = 10
 TaskName = Literal["vqa", "reasoning", "grounding"]
@@ -65,7 +65,7 @@ def check_pairs(path: Path, split: str | None = None) -> CheckReport:
     for image in tqdm(images.values(), desc="check", unit="image", disable=None):
         try:
             load_image(image)
-        except BadSample as error:
+        except BadSampleError as error:
             unreadable.append(str(error))
     return CheckReport(len(images), len(images) - len(unreadable), tuple(unreadable))
 
@@ -88,7 +88,7 @@ def check_records(path: Path, task: TaskName) -> CheckReport:
                 try:
                     height, width = load(name).shape[1:]
                     sizes[name] = (width, height)
-                except BadSample as error:
+                except BadSampleError as error:
                     sizes[name] = None
                     wrong.append(f"{record.key} {getattr(record, record.key)}: {error}")
             size = sizes[name]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mamo.config import Config
-from mamo.values import merge
+from mamo.config.schema import Config
+from mamo.config.values import merge
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
 _ALIKE = ({"pretrain", "grounding"},)
@@ -139,7 +139,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def under(protocol: str, values: dict[str, Any]) -> dict[str, Any]:
+def apply_protocol(protocol: str, values: dict[str, Any]) -> dict[str, Any]:
     """The plain config `values` of a checkpoint, changed to what `protocol` fixes.
 
     Raises ValueError for an unknown name, listing the known ones, and for a checkpoint of another kind of task.
@@ -168,10 +168,10 @@ def protocol_of(config: Config) -> str:
         return "pairs-zeroshot"
     retrieval = "retrieval" if config.evaluation.near_duplicates else "zeroshot"
     task = {"pretrain": retrieval, "reasoning": "nlvr2"}.get(config.task, config.task)
-    return named(f"scenes-{data.difficulty}-{task}", config)
+    return protocol_name(f"scenes-{data.difficulty}-{task}", config)
 
 
-def named(protocol: str, config: Config) -> str:
+def protocol_name(protocol: str, config: Config) -> str:
     """`protocol`, or `protocol-custom` where the config or the number of its records is not what the protocol fixes.
 
     Where files lie is free.
@@ -190,7 +190,7 @@ def named(protocol: str, config: Config) -> str:
     return protocol if held else f"{protocol}-custom"
 
 
-def of_lineage(protocol: str, ancestry: Sequence[Mapping[str, Any]]) -> str:
+def check_lineage(protocol: str, ancestry: Sequence[Mapping[str, Any]]) -> str:
     """The name of a result under `protocol` given what the checkpoint (last) and its ancestors were trained on.
 
     Raises ValueError where the numbers would not be what the protocol's name promises.

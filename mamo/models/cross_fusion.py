@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mamo.models.attention import attention
-from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer, chunk_views, take_rows, take_tokens
-from mamo.models.initialise import init_like_bert
+from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer, chunk_views, gather_tokens, index_rows
+from mamo.models.init import init_like_bert
 
 
 class CrossLayer(FusionLayer):
@@ -35,7 +35,7 @@ class CrossLayer(FusionLayer):
 
     def attend_text(self, tokens: Tensor, is_valid: Tensor, read: Tensor | None = None) -> Tensor:
         """The self-attention branch: float [B, L, D] -> [B, L, D], or [B, R, D] at ``read`` int64 [B, R]."""
-        kept = tokens if read is None else take_tokens(tokens, read)
+        kept = tokens if read is None else gather_tokens(tokens, read)
         query, key, value = self.project(tokens, kept)
         mixed = attention(query, key, value, is_valid[:, None, None, :], self.attention_dropout_p)
         return self.add(kept, mixed, self.out, self.norm1)
@@ -55,9 +55,9 @@ class CrossLayer(FusionLayer):
         mixed = attention(self.image_query(tokens), key, value, None, self.attention_dropout_p)
         return self.finish_image(tokens, mixed)
 
-    def bert_views(self) -> dict[str, Tensor]:
-        """As :meth:`FusionLayer.bert_views`, with the cross-attention."""
-        views = super().bert_views()
+    def bert_named_tensors(self) -> dict[str, Tensor]:
+        """As :meth:`FusionLayer.bert_named_tensors`, with the cross-attention."""
+        views = super().bert_named_tensors()
         views |= chunk_views(self.cross_query, "crossattention.self", ("query",))
         views |= chunk_views(self.cross_key_value, "crossattention.self", ("key", "value"))
         for name, module in (("dense", self.cross_out), ("LayerNorm", self.cross_norm)):
@@ -81,16 +81,16 @@ class CrossFusion(nn.Module):
         mlp_width: int,
         image_width: int,
         grid: tuple[int, int],
-        n_prefix: int,
+        num_prefix_tokens: int,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if layers < 1:
             raise ValueError(f"fusion needs at least one layer, not {layers}")
-        self.width, self.heads, self.grid, self.n_prefix = width, heads, grid, n_prefix
+        self.width, self.heads, self.grid, self.num_prefix_tokens = width, heads, grid, num_prefix_tokens
         self.layers = nn.ModuleList([CrossLayer(width, heads, mlp_width, image_width, dropout) for _ in range(layers)])
 
-    def text_position(self, positions: Tensor) -> Tensor:
+    def text_positions(self, positions: Tensor) -> Tensor:
         """Text token indices (int64, any shape) -> positions among the fused tokens, for ``read``: the same."""
         return positions
 
@@ -131,11 +131,11 @@ class CrossFusion(nn.Module):
         text: Tensor,
         text_is_valid: Tensor,
         read: Tensor | None = None,
-        image_rows: Tensor | None = None,
+        image_indices: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`.
 
-        With ``image_rows``, int64 [B], each text meets the image of that number, float [I, K, 2, A, N, d].
+        With ``image_indices``, int64 [B], each text meets the image of that number, float [I, K, 2, A, N, d].
         """
         tokens, layers = text, self._layers()
         # unbind, whose backward stacks the layers' gradients once; that of an index fills all layers for each
@@ -144,9 +144,9 @@ class CrossFusion(nn.Module):
             if index > 0:
                 tokens = layer.attend_text(tokens, text_is_valid, needed)
             elif needed is not None:
-                tokens = take_tokens(tokens, needed)
+                tokens = gather_tokens(tokens, needed)
             # a layer at a time: those of all layers for all pairs would be the largest tensor of a step
-            tokens = layer.attend_image(tokens, take_rows(key_value, image_rows))
+            tokens = layer.attend_image(tokens, index_rows(key_value, image_indices))
         return tokens
 
     def _layers(self) -> list[CrossLayer]:

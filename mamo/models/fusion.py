@@ -9,17 +9,17 @@ from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertLayer
 
 from mamo.models.attention import attention
-from mamo.models.initialise import init_like_bert, init_position
+from mamo.models.init import init_like_bert, init_position
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 
 
-def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
+def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
     """Gather tokens [B, S, D] at positions int64 [B, R] -> [B, R, D]."""
     return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def take_rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
+def index_rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
     """Rows [N, ...] at int64 [M], in which one may occur several times -> [M, ...]; None for the rows as they are.
 
     The same values two ways. On a CPU indexing is slower than `index_select`, its backward pass several times; on a
@@ -69,7 +69,7 @@ class FusionLayer(nn.Module):
         Returns:
             float [B, S, D] or [B, R, D].
         """
-        kept = tokens if read is None else take_tokens(tokens, read)
+        kept = tokens if read is None else gather_tokens(tokens, read)
         query, key, value = self.project(tokens, kept)
         mask = None if is_valid is None else is_valid[:, None, None, :]  # [B, 1, 1, S]
         return self.finish(kept, attention(query, key, value, mask, self.attention_dropout_p))
@@ -105,7 +105,7 @@ class FusionLayer(nn.Module):
         key, value = both.permute(2, 0, 3, 1, 4)
         return query, key, value
 
-    def bert_views(self) -> dict[str, Tensor]:
+    def bert_named_tensors(self) -> dict[str, Tensor]:
         """The layer's own memory under the names of a Hugging Face ``BertLayer``'s state dict."""
         views = chunk_views(self.qkv, "attention.self", ("query", "key", "value"))
         modules = {
@@ -133,7 +133,7 @@ class FusionLayer(nn.Module):
                 f"a BERT layer of (width, heads, MLP width) {theirs} does not fit a fusion layer of {ours}"
             )
         state = layer.state_dict()
-        for name, view in self.bert_views().items():
+        for name, view in self.bert_named_tensors().items():
             view.copy_(state[name])
 
 
@@ -145,7 +145,7 @@ class Fusion(nn.Module):
     with their positions in them, and only get a modality embedding that starts at zero: the layers see at the start
     what BERT's upper layers expect. The paper does not state how image tokens enter; this follows MAE's decoder.
 
-    Token order: ``n_prefix`` class tokens, P patches (together ``n_image_slots``), then the text.
+    Token order: ``num_prefix_tokens`` class tokens, P patches (together ``num_image_positions``), then the text.
     """
 
     def __init__(
@@ -156,17 +156,17 @@ class Fusion(nn.Module):
         mlp_width: int,
         image_width: int,
         grid: tuple[int, int],
-        n_prefix: int,
+        num_prefix_tokens: int,
         text_width: int,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if layers < 1:
             raise ValueError(f"fusion needs at least one layer, not {layers}")
-        self.width, self.heads, self.grid, self.n_prefix = width, heads, grid, n_prefix
-        self.n_image_slots = n_prefix + grid[0] * grid[1]
+        self.width, self.heads, self.grid, self.num_prefix_tokens = width, heads, grid, num_prefix_tokens
+        self.num_image_positions = num_prefix_tokens + grid[0] * grid[1]
         self.image_projection = nn.Linear(image_width, width)
-        self.image_position = nn.Parameter(torch.empty(1, self.n_image_slots, width))
+        self.image_position = nn.Parameter(torch.empty(1, self.num_image_positions, width))
         self.image_modality = nn.Parameter(torch.empty(width))
         self.mask_token = nn.Parameter(torch.empty(width))
         self.image_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -175,33 +175,37 @@ class Fusion(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList([FusionLayer(width, heads, mlp_width, dropout) for _ in range(layers)])
         self.apply(init_like_bert)
-        init_position(self.image_position, grid, n_prefix)
+        init_position(self.image_position, grid, num_prefix_tokens)
         for embedding in (self.image_modality, self.mask_token):
             nn.init.trunc_normal_(embedding, std=0.02, a=-0.04, b=0.04)
 
-    def image_slots(self, patches: Tensor) -> Tensor:
-        """Patch indices (int64, any shape) -> positions among the fused tokens, for ``read``."""
-        return patches + self.n_prefix
+    def position_parameters(self) -> dict[str, int]:
+        """See `ImageEncoder.position_parameters`."""
+        return {"image_position": self.num_prefix_tokens}
 
-    def text_position(self, positions: Tensor) -> Tensor:
+    def patch_positions(self, patches: Tensor) -> Tensor:
+        """Patch indices (int64, any shape) -> positions among the fused tokens, for ``read``."""
+        return patches + self.num_prefix_tokens
+
+    def text_positions(self, positions: Tensor) -> Tensor:
         """Text token indices (int64, any shape) -> positions among the fused tokens, for ``read``."""
-        return positions + self.n_image_slots
+        return positions + self.num_image_positions
 
     def embed_image(self, image_tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """Bring encoded image tokens to their slots.
 
         Args:
-            image_tokens: float [B, n_prefix + P, D_image], or [B, n_prefix + P_visible, D_image] with ``visible``.
+            image_tokens: float [B, num_prefix_tokens + P, D_image], or [B, num_prefix_tokens + P_visible, D_image] with ``visible``.
             visible: int64 [B, P_visible], the patches that were encoded; the other slots get the mask token.
 
         Returns:
-            float [B, n_prefix + P, D].
+            float [B, num_prefix_tokens + P, D].
         """
         tokens = self.image_projection(image_tokens)
         if visible is not None:
-            prefix = torch.arange(self.n_prefix, device=visible.device).expand(visible.shape[0], -1)
-            slots = torch.cat([prefix, self.image_slots(visible)], dim=1)  # [B, n_prefix + P_visible]
-            masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], self.n_image_slots, -1)
+            prefix = torch.arange(self.num_prefix_tokens, device=visible.device).expand(visible.shape[0], -1)
+            slots = torch.cat([prefix, self.patch_positions(visible)], dim=1)  # [B, num_prefix_tokens + P_visible]
+            masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], self.num_image_positions, -1)
             tokens = masked.scatter(1, slots.unsqueeze(-1).expand(-1, -1, self.width), tokens)
         embedded: Tensor = self.dropout(self.image_norm(tokens + (self.image_position + self.image_modality)))
         return embedded
@@ -218,10 +222,10 @@ class Fusion(nn.Module):
         """Fuse embedded image tokens with encoded text tokens.
 
         Args:
-            image: float [B, n_prefix + P, D], from :meth:`embed_image`.
+            image: float [B, num_prefix_tokens + P, D], from :meth:`embed_image`.
             text: float [B, L, D_text], from the text encoder.
             text_is_valid: bool [B, L], False for padding.
-            read: int64 [B, R], positions among the S = n_prefix + P + L fused tokens that the caller needs; the last
+            read: int64 [B, R], positions among the S = num_prefix_tokens + P + L fused tokens that the caller needs; the last
                 layer computes only these. None for all.
 
         Returns:
@@ -235,13 +239,13 @@ class Fusion(nn.Module):
         text: Tensor,
         text_is_valid: Tensor,
         read: Tensor | None = None,
-        image_rows: Tensor | None = None,
+        image_indices: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`.
 
-        With ``image_rows``, int64 [B], each text meets the image of that number, float [I, n_prefix + P, D].
+        With ``image_indices``, int64 [B], each text meets the image of that number, float [I, num_prefix_tokens + P, D].
         """
-        tokens, is_valid = self.join(take_rows(image, image_rows), text, text_is_valid)
+        tokens, is_valid = self.join(index_rows(image, image_indices), text, text_is_valid)
         for layer in self.layers[:-1]:
             tokens = layer(tokens, is_valid)
         fused: Tensor = self.layers[-1](tokens, is_valid, read)
@@ -253,4 +257,4 @@ class Fusion(nn.Module):
 
     def is_valid(self, text_is_valid: Tensor) -> Tensor:
         """Which fused tokens are valid, bool [B, S]: all of the image's, and of the text's those in bool [B, L]."""
-        return functional.pad(text_is_valid, (self.n_image_slots, 0), value=True)
+        return functional.pad(text_is_valid, (self.num_image_positions, 0), value=True)

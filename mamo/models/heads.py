@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer
-from mamo.models.initialise import init_like_bert
+from mamo.models.init import init_like_bert
 
 
-def fine_linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
+def fp32_linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
     """`layer(hidden)`, not coarser than fp32: scores that are ranked would tie in bf16."""
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     return functional.linear(hidden.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
@@ -44,7 +44,7 @@ class MLMHead(nn.Module):
         transformed: Tensor = self.norm(functional.gelu(self.dense(hidden)))
         return transformed
 
-    def bert_views(self) -> dict[str, Tensor]:
+    def bert_named_tensors(self) -> dict[str, Tensor]:
         """The head's own memory, without the shared weight, under the names of BERT's ``cls.predictions``."""
         views = {f"transform.dense.{key}": value for key, value in self.dense.state_dict().items()}
         views |= {f"transform.LayerNorm.{key}": value for key, value in self.norm.state_dict().items()}
@@ -64,7 +64,7 @@ class ITMHead(nn.Module):
 
         Not coarser than fp32: in bf16 many pairs would tie, and re-ranking orders pairs by these logits.
         """
-        return fine_linear(self.classifier, hidden)
+        return fp32_linear(self.classifier, hidden)
 
 
 class MIMHead(nn.Module):
@@ -94,7 +94,7 @@ class MIMHead(nn.Module):
         return predictions
 
 
-class Predictor(nn.Module):
+class MRMHead(nn.Module):
     """The online side's predictor for masked representation modeling: Linear-GELU-Linear, D -> hidden -> D."""
 
     def __init__(self, width: int, hidden_width: int) -> None:

@@ -17,8 +17,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from mamo.models.initialise import init_by_fan_in, init_position
-from mamo.models.transformers_layout import check_config, from_transformers
+from mamo.models.convert_clip import check_config, from_transformers
+from mamo.models.init import init_by_fan_in, init_position
 from mamo.models.weights import WeightReport, check_keys, read_weights
 
 # What follows the token features in a timm model: a classifier, a pooling layer, the norm of a pooled feature.
@@ -28,7 +28,7 @@ _CLASSIFIER_PREFIXES = ("head.", "head_dist.", "pre_logits.", "attn_pool.", "fc_
 class ImageEncoder(nn.Module):
     """Any timm VisionTransformer with absolute position embeddings, by name.
 
-    ``width`` is D, ``grid`` the rows and columns of patches, ``n_prefix`` the class tokens before the patches (0 or 1),
+    ``width`` is D, ``grid`` the rows and columns of patches, ``num_prefix_tokens`` the class tokens before the patches (0 or 1),
     ``mean`` and ``std`` the pixel statistics that the model's published weights expect.
 
     Raises ValueError for an unknown name, a model of another family, one whose patches overlap, one with register
@@ -61,7 +61,7 @@ class ImageEncoder(nn.Module):
         self.width: int = vit.embed_dim
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
         self.patch_size_px: tuple[int, int] = tuple(vit.patch_embed.patch_size)
-        self.n_prefix: int = vit.num_prefix_tokens
+        self.num_prefix_tokens: int = vit.num_prefix_tokens
         self.mean: tuple[float, ...] = tuple(vit.pretrained_cfg["mean"])
         self.std: tuple[float, ...] = tuple(vit.pretrained_cfg["std"])
 
@@ -73,10 +73,14 @@ class ImageEncoder(nn.Module):
             visible: int64 [B, P_visible], patch indices in row-major order; None encodes every patch.
 
         Returns:
-            float [B, n_prefix + P, D], or [B, n_prefix + P_visible, D], after the final norm. The class token comes
+            float [B, num_prefix_tokens + P, D], or [B, num_prefix_tokens + P_visible, D], after the final norm. The class token comes
             first, then the patches in the order of ``visible``.
         """
         return self.encode(self.embed(image), visible)
+
+    def position_parameters(self) -> dict[str, int]:
+        """Names of the position embeddings on the grid, and how many prefix tokens come before it in each."""
+        return {"vit.pos_embed": 0 if self.vit.no_embed_class else self.num_prefix_tokens}
 
     def use_fused_attention(self, is_fused: bool) -> None:
         """Choose timm's fused attention or its plain products."""
@@ -105,7 +109,7 @@ class ImageEncoder(nn.Module):
                 block.attn.fused_attn = is_fused
 
     def embed(self, image: Tensor) -> Tensor:
-        """float [B, 3, H, W] -> class token and embedded patches with their positions, float [B, n_prefix + P, D]."""
+        """float [B, 3, H, W] -> class token and embedded patches with their positions, float [B, num_prefix_tokens + P, D]."""
         image = image.to(self.vit.patch_embed.proj.weight.dtype)
         tokens: Tensor = self.vit._pos_embed(self.vit.patch_embed(image))
         return tokens
@@ -114,9 +118,9 @@ class ImageEncoder(nn.Module):
         """Transform embedded tokens, or only the visible ones; with `embed`, several views share one embedding."""
         vit = self.vit
         if visible is not None:
-            prefix, patches = tokens[:, : self.n_prefix], tokens[:, self.n_prefix :]
+            prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
             seen = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, self.width))  # [B, P_visible, D]
-            tokens = torch.cat([prefix, seen], dim=1) if self.n_prefix else seen
+            tokens = torch.cat([prefix, seen], dim=1) if self.num_prefix_tokens else seen
         encoded: Tensor = vit.norm(vit.blocks(vit.norm_pre(tokens)))
         return encoded
 
@@ -240,12 +244,12 @@ def _image_tower(
 
 def _resample_positions(encoder: ImageEncoder, state: dict[str, Tensor]) -> bool:
     """Bring ``state["pos_embed"]`` to the encoder's grid; return whether that changed it."""
-    n_prefix = 0 if encoder.vit.no_embed_class else encoder.n_prefix
-    n_patches = state["pos_embed"].shape[1] - n_prefix
+    num_prefix_tokens = 0 if encoder.vit.no_embed_class else encoder.num_prefix_tokens
+    n_patches = state["pos_embed"].shape[1] - num_prefix_tokens
     side = math.isqrt(n_patches)
     if side * side != n_patches or (side, side) == encoder.grid:
         return False
     state["pos_embed"] = resample_abs_pos_embed(
-        state["pos_embed"], new_size=list(encoder.grid), old_size=[side, side], num_prefix_tokens=n_prefix
+        state["pos_embed"], new_size=list(encoder.grid), old_size=[side, side], num_prefix_tokens=num_prefix_tokens
     )
     return True

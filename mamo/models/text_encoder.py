@@ -14,7 +14,7 @@ from mamo.models.attention import BERT_ATTENTION
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, FusionLayer
 from mamo.models.heads import MLMHead
-from mamo.models.initialise import init_by_fan_in
+from mamo.models.init import init_by_fan_in
 from mamo.models.weights import WeightReport, check_keys, read_weights
 
 # What follows the layers in a BERT: the pre-training heads, the pooler; and a buffer that old files carry.
@@ -107,14 +107,14 @@ def load_bert_weights(
     new = [name for name, _ in parameters if not name.startswith("layers.")]
     for index, layer in enumerate(fusion.layers if fusion is not None else ()):
         assert isinstance(layer, FusionLayer)
-        for name, view in layer.bert_views().items():
+        for name, view in layer.bert_named_tensors().items():
             key = f"encoder.layer.{n_text + index}.{name}"
             if name.startswith("crossattention.") and key not in state:  # a plain BERT
                 new.append(f"layers.{index}.{name}")
             else:
                 wanted[key] = view
     if mlm_head is not None:
-        wanted |= {f"cls.predictions.{name}": view for name, view in mlm_head.bert_views().items()}
+        wanted |= {f"cls.predictions.{name}": view for name, view in mlm_head.bert_named_tensors().items()}
     unused = tuple(key for key in state if key.startswith(_HEAD_PREFIXES) and key not in wanted)
     state = {key: value for key, value in state.items() if key not in unused}
     check_keys(state, wanted, source)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.models.answers import AnswerClassifier, AnswerDecoder
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
-from mamo.models.heads import ITMHead, MIMHead, MLMHead, Predictor
+from mamo.models.heads import ITMHead, MIMHead, MLMHead, MRMHead
 from mamo.models.image_encoder import ImageEncoder
-from mamo.models.initialise import init_by_fan_in
-from mamo.models.reasoning import PairHead
+from mamo.models.init import init_by_fan_in
 from mamo.models.text_encoder import TextEncoder
+from mamo.tasks.reasoning.head import ReasoningHead
+from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder
 
 
 class Backbone(nn.Module):
@@ -37,11 +37,11 @@ class Backbone(nn.Module):
         self.text_projection.apply(init_by_fan_in)
 
     def image_feature(self, image_tokens: Tensor) -> Tensor:
-        """Encoded image tokens [B, n_prefix + P, D] -> L2-normalised fp32 features [B, D_itc] for ITC.
+        """Encoded image tokens [B, num_prefix_tokens + P, D] -> L2-normalised fp32 features [B, D_itc] for ITC.
 
         Reads the class token, or the mean patch of encoders without one.
         """
-        pooled = image_tokens[:, 0] if self.image_encoder.n_prefix else image_tokens.mean(dim=1)
+        pooled = image_tokens[:, 0] if self.image_encoder.num_prefix_tokens else image_tokens.mean(dim=1)
         return functional.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def text_feature(self, text_tokens: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Mamo(nn.Module):
         mrm_text: bool = False,
         joint: bool = False,
         answer: AnswerDecoder | AnswerClassifier | None = None,
-        pair: PairHead | None = None,
+        pair: ReasoningHead | None = None,
         predictor_width: int | None = None,
         temperature: float = 0.07,
     ) -> None:
@@ -97,8 +97,8 @@ class Mamo(nn.Module):
         self.itm = ITMHead(fusion.width) if itm else None
         self.mlm = MLMHead(fusion.width, backbone.text_encoder.word_embeddings) if mlm else None
         self.mim = MIMHead(fusion.width, mim_width, mim_blocks, fusion.heads) if mim_width else None
-        self.mrm_image = Predictor(fusion.width, hidden_width) if mrm_image else None
-        self.mrm_text = Predictor(fusion.width, hidden_width) if mrm_text else None
+        self.mrm_image = MRMHead(fusion.width, hidden_width) if mrm_image else None
+        self.mrm_text = MRMHead(fusion.width, hidden_width) if mrm_text else None
         self.answer = answer
         self.pair = pair
         if not itc:
@@ -117,7 +117,7 @@ class Mamo(nn.Module):
         the pair head.
 
         Args:
-            slots: float [B, I, n_prefix + P, D], images embedded for fusion.
+            slots: float [B, I, num_prefix_tokens + P, D], images embedded for fusion.
             input_ids, is_valid: int64 and bool [B, L], the sentences, encoded once for all images.
             is_ordered: bool [B], whether a sentence tells the first image from the second.
         """

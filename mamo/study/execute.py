@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mamo.study.plan import Cell, SeedSet, Study
 from mamo.study.report import write_report
 from mamo.study.results import append_row, finished_row, read_rows
+from mamo.study.spec import SeedSet, Study, Trial
 from mamo.training.checkpoint import step_folder
-from mamo.training.run_folder import CONFIG
+from mamo.training.run_dir import CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -24,64 +24,64 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Pipeline:
     """Cells that run one after the other: one, or those that share a pre-training, which runs first."""
 
-    pretraining: Cell | None
+    pretraining: Trial | None
     """None where there is none to run: it has finished, or the cell starts from nothing."""
-    cells: list[Cell]
+    cells: list[Trial]
 
     @property
-    def runs(self) -> list[Cell]:
+    def runs(self) -> list[Trial]:
         """All runs in their order."""
         return self.cells if self.pretraining is None else [self.pretraining, *self.cells]
 
 
-def collect(cells: Sequence[Cell], runs: Path, results: Path) -> list[Cell]:
+def harvest_finished(cells: Sequence[Trial], runs: Path, results: Path) -> list[Trial]:
     """Take over what finished runs left in their folders; returns the cells that remain to run, each identity once.
 
     A run that is taken over loses its weights (its curves and results stay): a study's hundreds would fill the disk.
     So does a pre-training, once no cell that remains starts from it.
     """
     rows = read_rows(results)
-    waiting: dict[str, Cell] = {}
+    waiting: dict[str, Trial] = {}
     for cell in cells:
-        if cell.identity in rows or cell.identity in waiting:
+        if cell.config_hash in rows or cell.config_hash in waiting:
             continue
         row = finished_row(cell, runs)
         if row is None:
-            waiting[cell.identity] = cell
+            waiting[cell.config_hash] = cell
             continue
         append_row(results, row)
-        rows[cell.identity] = row
-        shutil.rmtree(runs / cell.identity / "checkpoints", ignore_errors=True)
-    needed = {cell.pretraining.identity for cell in waiting.values() if cell.pretraining is not None}
+        rows[cell.config_hash] = row
+        shutil.rmtree(runs / cell.config_hash / "checkpoints", ignore_errors=True)
+    needed = {cell.pretraining.config_hash for cell in waiting.values() if cell.pretraining is not None}
     for cell in cells:
-        if cell.pretraining is not None and cell.pretraining.identity not in needed:
-            shutil.rmtree(runs / cell.pretraining.identity / "checkpoints", ignore_errors=True)
+        if cell.pretraining is not None and cell.pretraining.config_hash not in needed:
+            shutil.rmtree(runs / cell.pretraining.config_hash / "checkpoints", ignore_errors=True)
     return list(waiting.values())
 
 
-def chains(cells: Sequence[Cell], runs: Path) -> list[Chain]:
+def pipelines(cells: Sequence[Trial], runs: Path) -> list[Pipeline]:
     """The runs that cells ask for; any two chains may run side by side."""
-    of_first: dict[str, list[Cell]] = {}
+    of_first: dict[str, list[Trial]] = {}
     for cell in cells:
-        of_first.setdefault((cell.pretraining or cell).identity, []).append(cell)
+        of_first.setdefault((cell.pretraining or cell).config_hash, []).append(cell)
     found = []
     for members in of_first.values():
         before = members[0].pretraining
-        found.append(Chain(None if before is None or _is_trained(before, runs) else before, members))
+        found.append(Pipeline(None if before is None or _is_trained(before, runs) else before, members))
     return found
 
 
-def _is_trained(cell: Cell, runs: Path) -> bool:
-    return step_folder(runs / cell.identity, cell.config.training.total_steps).is_dir()
+def _is_trained(cell: Trial, runs: Path) -> bool:
+    return step_folder(runs / cell.config_hash, cell.config.training.total_steps).is_dir()
 
 
-def command(cell: Cell, runs: Path, scripts: Path) -> list[str]:
+def command(cell: Trial, runs: Path, scripts: Path) -> list[str]:
     """What runs a cell, or goes on with it where it was begun; `scripts` holds `pretrain.py` and `finetune.py`."""
-    folder = runs / cell.identity
-    start = [] if cell.pretraining is None else [f"checkpoint={runs / cell.pretraining.identity}"]
+    folder = runs / cell.config_hash
+    start = [] if cell.pretraining is None else [f"checkpoint={runs / cell.pretraining.config_hash}"]
     script = scripts / ("finetune.py" if start else "pretrain.py")
     resume = ["--resume"] if (folder / CONFIG).exists() else []
     base = [sys.executable, str(script), "--config", str(cell.file), *resume]
@@ -90,10 +90,10 @@ def command(cell: Cell, runs: Path, scripts: Path) -> list[str]:
 
 def shell_lines(study: Study, seeds: SeedSet, runs: Path, results: Path, scripts: Path) -> list[str]:
     """The commands of the cells that remain, one chain a line, in any order and on any machine that shares `runs`."""
-    remaining = collect(study.cells(seeds), runs, results)
+    remaining = harvest_finished(study.cells(seeds), runs, results)
     return [
         " && ".join(shlex.join(["python", *command(cell, runs, scripts)[1:]]) for cell in chain.runs)
-        for chain in chains(remaining, runs)
+        for chain in pipelines(remaining, runs)
     ]
 
 
@@ -109,7 +109,7 @@ def run_study(study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path
     def report() -> list[Path]:
         return write_report(study, read_rows(results), results)
 
-    cells = collect(study.cells(seeds), runs, results)
+    cells = harvest_finished(study.cells(seeds), runs, results)
     logger.info("%s: %d cells to run, %d finished", study.name, len(cells), len(read_rows(results)))
     if cells and jobs:
         run_cells(cells, jobs, runs, results, scripts, report)
@@ -117,7 +117,7 @@ def run_study(study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path
 
 
 def run_cells(
-    cells: Sequence[Cell], jobs: int, runs: Path, results: Path, scripts: Path, after_each: Callable[[], object]
+    cells: Sequence[Trial], jobs: int, runs: Path, results: Path, scripts: Path, after_each: Callable[[], object]
 ) -> None:
     """Run cells, `jobs` chains at a time, the processor's cores shared evenly; `after_each` follows a finished chain.
 
@@ -133,7 +133,7 @@ def run_cells(
     processes: set[subprocess.Popen[bytes]] = set()
     is_stopped = threading.Event()
 
-    def run(cell: Cell) -> bool:
+    def run(cell: Trial) -> bool:
         if is_stopped.is_set():
             return False
         with _log(cell, runs).open("ab") as log:
@@ -145,24 +145,26 @@ def run_cells(
         finally:
             processes.discard(process)
 
-    def run_chain(chain: Chain) -> dict[str, Cell]:
+    def run_chain(chain: Pipeline) -> dict[str, Trial]:
         """The run that failed a cell, by the cell's identity; none where all came to their end."""
         if chain.pretraining is not None and not run(chain.pretraining):
-            return {cell.identity: chain.pretraining for cell in chain.cells}
-        return {cell.identity: cell for cell in chain.cells if not run(cell)}
+            return {cell.config_hash: chain.pretraining for cell in chain.cells}
+        return {cell.config_hash: cell for cell in chain.cells if not run(cell)}
 
     failed: list[str] = []
     n_ended = 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run_chain, chain): chain for chain in chains(cells, runs)}
+        futures = {pool.submit(run_chain, chain): chain for chain in pipelines(cells, runs)}
         try:
             for future in concurrent.futures.as_completed(futures):
                 chain = futures[future]
-                to_blame = {cell.identity: cell for cell in collect(chain.cells, runs, results)} | future.result()
+                to_blame = {
+                    cell.config_hash: cell for cell in harvest_finished(chain.cells, runs, results)
+                } | future.result()
                 for cell in chain.cells:
                     n_ended += 1
-                    if cell.identity in to_blame:
-                        log = _log(to_blame[cell.identity], runs)
+                    if cell.config_hash in to_blame:
+                        log = _log(to_blame[cell.config_hash], runs)
                         failed.append(f"{cell.variant}, seed {cell.seed}: see {log}")
                         logger.error("failed: %s", failed[-1])
                     else:
@@ -177,5 +179,5 @@ def run_cells(
         raise ValueError(f"{len(failed)} of {len(cells)} cells failed:\n  " + "\n  ".join(failed))
 
 
-def _log(cell: Cell, runs: Path) -> Path:
-    return runs / f"{cell.identity}.log.txt"
+def _log(cell: Trial, runs: Path) -> Path:
+    return runs / f"{cell.config_hash}.log.txt"

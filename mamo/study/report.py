@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mamo.study.plan import Cell, SeedSet, Study
 from mamo.study.results import Row
+from mamo.study.spec import SeedSet, Study, Trial
 from mamo.study.statistics import Estimate, interval, paired_difference
-from mamo.training.run_folder import replace_text
+from mamo.training.run_dir import atomic_write_text
 
 Values = dict[str, dict[int, float]]
 """Variant -> seed -> value of one metric."""
@@ -32,22 +32,22 @@ def write_report(study: Study, rows: Mapping[str, Row], folder: Path) -> list[Pa
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = study.cells("all")
-    finished = [(cell, rows[cell.identity]) for cell in cells if cell.identity in rows]
+    finished = [(cell, rows[cell.config_hash]) for cell in cells if cell.config_hash in rows]
     for cell, row in finished:
         for metric in study.file.metrics if cell.variant == study.file.baseline else []:
             if metric not in row["metrics"]:
                 known = ", ".join(sorted(row["metrics"]))
                 raise ValueError(f"{study.name}: the baseline {cell.variant} lacks the metric {metric}; it has {known}")
     files = [folder / f"{study.name}{suffix}" for suffix in (".csv", ".md", ".png")]
-    replace_text(files[0], tidy(study, finished))
-    replace_text(files[1], markdown(study, cells, rows))
+    atomic_write_text(files[0], tidy(study, finished))
+    atomic_write_text(files[1], markdown(study, cells, rows))
     if not finished:
         return files[:2]
     draw(study, finished, files[2])
     return files
 
 
-def tidy(study: Study, finished: list[tuple[Cell, Row]]) -> str:
+def tidy(study: Study, finished: list[tuple[Trial, Row]]) -> str:
     """CSV, one line a planned metric of a cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -58,7 +58,7 @@ def tidy(study: Study, finished: list[tuple[Cell, Row]]) -> str:
             if metric in row["metrics"]:
                 cost = [row["steps"], row["samples"], row["train_s"]]
                 value = row["metrics"][metric]
-                writer.writerow([study.name, cell.variant, cell.seed, seed_set, *cost, metric, value, cell.identity])
+                writer.writerow([study.name, cell.variant, cell.seed, seed_set, *cost, metric, value, cell.config_hash])
     return text.getvalue()
 
 
@@ -66,20 +66,20 @@ def values_of(study: Study, rows: Mapping[str, Row], metric: str, chosen: SeedSe
     """The finished values of one metric; a variant that has none stays, empty."""
     found: Values = {name: {} for name in study.variants}
     for cell in study.cells(chosen):
-        row = rows.get(cell.identity)
+        row = rows.get(cell.config_hash)
         if row is not None and metric in row["metrics"]:
             found[cell.variant][cell.seed] = row["metrics"][metric]
     return found
 
 
-def markdown(study: Study, cells: list[Cell], rows: Mapping[str, Row]) -> str:
+def markdown(study: Study, cells: list[Trial], rows: Mapping[str, Row]) -> str:
     """The tables: explored and confirmed seeds apart, then together; planned comparisons first in each."""
     file = study.file
-    n_finished = sum(cell.identity in rows for cell in cells)
+    n_finished = sum(cell.config_hash in rows for cell in cells)
     lines = [f"# {study.name}", "", file.question.strip(), ""]
     lines += [f"{n_finished} of {len(cells)} cells finished (variants times seeds); metrics in percent, mean and 95 % "]
     lines[-1] += f"interval over seeds (t); differences are paired by seed. Baseline: {file.baseline}."
-    is_confirming = any(cell.identity in rows for cell in study.cells("confirm"))
+    is_confirming = any(cell.config_hash in rows for cell in study.cells("confirm"))
     sets: tuple[SeedSet, ...] = ("explore", "confirm", "all") if is_confirming else ("explore",)
     for chosen in sets:
         of_metric = {metric: values_of(study, rows, metric, chosen) for metric in file.metrics}
@@ -107,7 +107,9 @@ def _comparisons(study: Study, of_metric: Mapping[str, Values]) -> list[str]:
                 continue
             verdict = "one seed" if difference.n == 1 else "yes" if difference.excludes_zero else "no"
             what = f"{planned.variant} − {planned.against} ({planned.question})"
-            lines.append(f"| {what} | {metric} | {told(difference, signed=True)} | {difference.n} | {verdict} |")
+            lines.append(
+                f"| {what} | {metric} | {format_interval(difference, signed=True)} | {difference.n} | {verdict} |"
+            )
     return lines
 
 
@@ -120,24 +122,24 @@ def _table(study: Study, of_metric: Mapping[str, Values]) -> list[str]:
         for values in of_metric.values():
             own = values[variant]
             difference = paired_difference(own, values[baseline]) if variant != baseline else None
-            columns += [told(interval(list(own.values()))) if own else "—"]
-            columns += [told(difference, signed=True) if difference else "—"]
+            columns += [format_interval(interval(list(own.values()))) if own else "—"]
+            columns += [format_interval(difference, signed=True) if difference else "—"]
         n_seeds = max(len(values[variant]) for values in of_metric.values())
         lines.append(f"| {variant} | {n_seeds} | {' | '.join(columns)} |")
     return lines
 
 
-def told(estimate: Estimate, signed: bool = False) -> str:
+def format_interval(estimate: Estimate, signed: bool = False) -> str:
     """`58.1 [55.0, 61.2]`; of one value, the value."""
     sign = "+" if signed else ""
     mean = f"{estimate.mean:{sign}.1f}"
     return mean if math.isnan(estimate.low) else f"{mean} [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
 
 
-def draw(study: Study, finished: list[tuple[Cell, Row]], to: Path) -> None:
+def draw(study: Study, finished: list[tuple[Trial, Row]], to: Path) -> None:
     """One panel a metric: a map of means over a grid of two keys, else each seed as a dot and mean with interval."""
     metrics = study.file.metrics
-    rows = {cell.identity: row for cell, row in finished}
+    rows = {cell.config_hash: row for cell, row in finished}
     height = 3.2 if len(study.file.grid) == 2 else 0.9 + 0.34 * len(study.variants)
     across = min(len(metrics), _PANELS_A_ROW)
     down = math.ceil(len(metrics) / across)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mamo.study.plan import Cell
-from mamo.training.run_folder import METRICS, RESULTS, TIMING, read_evaluations, read_lines
+from mamo.study.spec import Trial
+from mamo.training.run_dir import METRICS, RESULTS, TIMING, read_evaluations, read_jsonl
 
 CELLS = "cells.jsonl"
 Row = dict[str, Any]
@@ -36,12 +36,12 @@ def append_row(folder: Path, row: Row) -> None:
         file.write(("\n" if torn else "") + json.dumps(row) + "\n")
 
 
-def finished_row(cell: Cell, runs: Path) -> Row | None:
+def finished_row(cell: Trial, runs: Path) -> Row | None:
     """What a cell's folder in `runs` holds of it; None where it has not come to its end.
 
     Steps, samples and seconds are those of its pre-training too, whose settings are named `pretraining.KEY`.
     """
-    run_folder, total = runs / cell.identity, cell.config.training.total_steps
+    run_folder, total = runs / cell.config_hash, cell.config.training.total_steps
     if not (run_folder / RESULTS).exists():
         return None
     last = [entry for entry in read_evaluations(run_folder) if entry["step"] == total]
@@ -53,7 +53,7 @@ def finished_row(cell: Cell, runs: Path) -> Row | None:
     if cell.pretraining is not None:
         settings |= _flat(cell.pretraining.config.model_dump(mode="json", exclude_defaults=True), "pretraining.")
     return {
-        "cell": cell.identity,
+        "cell": cell.config_hash,
         "seed": cell.seed,
         "steps": sum(one.total_steps for one in training),
         "samples": sum(one.total_steps * one.batch_size_global for one in training),
@@ -65,15 +65,15 @@ def finished_row(cell: Cell, runs: Path) -> Row | None:
     }
 
 
-def _train_s(cell: Cell, runs: Path) -> float:
-    rates = [row["samples_per_s"] for row in read_lines(runs / cell.identity / TIMING)]
+def _train_s(cell: Trial, runs: Path) -> float:
+    rates = [row["samples_per_s"] for row in read_jsonl(runs / cell.config_hash / TIMING)]
     seconds: float = sum(cell.config.training.batch_size_global / rate for rate in rates)
     return seconds
 
 
 def _last_losses(run_folder: Path, window: int = 20) -> dict[str, float]:
     """Mean of each loss over the last steps."""
-    rows = read_lines(run_folder / METRICS)[-window:]
+    rows = read_jsonl(run_folder / METRICS)[-window:]
     names = [name for name in rows[-1] if name.startswith("loss/")] if rows else []
     return {name.removeprefix("loss/"): round(sum(row[name] for row in rows) / len(rows), 4) for name in names}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mamo.distributed import exchange, rank
+from mamo.distributed import all_gather_object, rank
 from mamo.training.checkpoint import snapshot, write_folder
 
 
@@ -23,7 +23,7 @@ class NonFiniteLoss(ValueError):
         )
 
 
-def write_reproduction(
+def dump_failing_batch(
     output_dir: Path, step: int, modules: Mapping[str, nn.Module], batch: Any, files: Mapping[str, Path]
 ) -> Path:
     """Save the batch (as `batch.safetensors`) beside all weights, in the layout of a checkpoint.
@@ -36,7 +36,7 @@ def write_reproduction(
     """
     folder = output_dir / "non-finite" / f"step-{step + 1:07d}"
     tensors = snapshot(modules)
-    for number, part in enumerate(exchange({name: value.cpu() for name, value in batch.tensors().items()})):
+    for number, part in enumerate(all_gather_object({name: value.cpu() for name, value in batch.tensors().items()})):
         tensors[f"batch-{number}" if number else "batch"] = part
     if rank() == 0:
         write_folder(folder, tensors, {"step": step}, files)

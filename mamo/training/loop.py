@@ -13,19 +13,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mamo.config import Config
+from mamo.config.schema import Config
 from mamo.data.images import BadSamplePolicy
-from mamo.distributed import exchange, rank, total, world_size
+from mamo.distributed import all_gather_object, all_reduce_sum, rank, world_size
 from mamo.training import checkpoint
-from mamo.training.alarms import Alarms
-from mamo.training.background import Background
+from mamo.training.async_writer import AsyncWriter
 from mamo.training.checkpoint import CheckpointError
-from mamo.training.failure import NonFiniteLoss, write_reproduction
+from mamo.training.failure import NonFiniteLoss, dump_failing_batch
+from mamo.training.metric_logger import MetricLogger
+from mamo.training.monitors import LossMonitor
 from mamo.training.optim import learning_rate_at
-from mamo.training.parallel import OneProcess, Replicated, Sharded, check_combination, clip_gradients, shares
-from mamo.training.run_folder import Tracker
-from mamo.training.step_log import StepLog
-from mamo.training.termination import Sigterm, Terminated
+from mamo.training.parallel import DDP, FSDP, SingleProcess, check_combination, clip_gradients, local_batch_sizes
+from mamo.training.preemption import Preempted, PreemptionHandler
+from mamo.training.run_dir import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Loop:
         trackers: list[Tracker],
         checkpoint_state: Mapping[str, Any],
         checkpoint_files: Mapping[str, Path],
-        alarms: Alarms,
+        alarms: LossMonitor,
         bad_samples: BadSamplePolicy,
     ) -> None:
         self.config = config
@@ -83,8 +83,8 @@ class Loop:
         self.checkpoint_files = checkpoint_files
         self.alarms = alarms
         self.bad_samples = bad_samples
-        _, self.micro_batch_size = shares(config)
-        self.passes = OneProcess(config, task)
+        _, self.micro_batch_size = local_batch_sizes(config)
+        self.passes = SingleProcess(config, task)
 
     def join(self) -> None:
         """Share the steps with the other processes of the launch; the weights must be in their place by now.
@@ -94,9 +94,9 @@ class Loop:
         """
         check_combination(self.config.training)
         if world_size() > 1 and self.config.training.parallel == "fsdp":
-            self.passes = Sharded(self.config, self.task, self.optimizer, self.device)
+            self.passes = FSDP(self.config, self.task, self.optimizer, self.device)
         elif world_size() > 1:
-            self.passes = Replicated(self.config, self.task)
+            self.passes = DDP(self.config, self.task)
 
     def run(self, batches: Iterable[Any], start_step: int, evaluate: "Evaluate | None") -> None:
         """Train. `batches` begins with the batch of step `start_step`.
@@ -108,16 +108,16 @@ class Loop:
         training, evaluation = self.config.training, self.config.evaluation
         log = None
         if rank() == 0:
-            log = StepLog(self.output_dir, self.trackers, self.alarms, start_step, training.total_steps)
+            log = MetricLogger(self.output_dir, self.trackers, self.alarms, start_step, training.total_steps)
         self.task.network.train()
         try:
-            with Background() as writing, Sigterm(outlasts_error=world_size() > 1) as sigterm:
+            with AsyncWriter() as writing, PreemptionHandler(outlasts_error=world_size() > 1) as sigterm:
                 mark = time.perf_counter()
                 for step, host_batch in enumerate(batches, start=start_step):
                     waited = time.perf_counter() - mark
                     values = self.step(host_batch.to(self.device), step)
                     done = step + 1
-                    is_terminated = self._agree(host_batch, sigterm.is_asked)
+                    is_terminated = self._agree(host_batch, sigterm.is_requested)
                     timing = self._timing(len(host_batch), time.perf_counter() - mark, waited)
                     if log is not None:
                         log.write(done, values, timing)
@@ -127,7 +127,7 @@ class Loop:
                             log.flush_to_disk()
                         self.save(done, writing)
                     if is_terminated and done < training.total_steps:
-                        raise Terminated(f"terminated after step {done}, which is saved; continue with --resume")
+                        raise Preempted(f"terminated after step {done}, which is saved; continue with --resume")
                     is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
                     if evaluate is not None and is_due and done < training.total_steps:
                         with sigterm.suspended():
@@ -150,8 +150,8 @@ class Loop:
         if bad:
             folder: Path | None = None
             with contextlib.suppress(CheckpointError):  # a full disk; which loss it was must be told all the same
-                folder = write_reproduction(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
-            sample_ids = [number for part in exchange(batch.sample_id.tolist()) for number in part]
+                folder = dump_failing_batch(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
+            sample_ids = [number for part in all_gather_object(batch.sample_id.tolist()) for number in part]
             raise NonFiniteLoss(bad, step + 1, sample_ids, folder)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,11 +181,11 @@ class Loop:
                     loss.backward()  # type: ignore[no-untyped-call]
                 for name, value in {**{f"loss/{k}": v for k, v in losses.items()}, **more}.items():
                     sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        self.passes.finish_gradients()
-        summed = total(torch.stack([value.float() for value in sums.values()]))
+        self.passes.reduce_remaining_gradients()
+        summed = all_reduce_sum(torch.stack([value.float() for value in sums.values()]))
         return targets, {**dict(zip(sums, summed)), **metrics}
 
-    def save(self, step: int, writing: Background) -> None:
+    def save(self, step: int, writing: AsyncWriter) -> None:
         """Copy the state after `step` and begin to write it, once the checkpoint before it is written."""
         state = {
             **self.checkpoint_state,
@@ -193,7 +193,9 @@ class Loop:
             "samples_skipped": self.bad_samples.skipped,
         }
         writing.wait()
-        exchange(None)  # the first process may wait for a slow disk longer than a step's operations wait for it
+        all_gather_object(
+            None
+        )  # the first process may wait for a slow disk longer than a step's operations wait for it
         tensors = checkpoint.snapshot(self.task.modules(), self.optimizer)
         if rank() == 0:
             kept = self.config.training.checkpoints_kept
@@ -202,10 +204,10 @@ class Loop:
 
     def _agree(self, batch: Any, is_terminated: bool) -> bool:
         """Count what all processes loaded, as bad samples have one budget; whether any of them got SIGTERM."""
-        told = exchange((len(batch), batch.skipped, is_terminated))
+        told = all_gather_object((len(batch), batch.skipped, is_terminated))
         for n_samples, skipped, _ in told:
             self.bad_samples.record(n_samples, skipped)
-        return any(is_asked for _, _, is_asked in told)
+        return any(is_requested for _, _, is_requested in told)
 
     def _timing(self, samples: int, elapsed: float, waited: float) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

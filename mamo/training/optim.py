@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.config import TrainingConfig
+from mamo.config.schema import TrainingConfig
 
 _IN_A_LAYER = re.compile(r"\b(layers|layer|blocks)\.\d+\.")
 

@@ -22,12 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.models.bert.modeling_bert import BertLayer
 
-from mamo.config import Config, TrainingConfig
-from mamo.contradictions import reads
-from mamo.distributed import total, world_size
-from mamo.models.answers import DecoderLayer
+from mamo.config.rules import reads
+from mamo.config.schema import Config, TrainingConfig
+from mamo.distributed import all_reduce_sum, world_size
 from mamo.models.fusion import FusionLayer
-from mamo.training.precision import computing_in
+from mamo.tasks.vqa.heads import DecoderLayer
+from mamo.training.precision import cast_parameters
 
 BLOCKS = (Block, BertLayer, FusionLayer, DecoderLayer)
 """The transformer layers: the unit of checkpointing, compilation and sharding. The layers of cross-attention fusion are
@@ -49,7 +49,7 @@ class Passes(Protocol):
     def losses(self, batch: Any, targets: Any, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
 
 
-def shares(config: Config) -> tuple[int, int]:
+def local_batch_sizes(config: Config) -> tuple[int, int]:
     """Samples of a process in an optimizer step, and of a forward pass, from the global batch and the launch.
 
     Raises:
@@ -103,7 +103,7 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return [block for child in module.children() for block in blocks(child)]
 
 
-def adapt_blocks(training: TrainingConfig, modules: Mapping[str, nn.Module]) -> None:
+def apply_compile_and_checkpointing(training: TrainingConfig, modules: Mapping[str, nn.Module]) -> None:
     """Compile the blocks of all modules and checkpoint those of the student, as configured; names stay as they are."""
     if training.compile:
         torch._dynamo.config.recompile_limit = max(COMPILED_VARIANTS, torch._dynamo.config.recompile_limit)
@@ -121,7 +121,7 @@ def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: An
     return checkpoint(forward, *arguments, use_reentrant=False, **options)
 
 
-class OneProcess:
+class SingleProcess:
     """The passes as the task has them."""
 
     def __init__(self, config: Config, task: Passes) -> None:
@@ -132,13 +132,13 @@ class OneProcess:
     def computing(self) -> AbstractContextManager[None]:
         """The precision of the run, for forward and backward passes."""
         assert self.precision != "auto"
-        return computing_in(self.precision, self.task.modules().values())
+        return cast_parameters(self.precision, self.task.modules().values())
 
     def summing(self, is_last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: gradients are summed over processes after the last one."""
         return contextlib.nullcontext()
 
-    def finish_gradients(self) -> None:
+    def reduce_remaining_gradients(self) -> None:
         """Sum what the engine did not."""
 
     @contextlib.contextmanager
@@ -148,7 +148,7 @@ class OneProcess:
             yield self.task.network
 
 
-class Through(nn.Module):
+class ForwardRedirect(nn.Module):
     """A method of the task as the forward pass of the module whose weights it reads: where DDP and FSDP set in."""
 
     def __init__(self, module: nn.Module, method: Callable[..., Any]) -> None:
@@ -161,19 +161,19 @@ class Through(nn.Module):
         return self.method(*arguments)
 
 
-class Replicated(OneProcess):
+class DDP(SingleProcess):
     """DDP: every process holds all weights; gradients are summed while the backward pass goes on."""
 
     def __init__(self, config: Config, task: Passes) -> None:
         super().__init__(config, task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a name that older versions of PyTorch do not have
-            self.replica = DistributedDataParallel(Through(task.network, task.losses), broadcast_buffers=False)
+            self.replica = DistributedDataParallel(ForwardRedirect(task.network, task.losses), broadcast_buffers=False)
         self.replica.register_comm_hook(None, _sum)  # instead of DDP's average
         self.losses = self.replica
 
     def summing(self, is_last: bool) -> AbstractContextManager[None]:
-        """See `OneProcess`."""
+        """See `SingleProcess`."""
         return contextlib.nullcontext() if is_last else self.replica.no_sync()
 
 
@@ -182,7 +182,7 @@ def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]: 
     return future.then(lambda done: done.value()[0])
 
 
-class Sharded(OneProcess):
+class FSDP(SingleProcess):
     """FSDP2: weights, gradients and optimizer state of student and teacher are split over the processes.
 
     A block's weights are gathered when it runs. The scalar temperature, which cannot be split, is replicated.
@@ -197,11 +197,11 @@ class Sharded(OneProcess):
         for block in blocks(self.whole):
             vars(block).pop("forward", None)
         names = {parameter: name for name, parameter in task.network.named_parameters()}
-        self.student = Through(task.network, task.losses)
+        self.student = ForwardRedirect(task.network, task.losses)
         self._shard(self.student)
         self.losses = self.student
         if "teacher" in modules:
-            teacher = Through(modules["teacher"], task.prepare)
+            teacher = ForwardRedirect(modules["teacher"], task.prepare)
             self._shard(teacher)
             self.prepare = teacher
         _move_optimizer(optimizer, names, dict(task.network.named_parameters()))
@@ -223,16 +223,16 @@ class Sharded(OneProcess):
 
     @contextlib.contextmanager
     def summing(self, is_last: bool) -> Iterator[None]:
-        """See `OneProcess`."""
+        """See `SingleProcess`."""
         assert isinstance(self.student, FSDPModule)
         self.student.set_requires_gradient_sync(is_last)
         yield
 
-    def finish_gradients(self) -> None:
+    def reduce_remaining_gradients(self) -> None:
         """Sum the gradients of the scalars."""
         for scalar in self.scalars:
             assert scalar.grad is not None
-            scalar.grad = total(scalar.grad)
+            scalar.grad = all_reduce_sum(scalar.grad)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Any]:
@@ -245,7 +245,7 @@ class Sharded(OneProcess):
         self.whole.to(self.device)
         try:
             assert self.precision != "auto"
-            with computing_in(self.precision, [self.whole]):
+            with cast_parameters(self.precision, [self.whole]):
                 yield self.whole
         finally:
             self.whole.to("cpu")
@@ -276,7 +276,7 @@ def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
     if not sharded:
         return nn.utils.clip_grad_norm_([p for p in network.parameters() if p.grad is not None], max_norm)
     replicated = [g for g in gradients if not isinstance(g, DTensor)]
-    square = total(nn.utils.get_total_norm(sharded).square()) + nn.utils.get_total_norm(replicated).square()
+    square = all_reduce_sum(nn.utils.get_total_norm(sharded).square()) + nn.utils.get_total_norm(replicated).square()
     norm = square.sqrt()
     torch._foreach_mul_([*sharded, *replicated], (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as PyTorch clips
     return norm

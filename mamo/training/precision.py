@@ -49,7 +49,7 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def computing_in(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Module]) -> Iterator[None]:
+def cast_parameters(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within the block the modules' weights, and so their activations and gradients, are of this precision.
 
     Each module reads copies that are cast once; the gradients pass through the casts, so they add up in fp32, and the

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mamo.config import Config, build_config, load_config
-from mamo.contradictions import MLIM_TASKS
+from mamo.config.load import build_config, load_config
+from mamo.config.rules import MLIM_TASKS
+from mamo.config.schema import Config
+from mamo.config.values import merge, read_values
 from mamo.training import checkpoint
-from mamo.training.run_folder import CONFIG
-from mamo.values import merge, read_values
+from mamo.training.run_dir import CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ LAYOUT_KEYS = (
     "training.activation_checkpointing",
     "training.compile",
 )
-FREE_KEYS = (
+RESUME_MAY_CHANGE = (
     "output_dir",
     "data.workers",
     "data.bad_samples.",
@@ -33,7 +34,7 @@ FREE_KEYS = (
     *LAYOUT_KEYS,
 )
 """What may differ when a run is resumed (or its folder was moved): nothing that changes a step beyond its rounding."""
-PROBED_KEYS = ("training.precision", "training.device")
+AUTO_KEYS = ("training.precision", "training.device")
 """Written into the resolved config at the first start; `auto` then means what was found."""
 
 
@@ -45,8 +46,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def config_after(path: Path, overrides: Sequence[str], is_resume: bool) -> Config:
-    """The config of a run that goes on from a checkpoint: see `inherited`.
+def finetune_config(path: Path, overrides: Sequence[str], is_resume: bool) -> Config:
+    """The config of a run that goes on from a checkpoint: see `inherit_from_checkpoint`.
 
     A resumed run inherits from its own folder, since the checkpoint it began from may be gone.
 
@@ -64,10 +65,10 @@ def config_after(path: Path, overrides: Sequence[str], is_resume: bool) -> Confi
         tokenizer = str(folder / "tokenizer")
     else:
         raise ValueError(f"{path}: name where to start from: checkpoint=RUN_OR_STEP_FOLDER")
-    return inherited(values, stored, tokenizer, str(path))
+    return inherit_from_checkpoint(values, stored, tokenizer, str(path))
 
 
-def inherited(values: dict[str, Any], stored: dict[str, Any], tokenizer: str, origin: str) -> Config:
+def inherit_from_checkpoint(values: dict[str, Any], stored: dict[str, Any], tokenizer: str, origin: str) -> Config:
     """The config of a run that starts from another: model, picture size and text length are `stored`'s.
 
     Args:
@@ -85,7 +86,7 @@ def inherited(values: dict[str, Any], stored: dict[str, Any], tokenizer: str, or
     return build_config(merge({"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}, values), origin)
 
 
-def ancestry_of(folder: Path) -> list[dict[str, Any]]:
+def read_lineage(folder: Path) -> list[dict[str, Any]]:
     """What a checkpoint descends from, oldest first, itself last: name, step, data sets, fingerprint of the data."""
     state = json.loads((folder / "state.json").read_text())
     if not {"step", "data_fingerprint", "ancestry"} <= state.keys():
@@ -95,7 +96,7 @@ def ancestry_of(folder: Path) -> list[dict[str, Any]]:
     return [*state["ancestry"], own]
 
 
-def refuse_other_architecture(config: Config, parent: Config, folder: Path) -> None:
+def check_architecture(config: Config, parent: Config, folder: Path) -> None:
     """Refuse what names and shapes of weights do not show: other attention heads, another function between layers.
 
     Raises:
@@ -113,7 +114,7 @@ def refuse_other_architecture(config: Config, parent: Config, folder: Path) -> N
         raise checkpoint.CheckpointError(f"{folder} is of another architecture: {'; '.join(told)}")
 
 
-def warn_of_other_rounding(state: dict[str, Any], now: dict[str, str]) -> None:
+def warn_if_not_bit_identical(state: dict[str, Any], now: dict[str, str]) -> None:
     """Say what makes a resumed run differ from an unbroken one in its last bits.
 
     Args:
@@ -136,15 +137,15 @@ def resumed_config(given: Config, resolved_file: Path) -> Config:
         raise ValueError(f"nothing to resume: {resolved_file} does not exist; start without --resume")
     stored = load_config(resolved_file)
     old, new = flatten(stored.model_dump()), flatten(given.model_dump())
-    for key in PROBED_KEYS:
+    for key in AUTO_KEYS:
         if new[key] == "auto":
             new[key] = old[key]
-    differing = [key for key in new if new[key] != old.get(key) and not key.startswith(FREE_KEYS)]
+    differing = [key for key in new if new[key] != old.get(key) and not key.startswith(RESUME_MAY_CHANGE)]
     if differing:
         lines = [f"  {key}: {old.get(key)} in the run, {new[key]} now" for key in differing]
         raise ValueError("--resume with another config than the run's:\n" + "\n".join(lines))
     merged, now = stored.model_dump(), given.model_dump()
-    for key in FREE_KEYS:
+    for key in RESUME_MAY_CHANGE:
         section, _, name = key.rstrip(".").partition(".")
         if name:
             merged[section][name] = now[section][name]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mamo.data.builders.nlvr import NlvrCounts, build_nlvr
-from mamo.data.records import read_pairs
+from mamo.data.pairs_reader import read_pairs
 from mamo.data.validate import check_pairs
 
 RECORDS = [

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from mamo.config import DataConfig, MaskingConfig
-from mamo.data.collate import PairBatch, PairCollator
-from mamo.data.loader import ScenePairs, collate_range, make_loader
+from mamo.config.schema import DataConfig, MaskingConfig
+from mamo.data.loader import collate_range, make_loader
 from mamo.data.pairs import Sample
 from mamo.data.sampler import StepSampler
-from mamo.data.tokenizer import scenes_tokenizer
+from mamo.tasks.pretrain.batch import PairBatch, PairCollator
+from mamo.world.datasets import ScenePairs
+from mamo.world.vocabulary import scenes_tokenizer
 
 GRID = (3, 3)
 CAPTIONS = ("a red circle", "one", "a zyx qqq circle and a large blue square above the small green zzzz", "two squares")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamo.data import rendering
-from mamo.data.records import read_pairs
-from mamo.data.scene_captions import captions
-from mamo.data.scenes import SceneWorld
+from mamo.data.pairs_reader import read_pairs
+from mamo.world import rendering
+from mamo.world.captions import captions
+from mamo.world.scene import SceneWorld
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/data.py"

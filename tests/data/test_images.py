@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mamo.data.images import FREE_SKIPS, BadSample, BadSamplePolicy, decode_image
+from mamo.data.images import FREE_SKIPS, BadSampleError, BadSamplePolicy, decode_image
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (24, 36, 3), dtype=np.uint8)
@@ -125,10 +125,10 @@ def test_pixel_limit_is_read_from_the_header() -> None:
     """Bug: a decompression bomb is decoded before it is measured, or Pillow's own limit lets it crash."""
     small = encoded(Image.new("RGB", (20, 10)), "PNG")
     assert decode_image(small, max_pixels=200).shape == (3, 10, 20)
-    with pytest.raises(BadSample, match="20 x 10 px is over the limit of 199"):
+    with pytest.raises(BadSampleError, match="20 x 10 px is over the limit of 199"):
         decode_image(small, max_pixels=199)
     bomb = encoded(Image.new("1", (14_000, 14_000)), "PNG")
-    with pytest.raises(BadSample, match=r"bomb\.png"):
+    with pytest.raises(BadSampleError, match=r"bomb\.png"):
         decode_image(bomb, name="bomb.png")
 
 
@@ -156,7 +156,7 @@ def test_unreadable_images_are_bad_samples(tmp_path: Path, content: Callable[[],
     file, data = tmp_path / "photo.jpg", content()
     if data is not None:
         file.write_bytes(data)
-    with pytest.raises(BadSample, match=reason) as caught:
+    with pytest.raises(BadSampleError, match=reason) as caught:
         decode_image(file)
     assert str(caught.value).startswith(str(file))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -167,7 +167,7 @@ def test_policy_stops_above_the_budget() -> None:
     policy = BadSamplePolicy("skip", budget=0.01)
     policy.record(7, ["a"] * FREE_SKIPS)  # 30 % so far, but only the free ones
     policy.record(983, ["b"] * (10 - FREE_SKIPS))  # exactly 1 % of 1,000
-    with pytest.raises(BadSample, match=r"11 of 1001 .*the last: c\.jpg"):
+    with pytest.raises(BadSampleError, match=r"11 of 1001 .*the last: c\.jpg"):
         policy.record(0, ["c.jpg"])
 
 
@@ -181,7 +181,7 @@ def test_a_chain_of_replacements_is_counted_one_by_one(caplog: pytest.LogCapture
 
 def test_what_is_no_image_is_told_in_words() -> None:
     """Bug: the message names Pillow's in-memory file object."""
-    with pytest.raises(BadSample, match=r"^x\.jpg: not an image of a format that Pillow reads$"):
+    with pytest.raises(BadSampleError, match=r"^x\.jpg: not an image of a format that Pillow reads$"):
         decode_image(b"plain text", name="x.jpg")
 
 
@@ -189,7 +189,7 @@ def test_policy_without_budget_and_with_raise() -> None:
     """Bug: a budget of 0 forgives the free skips, or `raise` lets a skip pass."""
     for policy in (BadSamplePolicy("skip", budget=0.0), BadSamplePolicy("raise", budget=1.0)):
         policy.record(1000, [])
-        with pytest.raises(BadSample, match="1 of 2001"):
+        with pytest.raises(BadSampleError, match="1 of 2001"):
             policy.record(1000, ["a.jpg"])
 
 
@@ -205,7 +205,7 @@ def test_policy_without_budget_and_with_raise() -> None:
 )  # fmt: skip
 def test_policy_tells_the_limit_that_holds(policy: BadSamplePolicy, told: str) -> None:
     """Bug: the message grants free ones, or a budget, where the policy grants none."""
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(BadSampleError) as caught:
         policy.record(0, ["a", "b", "c", "d"])
     assert str(caught.value) == told
 

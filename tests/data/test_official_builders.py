@@ -12,8 +12,8 @@ from mamo.data.builders.captions import build_karpathy, build_vg
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
-from mamo.data.records import read_pairs
-from mamo.data.task_records import GroundingRecord, ReasoningRecord, VqaRecord, image_path, read_task_records
+from mamo.data.pairs_reader import read_pairs
+from mamo.data.records import GroundingRecord, ReasoningRecord, VqaRecord, image_path, read_task_records
 
 
 def put(folder: Path, files: dict[str, Any]) -> Path:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mamo.data.images import BadSample
+from mamo.data.images import BadSampleError
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset, Sample, hash_id
-from mamo.data.records import read_pairs
+from mamo.data.pairs_reader import read_pairs
 from mamo.data.transforms import eval_transform, train_transform
 
 
@@ -122,9 +122,9 @@ def test_skip_takes_the_next_good_sample(records: list[PairRecord]) -> None:
 
 def test_raise_and_nothing_left(records: list[PairRecord]) -> None:
     """Bug: `raise` replaces in silence, or a folder without one good image loops for ever."""
-    with pytest.raises(BadSample, match=r"3\.png: zero bytes"):
+    with pytest.raises(BadSampleError, match=r"3\.png: zero bytes"):
         PairDataset(records, (4, 4)).load(3, np.random.default_rng(0))
-    with pytest.raises(BadSample, match="2 samples in a row"):
+    with pytest.raises(BadSampleError, match="2 samples in a row"):
         PairDataset(records[3:5], (4, 4), eval_transform, "skip").load(0, np.random.default_rng(0))
     with pytest.raises(ValueError, match="at least one record"):
         PairDataset([], (4, 4))

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mamo.data import scene_captions
-from mamo.data.scenes import SceneWorld
-from mamo.data.tokenizer import is_word_start, load_tokenizer, scenes_tokenizer, train_tokenizer
+from mamo.data.tokenizer import is_word_start, train_tokenizer
+from mamo.tasks.sources import load_tokenizer
+from mamo.world import captions
+from mamo.world.scene import SceneWorld
+from mamo.world.vocabulary import scenes_tokenizer
 
 SCENES = scenes_tokenizer()
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " "
@@ -42,7 +44,7 @@ def test_scene_captions_are_whole_words(difficulty: str) -> None:
     tokenizer, world = scenes_tokenizer(), SceneWorld(difficulty, 0)  # type: ignore[arg-type]
     for index in range(100):
         scene = world.scene("train", index)
-        for caption in (*scene_captions.captions(scene), scene_captions.identifying_caption(scene)):
+        for caption in (*captions.captions(scene), captions.identifying_caption(scene)):
             tokens = tokenizer.tokenize(caption.text)
             assert "[UNK]" not in tokens
             assert "".join(tokens) == caption.text.lower().replace(" ", "")

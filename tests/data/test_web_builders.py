@@ -7,7 +7,7 @@ import pytest
 
 from mamo.data.builders import web
 from mamo.data.builders.web import build_cc3m, build_sbu
-from mamo.data.records import read_pairs
+from mamo.data.pairs_reader import read_pairs
 
 
 def fetched(source: Path, key: str, url: str, suffix: str = "jpg") -> None:

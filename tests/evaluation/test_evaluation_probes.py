@@ -5,20 +5,14 @@ import re
 import pytest
 import torch
 
-from mamo.data.grammar import WORD_CLASSES, write
-from mamo.data.probes import ProbeItem, probe_items
-from mamo.data.scene_captions import caption_draft
-from mamo.data.scenes import COLOURS, SHAPES, SceneWorld
-from mamo.data.tokenizer import load_tokenizer
-from mamo.evaluation.probes import (
-    MaskedWord,
-    fill_masked_words,
-    masked_word_accuracy,
-    masked_words,
-    preferred,
-    probe_accuracy,
-)
-from tests.data import test_grammar as grammar_reader
+from mamo.evaluation.probes import fill_masked_words, masked_word_accuracy, pairwise_accuracy, probe_accuracy
+from mamo.tasks.sources import load_tokenizer
+from mamo.world.captions import caption_draft
+from mamo.world.grammar import WORD_CLASSES, write
+from mamo.world.masked_words import MaskedWord, masked_words
+from mamo.world.probes import ProbeItem, probe_items
+from mamo.world.scene import COLOURS, SHAPES, SceneWorld
+from tests.world import test_grammar as grammar_reader
 
 SIZES = {"small": "small", "little": "small", "large": "large", "big": "large"}
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
@@ -152,13 +146,13 @@ class KnowingScorer:
         assert all((row[:n] != 0).all() for row, n in zip(input_ids, lengths))
         return input_ids
 
-    def fill(self, images, texts, image_rows, text_rows, slots):
+    def fill(self, images, texts, image_indices, text_rows, slots):
         filled = torch.zeros_like(slots)
         for n, (ids, row) in enumerate(zip(texts[text_rows], slots)):
-            self.seen.append((int(image_rows[n]), self.tokenizer.decode(ids[ids != 0][1:-1])))
+            self.seen.append((int(image_indices[n]), self.tokenizer.decode(ids[ids != 0][1:-1])))
             at = (ids == self.tokenizer.mask_token_id).nonzero()[:, 0].tolist()
             assert row[: len(at)].tolist() == at, "slots are not where the mask stands"
-            said = self.knowledge(int(image_rows[n]), len(self.seen) - 1)
+            said = self.knowledge(int(image_indices[n]), len(self.seen) - 1)
             word = self.tokenizer(said, add_special_tokens=False)["input_ids"]
             filled[n, : len(word)] = torch.tensor(word)[: filled.shape[1]]
         return filled
@@ -204,8 +198,8 @@ def test_a_word_that_was_cut_off_is_not_asked():
 def test_preference_counts_a_tie_as_half():
     """Would catch a constant scorer at 100 or at 0 instead of at chance."""
     zeros = torch.zeros(8)
-    assert preferred(zeros, zeros) == 50
-    assert preferred(torch.tensor([1.0, 0.0, 2.0, 5.0]), torch.tensor([0.0, 1.0, 2.0, 4.0])) == 62.5
+    assert pairwise_accuracy(zeros, zeros) == 50
+    assert pairwise_accuracy(torch.tensor([1.0, 0.0, 2.0, 5.0]), torch.tensor([0.0, 1.0, 2.0, 4.0])) == 62.5
 
 
 @pytest.mark.parametrize("has_itm", [True, False])
@@ -225,8 +219,8 @@ def test_probe_accuracy_sets_captions_against_their_own_foils(has_itm):
         def encode_texts(self, input_ids, lengths):
             return None
 
-        def similarity(self, images, texts, image_rows, text_rows):
-            return torch.tensor([float(f"true of {i}" == self.texts[t]) for i, t in zip(image_rows, text_rows)])
+        def similarity(self, images, texts, image_indices, text_rows):
+            return torch.tensor([float(f"true of {i}" == self.texts[t]) for i, t in zip(image_indices, text_rows)])
 
         def match(self, *pairs):
             return -self.similarity(*pairs)

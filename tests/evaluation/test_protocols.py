@@ -4,8 +4,16 @@ import json
 
 import pytest
 
-from mamo.config import build_config
-from mamo.evaluation.protocols import PROTOCOLS, named, of_lineage, protocol_of, scorer_of, split_of, under
+from mamo.config.load import build_config
+from mamo.evaluation.protocols import (
+    PROTOCOLS,
+    apply_protocol,
+    check_lineage,
+    protocol_name,
+    protocol_of,
+    scorer_of,
+    split_of,
+)
 
 MLIM = {
     "masking": {"mode": "modality_aware"},
@@ -25,7 +33,7 @@ def values_of(**over):
 def test_a_protocol_replaces_what_the_checkpoint_said(name):
     """Would catch a gallery, a k or a difficulty that comes from the training config."""
     trained = values_of(evaluation={"retrieval_items": 7, "rerank_k": 3, "enabled": False, "batch_size": 9})
-    config = build_config(under(name, trained))
+    config = build_config(apply_protocol(name, trained))
     assert protocol_of(config) == name
     assert config.evaluation.enabled
     assert (config.evaluation.retrieval_items, config.evaluation.rerank_k) == (1000, 32)
@@ -35,14 +43,14 @@ def test_a_protocol_replaces_what_the_checkpoint_said(name):
 def test_pairs_lose_the_training_files():
     """Would catch a checkpoint that can be evaluated only where its training data lies."""
     data = {"source": "pairs", "train_file": "gone.jsonl", "eval_file": "gone_too.jsonl"}
-    assert "gone" not in str(under("scenes-easy-zeroshot", values_of(data=data))["data"])
-    config = build_config(under("scenes-easy-zeroshot", values_of(data=data)))
+    assert "gone" not in str(apply_protocol("scenes-easy-zeroshot", values_of(data=data))["data"])
+    config = build_config(apply_protocol("scenes-easy-zeroshot", values_of(data=data)))
     assert config.data.source == "scenes"
 
 
 def test_other_numbers_go_by_another_name():
     """Would catch a result on 100 items that looks like one on 1,000."""
-    values = under("scenes-full-retrieval", values_of())
+    values = apply_protocol("scenes-full-retrieval", values_of())
     values["evaluation"]["retrieval_items"] = 100
     assert protocol_of(build_config(values)) == "scenes-full-retrieval-custom"
 
@@ -50,7 +58,7 @@ def test_other_numbers_go_by_another_name():
 def test_an_unknown_name_lists_the_known():
     """Would catch a KeyError."""
     with pytest.raises(ValueError, match=r"'coco' is unknown; use one of: scenes-easy-zeroshot"):
-        under("coco", values_of())
+        apply_protocol("coco", values_of())
 
 
 PUBLIC = [
@@ -63,7 +71,7 @@ PUBLIC = [
 def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name, tmp_path):
     """Would catch a protocol that cannot be run, and one that any other number of records goes by."""
     task = PROTOCOLS[name].values["task"]
-    values = under(name, values_of(task=task, **(MLIM if task == "mlim" else {})))
+    values = apply_protocol(name, values_of(task=task, **(MLIM if task == "mlim" else {})))
     file = tmp_path / "testA.jsonl"
     n_records = PROTOCOLS[name].n_records or 1
     file.write_text("{}\n" * n_records)
@@ -72,12 +80,12 @@ def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name,
         values["data"]["eval_file"] = str(file)
     config = build_config(values)
     assert config.task == task
-    assert named(name, config) == name
+    assert protocol_name(name, config) == name
     assert split_of(name, config) == PROTOCOLS[name].split or (is_file and split_of(name, config) == "testA")
     assert scorer_of(config)
     if PROTOCOLS[name].n_records:
         file.write_text("{}\n" * (n_records - 1))
-        assert named(name, config) == f"{name}-custom"
+        assert protocol_name(name, config) == f"{name}-custom"
     if name in PUBLIC:
         assert config.data.image_size == (384, 384)
         assert config.evaluation.rerank_k == {"coco": 256, "flic": 128, "vqa2": 128}.get(name[:4], 16)
@@ -86,24 +94,24 @@ def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name,
 def test_a_checkpoint_of_another_task_is_refused():
     """Would catch a traceback about a head that is not there."""
     with pytest.raises(ValueError, match="vqa2-val is for checkpoints of task vqa, this one is of pretrain"):
-        under("vqa2-val", values_of())
-    assert under("refcocop-weak", values_of())["task"] == "grounding"  # the same network
+        apply_protocol("vqa2-val", values_of())
+    assert apply_protocol("refcocop-weak", values_of())["task"] == "grounding"  # the same network
 
 
-def link(*data_sets):
+def link(*dataset_names):
     """One checkpoint of an ancestry."""
-    return {"checkpoint": "x", "step": 1, "data_sets": list(data_sets)}
+    return {"checkpoint": "x", "step": 1, "data_sets": list(dataset_names)}
 
 
 def test_lineage():
     """Would catch a Flickr30k "zero-shot" of a model that saw Flickr30k, or of the raw model under the usual name."""
     raw, coco, flickr = link("cc3m", "coco", "sbu", "vg"), link("coco"), link("flickr30k")
-    assert of_lineage("flickr30k-zeroshot", [raw, coco]) == "flickr30k-zeroshot"
-    assert of_lineage("flickr30k-zeroshot", [raw]) == "flickr30k-zeroshot-raw"
-    assert of_lineage("flickr30k-zeroshot", [{"checkpoint": "old"}]) == "flickr30k-zeroshot-raw"
-    assert of_lineage("coco5k-zeroshot", [raw]) == "coco5k-zeroshot"
-    assert of_lineage("coco5k-finetuned", [raw, coco]) == "coco5k-finetuned"
-    assert of_lineage("flickr30k-finetuned", [raw, coco, flickr]) == "flickr30k-finetuned"
+    assert check_lineage("flickr30k-zeroshot", [raw, coco]) == "flickr30k-zeroshot"
+    assert check_lineage("flickr30k-zeroshot", [raw]) == "flickr30k-zeroshot-raw"
+    assert check_lineage("flickr30k-zeroshot", [{"checkpoint": "old"}]) == "flickr30k-zeroshot-raw"
+    assert check_lineage("coco5k-zeroshot", [raw]) == "coco5k-zeroshot"
+    assert check_lineage("coco5k-finetuned", [raw, coco]) == "coco5k-finetuned"
+    assert check_lineage("flickr30k-finetuned", [raw, coco, flickr]) == "flickr30k-finetuned"
     for name, ancestry, message in (
         ("flickr30k-zeroshot", [raw, flickr, coco], r"trained on Flickr30k \(cc3m \+ coco .* -> flickr30k -> coco\)"),
         ("coco5k-zeroshot", [raw, coco], "fine-tuned on COCO"),
@@ -111,7 +119,7 @@ def test_lineage():
         ("coco1k-finetuned", [{"checkpoint": "old"}], r"not fine-tuned on coco \(unknown data\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            of_lineage(name, ancestry)
+            check_lineage(name, ancestry)
 
 
 def test_scenes_tasks_have_their_own_names():
@@ -119,4 +127,4 @@ def test_scenes_tasks_have_their_own_names():
     for task, name in (("vqa", "vqa"), ("reasoning", "nlvr2"), ("grounding", "grounding")):
         values = values_of(task=task, evaluation={"rerank_k": 128, "grounding_heat": "image_encoder"})
         assert protocol_of(build_config(values)) == f"scenes-easy-{name}"
-        assert json.dumps(under(f"scenes-full-{name}", values))
+        assert json.dumps(apply_protocol(f"scenes-full-{name}", values))

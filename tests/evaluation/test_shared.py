@@ -19,18 +19,19 @@ import torch.distributed as dist
 import yaml
 from PIL import Image
 
-import mamo.tasks.launch
-from mamo.config import Config, build_config, load_config
-from mamo.data.images import BadSample
+import mamo.trainer
+from mamo.config.load import build_config, load_config
+from mamo.config.schema import Config
+from mamo.data.images import BadSampleError
 from mamo.data.pairs import load_image
 from mamo.data.transforms import eval_transform
-from mamo.evaluation.scoring import EncodedImages, Scorer
-from mamo.evaluation.zero_shot import zero_shot
-from mamo.tasks.evaluate import evaluate
-from mamo.tasks.launch import train
-from mamo.tasks.parts import Trained
-from mamo.tasks.trained import load_trained
-from mamo.training import checkpoint, run_folder
+from mamo.evaluation.scorer import EncodedImages, Scorer
+from mamo.evaluator import evaluate
+from mamo.tasks.base import Trained
+from mamo.tasks.pretrain.evaluate import evaluate_pretrained
+from mamo.tasks.restore import load_trained
+from mamo.trainer import train
+from mamo.training import checkpoint, run_dir
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"retrieval_items": 5, "probe_items": 4, "rerank_k": 3, "batch_size": 2}
@@ -87,7 +88,7 @@ def wild(folder: Path) -> Trained:
     """The run's network with weights far from the small start, where all scores are nearly equal."""
     run = folder / "run"
     step = checkpoint.resolve(run)
-    trained = load_trained(step, load_config(run / run_folder.CONFIG), torch.device("cpu"))
+    trained = load_trained(step, load_config(run / run_dir.CONFIG), torch.device("cpu"))
     torch.manual_seed(0)
     for parameter in trained.network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -100,8 +101,10 @@ def on_galleries(folder: Path) -> dict[str, Any]:
     for name in GALLERIES:
         reading = (trained.tokenizer, trained.normalise, trained.device)
         try:
-            found[name] = zero_shot(trained.network, config_of(folder / name), *reading, folder / f"{name}.scores")
-        except BadSample as error:
+            found[name] = evaluate_pretrained(
+                trained.network, config_of(folder / name), *reading, folder / f"{name}.scores"
+            )
+        except BadSampleError as error:
             found[name] = str(error)
     return found
 
@@ -151,10 +154,10 @@ def test_two_processes_evaluate_a_run_as_one_does(shared: tuple[Path, list[dict[
     folder, found = shared
     settings = [f"evaluation.{name}={value}" for name, value in SIZES.items()]
     entry = evaluate(folder / "run", "scenes-easy-zeroshot", settings, tmp_path)
-    [within] = run_folder.read_evaluations(folder / "run")
+    [within] = run_dir.read_evaluations(folder / "run")
     assert within["metrics"] == entry["metrics"]
     assert {"rerank/rsum", "grounding/pointing"} <= entry["metrics"].keys()
-    assert run_folder.read_evaluations(folder / "by script") == [entry]
+    assert run_dir.read_evaluations(folder / "by script") == [entry]
     assert "rerank/rsum" in found[0]["printed"]
     assert found[1]["printed"] == ""
 
@@ -164,7 +167,7 @@ def test_galleries_are_scored_as_pair_by_pair(shared: tuple[Path, list[dict[str,
     folder, _ = shared
     trained, config = wild(folder), config_of(folder / "odd", rerank_k=20)
     network, backbone = trained.network, trained.network.backbone
-    metrics = zero_shot(network, config, trained.tokenizer, trained.normalise, trained.device)
+    metrics = evaluate_pretrained(network, config, trained.tokenizer, trained.normalise, trained.device)
     records = [json.loads(line) for line in (folder / "odd/pairs.jsonl").read_text().splitlines()]
     texts = [text for record in records for text in record["caption"]]
     score = np.empty((len(records), len(texts)))
@@ -176,7 +179,7 @@ def test_galleries_are_scored_as_pair_by_pair(shared: tuple[Path, list[dict[str,
                 ids = torch.tensor([trained.tokenizer(text.strip(), truncation=True, max_length=16)["input_ids"]])
                 is_valid = torch.ones_like(ids, dtype=torch.bool)
                 fused = backbone.fusion(image, backbone.text_encoder(ids, is_valid), is_valid)
-                mismatch, match = network.itm(fused[:, int(backbone.fusion.text_position(torch.tensor(0)))])[0]
+                mismatch, match = network.itm(fused[:, int(backbone.fusion.text_positions(torch.tensor(0)))])[0]
                 score[i, t] = match - mismatch
     for depth in (1, 5, 10):
         best = np.array([max(row[2 * i : 2 * i + 2]) for i, row in enumerate(score)])
@@ -201,7 +204,9 @@ def test_tokens_of_a_gallery_are_not_kept(
 
     monkeypatch.setattr(Scorer, "encode_images", encode_images)
     trained = wild(folder)
-    zero_shot(trained.network, config_of(folder / "odd"), trained.tokenizer, trained.normalise, trained.device)
+    evaluate_pretrained(
+        trained.network, config_of(folder / "odd"), trained.tokenizer, trained.normalise, trained.device
+    )
     assert len(seen) >= 2 * 3
     assert max(alive) <= 2 * SIZES["batch_size"]
 
@@ -209,8 +214,8 @@ def test_tokens_of_a_gallery_are_not_kept(
 def main() -> None:
     """One of the two processes."""
     folder, ports = Path(sys.argv[1]), sys.argv[2:]
-    mamo.tasks.launch.draw_curves = lambda output_dir: None
-    mamo.tasks.launch.report = lambda run, loop: None
+    mamo.trainer.draw_curves = lambda output_dir: None
+    mamo.trainer.write_run_report = lambda run, loop: None
     os.environ["MASTER_PORT"] = ports[0]
     train(load_config(folder / "config.yaml"), is_resume=False)
     os.environ["MASTER_PORT"] = ports[1]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from mamo.models.cross_fusion import CrossFusion
-from mamo.models.fusion import Fusion, take_tokens
+from mamo.models.fusion import Fusion, gather_tokens
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
@@ -16,7 +16,7 @@ B, N, L, D, HEADS, MLP = 3, 7, 5, 32, 4, 48
 
 def fusion(layers: int = 2, image_width: int = 24) -> CrossFusion:
     torch.manual_seed(0)
-    made = CrossFusion(D, layers, HEADS, MLP, image_width=image_width, grid=(2, 3), n_prefix=1)
+    made = CrossFusion(D, layers, HEADS, MLP, image_width=image_width, grid=(2, 3), num_prefix_tokens=1)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.3)
     return made.eval()
@@ -54,7 +54,7 @@ def test_equals_bert_layers_with_cross_attention() -> None:
     expected = text
     for mine, layer in zip(ours.layers, theirs.encoder.layer):
         state = layer.state_dict()
-        views = mine.bert_views()
+        views = mine.bert_named_tensors()
         assert views.keys() == state.keys()
         for name, view in views.items():
             view.copy_(state[name])
@@ -73,7 +73,7 @@ def test_read_equals_the_whole_gathered_in_value_and_gradient(layers: int) -> No
         leaf = text.clone().requires_grad_()
         embedded = network.embed_image(image)
         output = (
-            network(embedded, leaf, is_valid, read) if reads else take_tokens(network(embedded, leaf, is_valid), read)
+            network(embedded, leaf, is_valid, read) if reads else gather_tokens(network(embedded, leaf, is_valid), read)
         )
         network.zero_grad()
         (output * weights).sum().backward()
@@ -100,9 +100,9 @@ def test_an_image_of_several_texts_equals_its_copies(kind: str) -> None:
     if kind == "cross":
         network: CrossFusion | Fusion = fusion()
     else:
-        network = Fusion(D, 2, HEADS, MLP, image_width=24, grid=(2, 3), n_prefix=1, text_width=D).eval()
+        network = Fusion(D, 2, HEADS, MLP, image_width=24, grid=(2, 3), num_prefix_tokens=1, text_width=D).eval()
     rows, weight, results = torch.tensor([2, 0, 2]), torch.randn(B, 1, D), []
-    read = network.text_position(torch.zeros(B, 1, dtype=torch.int64))
+    read = network.text_positions(torch.zeros(B, 1, dtype=torch.int64))
     for is_copied in (True, False):
         leaf = image.clone().requires_grad_()
         embedded, words = network.embed_image(leaf), network.embed_text(text, is_valid)
@@ -120,10 +120,10 @@ def test_a_plain_bert_fills_all_but_the_cross_attention(tmp_path: object) -> Non
     source = bert(layers=3)
     source.save_pretrained(tmp_path)
     network, encoder = fusion(), TextEncoder(source.config, 1)
-    before = {name: view.clone() for name, view in network.layers[1].bert_views().items()}
+    before = {name: view.clone() for name, view in network.layers[1].bert_named_tensors().items()}
     report = load_bert_weights(encoder, network, str(tmp_path))
     state = source.encoder.layer[2].state_dict()
-    for name, view in network.layers[1].bert_views().items():
+    for name, view in network.layers[1].bert_named_tensors().items():
         assert torch.equal(view, before[name] if name.startswith("crossattention.") else state[name]), name
     assert len(report.new) == 2 * 10
     assert all(".crossattention." in name for name in report.new)

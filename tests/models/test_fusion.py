@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from mamo.models.fusion import Fusion, FusionLayer, take_rows
+from mamo.models.fusion import Fusion, FusionLayer, index_rows
 
 B, S, D, HEADS, MLP = 3, 11, 32, 4, 48
 
@@ -16,9 +16,11 @@ def layer(dropout: float = 0.0) -> FusionLayer:
     return made
 
 
-def fusion(n_prefix: int = 1, text_width: int = D, layers: int = 2) -> Fusion:
+def fusion(num_prefix_tokens: int = 1, text_width: int = D, layers: int = 2) -> Fusion:
     torch.manual_seed(0)
-    made = Fusion(D, layers, HEADS, MLP, image_width=16, grid=(2, 3), n_prefix=n_prefix, text_width=text_width)
+    made = Fusion(
+        D, layers, HEADS, MLP, image_width=16, grid=(2, 3), num_prefix_tokens=num_prefix_tokens, text_width=text_width
+    )
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made
@@ -98,7 +100,7 @@ def test_fusion_is_its_layers_over_image_then_text() -> None:
     for single in network.layers:
         sequence = single(sequence, None)
     torch.testing.assert_close(network(image, text, is_valid), sequence, atol=1e-5, rtol=0)
-    words, patches = network.text_position(torch.tensor([0, 4])), network.image_slots(torch.tensor([0, 5]))
+    words, patches = network.text_positions(torch.tensor([0, 4])), network.patch_positions(torch.tensor([0, 5]))
     assert words.tolist() == [7, 11]
     assert patches.tolist() == [1, 6]
     read = torch.cat([words, patches]).expand(B, -1)
@@ -107,31 +109,31 @@ def test_fusion_is_its_layers_over_image_then_text() -> None:
 
 def test_text_reaches_the_layers_untouched_at_the_start() -> None:
     """Bug: a random modality embedding disturbs what BERT's upper layers expect."""
-    network = Fusion(D, 1, HEADS, MLP, image_width=16, grid=(1, 1), n_prefix=0, text_width=D)
+    network = Fusion(D, 1, HEADS, MLP, image_width=16, grid=(1, 1), num_prefix_tokens=0, text_width=D)
     text = torch.randn(B, 5, D)
     assert torch.equal(network.text_projection(text) + network.text_modality, text)
 
 
-@pytest.mark.parametrize("n_prefix", [0, 1])
-def test_embed_image_scatters_as_a_naive_loop(n_prefix: int) -> None:
+@pytest.mark.parametrize("num_prefix_tokens", [0, 1])
+def test_embed_image_scatters_as_a_naive_loop(num_prefix_tokens: int) -> None:
     """Bug: patches land one slot off (the class token), in sorted order, or without their own position."""
-    network = fusion(n_prefix).eval()
+    network = fusion(num_prefix_tokens).eval()
     visible = torch.tensor([[4, 1], [0, 5], [2, 3]])
-    encoded = torch.randn(B, n_prefix + 2, 16)
-    expected = torch.empty(B, n_prefix + 6, D)
+    encoded = torch.randn(B, num_prefix_tokens + 2, 16)
+    expected = torch.empty(B, num_prefix_tokens + 6, D)
     for b in range(B):
-        slots = [network.mask_token] * (n_prefix + 6)
-        for i in range(n_prefix):
+        slots = [network.mask_token] * (num_prefix_tokens + 6)
+        for i in range(num_prefix_tokens):
             slots[i] = network.image_projection(encoded[b, i])
         for i, patch in enumerate(visible[b].tolist()):
-            slots[n_prefix + patch] = network.image_projection(encoded[b, n_prefix + i])
+            slots[num_prefix_tokens + patch] = network.image_projection(encoded[b, num_prefix_tokens + i])
         for s, content in enumerate(slots):
             expected[b, s] = network.image_norm(content + network.image_position[0, s] + network.image_modality)
     embedded = network.embed_image(encoded, visible)
     torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=0)
     with torch.no_grad():
         network.image_position.zero_()  # masked slots differ by their position alone
-    masked = network.embed_image(encoded, visible)[0, n_prefix:][[0, 2, 3, 5]]
+    masked = network.embed_image(encoded, visible)[0, num_prefix_tokens:][[0, 2, 3, 5]]
     assert torch.equal(masked, masked[:1].expand_as(masked))
 
 
@@ -148,7 +150,7 @@ def test_a_row_taken_twice_gets_both_gradients() -> None:
     """Bug: of the pairs that one image or caption takes part in, the last alone trains it."""
     rows, weight = torch.randn(4, 3, 5, requires_grad=True), torch.randn(6, 3, 5)
     chosen = torch.tensor([2, 0, 2, 3, 2, 0])
-    taken = take_rows(rows, chosen)
+    taken = index_rows(rows, chosen)
     assert torch.equal(taken, torch.stack([rows[i] for i in chosen.tolist()]))
     (taken * weight).sum().backward()
     by_hand = torch.zeros_like(rows)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from mamo.models.heads import ITMHead, MIMHead, MLMHead, Predictor
+from mamo.models.heads import ITMHead, MIMHead, MLMHead, MRMHead
 
 
 def test_mlm_head_equals_bert_and_shares_its_embeddings() -> None:
@@ -51,7 +51,7 @@ def test_itm_and_predictor_are_what_they_say() -> None:
     """Bug: a missing nonlinearity or a wrong width."""
     torch.manual_seed(0)
     hidden = torch.randn(4, 32)
-    itm, predictor = ITMHead(32), Predictor(32, 20)
+    itm, predictor = ITMHead(32), MRMHead(32, 20)
     torch.testing.assert_close(itm(hidden), hidden @ itm.classifier.weight.T, atol=1e-5, rtol=0)  # bias starts at zero
     first, second = predictor.layers[0], predictor.layers[2]
     assert first.weight.shape == (20, 32)
@@ -63,7 +63,7 @@ def test_itm_and_predictor_are_what_they_say() -> None:
 def test_linears_start_like_bert() -> None:
     """Bug: PyTorch's default start, whose scale depends on the width."""
     torch.manual_seed(0)
-    for linear in [module for module in Predictor(256, 512).modules() if isinstance(module, nn.Linear)]:
+    for linear in [module for module in MRMHead(256, 512).modules() if isinstance(module, nn.Linear)]:
         assert 0.016 < linear.weight.std() < 0.02  # normal(0, 0.02) cut at two sigmas: 0.88 * 0.02
         assert linear.weight.abs().max() <= 0.04
         assert not linear.bias.any()

@@ -52,17 +52,18 @@ def write(state: dict[str, Tensor], folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "n_prefix"), [(CLASS_TOKEN, 1), (NO_CLASS_TOKEN, 0), (SIGLIP, 0), (NO_EMBED_CLASS, 1), (PRE_NORM, 1)]
+    ("name", "num_prefix_tokens"),
+    [(CLASS_TOKEN, 1), (NO_CLASS_TOKEN, 0), (SIGLIP, 0), (NO_EMBED_CLASS, 1), (PRE_NORM, 1)],
 )
 @pytest.mark.parametrize("image_size_px", [(32, 32), (16, 40)])
-def test_whole_image_equals_timm(name: str, n_prefix: int, image_size_px: tuple[int, int]) -> None:
+def test_whole_image_equals_timm(name: str, num_prefix_tokens: int, image_size_px: tuple[int, int]) -> None:
     """Bug: a step of timm's forward is left out or reordered (norm_pre, positions of the class token)."""
     encoder = small_encoder(name, image_size_px)
     image = torch.randn(3, 3, *image_size_px)
     tokens = encoder(image)
-    assert encoder.n_prefix == n_prefix
+    assert encoder.num_prefix_tokens == num_prefix_tokens
     assert encoder.grid == (image_size_px[0] // 8, image_size_px[1] // 8)
-    assert tokens.shape == (3, n_prefix + encoder.grid[0] * encoder.grid[1], encoder.width)
+    assert tokens.shape == (3, num_prefix_tokens + encoder.grid[0] * encoder.grid[1], encoder.width)
     torch.testing.assert_close(
         tokens, timm_twin(encoder, name, image_size_px).forward_features(image), atol=1e-5, rtol=0
     )
@@ -84,7 +85,7 @@ def test_visible_patches_equal_encoding_the_gathered_patches(name: str) -> None:
         positions = vit.pos_embed[0]
         patch_positions = positions[-10:]
         sequence = [patches[i] + patch_positions[i] for i in indices.tolist()]
-        if encoder.n_prefix:
+        if encoder.num_prefix_tokens:
             class_position = positions[0] if len(positions) == 11 else torch.zeros(32)
             sequence.insert(0, vit.cls_token[0, 0] + class_position)
         rows.append(vit.norm(vit.blocks(vit.norm_pre(torch.stack(sequence)[None])))[0])
@@ -137,8 +138,10 @@ def test_positions_are_interpolated_as_timm_does(name: str, tmp_path: Path) -> N
     for size in [(48, 24), (64, 16)]:  # 6x3 patches, then 8x2: as many as in 4x4
         encoder = small_encoder(name, size)
         report = load_image_weights(encoder, path)
-        n_prefix = source.pos_embed.shape[1] - 16
-        expected = resample_abs_pos_embed(source.pos_embed, list(encoder.grid), [4, 4], num_prefix_tokens=n_prefix)
+        num_prefix_tokens = source.pos_embed.shape[1] - 16
+        expected = resample_abs_pos_embed(
+            source.pos_embed, list(encoder.grid), [4, 4], num_prefix_tokens=num_prefix_tokens
+        )
         torch.testing.assert_close(encoder.vit.pos_embed, expected, atol=1e-5, rtol=0)
         assert report.interpolated == ("pos_embed",)
         assert report.unused == ("head.bias", "head.weight")

@@ -28,7 +28,7 @@ def bert_config(**changes: object) -> BertConfig:
 
 def networks() -> tuple[TextEncoder, Fusion]:
     torch.manual_seed(1)
-    fusion = Fusion(32, N_FUSION, 4, 48, image_width=16, grid=(2, 2), n_prefix=1, text_width=32)
+    fusion = Fusion(32, N_FUSION, 4, 48, image_width=16, grid=(2, 2), num_prefix_tokens=1, text_width=32)
     return TextEncoder(bert_config(), N_TEXT).eval(), fusion.eval()
 
 

@@ -21,7 +21,7 @@ def backbone(image_name: str = "vit_tiny_patch16_224") -> Backbone:
     )
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     text_encoder = TextEncoder(config, 2)
-    fusion = Fusion(32, 2, 4, 48, 16, image_encoder.grid, image_encoder.n_prefix, 24)
+    fusion = Fusion(32, 2, 4, 48, 16, image_encoder.grid, image_encoder.num_prefix_tokens, 24)
     return Backbone(image_encoder, text_encoder, fusion, itc_width=12)
 
 
@@ -34,9 +34,11 @@ def losses(network: Mamo) -> Tensor:
     visible, masked = torch.tensor([[0, 4], [5, 1], [2, 3]]), torch.tensor([[1, 2], [0, 2], [0, 1]])
     text = body.text_encoder(input_ids, is_valid)
     clean, seen = body.image_encoder(image), body.image_encoder(image, visible)
-    cls = body.fusion.text_position(torch.zeros(3, 1, dtype=torch.int64))
+    cls = body.fusion.text_positions(torch.zeros(3, 1, dtype=torch.int64))
     fused_clean = body.fusion(body.fusion.embed_image(clean), text, is_valid, cls)[:, 0]
-    fused_masked = body.fusion(body.fusion.embed_image(seen, visible), text, is_valid, body.fusion.image_slots(masked))
+    fused_masked = body.fusion(
+        body.fusion.embed_image(seen, visible), text, is_valid, body.fusion.patch_positions(masked)
+    )
     terms: list[Tensor] = []
     if network.temperature is not None:
         similarity = body.image_feature(clean) @ body.text_feature(text).T / network.temperature

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from mamo.config import load_config
-from mamo.study.execute import collect, run_study, shell_lines
-from mamo.study.plan import Study, identity, read_study
+from mamo.config.load import load_config
+from mamo.study.execute import harvest_finished, run_study, shell_lines
+from mamo.study.published import PUBLISHED
 from mamo.study.report import write_report
-from mamo.study.reproduced import PUBLISHED
 from mamo.study.results import append_row, read_rows
+from mamo.study.spec import Study, config_hash, read_study
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(
@@ -104,7 +104,7 @@ def test_shipped_studies_are_in_order(path: Path) -> None:
     seeds = ([10, 11, 12, 13, 14], []) if path.stem == "mlim" else ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
     assert (study.seeds("explore"), study.seeds("confirm")) == seeds
     cells = study.cells("all")
-    assert len({cell.identity for cell in cells}) == len(cells), "two variants are the same run"
+    assert len({cell.config_hash for cell in cells}) == len(cells), "two variants are the same run"
 
 
 def test_studies_share_their_common_cell() -> None:
@@ -112,22 +112,22 @@ def test_studies_share_their_common_cell() -> None:
     assert {"losses", "mask_ratio", "methods", "mim_head", "mim_target", "joint_or_alternate"} <= {
         p.stem for p in SHIPPED
     }
-    full = identity(load_config(ROOT / "configs/studies/base_scenes.yaml", ["seed=3"]))
+    full = config_hash(load_config(ROOT / "configs/studies/base_scenes.yaml", ["seed=3"]))
     for path in SHIPPED:
         if path.stem == "mlim":  # the other system alone
             continue
-        assert full in {cell.identity for cell in read_study(path).cells("explore")}, path.stem
+        assert full in {cell.config_hash for cell in read_study(path).cells("explore")}, path.stem
 
 
 def test_identity_is_what_changes_a_result(study: Callable[..., Study]) -> None:
     """Bug: a cell of another seed or setting is taken for finished, or one runs again for its folder's name."""
     base = study().cell("plain", 0)
-    assert study("output_dir=elsewhere", "data.workers=3").cell("plain", 0).identity == base.identity
-    assert study("training.checkpoint_every_steps=9").cell("plain", 0).identity == base.identity
-    assert study("losses.weights.mlm=1").cell("plain", 0).identity == base.identity  # its default, said aloud
+    assert study("output_dir=elsewhere", "data.workers=3").cell("plain", 0).config_hash == base.config_hash
+    assert study("training.checkpoint_every_steps=9").cell("plain", 0).config_hash == base.config_hash
+    assert study("losses.weights.mlm=1").cell("plain", 0).config_hash == base.config_hash  # its default, said aloud
     different = [study().cell("plain", 1), study().cell("more", 0), study("evaluation.probe_items=5").cell("plain", 0)]
     different.append(study("data.difficulty=full").cell("plain", 0))
-    assert len({cell.identity for cell in [base, *different]}) == 5
+    assert len({cell.config_hash for cell in [base, *different]}) == 5
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_cells_run_once_and_failed_ones_go_on(study: Callable[..., Study], scrip
         assert (folder / "metrics.jsonl").exists()
     variants = {"mine": {}, "half": {"losses.weights.mlm": 0.5}, "new": {"losses.weights.mim": 0.5}}
     other = study(variants=variants, baseline="mine", comparisons=[])
-    assert [cell.variant for cell in collect(other.cells("explore"), runs, results)] == ["new"] * 3
+    assert [cell.variant for cell in harvest_finished(other.cells("explore"), runs, results)] == ["new"] * 3
 
 
 def test_what_a_cluster_finished_is_taken_over(study: Callable[..., Study], scripts: Path, tmp_path: Path) -> None:
@@ -245,15 +245,15 @@ def test_identity_of_a_fine_tuning_covers_both_stages(two_stages: Callable[..., 
     assert plain.pretraining is not None
     assert tuned.pretraining is not None
     assert other.pretraining is not None
-    assert len({plain.identity, tuned.identity, other.identity, plain.pretraining.identity}) == 4
-    assert plain.pretraining.identity == tuned.pretraining.identity != other.pretraining.identity
+    assert len({plain.config_hash, tuned.config_hash, other.config_hash, plain.pretraining.config_hash}) == 4
+    assert plain.pretraining.config_hash == tuned.pretraining.config_hash != other.pretraining.config_hash
     assert (tuned.config.losses.weights.mlm, tuned.pretraining.config.losses.weights.mlm) == (0.5, 1)
     assert plain.config.model == plain.pretraining.config.model
     assert {plain.config.seed, plain.pretraining.config.seed} == {0}
     longer = two_stages("finetune.training.total_steps=31").cell("plain", 0)
     assert longer.pretraining is not None
-    assert longer.pretraining.identity == plain.pretraining.identity
-    assert longer.identity != plain.identity
+    assert longer.pretraining.config_hash == plain.pretraining.config_hash
+    assert longer.config_hash != plain.config_hash
 
 
 def test_fine_tunings_share_their_pretraining(two_stages: Callable[..., Study], scripts: Path, tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_fine_tunings_share_their_pretraining(two_stages: Callable[..., Study], 
     runs, results, made = tmp_path / "runs", tmp_path / "results", two_stages(explore_seeds=[2])
     shared = made.cell("plain", 2).pretraining
     assert shared is not None
-    weights = runs / shared.identity / "checkpoints"
+    weights = runs / shared.config_hash / "checkpoints"
     with pytest.raises(
-        ValueError, match=rf"3 of 3 cells failed(.|\n)*tuned, seed 2: see .*{shared.identity}\.log\.txt"
+        ValueError, match=rf"3 of 3 cells failed(.|\n)*tuned, seed 2: see .*{shared.config_hash}\.log\.txt"
     ):
         run_study(made, "explore", 2, runs, results, scripts)  # the stand-ins fail the first time
     assert [words[0] for words in calls(scripts)] == ["pretrain.py"] * 2
@@ -275,11 +275,11 @@ def test_fine_tunings_share_their_pretraining(two_stages: Callable[..., Study], 
     run_study(made, "explore", 1, runs, results, scripts)
     last = calls(scripts)[7:]
     assert [(words[0], "--resume" in words) for words in last] == [("finetune.py", True)] * 3
-    assert sum(f"checkpoint={runs / shared.identity}" in words for words in last) == 2
+    assert sum(f"checkpoint={runs / shared.config_hash}" in words for words in last) == 2
     assert not list(runs.glob("*/checkpoints"))
     rows = read_rows(results)
-    assert rows.keys() == {cell.identity for cell in made.cells("explore")}
-    row = rows[made.cell("other", 2).identity]
+    assert rows.keys() == {cell.config_hash for cell in made.cells("explore")}
+    row = rows[made.cell("other", 2).config_hash]
     assert (row["steps"], row["samples"], row["settings"]["pretraining.losses.weights.mim"]) == (60, 480, 0.5)
     assert row["train_s"] == 4.0  # a batch of 8 at 4 a second, in both stages
     run_study(made, "explore", 1, runs, results, scripts)
@@ -336,7 +336,7 @@ def test_two_real_stages_killed_between_them(tmp_path: Path, monkeypatch: pytest
     assert {"matching/pr_auc/both", "matching/pr_auc/image_only", "matching/pr_auc/text_only"} <= row["metrics"].keys()
     own = json.loads((given[1] / row["cell"] / "results.json").read_text())["evaluations"][-1]
     assert made.all_cells[0].pretraining is not None
-    assert f"/{made.all_cells[0].pretraining.identity}/" in own["ancestry"][-1]["checkpoint"]
+    assert f"/{made.all_cells[0].pretraining.config_hash}/" in own["ancestry"][-1]["checkpoint"]
 
 
 def planted(made: Study, folder: Path) -> None:
@@ -344,7 +344,7 @@ def planted(made: Study, folder: Path) -> None:
     for cell in made.cells("all"):
         value = {0: 50.0, 1: 52.0, 2: 54.0, 7: 60.0}[cell.seed]
         value += {0: 5.0, 1: 6.0, 2: 7.0, 7: 9.0}[cell.seed] if cell.variant == "more" else 0.0
-        row = {"cell": cell.identity, "seed": cell.seed, "steps": 30, "samples": 240, "train_s": 9.5}
+        row = {"cell": cell.config_hash, "seed": cell.seed, "steps": 30, "samples": 240, "train_s": 9.5}
         append_row(folder, {**row, "metrics": {METRIC: value, OTHER: 1.0, "unplanned": 2.0}})
 
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from mamo.config import Config
+from mamo.config.schema import Config
+from mamo.evaluator import evaluate
 from mamo.models.image_encoder import ImageEncoder
-from mamo.tasks.evaluate import evaluate
-from mamo.tasks.launch import Run, train
-from mamo.training.resume import config_after
+from mamo.trainer import TrainingRun, train
+from mamo.training.resume import finetune_config
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 SHORT = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}
@@ -46,8 +46,11 @@ def child_file(folder: Path, **over: Any) -> Path:
 def test_a_checkpoint_goes_through_fine_tuning_and_a_protocol(parent: Path, tmp_path: Path) -> None:
     """Bug: a model section to repeat, a head lost or left over, positions not resampled, an ancestry that forgets."""
     start = [f"checkpoint={parent}", "data.image_size_px=24", "data.train_scenes=20", "data.workers=0"]
-    config = config_after(child_file(tmp_path), start, is_resume=False)
-    before, after = load_file(parent / "checkpoints/last/student.safetensors"), Run(config).task.network.state_dict()
+    config = finetune_config(child_file(tmp_path), start, is_resume=False)
+    before, after = (
+        load_file(parent / "checkpoints/last/student.safetensors"),
+        TrainingRun(config).task.network.state_dict(),
+    )
     positions = "backbone.image_encoder.vit.pos_embed"
     expected = resample_abs_pos_embed(before[positions], new_size=[3, 3], old_size=[2, 2], num_prefix_tokens=1)
     torch.testing.assert_close(after.pop(positions), expected)
@@ -69,10 +72,10 @@ def test_a_checkpoint_goes_through_fine_tuning_and_a_protocol(parent: Path, tmp_
 def test_a_resumed_fine_tuning_needs_no_parent(parent: Path, tmp_path: Path) -> None:
     """Bug: the model is read from a checkpoint that was moved away meanwhile, or the ancestry is lost on the way."""
     start = [f"checkpoint={parent}", "data.train_scenes=20", "data.workers=0"]
-    train(config_after(child_file(tmp_path), [*start, "training.total_steps=1"], is_resume=False), is_resume=False)
+    train(finetune_config(child_file(tmp_path), [*start, "training.total_steps=1"], is_resume=False), is_resume=False)
     straight = load_file(tmp_path / "child/checkpoints/last/student.safetensors")
     shutil.rmtree(parent)
-    config = config_after(child_file(tmp_path), [*start, "training.total_steps=1"], is_resume=True)
+    config = finetune_config(child_file(tmp_path), [*start, "training.total_steps=1"], is_resume=True)
     train(config, is_resume=True)
     again = load_file(tmp_path / "child/checkpoints/last/student.safetensors")
     assert all(torch.equal(value, again[name]) for name, value in straight.items())
@@ -97,7 +100,7 @@ def test_a_run_evaluates_as_its_protocol_does(
     monkeypatch.setattr(ImageEncoder, "encode", watched)
     over = {"retrieval_items": 6, "probe_items": 4, "rerank_k": 2, "near_duplicates": True}
     start = [f"checkpoint={parent}", "data.train_scenes=20", "data.workers=0", f"training.precision={precision}"]
-    train(config_after(child_file(tmp_path, evaluation=over), start, is_resume=False), is_resume=False)
+    train(finetune_config(child_file(tmp_path, evaluation=over), start, is_resume=False), is_resume=False)
     at_the_end = json.loads((tmp_path / "child/results.json").read_text())["evaluations"][-1]
     expected = (False, torch.bfloat16) if precision == "bf16" else (True, torch.float32)
     assert ways == {expected}
@@ -117,6 +120,8 @@ def test_mistakes_are_told(parent: Path, tmp_path: Path) -> None:
         ({}, [f"checkpoint={parent}", "losses.wieghts.itm=1"], "did you mean `weights`"),
     ):
         with pytest.raises(ValueError, match=message):
-            config_after(child_file(tmp_path, **over), overrides, is_resume=False)
+            finetune_config(child_file(tmp_path, **over), overrides, is_resume=False)
     with pytest.raises(ValueError, match="not divisible by the patch size"):
-        Run(config_after(child_file(tmp_path), [f"checkpoint={parent}", "data.image_size_px=20"], is_resume=False))
+        TrainingRun(
+            finetune_config(child_file(tmp_path), [f"checkpoint={parent}", "data.image_size_px=20"], is_resume=False)
+        )

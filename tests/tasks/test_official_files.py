@@ -10,12 +10,12 @@ import yaml
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
-from mamo.data.export import export_scenes
-from mamo.data.images import BadSample
-from mamo.data.scenes import SceneWorld
-from mamo.tasks.evaluate import evaluate
-from mamo.tasks.launch import train
-from mamo.training.resume import config_after
+from mamo.data.images import BadSampleError
+from mamo.evaluator import evaluate
+from mamo.trainer import train
+from mamo.training.resume import finetune_config
+from mamo.world.export import export_scenes
+from mamo.world.scene import SceneWorld
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 TASKS: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
@@ -54,7 +54,7 @@ def files_config(task: str, train_file: Path, eval_file: Path, folder: Path, pre
         **TASKS[task][3],
     }  # fmt: skip
     (folder / "task.yaml").write_text(yaml.safe_dump(values))
-    return config_after(folder / "task.yaml", [f"checkpoint={pretrained}"], is_resume=False)
+    return finetune_config(folder / "task.yaml", [f"checkpoint={pretrained}"], is_resume=False)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -74,7 +74,7 @@ def test_from_official_files_to_numbers(task: str, pretrained: Path, tmp_path: P
             evaluate(tmp_path / "run", "records-vqa", [*overrides[:2], f"data.eval_file={train_file}"])
     image = next((tmp_path / "val").rglob("*.jpg" if task != "reasoning" else "*.png"))
     image.unlink()
-    with pytest.raises(BadSample, match=rf"(question_id|identifier|expression_id) .*{image.name}"):
+    with pytest.raises(BadSampleError, match=rf"(question_id|identifier|expression_id) .*{image.name}"):
         evaluate(tmp_path / "run", f"records-{task}", overrides)
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mamo.config import build_config
-from mamo.data.answers import ANSWERS
-from mamo.data.tokenizer import scenes_tokenizer
+from mamo.config.load import build_config
+from mamo.config.values import merge, read_values
 from mamo.models.image_encoder import ImageEncoder
-from mamo.tasks.kinds import parts_of
-from mamo.tasks.launch import Run
-from mamo.training.resume import config_after
-from mamo.values import merge, read_values
+from mamo.tasks.registry import parts_of
+from mamo.tasks.vqa.batch import ANSWERS
+from mamo.trainer import TrainingRun
+from mamo.training.resume import finetune_config
+from mamo.world.vocabulary import scenes_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "configs" / "finetune"
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if "scenes" not in path.stem and path.stem != "nlvr")
@@ -68,12 +68,12 @@ def test_one_step_at_reduced_size(path: Path, pretrained: Path, tmp_path: Path) 
         overrides += ["losses.itm_pool_size=4", "losses.queue_size=16"]
     if read_values(path).get("task") == "vqa":
         overrides += ["vqa.answer_min_count=1"]
-    config = config_after(path, overrides, is_resume=False)
-    run = Run(config)
+    config = finetune_config(path, overrides, is_resume=False)
+    run = TrainingRun(config)
     assert run.parts.network.backbone.fusion.grid == (3, 3)
     (encoder,) = (part for part in run.task.network.modules() if isinstance(part, ImageEncoder))
     assert encoder is run.parts.image_encoder
     before = run.parts.network.backbone.fusion.layers[0].fc1.weight.clone()
-    values = run.trial_loop("fp32", tmp_path).step(run.example_batch(8), 1)
+    values = run.dry_run_loop("fp32", tmp_path).step(run.example_batch(8), 1)
     assert all(math.isfinite(value) for value in values.values())
     assert not torch.equal(run.parts.network.backbone.fusion.layers[0].fc1.weight, before)

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from transformers import BertConfig
 
-from mamo.config import Config, load_config
+from mamo.config.load import load_config
+from mamo.config.schema import Config
 from mamo.data.images import FREE_SKIPS
 from mamo.data.loader import loader_errors
-from mamo.data.tokenizer import scenes_tokenizer
-from mamo.tasks.launch import Run, train
-from mamo.training import checkpoint, run_folder
+from mamo.trainer import TrainingRun, train
+from mamo.training import checkpoint, run_dir
+from mamo.world.vocabulary import scenes_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -51,7 +52,7 @@ def test_a_mistake_is_one_message(
     """Bug: a traceback, exit code 1 or 0, or files of a run that never began, which then block the next start."""
     file = tiny_file(training=SHORT)
     assert expected in fails(lambda: train(load_config(file, [override]), is_resume=False))
-    run_folder.claim(tmp_path / "run")  # still free
+    run_dir.create_output_dir(tmp_path / "run")  # still free
 
 
 def test_a_number_in_any_notation(tiny_file: Callable[..., Path]) -> None:
@@ -102,7 +103,7 @@ def test_heads_of_attention_are_part_of_the_architecture(
     config = tiny(checkpoint=str(tmp_path / "run"), output_dir=str(tmp_path / "next"), model=model, training=SHORT)
     message = fails(lambda: train(config, is_resume=False))
     assert "model.image.heads is 4 here, 2 there; model.text.heads is 4 here, 2 there" in message
-    run_folder.claim(tmp_path / "next")  # still free
+    run_dir.create_output_dir(tmp_path / "next")  # still free
 
 
 @pytest.mark.parametrize("key", ["eval_file", "statements_file"])
@@ -161,7 +162,7 @@ def test_a_full_disk_stops_a_run_that_then_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        patch.setattr("mamo.tasks.launch.draw_curves", lambda folder: full({}, folder / "step-0000006"))
+        patch.setattr("mamo.trainer.draw_curves", lambda folder: full({}, folder / "step-0000006"))
         message = fails(lambda: train(config, is_resume=False))
     assert "No space left on device" in message
     assert f"{run}/checkpoints/step-0000006" in message
@@ -216,12 +217,12 @@ def test_skipped_samples_are_counted_and_named_across_a_resume(
 
 
 def _save_then_stop(at: int) -> Callable[..., None]:
-    from mamo.training.background import Background
+    from mamo.training.async_writer import AsyncWriter
     from mamo.training.loop import Loop
 
     save = Loop.save
 
-    def wrapped(self: Loop, step: int, writing: Background) -> None:
+    def wrapped(self: Loop, step: int, writing: AsyncWriter) -> None:
         save(self, step, writing)
         writing.wait()
         if step == at:
@@ -254,7 +255,7 @@ def test_workers_tell_a_bad_sample_in_the_same_line(tiny: Callable[..., Config],
     """Bug: with workers the message is a traceback of another process, or another sample is named."""
     messages = []
     for workers in (0, 2):
-        run = Run(tiny(data=pairs(BAD, "raise", workers=workers), training={"total_steps": 8}))
+        run = TrainingRun(tiny(data=pairs(BAD, "raise", workers=workers), training={"total_steps": 8}))
         with pytest.raises(ValueError) as caught, loader_errors(workers):
             for _ in run.batches(0, workers):
                 pass

@@ -224,7 +224,7 @@ def test_a_really_full_disk_stops_a_run_with_one_message(
     small_disk: Path, tiny: Callable[..., object], fails: Callable[..., str]
 ) -> None:
     """Bug: what a mock raises is not what a full disk does: partial writes, errors at closing, a torn log."""
-    from mamo.tasks.launch import train
+    from mamo.trainer import train
 
     config = tiny(output_dir=str(small_disk / "run"), training={"total_steps": 200, "checkpoints_kept": 50})
     message = fails(lambda: train(config, is_resume=False))

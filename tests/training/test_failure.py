@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mamo.config import Config, load_config
-from mamo.data.collate import PairBatch
-from mamo.tasks.launch import Run, train
-from mamo.tasks.pretrain import PretrainTask
+from mamo.config.load import load_config
+from mamo.config.schema import Config
+from mamo.tasks.pretrain.batch import PairBatch
+from mamo.tasks.pretrain.task import PretrainTask
+from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint
 from mamo.training.failure import NonFiniteLoss
 
@@ -19,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 
 def reproduced(folder: Path) -> dict[str, torch.Tensor]:
     """The losses of the step that failed, from nothing but the folder that the run left."""
-    run = Run(load_config(folder / "config.yaml"))
+    run = TrainingRun(load_config(folder / "config.yaml"))
     for name, module in run.task.modules().items():
         checkpoint.load_module(folder, name, module)
     batch = PairBatch(**checkpoint.read_tensors(folder, "batch"))
     step = json.loads((folder / "state.json").read_text())["step"]
     run.task.network.train()
-    return run.trial_loop("fp32", folder).backward(batch, step)[1]
+    return run.dry_run_loop("fp32", folder).backward(batch, step)[1]
 
 
 def test_a_bad_weight_is_named_and_reproduced(
@@ -59,7 +60,7 @@ def test_a_full_disk_does_not_hide_which_loss_it_was(
     tiny: Callable[..., Config], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: writing what reproduces the failure fails, and that error alone is told."""
-    monkeypatch.setattr("mamo.tasks.pretrain.mim_loss", lambda *given: torch.tensor(torch.nan, requires_grad=True))
+    monkeypatch.setattr("mamo.tasks.pretrain.task.mim_loss", lambda *given: torch.tensor(torch.nan, requires_grad=True))
 
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from mamo.cli import run as run_script
-from mamo.config import Config
-from mamo.tasks.launch import train
-from mamo.training import checkpoint, run_folder
-from mamo.training.background import Background
+from mamo.config.schema import Config
+from mamo.trainer import train
+from mamo.training import checkpoint, run_dir
+from mamo.training.async_writer import AsyncWriter
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -33,14 +33,14 @@ def bits(run: Path, step: int) -> list[bytes]:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
     """Call `act` when the metrics of `step` are written."""
-    write = run_folder.LineLog.write
+    write = run_dir.JsonlWriter.write
 
-    def write_and_act(self: run_folder.LineLog, values: dict[str, Any]) -> None:
+    def write_and_act(self: run_dir.JsonlWriter, values: dict[str, Any]) -> None:
         write(self, values)
-        if values["step"] == step and self.path.name == run_folder.METRICS:
+        if values["step"] == step and self.path.name == run_dir.METRICS:
             act()
 
-    monkeypatch.setattr(run_folder.LineLog, "write", write_and_act)
+    monkeypatch.setattr(run_dir.JsonlWriter, "write", write_and_act)
 
 
 def test_sigterm_saves_and_leaves_with_143(
@@ -111,7 +111,7 @@ def test_a_disk_that_fills_in_the_background_is_told(
 def test_the_error_that_ends_a_run_is_not_hidden_by_the_writer() -> None:
     """Bug: of two errors the second replaces the first; work is lost when the run ends."""
     done: list[int] = []
-    with Background() as writing:
+    with AsyncWriter() as writing:
         writing.start(lambda: done.append(1))
     assert done == [1]
 
@@ -119,12 +119,12 @@ def test_the_error_that_ends_a_run_is_not_hidden_by_the_writer() -> None:
         raise checkpoint.CheckpointError("disk")
 
     def both() -> None:
-        with Background() as writing:
+        with AsyncWriter() as writing:
             writing.start(fail)
             raise ValueError("first")
 
     def alone() -> None:
-        with Background() as writing:
+        with AsyncWriter() as writing:
             writing.start(fail)
 
     with pytest.raises(ValueError, match="first"):
@@ -193,7 +193,7 @@ def test_a_loader_that_dies_while_it_hands_over_is_the_same_error(
         raise raised
         yield
 
-    monkeypatch.setattr("mamo.tasks.launch.make_loader", broken)
+    monkeypatch.setattr("mamo.trainer.make_loader", broken)
     with pytest.raises(ChildProcessError, match=r"a loader process died.*data.workers"):
         train(tiny(), is_resume=False)
 
@@ -269,7 +269,7 @@ def test_memory_and_step_time_stay_flat(tiny: Callable[..., Config]) -> None:
     training = {"total_steps": 2000, "checkpoint_every_steps": 200}
     config = tiny(training=training, losses={"itm_pool_size": 2}, data={"train_scenes": 8})
     train(config, is_resume=False)
-    rows = run_folder.read_lines(Path(config.output_dir) / run_folder.TIMING)
+    rows = run_dir.read_jsonl(Path(config.output_dir) / run_dir.TIMING)
     memory = [row["peak_memory_mib"] for row in rows]
     assert memory[-1] - memory[500] < 16
     # the fastest tenth: what else the machine does at the time slows the others

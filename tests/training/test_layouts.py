@@ -13,12 +13,12 @@ import torch
 import yaml
 from torch import Tensor
 
-import mamo.tasks.launch
-from mamo.config import load_config
-from mamo.distributed import processes
-from mamo.tasks.launch import Run, train
-from mamo.training import checkpoint, parallel, run_folder
-from mamo.training.parallel import blocks, shares
+import mamo.trainer
+from mamo.config.load import load_config
+from mamo.distributed import process_group
+from mamo.trainer import TrainingRun, train
+from mamo.training import checkpoint, parallel, run_dir
+from mamo.training.parallel import blocks, local_batch_sizes
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -85,8 +85,8 @@ def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 def in_float64(config_file: Path) -> None:
     """A run whose weights and casts are float64; the numbers that a log would round go to `losses.pt`."""
     losses: list[dict[str, float]] = []
-    with processes("cpu"):
-        run = Run(load_config(config_file))
+    with process_group("cpu"):
+        run = TrainingRun(load_config(config_file))
         for module in run.task.modules().values():
             module.double()
         loop = run.loop([])
@@ -155,7 +155,7 @@ def test_saved_by_two_loaded_by_one(tmp_path: Path) -> None:
     train(load_config(files["one"]), is_resume=False)
     assert [code for code, _ in finish(started)] == [0, 0]
     one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
-    rows = [run_folder.read_lines(run / run_folder.METRICS) for run in (one, two)]
+    rows = [run_dir.read_jsonl(run / run_dir.METRICS) for run in (one, two)]
     assert [row["step"] for row in rows[1]] == list(range(1, 21))  # one process alone writes
     assert losses_of(rows[1]) == pytest.approx(losses_of(rows[0]), abs=1e-4)
     last = checkpoint.step_folder(two, 20)
@@ -167,7 +167,7 @@ def test_saved_by_two_loaded_by_one(tmp_path: Path) -> None:
         target = two / name
         target.unlink() if target.is_symlink() else target.rename(two / "later")
     train(load_config(files["two"]), is_resume=True)  # from step 10, in one process
-    again = run_folder.read_lines(two / run_folder.METRICS)
+    again = run_dir.read_jsonl(two / run_dir.METRICS)
     assert losses_of(again) == pytest.approx(losses_of(rows[0]), abs=1e-4)
 
 
@@ -186,15 +186,15 @@ def test_shares_that_do_not_divide_are_refused(
     config = load_config(write(tmp_path, **training))
     monkeypatch.setattr(parallel, "world_size", lambda: world)
     with pytest.raises(ValueError, match=message):
-        shares(config)
+        local_batch_sizes(config)
 
 
 def test_shares_follow_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a process takes the whole global batch; a micro-batch of the config is larger than a process's share."""
     config = load_config(write(tmp_path, micro_batch_size=4))
-    assert shares(config) == (8, 4)
+    assert local_batch_sizes(config) == (8, 4)
     monkeypatch.setattr(parallel, "world_size", lambda: 4)
-    assert shares(config) == (2, 2)
+    assert local_batch_sizes(config) == (2, 2)
 
 
 def test_untested_combinations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,11 +212,11 @@ def test_untested_combinations_are_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def gradients_of(config_file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and gradients of the first step."""
-    run = Run(load_config(config_file))
+    run = TrainingRun(load_config(config_file))
     run.task.network.train()
     precision = run.config.training.precision
     assert precision != "auto"
-    _, values = run.trial_loop(precision, config_file.parent).backward(next(run.batches(0, 0)), 0)
+    _, values = run.dry_run_loop(precision, config_file.parent).backward(next(run.batches(0, 0)), 0)
     return values, {n: p.grad for n, p in run.task.network.named_parameters() if p.grad is not None}
 
 
@@ -236,7 +236,7 @@ def test_checkpointed_and_compiled_blocks_compute_the_same(tmp_path: Path, monke
                 torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
         assert all(gradient.dtype == torch.float32 for gradient in others.values())
     assert len(compiled) == 2 * 2 * (1 + 1 + 2)  # precisions, student and teacher, layers
-    network = Run(load_config(plain)).task.network
+    network = TrainingRun(load_config(plain)).task.network
     assert len(blocks(network)) == 4
 
 
@@ -247,7 +247,7 @@ def main() -> None:
         Tensor.float = Tensor.double  # type: ignore[method-assign, assignment]
         in_float64(config_file)
     else:
-        mamo.tasks.launch.draw_curves = lambda output_dir: None
+        mamo.trainer.draw_curves = lambda output_dir: None
         train(load_config(config_file), is_resume=False)
 
 

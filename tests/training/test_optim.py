@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from mamo.config import TrainingConfig
+from mamo.config.schema import TrainingConfig
 from mamo.training import checkpoint
 from mamo.training.optim import layer_matrices, learning_rate_at, make_optimizer, parameter_groups
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-import mamo.tasks.launch
-from mamo.config import Config, load_config
-from mamo.tasks.launch import train
-from mamo.training import precision, run_folder
+import mamo.trainer
+from mamo.config.load import load_config
+from mamo.config.schema import Config
+from mamo.trainer import train
+from mamo.training import precision, run_dir
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -29,14 +30,14 @@ def ends_of(run: Path, step: int = 30) -> dict[str, bytes]:
     """Everything that must be bit-identical."""
     folder = run / "checkpoints" / f"step-{step:07d}"
     files = {name: (folder / f"{name}.safetensors").read_bytes() for name in STATE}
-    return files | {"metrics": (run / run_folder.METRICS).read_bytes()}
+    return files | {"metrics": (run / run_dir.METRICS).read_bytes()}
 
 
 def kill_after(config: Path, step: int, delay_s: float, *options: str) -> bool:
     """Run the script and `kill -9` it some time after `step` is in the metrics; whether it was still running."""
     command = [sys.executable, str(SCRIPT), "--config", str(config), *options]
     output_dir = Path(load_config(config).output_dir)
-    metrics = output_dir / run_folder.METRICS
+    metrics = output_dir / run_dir.METRICS
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= step):
             time.sleep(0.001)
@@ -62,7 +63,7 @@ def test_killed_run_ends_in_the_bits_of_an_unbroken_one(
     train(resumed, is_resume=True)
     whole, broken = ends_of(tmp_path / "whole"), ends_of(tmp_path / "run")
     assert [name for name in whole if whole[name] != broken[name]] == []
-    steps = [row["step"] for row in run_folder.read_lines(tmp_path / "run" / run_folder.TIMING)]
+    steps = [row["step"] for row in run_dir.read_jsonl(tmp_path / "run" / run_dir.TIMING)]
     assert steps == list(range(1, 31))
 
 
@@ -109,14 +110,14 @@ class Stop(Exception):
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make the log of step `step` raise `Stop`."""
-    write = run_folder.LineLog.write
+    write = run_dir.JsonlWriter.write
 
-    def write_or_stop(self: run_folder.LineLog, values: dict[str, Any]) -> None:
+    def write_or_stop(self: run_dir.JsonlWriter, values: dict[str, Any]) -> None:
         write(self, values)
-        if values["step"] == step and self.path.name == run_folder.METRICS:
+        if values["step"] == step and self.path.name == run_dir.METRICS:
             raise Stop
 
-    monkeypatch.setattr(run_folder.LineLog, "write", write_or_stop)
+    monkeypatch.setattr(run_dir.JsonlWriter, "write", write_or_stop)
 
 
 def interrupted(config: Config, step: int) -> None:
@@ -138,11 +139,11 @@ def test_auto_is_resolved_once(tiny: Callable[..., Config], monkeypatch: pytest.
         choose(run_step)
         return "fp32"
 
-    monkeypatch.setattr("mamo.tasks.launch.choose_precision", spy)
+    monkeypatch.setattr("mamo.trainer.choose_precision", spy)
     interrupted(config, 4)
     train(config, is_resume=True)
     assert timed == ["probed"]
-    resolved = load_config(Path(config.output_dir) / run_folder.CONFIG)
+    resolved = load_config(Path(config.output_dir) / run_dir.CONFIG)
     assert resolved.training.precision == "fp32"
     assert resolved.training.device in ("cpu", "cuda")
     named = tiny(
@@ -161,7 +162,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(
     config = tiny(training={"total_steps": 15})
     run = Path(config.output_dir)
     interrupted(config, 12)
-    (run / run_folder.METRICS).open("a").write('{"step": 13, "loss')  # torn by the kill
+    (run / run_dir.METRICS).open("a").write('{"step": 13, "loss')  # torn by the kill
     with (run / "checkpoints" / "step-0000010" / "queue.safetensors").open("r+b") as file:
         file.truncate(40)
     train(config, is_resume=True)
@@ -261,7 +262,7 @@ def test_a_start_killed_before_its_first_checkpoint_resumes(tiny: Callable[..., 
 def main() -> None:
     """The child process of several threads: a whole run, a broken and resumed one, one that is left broken."""
     logging.basicConfig(level=logging.INFO)
-    mamo.tasks.launch.draw_curves = lambda output_dir: None
+    mamo.trainer.draw_curves = lambda output_dir: None
     whole, broken, moved = (load_config(Path(name)) for name in sys.argv[1:])
     train(whole, is_resume=False)
     for config in (broken, moved):

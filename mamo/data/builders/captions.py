@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Images, read_json, rows_of
-from mamo.data.records import write_json_lines
+from mamo.data.pairs_reader import write_json_lines
 
 _SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 _EXPECTED_IMAGES = {

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mamo.data.records import lines_of, write_json_lines
-from mamo.data.shards import ShardMember, index_shard, read_member
-from mamo.data.task_records import ReasoningRecord, write_task_records
+from mamo.data.pairs_reader import lines_of, write_json_lines
+from mamo.data.records import ReasoningRecord, write_task_records
+from mamo.data.shard_index import ShardMember, index_shard, read_member
 
 EXPECTED_RECORDS = 989
 EXPECTED_IMAGES = 5934

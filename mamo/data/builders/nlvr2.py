@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Images
-from mamo.data.records import lines_of
-from mamo.data.task_records import ReasoningRecord, write_task_records
+from mamo.data.pairs_reader import lines_of
+from mamo.data.records import ReasoningRecord, write_task_records
 
 _SPLITS = {  # ours -> (the official file, its number of statements)
     "train": ("train.json", 86_373),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mamo.data.builders.report import BuildReport, Count, Images, read_json, rows_of
-from mamo.data.task_records import VqaRecord, write_task_records
+from mamo.data.records import VqaRecord, write_task_records
 
 _QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 _ANNOTATIONS = "v2_mscoco_{}_annotations.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Images, read_json, rows_of
-from mamo.data.task_records import GroundingRecord, write_task_records
+from mamo.data.records import GroundingRecord, write_task_records
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Images, read_json
-from mamo.data.records import lines_of, write_json_lines
+from mamo.data.pairs_reader import lines_of, write_json_lines
 
 _CC3M = {  # ours -> (the official list, its number of rows)
     "train": ("Train_GCC-training.tsv", 3_318_333),

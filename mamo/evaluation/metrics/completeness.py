@@ -1,0 +1,23 @@
+"""Whether predictions answer exactly what a split asks."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Key = TypeVar("Key", int, str)
+
+
+def check_predictions(
+    task: str, item: str, predictions: Mapping[Key, Any], truth: Mapping[Key, Any], key_prefix: str = ""
+) -> None:
+    """Raises ValueError, naming the first, for an item without prediction or a prediction of no item, or for no item.
+
+    `task` and `item` ("question") are words of the message, `key_prefix` goes before the key in it.
+    """
+    for problem, keys in (
+        (f"{item}s have no prediction", truth.keys() - predictions.keys()),
+        (f"predictions are of no {item} of the split", predictions.keys() - truth.keys()),
+    ):
+        if keys:
+            raise ValueError(f"{task}: {len(keys)} {problem}, the first is {key_prefix}{min(keys)}")
+    if not truth:
+        raise ValueError(f"{task}: there is no {item}")

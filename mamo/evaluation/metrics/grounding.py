@@ -1,0 +1,112 @@
+"""From a heat map to a box, and whether it is the right one: weakly-supervised grounding without a box head.
+
+Boxes are (x, y, width, height) in pixels of the image. Legend: H, W height and width of the image, h, w of the map.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+Box = tuple[float, float, float, float]
+IOU_THRESHOLD = 0.5
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union as RefCOCO's API computes it: the last pixel of a box is x + width - 1, and counts.
+
+    For whole numbers this is the exact ratio of pixel counts, except that boxes that share one row or one column of
+    pixels alone count as disjoint.
+    """
+    left, top = max(a[0], b[0]), max(a[1], b[1])
+    right, bottom = min(a[0] + a[2] - 1, b[0] + b[2] - 1), min(a[1] + a[3] - 1, b[1] + b[3] - 1)
+    if left >= right or top >= bottom:
+        return 0.0
+    shared = (right - left + 1) * (bottom - top + 1)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+def to_image_size(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
+    """A heat map [h, w] over the patches, interpolated to [H, W] of the image: bilinear, and nothing is hot outside.
+
+    A patch is therefore hottest in its middle, at the border too. Without the latter, heat would stay flat or rise from
+    a border patch's middle to the border, which matters where patches are few.
+    """
+    rows, columns = ((torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in image_size_px)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None]  # [1, H, W, (x, y)]
+    whole = functional.grid_sample(heat[None, None].double(), places, padding_mode="zeros", align_corners=False)
+    found: NDArray[np.float64] = whole[0, 0].numpy()
+    return found
+
+
+def to_image_size_bicubic(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
+    """The same as ALBEF's protocol for RefCOCO does it: bicubic, cut at 0, beyond the border as at the border."""
+    whole = functional.interpolate(heat[None, None].double(), image_size_px, mode="bicubic", align_corners=False)
+    return whole[0, 0].clamp(min=0).numpy()
+
+
+def best_proposal(heat: NDArray[np.float64], proposals: Sequence[Box]) -> int:
+    """The proposal with the most heat for its size: the sum within the box over the root of its area (as ALBEF).
+
+    The root is between the sum, which the whole image would win, and the mean, which the smallest box would.
+
+    Args:
+        heat: float [H, W], not negative.
+        proposals: boxes within the image; their borders are cut to whole pixels.
+
+    Raises:
+        ValueError: there is no proposal, or one has no pixel in the image; its index and the box are named.
+    """
+    if not proposals:
+        raise ValueError("grounding: there is no proposal to choose from")
+    height, width = heat.shape
+    total = np.zeros((height + 1, width + 1))  # summed over rows and columns: a box's sum is four look-ups
+    total[1:, 1:] = heat.cumsum(axis=0).cumsum(axis=1)
+    scores = []
+    for index, (x, y, w, h) in enumerate(proposals):
+        left, top = max(int(x), 0), max(int(y), 0)
+        right, bottom = min(int(x + w), width), min(int(y + h), height)
+        if left >= right or top >= bottom:
+            raise ValueError(f"grounding: proposal {index} {(x, y, w, h)} covers no pixel of {width} x {height}")
+        inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+        scores.append(inside / math.sqrt(w * h))
+    return int(np.argmax(scores))
+
+
+def points_inside(heat: NDArray[np.float64], gold: Box) -> bool:
+    """The pointing game (Zhang et al. 2016): whether the hottest pixel's centre lies in the gold box."""
+    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+    x, y, w, h = gold
+    return bool(x <= column + 0.5 < x + w and y <= row + 0.5 < y + h)
+
+
+def grounding_scores(heat: NDArray[np.float64], proposals: Sequence[Box], gold: Box) -> dict[str, float]:
+    """What one expression adds to the metrics, each 0 to 1; without proposals `pointing` alone.
+
+    `proposal`: the chosen one's IoU with the gold box is at least 0.5; `pointing`; and what to compare with:
+    `random_proposal` (the expected value of a uniform choice) and `upper_bound` (some proposal fits).
+    """
+    found = {"pointing": float(points_inside(heat, gold))}
+    if proposals:
+        fits = [iou(box, gold) >= IOU_THRESHOLD for box in proposals]
+        found["proposal"] = float(fits[best_proposal(heat, proposals)])
+        found |= {"random_proposal": sum(fits) / len(fits), "upper_bound": float(any(fits))}
+    return found
+
+
+def mean_percent(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The means of `grounding_scores` over expressions in percent, each over those that have it."""
+    names = ("proposal", "pointing", "random_proposal", "upper_bound")
+    columns = {name: [row[name] for row in found if name in row] for name in names}
+    return {name: 100 * sum(values) / len(values) for name, values in columns.items() if values}
+
+
+def grounding_metrics(
+    heats: Sequence[NDArray[np.float64]], proposals: Sequence[Sequence[Box]], gold: Sequence[Box]
+) -> dict[str, float]:
+    """`mean_percent` of `grounding_scores` over expressions with proposals."""
+    return mean_percent([grounding_scores(*row) for row in zip(heats, proposals, gold, strict=True)])

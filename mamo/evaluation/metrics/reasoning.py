@@ -1,0 +1,39 @@
+"""NLVR and NLVR2 accuracy and consistency (Suhr et al. 2017, 2019), by their identifiers."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from mamo.evaluation.metrics.completeness import check_predictions
+
+
+def reasoning_metrics(predictions: Mapping[str, bool], labels: Mapping[str, bool]) -> dict[str, float]:
+    """`accuracy`, `consistency` and `majority` in percent, of statements named by their identifiers.
+
+    Consistency is the share of sentences that are judged right of all their pictures: identifiers `split-set-pair-
+    sentence` (NLVR2) that agree but for the pair, or `n-m` with or without a permutation `-k` (NLVR) that agree in n.
+
+    Raises ValueError, naming the first, where a statement has no prediction or a prediction no statement, and for an
+    identifier of neither form.
+    """
+    check_predictions("NLVR", "statement", predictions, labels)
+    is_right = {identifier: predictions[identifier] == label for identifier, label in labels.items()}
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for identifier, right in is_right.items():
+        groups[sentence_of(identifier)].append(right)
+    n_true = sum(labels.values())
+    return {
+        "accuracy": 100 * sum(is_right.values()) / len(labels),
+        "consistency": 100 * sum(all(group) for group in groups.values()) / len(groups),
+        "majority": 100 * max(n_true, len(labels) - n_true) / len(labels),
+    }
+
+
+def sentence_of(identifier: str) -> str:
+    """What the identifiers of one sentence have in common. Raises ValueError for an unknown form."""
+    parts = identifier.split("-")
+    if len(parts) == 4 and not parts[0].isdigit():
+        split, image_set, _, sentence = parts
+        return f"{split}-{image_set}-{sentence}"
+    if len(parts) in (2, 3) and all(part.isdigit() for part in parts):
+        return parts[0]
+    raise ValueError(f"NLVR: identifier {identifier!r} is neither split-set-pair-sentence nor n-m or n-m-k")

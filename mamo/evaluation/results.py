@@ -1,0 +1,54 @@
+"""The entries of `results.json`."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mamo.config.schema import Config
+from mamo.distributed import world_size
+from mamo.evaluation.protocols import scorer_of, split_of
+
+
+def result_entry(
+    config: Config, protocol: str, folder: Path, step: int, ancestry: list[dict[str, Any]], metrics: dict[str, float]
+) -> dict[str, Any]:
+    """One entry of `results.json`: the numbers, and all that they depend on."""
+    return {
+        "protocol": protocol,
+        "split": split_of(protocol, config),
+        "scorer": scorer_of(config),
+        "checkpoint": str(folder),
+        "step": step,
+        "seed": config.seed,
+        "rerank_k": config.evaluation.rerank_k,
+        "image_size_px": list(config.data.image_size),
+        "eval_file": config.data.eval_file,
+        "eval_split": config.data.eval_split,
+        "ancestry": ancestry,
+        "versions": versions(),
+        "metrics": metrics,
+    }
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """The metrics that one looks at first, in a line; all of a task that has few."""
+    first = [name for name in metrics if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name]
+    return ", ".join(f"{name} {metrics[name]:.1f}" for name in first or metrics)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    names = ("mamo", "torch", "torchvision", "timm", "transformers", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What orders the sums of a step, and so decides their last bits: processor, threads, number of processes."""
+    found = {"processes": str(world_size())}
+    if device.type == "cuda":
+        return found | {"GPU": torch.cuda.get_device_name(device)}
+    return found | {"CPU": torch.backends.cpu.get_cpu_capability(), "threads": str(torch.get_num_threads())}

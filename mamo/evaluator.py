@@ -1,0 +1,68 @@
+"""A checkpoint under a named protocol, from its folder alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mamo.config.load import build_config
+from mamo.config.values import apply_override, read_values
+from mamo.distributed import map_over_ranks
+from mamo.evaluation.protocols import apply_protocol, check_lineage, protocol_name
+from mamo.evaluation.results import result_entry
+from mamo.models.image_encoder import choose_attention
+from mamo.reports.page import write_report
+from mamo.tasks.restore import load_parts
+from mamo.tasks.vqa.task import refuse_training_questions
+from mamo.training import checkpoint
+from mamo.training.precision import cast_parameters, choose_device
+from mamo.training.resume import read_lineage
+from mamo.training.run_dir import CONFIG, atomic_write_text
+
+
+def evaluate(
+    path: Path, protocol: str, overrides: Sequence[str], output_dir: Path | None = None, pictures: int = 0
+) -> dict[str, Any]:
+    """Evaluate a checkpoint and write `results.json`; the processes of a group share the work, the first one writes.
+
+    Args:
+        path: a run or step folder.
+        protocol: a name of `PROTOCOLS`.
+        overrides: `section.key=value` over the protocol; a change of what it fixes shows in the entry's name.
+        output_dir: where to write; None is `evaluations/PROTOCOL` in the run's folder.
+        pictures: rows of each kind of picture in `report.html`; 0 writes none.
+
+    Returns:
+        The entry that was written.
+
+    Raises:
+        ValueError: an unknown protocol, a bad override, a missing or damaged checkpoint, unreadable data.
+    """
+    folder = checkpoint.resolve(path)
+    *ancestry, own = read_lineage(folder)
+    stored = read_values(folder / CONFIG)
+    values = apply_protocol(protocol, stored)
+    values["checkpoint"] = str(folder)
+    for override in overrides:
+        apply_override(values, override)
+    config = build_config(values, f"{folder / CONFIG} under {protocol}")
+    name = check_lineage(protocol, [*ancestry, own]) + protocol_name(protocol, config).removeprefix(protocol)
+    if config.task == "vqa":
+        refuse_training_questions(config, build_config(stored).data.train_files)
+    trained, parts = load_parts(folder, config, choose_device("auto"))
+    output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
+    output_dir.mkdir(parents=True, exist_ok=True)
+    precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
+
+    def write(to: Path) -> None:
+        atomic_write_text(to / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
+        if pictures:
+            shown = parts.pictures(trained, pictures, to)
+            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder)
+
+    choose_attention(trained.network, trained.device, precision)
+    with cast_parameters(precision, [trained.network]):
+        metrics = parts.evaluate(trained, output_dir)
+        entry = result_entry(config, name, folder, own["step"], ancestry, metrics)
+        map_over_ranks(write, [output_dir])  # by the first process alone
+    return entry

@@ -1,0 +1,207 @@
+"""Retrieval from encoded images or texts: a shortlist by ITC, re-ranked by ITM.
+
+An image's tokens take hundreds of times the place of its feature (ViT-B/16 at 256 px: 790 KB against 1 KB), and a text
+needs those of its shortlist alone. A large gallery therefore keeps the features, in a file that the next process reads,
+and encodes the shortlisted images again; a small one keeps the tokens in memory.
+
+Legend: Q queries, K shortlisted items a query, N pairs, I images, D width of the shared space.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mamo.config.schema import Config
+from mamo.data.images import BadSampleError
+from mamo.evaluation.results import versions
+from mamo.evaluation.scorer import EncodedImages, EncodedTexts, ImageTokens, ReencodedImages, Scorer
+
+logger = logging.getLogger(__name__)
+
+_QUERIES_AT_ONCE = 1024
+"""Rows of the similarity matrix, queries by items, that exist at a time."""
+Encode = Callable[[Sequence[Any]], EncodedImages]
+EncodeTexts = Callable[[Sequence[str]], EncodedTexts]
+Query = TypeVar("Query")
+Match = Callable[[Any, Tensor, Tensor], Tensor]
+"""Encoded queries, rows of queries int64 [N], rows of items int64 [N] -> ITM scores float32 [N] of these pairs."""
+
+
+class EmptyGalleryError(ValueError):
+    """A gallery to retrieve from has no image, or no text.
+
+    >>> import mamo
+    >>> mamo.load("runs/scenes").index([])
+    Traceback (most recent call last):
+    mamo.gallery.EmptyGalleryError: index: the gallery is empty
+    """
+
+
+class Gallery(Generic[Query]):
+    """Encoded images that texts retrieve from (`Model.index`), or texts that images do (`Model.index_texts`).
+
+    >>> import mamo
+    >>> model = mamo.load("runs/scenes")
+    >>> gallery = model.index(["a.jpg", "b.jpg"])
+    >>> len(gallery)
+    2
+    >>> (best,) = gallery.retrieve(["a red circle"], k=2)
+    >>> sorted(index for index, score in best)
+    [0, 1]
+
+    Of many image files, with the features kept on disk for the next time:
+
+    >>> large = model.index(["a.jpg", "b.jpg"], cache="runs/scenes/cache")
+    >>> large.retrieve(["a red circle"], k=2)[0][0][0] == best[0][0]
+    True
+
+    The other way round:
+
+    >>> captions = model.index_texts(["a red circle", "a blue square", "two green stars"])
+    >>> [len(best) for best in captions.retrieve(["a.jpg", "b.jpg"], k=2)]
+    [2, 2]
+    """
+
+    def __init__(self, feature: Tensor, encode: Callable[[Sequence[Query]], Any], match: Match | None) -> None:
+        """`feature` is float32 [items, D]; `encode` makes queries with a `feature` [Q, D]; None for no re-ranking."""
+        self._feature, self._encode, self._match = feature, encode, match
+
+    def __len__(self) -> int:
+        return len(self._feature)
+
+    def retrieve(self, queries: Sequence[Query], k: int = 5, rerank_k: int = 32) -> list[list[tuple[int, float]]]:
+        """The best `k` items of each query: (index in the gallery, score), best first.
+
+        The `rerank_k` most similar by ITC are scored again by ITM, if the model has that head, as in the evaluation;
+        the score is then the matching logit, else the cosine similarity.
+
+        Raises ValueError for `k` above `rerank_k` or below 1 and for no list of queries, BadSampleError for no image.
+        """
+        if not 1 <= k <= rerank_k:
+            raise ValueError(f"retrieve: k = {k} must lie between 1 and rerank_k = {rerank_k}; raise rerank_k for more")
+        with torch.inference_mode():
+            encoded = self._encode(queries)
+            parts = [
+                (feature @ self._feature.T).topk(min(rerank_k, len(self)), dim=1)
+                for feature in torch.split(encoded.feature, _QUERIES_AT_ONCE)
+            ]
+            score, shortlist = (torch.cat(several).cpu() for several in zip(*parts, strict=True))  # [Q, K]
+            if self._match is not None:
+                rows = torch.arange(len(shortlist)).repeat_interleave(shortlist.shape[1])
+                score = self._match(encoded, rows, shortlist.flatten()).view(shortlist.shape)
+            best, order = score.topk(min(k, shortlist.shape[1]), dim=1)
+            items = shortlist.gather(1, order)
+        return [list(zip(*pair, strict=True)) for pair in zip(items.tolist(), best.tolist())]
+
+
+def indexed_texts(scorer: Scorer, encode: EncodeTexts, images: Encode, texts: Sequence[str]) -> Gallery[Any]:
+    """What `Model.index_texts` says. Raises EmptyGalleryError for no texts, ValueError for what is no text."""
+    if not len(texts):
+        raise EmptyGalleryError("index_texts: the gallery is empty")
+    encoded = encode(texts)
+
+    def match(queries: ImageTokens, rows: Tensor, items: Tensor) -> Tensor:
+        return scorer.match(queries, encoded, rows, items)
+
+    return Gallery(encoded.feature, images, match if scorer.network.itm is not None else None)
+
+
+def _of_images(scorer: Scorer, texts: EncodeTexts, images: ImageTokens) -> Gallery[str]:
+    def match(queries: EncodedTexts, rows: Tensor, items: Tensor) -> Tensor:
+        return scorer.match(images, queries, items, rows)
+
+    return Gallery(images.feature, texts, match if scorer.network.itm is not None else None)
+
+
+def indexed(
+    scorer: Scorer,
+    texts: EncodeTexts,
+    encode: Encode,
+    images: Sequence[Any],
+    config: Config,
+    cache: str | Path | None,
+) -> Gallery[str]:
+    """What `Model.index` says.
+
+    A file in `cache` serves the very weights, image contents (in order), settings and library versions that it was made
+    with: its name is their digest. One that cannot be read is made again, which is logged.
+
+    Raises:
+        EmptyGalleryError: no images.
+        BadSampleError: names what is not an image.
+        ValueError: with `cache`, images that are not files; `cache` cannot be a folder.
+    """
+    if not len(images):
+        raise EmptyGalleryError("index: the gallery is empty")
+    if cache is None:
+        return _of_images(scorer, texts, encode(images))
+    if not all(isinstance(image, str | Path) for image in images):
+        raise ValueError("index: with a cache, give a list of image files")
+    settings = {
+        "model": config.model.model_dump(mode="json"),
+        "image_size_px": config.data.image_size,
+        "batch_size": scorer.batch_size,  # these two change the last bits of a feature
+        "device": scorer.device.type,
+        "versions": {**versions(), "pillow": version("pillow")},
+    }
+    file = Path(cache) / f"embeddings-{_key(scorer.network, images, settings)}.safetensors"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # before the hours of encoding
+        raise ValueError(f"index: cache={cache} cannot be a folder: {error}") from error
+    feature = _read(file, len(images))
+    if feature is None:
+        steps = range(0, len(images), scorer.batch_size)
+        feature = torch.cat([encode(images[start : start + scorer.batch_size]).feature for start in steps])
+        _write(file, feature)
+    return _of_images(scorer, texts, ReencodedImages(feature.to(scorer.device), images, encode))
+
+
+def _key(network: nn.Module, files: Iterable[str | Path], settings: dict[str, Any]) -> str:
+    """SHA-256 of the weights, the contents of the image files and the settings, in hex digits."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, value in network.state_dict().items():
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for path in files:
+        try:
+            with Path(path).open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise BadSampleError(f"{path}: {type(error).__name__}: {error.strerror}") from None
+    return found.hexdigest()
+
+
+def _read(file: Path, n_images: int) -> Tensor | None:
+    """Features float32 [I, D] of a file; None where there is none or it is damaged."""
+    if not file.exists():
+        return None
+    try:
+        feature: Tensor = load_file(file)["feature"]
+        if feature.ndim != 2 or len(feature) != n_images:
+            raise ValueError(f"features {list(feature.shape)} for {n_images} images")
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        logger.warning("%s is damaged (%s): its %d images are encoded again", file, error, n_images)
+        return None
+    return feature
+
+
+def _write(file: Path, feature: Tensor) -> None:
+    """Keep features float32 [I, D]; a kill leaves the whole file or none, a full disk is logged."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        save_file({"feature": feature.cpu().contiguous()}, temporary)
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        logger.warning("%s cannot be written (%s): the next index encodes its images again", file, error)

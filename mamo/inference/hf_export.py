@@ -1,0 +1,91 @@
+"""A trained network as a folder in Hugging Face's layout: config.json, model.safetensors, tokenizer, README.md."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mamo.config.load import build_config
+from mamo.config.schema import Config
+from mamo.models.vlm import Mamo
+from mamo.tasks.base import Trained
+from mamo.tasks.restore import load_parts
+from mamo.training.checkpoint import CheckpointError
+from mamo.training.run_dir import BERT
+
+CONFIG, WEIGHTS, CARD = "config.json", "model", "README.md"
+FILES = ("*.json", "*.txt", f"{WEIGHTS}.safetensors", CARD, f"{BERT}/{CONFIG}")
+"""Patterns of all that `read_exported` reads."""
+_SAMPLE = "A RED circle, an élan-blue  square; 2 STARS' 3.5 don't\tÅngström 東京 [MASK]"
+"""Capitals, accents, marks, spaces and another script: what tokenizers of one vocabulary may read differently."""
+_HEADER = "---\nlibrary_name: mamo\ntags: [mamo, vision-language, image-text-retrieval]\n---\n\n"
+
+
+class TokenizerMismatchError(CheckpointError):
+    """The tokenizer beside the weights is not the one they were trained with.
+
+    >>> import mamo
+    >>> issubclass(mamo.TokenizerMismatchError, mamo.CheckpointError)
+    True
+    """
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether the folder has this layout, whole or damaged."""
+    return (folder / CONFIG).is_file() or (folder / f"{WEIGHTS}.safetensors").is_file()
+
+
+def write_exported(
+    folder: Path, network: Mamo, tokenizer: Any, config: Config, card: str, carried: Mapping[str, str]
+) -> None:
+    """Write a network into an existing folder; a BERT that its config names is written down in `bert/`."""
+    tokenizer.save_pretrained(folder)
+    values = {
+        "vocabulary": _fingerprint(tokenizer),
+        "mamo": config.model_dump(mode="json"),
+    }
+    (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    once = {
+        name for name, _ in [*network.named_parameters(), *network.named_buffers()]
+    }  # tied ones by their first name
+    tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items() if key in once}
+    save_file(tensors, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+    if config.model.text.bert is not None:
+        network.backbone.text_encoder.bert.config.save_pretrained(folder / BERT)
+    for name, text in carried.items():
+        (folder / name).write_text(text, "utf-8")
+    (folder / CARD).write_text(_HEADER + card, "utf-8")
+
+
+def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, str, Mapping[str, str]]:
+    """The network on `device`, the config of its run, its card, and what it carries (`Parts.carried`).
+
+    Raises:
+        CheckpointError: a file is missing, damaged or not of this layout. Nothing is unpickled and no code is run.
+        TokenizerMismatchError: the tokenizer was exchanged.
+    """
+    try:
+        values = json.loads((folder / CONFIG).read_text("utf-8"))
+        if not isinstance(values, dict) or not isinstance(values.get("mamo"), dict):
+            raise ValueError(f"its {CONFIG} is of another kind of model")
+        config = build_config(values["mamo"], str(folder / CONFIG))
+        trained, parts = load_parts(folder, config, device, weights=WEIGHTS, tokenizer=".")
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # JSON of another shape
+        raise CheckpointError(f"{folder}: not a model that save_pretrained wrote: {error}") from None
+    if values.get("vocabulary") != _fingerprint(trained.tokenizer):
+        raise TokenizerMismatchError(f"{folder}: its tokenizer is not the one that its weights were trained with")
+    card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""
+    return trained, config, re.sub(r"\A---\n.*?\n---\n\n?", "", card, flags=re.DOTALL), parts.carried
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """16 hex digits of the vocabulary and of what becomes of `_SAMPLE`: tokenizers that read alike have the same."""
+    read = [tokenizer.get_vocab(), tokenizer(_SAMPLE)["input_ids"]]
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]

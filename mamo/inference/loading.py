@@ -1,0 +1,74 @@
+"""`mamo.load`: from a folder or a hub name to a model, or one clear error."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mamo.config.load import load_config
+from mamo.hub import hub_folder
+from mamo.inference.hf_export import FILES, WEIGHTS, is_exported, read_exported
+from mamo.inference.model import Model, model_of
+from mamo.reports.card import model_card
+from mamo.tasks.restore import load_mamo
+from mamo.training import checkpoint
+from mamo.training.checkpoint import CheckpointError
+from mamo.training.precision import choose_device
+from mamo.training.run_dir import CONFIG
+
+
+def load(path: str | Path, device: str | torch.device = "auto", precision: Literal["fp32", "bf16"] = "fp32") -> Model:
+    """Load a trained model.
+
+    >>> import mamo
+    >>> model = mamo.load("runs/scenes", device="cpu")
+    >>> model.similarity(["a.jpg", "b.jpg"], ["a red circle"]).shape
+    torch.Size([2, 1])
+
+    Args:
+        path: a run folder (its last checkpoint), a step folder, a folder that `save_pretrained` wrote, or the name of
+            one on the hub (`user/name`, needs network).
+        device: `auto` takes CUDA where there is any; `cpu`, `cuda`, `cuda:1` or a `torch.device`.
+        precision: of weights and activations; scores are float32 always.
+
+    Raises:
+        CheckpointError: nothing there, damaged, of another architecture, an MLIM, or no checkpoint of ours. Only
+            safetensors and JSON are read: no pickle is ever opened.
+        TokenizerMismatchError: the tokenizer was exchanged; a CheckpointError.
+        DeviceError: there is no such device, as CUDA on a machine without it.
+        ValueError: another precision.
+
+    The model's calls raise `MissingHeadError`, `BadSampleError` (not an image), `EmptyGalleryError` and, for other mistakes
+    in arguments, plain ValueError, which all of these are.
+    """
+    folder, name, where = Path(path), str(path), choose_device(device)
+    if is_exported(folder):
+        return model_of(*read_exported(folder, where), precision)
+    if not folder.exists() and not folder.parent.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        try:
+            folder = hub_folder(name, [f"{WEIGHTS}.safetensors"], FILES)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+        return model_of(*read_exported(folder, where), precision)
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: no folder; give a run, a step or an exported folder{_near(folder)}")
+    folder = checkpoint.resolve(folder)
+    try:
+        config = load_config(folder / CONFIG)
+        trained, parts = load_mamo(folder, config, where)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:  # a config of another version, no tokenizer
+        raise CheckpointError(f"{folder}: not a checkpoint that can be read: {error}") from error
+    return model_of(trained, config, model_card(folder), parts.carried, precision)
+
+
+def _near(folder: Path) -> str:
+    """What there is instead, for a message."""
+    if folder.is_file():
+        return ". ALBEF's published file starts a run instead (checkpoint=FILE)"
+    beside = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, beside, 1)
+    return f". Did you mean {folder.parent / near[0]}?" if near else ""

@@ -1,0 +1,384 @@
+"""A trained model as one object: features, matching, retrieval, grounding, masked words, answers, reasoning.
+
+Images are paths, PIL images or uint8 tensors [3, H, W] of any size; texts are strings. Lists are worked on in batches
+of `evaluation.batch_size`. Features and similarities stay on the model's device, probabilities come to the CPU.
+What a caller can do wrong ends in a ValueError, each kind in its own class; see `mamo.load`.
+
+Legend: I images, T texts, N pairs, D width of the shared space, K results.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from mamo.config.schema import Config
+from mamo.data.images import BadSampleError
+from mamo.data.pairs_reader import clean_caption
+from mamo.data.processor import ImageLike, Processor
+from mamo.data.transforms import eval_transform
+from mamo.evaluation.metrics.grounding import Box, best_proposal, to_image_size
+from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
+from mamo.inference.gallery import EmptyGalleryError, Gallery, indexed, indexed_texts
+from mamo.inference.hf_export import FILES, TokenizerMismatchError, read_exported, write_exported
+from mamo.tasks.base import Trained
+from mamo.tasks.reasoning.batch import is_ordered
+from mamo.tasks.vqa.batch import ANSWERS
+from mamo.tasks.vqa.evaluate import Answerer
+from mamo.training.checkpoint import CheckpointError
+from mamo.training.precision import DeviceError, choose_device
+
+__all__ = [
+    "BadSampleError", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
+    "Model", "Processor", "TokenizerMismatchError",
+]  # fmt: skip
+
+HEAT_THRESHOLD = 0.5
+"""Patches with at least this share of the largest heat belong to the box of `Model.ground`."""
+
+
+class MissingHeadError(ValueError):
+    """The model was trained without the head that a call needs; the message names the command that trains it.
+
+    >>> import mamo
+    >>> model = mamo.load("runs/scenes")
+    >>> model.network.itm = None  # as if trained without matching
+    >>> model.match(["a.jpg"], ["a red circle"])
+    Traceback (most recent call last):
+    mamo.inference.model.MissingHeadError: match: this model was trained without itm; train it on ...
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Grounding:
+    """Where in an image is what an expression says; all in pixels of the image's own size.
+
+    >>> import mamo
+    >>> found = mamo.load("runs/scenes").ground("a.jpg", "a red circle")
+    >>> found.heat.shape  # a.jpg is 60 pixels wide and 40 high
+    (40, 60)
+    >>> bool(found.heat[found.point[1], found.point[0]] == found.heat.max())
+    True
+    """
+
+    heat: NDArray[np.float64]
+    """[H, W], not negative: Grad-CAM, interpolated from the patches."""
+    point: tuple[int, int]
+    """(x, y) of the hottest pixel."""
+    box: Box
+    """(x, y, width, height): the best proposal, or without proposals whole patches around the hottest one."""
+
+
+class Model(ModelHubMixin):
+    """What `mamo.load` gives.
+
+    `network` is the torch module, `processor` what it reads with, `config` the configuration of its run, `card` its
+    card as Markdown. `save_pretrained`, `from_pretrained` and `push_to_hub` are those of the Hugging Face hub:
+
+    >>> import mamo
+    >>> model = mamo.load("runs/scenes")
+    >>> model.save_pretrained("exported")  # config.json, model.safetensors, tokenizer, README.md
+    >>> again = mamo.Model.from_pretrained("exported")
+    >>> bool((again.encode_text(["a red circle"]) == model.encode_text(["a red circle"])).all())
+    True
+    """
+
+    def __init__(
+        self, trained: Trained, processor: Processor, config: Config, card: str, carried: Mapping[str, str]
+    ) -> None:
+        """`carried` are texts by file name that belong to the weights, such as the answer list of VQA."""
+        self.network = trained.network
+        self.processor = processor
+        self.config = config
+        self.card = card
+        self.carried = carried
+        self._scorer = Scorer(
+            trained.network,
+            processor.tokenizer,
+            trained.normalise,
+            trained.device,
+            processor.text_max_tokens,
+            config.evaluation.batch_size,
+        )
+
+    def __repr__(self) -> str:
+        weight = next(self.network.parameters())
+        millions = sum(p.numel() for p in self.network.parameters()) / 1e6
+        return f"mamo.Model({self.config.task}, {millions:.1f} M parameters, {weight.dtype}, {weight.device})"
+
+    def encode_image(self, images: Sequence[ImageLike]) -> Tensor:
+        """L2-normalised ITC features, float32 [I, D].
+
+        >>> import mamo
+        >>> mamo.load("runs/scenes").encode_image(["a.jpg", "b.jpg"]).norm(dim=1).round(decimals=3)
+        tensor([1., 1.])
+
+        Raises BadSampleError naming what is not an image, ValueError for an empty list.
+        """
+        self._need("temperature", "encode_image", "itc")
+        with torch.inference_mode():  # of each batch the features alone are kept
+            return torch.cat([self._scorer.encode_images([batch]).feature for batch in self._batches(images)])
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """L2-normalised ITC features, float32 [T, D].
+
+        >>> import mamo
+        >>> mamo.load("runs/scenes").encode_text(["a red circle"]).shape[0]
+        1
+
+        A text past the limit is cut, and that is logged once a model. Raises ValueError for an empty list.
+        """
+        self._need("temperature", "encode_text", "itc")
+        with torch.inference_mode():
+            return self._texts(texts).feature
+
+    def similarity(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Tensor:
+        """Cosine similarity of all images to all texts by ITC, float32 [I, T].
+
+        >>> import mamo
+        >>> mamo.load("runs/scenes").similarity(["a.jpg", "b.jpg"], ["red", "blue", "a circle"]).shape
+        torch.Size([2, 3])
+        """
+        return self.encode_image(images) @ self.encode_text(texts).T
+
+    def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Tensor:
+        """Probability of ITM that image n shows what text n says, float32 [N].
+
+        >>> import mamo
+        >>> probability = mamo.load("runs/scenes").match(["a.jpg", "b.jpg"], ["a red circle", "a red circle"])
+        >>> bool((0 < probability).all() and (probability < 1).all())
+        True
+
+        Raises ValueError where there are not as many images as texts.
+        """
+        self._need("itm", "match", "itm")
+        _check_list("images", images)
+        _check_list("texts", texts)
+        if len(images) != len(texts):
+            raise ValueError(f"match: {len(images)} images and {len(texts)} texts; give pairs")
+        with torch.inference_mode():
+            rows = torch.arange(len(images))
+            return self._scorer.match(self._images(images), self._texts(texts), rows, rows).sigmoid()
+
+    def index(self, images: Sequence[ImageLike], cache: str | Path | None = None) -> Gallery[str]:
+        """A gallery that texts retrieve from, each image encoded once; see `Gallery`. Raises EmptyGalleryError.
+
+        With the folder `cache` ITC features alone are kept, in a file there, and shortlisted image files encoded again.
+        """
+        self._need("temperature", "index", "itc")
+        _check_list("images", images, least=0)
+        with torch.inference_mode():
+            return indexed(self._scorer, self._texts, self._images, images, self.config, cache)
+
+    def index_texts(self, texts: Sequence[str]) -> Gallery[ImageLike]:
+        """A gallery that images retrieve from, each text encoded once; see `Gallery`. Raises EmptyGalleryError."""
+        self._need("temperature", "index_texts", "itc")
+        _check_list("texts", texts, least=0)
+        with torch.inference_mode():
+            return indexed_texts(self._scorer, self._texts, self._images, texts)
+
+    def ground(
+        self,
+        image: ImageLike,
+        expression: str,
+        proposals: Sequence[Box] = (),
+        heat_from: Literal["fusion", "image_encoder", "occlusion"] | None = None,
+    ) -> Grounding:
+        """Where in the image is what the expression says: what made the match, by one of `mamo.explain`'s ways.
+
+        >>> import mamo
+        >>> found = mamo.load("runs/scenes").ground("a.jpg", "a circle", proposals=[(0, 0, 30, 40), (30, 0, 30, 40)])
+        >>> found.box in [(0, 0, 30, 40), (30, 0, 30, 40)]
+        True
+
+        Args:
+            image: one image.
+            expression: what to look for.
+            proposals: boxes (x, y, width, height) to choose among, as in the evaluation; without any, the box holds
+                the patches connected to the hottest one that have at least half of its heat.
+            heat_from: Grad-CAM read in the fusion or in the image encoder, or patches painted over; None is the
+                `evaluation.grounding_heat` of the model's run. `scenes-easy-grounding` fixes `image_encoder`.
+        """
+        self._need("itm", "ground", "itm")
+        pixels = self.processor.pixels(image)
+        size = (pixels.shape[1], pixels.shape[2])
+        resized = eval_transform(pixels, self.processor.image_size_px)[None]
+        how = heat_from or self.config.evaluation.grounding_heat
+        with torch.inference_mode():
+            row = torch.zeros(1, dtype=torch.int64)
+            heat = heatmaps(self._scorer, resized, self._texts([expression]), row, row, how)[0]
+        whole = to_image_size(heat, size)
+        y, x = np.unravel_index(int(whole.argmax()), whole.shape)
+        box = proposals[best_proposal(whole, proposals)] if len(proposals) else _hot_box(heat, size)
+        return Grounding(whole, (int(x), int(y)), box)
+
+    def fill_mask(self, image: ImageLike, text: str) -> str:
+        """`text` with each [MASK] replaced by the likeliest token, all at once.
+
+        >>> import mamo
+        >>> filled = mamo.load("runs/scenes").fill_mask("a.jpg", "a small [MASK] circle")
+        >>> filled.startswith("a small"), "[MASK]" in filled
+        (True, False)
+
+        Raises ValueError where the text holds no [MASK] within the token limit.
+        """
+        self._need("mlm", "fill_mask", "mlm")
+        tokenizer, limit = self.processor.tokenizer, self.processor.text_max_tokens
+        mask = tokenizer.mask_token
+        # the tokenizer reads "[MASK]" in a text as plain text, so that no caption can smuggle one in
+        parts = [clean_caption(part) for part in text.split(mask)]
+        ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
+        joined = [tokenizer.cls_token_id, *ids[0]]
+        for part in ids[1:]:
+            joined += [tokenizer.mask_token_id, *part]
+        self.processor.tell_of_cut(len(joined) + 1)
+        joined = [*joined[: limit - 1], tokenizer.sep_token_id]
+        slots = [k for k, token in enumerate(joined) if token == tokenizer.mask_token_id]
+        if not slots:
+            raise ValueError(f"fill_mask: no {mask} among the first {limit} tokens of {text!r}")
+        with torch.inference_mode():
+            texts = self._scorer.encode_texts(torch.tensor([joined]), torch.tensor([len(joined)]))
+            row = torch.zeros(1, dtype=torch.int64)
+            (words,) = self._scorer.fill(self._images([image]), texts, row, row, torch.tensor([slots])).tolist()
+        for slot, token in zip(slots, words, strict=True):
+            joined[slot] = token
+        return str(tokenizer.decode(joined[1:-1]))
+
+    def answer(self, images: Sequence[ImageLike], questions: Sequence[str]) -> list[str]:
+        """An answer to question n about image n, of the list that the model was fine-tuned with (VQA).
+
+        >>> import mamo
+        >>> answers = mamo.load("runs/vqa").answer(["a.jpg", "b.jpg"], ["what colour is it?", "is there a circle?"])
+        >>> len(answers)
+        2
+
+        Raises ValueError where there are not as many images as questions.
+        """
+        self._need("answer", "answer", "vqa")
+        _check_list("images", images)
+        _check_list("texts", questions)
+        if len(images) != len(questions):
+            raise ValueError(f"answer: {len(images)} images and {len(questions)} questions; give pairs")
+        self.processor.texts(questions)  # tells of one that is cut
+        scorer, given = self._scorer, list[str]()
+        reading = (self.processor.tokenizer, scorer.normalise, scorer.device, json.loads(self.carried[ANSWERS]))
+        answerer = Answerer(self.network, *reading, self.processor.text_max_tokens, self.config.evaluation.rerank_k)
+        with torch.inference_mode():
+            for start in range(0, len(images), scorer.batch_size):
+                part = slice(start, start + scorer.batch_size)
+                pixels = self.processor.images(images[part])
+                given += answerer(pixels, torch.arange(len(pixels)), questions[part])
+        return given
+
+    def reason(self, images: Sequence[Sequence[ImageLike]], sentences: Sequence[str]) -> Tensor:
+        """Probability that sentence n is true of the images n (NLVR2: a pair), float32 [N].
+
+        >>> import mamo
+        >>> true = mamo.load("runs/reasoning").reason([["a.jpg", "b.jpg"]], ["both images show a circle"])
+        >>> bool(0 < true < 1)
+        True
+
+        Raises ValueError where lengths differ, or sentences have different numbers of images.
+        """
+        self._need("pair", "reason", "nlvr2")
+        if len(images) != len(sentences) or len({len(several) for several in images}) != 1:
+            raise ValueError("reason: give one list of images a sentence, all of the same length")
+        backbone, scorer, found = self.network.backbone, self._scorer, list[Tensor]()
+        with torch.inference_mode():
+            for start in range(0, len(images), scorer.batch_size):
+                part = slice(start, start + scorer.batch_size)
+                pixels = torch.stack([self.processor.images(several) for several in images[part]])
+                pixels = scorer.normalise(pixels.flatten(0, 1).to(scorer.device))
+                slots = backbone.fusion.embed_image(backbone.image_encoder(pixels))
+                ids, lengths = self.processor.texts(sentences[part])
+                is_valid = torch.arange(ids.shape[1]) < lengths[:, None]
+                sided = torch.tensor([is_ordered(text) for text in sentences[part]])
+                texts = (value.to(scorer.device) for value in (ids, is_valid, sided))
+                found.append(self.network.judge(slots.view(len(ids), -1, *slots.shape[1:]), *texts).sigmoid().cpu())
+        return torch.cat(found)
+
+    def _need(self, head: str, call: str, trained_by: str) -> None:
+        if getattr(self.network, head) is None:
+            is_loss = head in ("temperature", "itm", "mlm")
+            task, weight = ("retrieval", f" losses.weights.{trained_by}=1") if is_loss else (trained_by, "")
+            raise MissingHeadError(
+                f"{call}: this model was trained without {trained_by}; train it on with `python scripts/finetune.py "
+                f"--config configs/finetune/{task}_scenes.yaml checkpoint=FOLDER{weight}`"
+                + (f", or pre-train with losses.weights.{trained_by} above 0" if is_loss else "")
+            )
+
+    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
+        """uint8 [B, 3, h, w] of each `evaluation.batch_size` images."""
+        _check_list("images", images)
+        step = self._scorer.batch_size
+        for start in range(0, len(images), step):
+            yield self.processor.images(images[start : start + step])
+
+    def _images(self, images: Sequence[ImageLike]) -> EncodedImages:
+        return self._scorer.encode_images(self._batches(images))
+
+    def _texts(self, texts: Sequence[str]) -> EncodedTexts:
+        return self._scorer.encode_texts(*self.processor.texts(texts))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Called by `save_pretrained`."""
+        write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card, self.carried)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        device: str | torch.device = "auto",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        **hub: Any,
+    ) -> "Model":
+        """What `save_pretrained` wrote: a folder, or a name on the hub with options of `snapshot_download`.
+
+        Raises as `mamo.load`. Instead of the mixin's own, which reads config.json before anything is checked.
+        """
+        where, folder = choose_device(device), Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            try:
+                folder = Path(snapshot_download(str(folder), allow_patterns=list(FILES), **hub))
+            except (OSError, ValueError) as error:  # the hub's errors derive from these
+                raise CheckpointError(f"{folder}: no such folder, and no hub name that can be fetched") from error
+        return model_of(*read_exported(folder, where), precision)
+
+
+def model_of(
+    trained: Trained, config: Config, card: str, carried: Mapping[str, str], precision: Literal["fp32", "bf16"]
+) -> Model:
+    """A model of what was loaded; raises ValueError for another precision."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision {precision!r} is neither fp32 nor bf16")
+    if precision == "bf16":
+        trained.network.bfloat16()
+    processor = Processor(trained.tokenizer, config.data.image_size, config.data.text_max_tokens)
+    return Model(trained, processor, config, card, carried)
+
+
+def _check_list(what: str, values: Any, least: int = 1) -> None:
+    """Raises ValueError for one image or text alone, for what cannot be counted, and for fewer than `least`."""
+    is_list = hasattr(values, "__len__") and hasattr(values, "__getitem__") and not isinstance(values, str)
+    if not is_list or len(values) < least:
+        raise ValueError(f"give a list of {what}, not {values!r}")
+
+
+def _hot_box(heat: Tensor, image_size_px: tuple[int, int]) -> Box:
+    """The box (x, y, width, height) around the patches of heat [h, w] that are connected to the hottest one."""
+    is_hot = (heat >= HEAT_THRESHOLD * heat.max())[None].float()
+    found, grown = torch.zeros_like(is_hot), (heat == heat.max())[None].float()
+    while not torch.equal(found, grown):
+        found, grown = grown, functional.max_pool2d(grown, 3, stride=1, padding=1) * is_hot
+    rows, columns = found[0].nonzero().unbind(dim=1)
+    scale_y, scale_x = (side / patches for side, patches in zip(image_size_px, heat.shape))
+    left, top = int(columns.min()) * scale_x, int(rows.min()) * scale_y
+    return left, top, (int(columns.max()) + 1) * scale_x - left, (int(rows.max()) + 1) * scale_y - top

@@ -1,0 +1,140 @@
+"""From a configuration to the objects of a pre-training run."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from mamo.config.schema import Config
+from mamo.models.cross_fusion import CrossFusion
+from mamo.models.fusion import Fusion
+from mamo.models.image_encoder import ImageEncoder, load_image_weights
+from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
+from mamo.models.vlm import Backbone, Mamo
+
+logger = logging.getLogger(__name__)
+
+HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answer.", "pair.", "recon.", "match.")
+"""First words of the names of a network's parameters outside its backbone: what two tasks may differ in."""
+
+
+def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> Backbone:
+    """The part of the network that all tasks share, initialised from `seed`."""
+    torch.manual_seed(config.seed)
+    model = config.model
+    image_encoder = ImageEncoder(
+        model.image.name,
+        config.data.image_size,
+        patch_size_px=model.image.patch_size_px,
+        width=model.image.width,
+        depth=model.image.depth,
+        heads=model.image.heads,
+    )
+    bert = bert_config_of(config, vocabulary_size, pad_token_id)
+    text_encoder = TextEncoder(bert, model.text.layers)
+    fusion = _fusion(config, image_encoder, bert)
+    return Backbone(image_encoder, text_encoder, fusion, model.itc_width)
+
+
+def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Mamo:
+    """The network of pre-training, initialised from `seed` and, where named, from published weights."""
+    backbone = build_backbone(config, vocabulary_size, pad_token_id)
+    weights, image_encoder = config.losses.weights, backbone.image_encoder
+    patch_h, patch_w = image_encoder.patch_size_px
+    target_width = image_encoder.width if config.losses.mim_target == "features" else 3 * patch_h * patch_w
+    network = Mamo(
+        backbone,
+        itc=weights.itc > 0,
+        itm=weights.itm > 0,
+        mlm=weights.mlm > 0,
+        mim_width=target_width if weights.mim > 0 else None,
+        mim_blocks=config.model.mim_head_blocks,
+        mrm_image=weights.mrm_image > 0,
+        mrm_text=weights.mrm_text > 0,
+        joint=config.masking.mode == "joint",
+        temperature=config.losses.temperature,
+    )
+    load_published(config, network)
+    return network
+
+
+def load_published(config: Config, network: Mamo) -> None:
+    """Fill a network with the published weights that `model` names, if any."""
+    model, backbone = config.model, network.backbone
+    if model.image.weights != "random":
+        report = load_image_weights(backbone.image_encoder, model.image.weights)
+        logger.info("image encoder from %s: %s", model.image.weights, report)
+    if model.text.weights == "bert" and model.text.bert is not None:
+        report = load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
+        logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
+
+
+def _fusion(config: Config, image_encoder: ImageEncoder, bert: BertConfig) -> Fusion | CrossFusion:
+    """The fusion of a config, as wide as the text encoder: its layers can be BERT's upper ones."""
+    sizes: dict[str, Any] = {
+        "width": bert.hidden_size,
+        "layers": config.model.fusion_layers,
+        "heads": bert.num_attention_heads,
+        "mlp_width": bert.intermediate_size,
+        "image_width": image_encoder.width,
+        "grid": image_encoder.grid,
+        "num_prefix_tokens": image_encoder.num_prefix_tokens,
+        "dropout": config.model.dropout,
+    }
+    if config.model.fusion_type == "cross":
+        return CrossFusion(**sizes)
+    return Fusion(**sizes, text_width=bert.hidden_size)
+
+
+def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Bring stored position embeddings of another image size to the grid of a network, by parameter name.
+
+    Bicubic, class tokens untouched (as timm and MAE do).
+
+    Args:
+        module: a network in which one part has patches (`grid`, `patch_size_px`); the parts that have positions on its
+            grid name them with `position_parameters`.
+    """
+    parts = dict(module.named_modules())
+    (encoder,) = (part for part in parts.values() if hasattr(part, "patch_size_px"))
+    old_grid = [side // patch for side, patch in zip(old_image_size_px, encoder.patch_size_px)]
+    return {
+        f"{name}.{parameter}": functools.partial(
+            resample_abs_pos_embed, new_size=list(encoder.grid), old_size=old_grid, num_prefix_tokens=num_prefix_tokens
+        )
+        for name, part in parts.items()
+        if hasattr(part, "position_parameters")
+        for parameter, num_prefix_tokens in part.position_parameters().items()
+    }
+
+
+def bert_config_of(config: Config, vocabulary_size: int, pad_token_id: int) -> BertConfig:
+    text = config.model.text
+    if text.bert is None:
+        bert = BertConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=text.width,
+            num_attention_heads=text.heads,
+            intermediate_size=text.mlp_width,
+            max_position_embeddings=max(512, config.data.text_max_tokens),
+            pad_token_id=pad_token_id,
+        )
+    else:
+        bert = bert_config_from(text.bert)
+        if bert.vocab_size < vocabulary_size:
+            raise ValueError(
+                f"model.text.bert: {text.bert} has {bert.vocab_size} words, the tokenizer of data.tokenizer "
+                f"({config.data.tokenizer}) has {vocabulary_size}; use the tokenizer that belongs to it"
+            )
+        if bert.max_position_embeddings < config.data.text_max_tokens:
+            raise ValueError(
+                f"data.text_max_tokens: {config.data.text_max_tokens} is more than the {bert.max_position_embeddings} "
+                f"positions of {text.bert} (model.text.bert)"
+            )
+    bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = config.model.dropout
+    return bert

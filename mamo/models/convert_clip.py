@@ -1,0 +1,98 @@
+"""CLIP and SigLIP image towers as transformers stores them: renamed to timm's layout, compared with their config.json.
+
+Legend: D width, P patches.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from transformers import CLIPVisionConfig, SiglipVisionConfig
+from transformers.activations import ACT2FN
+
+_PREFIXES = ("vision_model.", "")
+"""Of the tower's names: in a whole model, and in a tower saved alone by transformers 5."""
+_LAYER, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
+_NAMES = (
+    (r"embeddings\.class_embedding", "cls_token"),
+    (r"embeddings\.position_embedding\.weight", "pos_embed"),
+    (rf"embeddings\.patch_embedding{_KIND}", r"patch_embed.proj.\1"),
+    (rf"pre_layrnorm{_KIND}", r"norm_pre.\1"),  # spelt so in transformers
+    (rf"post_layernorm{_KIND}", r"norm.\1"),
+    (rf"{_LAYER}layer_norm([12]){_KIND}", r"blocks.\1.norm\2.\3"),
+    (rf"{_LAYER}mlp\.(fc[12]){_KIND}", r"blocks.\1.mlp.\2.\3"),
+    (rf"{_LAYER}self_attn\.out_proj{_KIND}", r"blocks.\1.attn.proj.\2"),
+    (rf"{_LAYER}self_attn\.qkv{_KIND}", r"blocks.\1.attn.qkv.\2"),  # as `_joined` names it
+)
+_BESIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+_BESIDE_IN_TOWER = ("head.", "embeddings.position_ids")
+"""SigLIP's pooling head; a buffer that old files carry."""
+_SAME_FUNCTION = 2e-3
+"""GELU and its approximation by tanh, which SigLIP was trained with, differ by 0.0005 at most, QuickGELU by 0.02."""
+
+
+def from_transformers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
+    """The tower's weights in timm's names, and the names of what is no part of it; None for another layout.
+
+    Positions are [1, num_prefix_tokens + P, D], as stored. What has no counterpart in timm keeps its name, to be refused.
+    """
+    prefix = next((start for start in _PREFIXES if f"{start}embeddings.patch_embedding.weight" in state), None)
+    if prefix is None:
+        return None
+    starts = (*_BESIDE, *(prefix + name for name in _BESIDE_IN_TOWER))
+    beside = tuple(sorted(key for key in state if key.startswith(starts)))
+    tower: dict[str, Tensor] = {}
+    for key, value in _joined({key: value for key, value in state.items() if key not in beside}).items():
+        name = _timm_name(key.removeprefix(prefix)) if key.startswith(prefix) else None
+        if name in ("cls_token", "pos_embed"):
+            value = value.reshape(1, -1, value.shape[-1])
+        tower[name or key] = value
+    return tower, beside
+
+
+def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value of each layer as one tensor under `qkv`, in this order; incomplete ones as they are."""
+    joined = dict(state)
+    for key in state:
+        parts = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        if ".q_proj." in key and all(part in state for part in parts):
+            joined[key.replace(".q_proj.", ".qkv.")] = torch.cat([joined.pop(part) for part in parts])
+    return joined
+
+
+def _timm_name(name: str) -> str | None:
+    found = (match.expand(ours) for theirs, ours in _NAMES if (match := re.fullmatch(theirs, name)))
+    return next(found, None)
+
+
+def check_config(source: Path, vit: VisionTransformer) -> None:
+    """Refuse what names and shapes of weights do not show, where a config.json lies beside them.
+
+    Raises:
+        ValueError: other numbers of attention heads or another function between the layers than the encoder's.
+    """
+    file = (source if source.is_dir() else source.parent) / "config.json"
+    if not file.is_file():
+        return
+    try:
+        values, _ = CLIPVisionConfig.get_config_dict(file.parent)
+        kind = SiglipVisionConfig if str(values.get("model_type")).startswith("siglip") else CLIPVisionConfig
+        theirs = kind.from_dict(values.get("vision_config", values))
+        act = ACT2FN[theirs.hidden_act]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no config of a CLIP or SigLIP: {error}; remove it to read the weights") from None
+    block: Any = vit.blocks[0]
+    if theirs.num_attention_heads != block.attn.num_heads:
+        raise ValueError(
+            f"{file} has {theirs.num_attention_heads} attention heads, the image encoder has {block.attn.num_heads}: "
+            f"set model.image.heads={theirs.num_attention_heads}"
+        )
+    x = torch.linspace(-8, 8, 1001)
+    if float((act(x) - block.mlp.act(x)).abs().max()) > _SAME_FUNCTION:
+        raise ValueError(
+            f"{file} has the activation {theirs.hidden_act!r}, the image encoder {block.mlp.act}: name another, for "
+            "quick_gelu one of vit_*_clip_quickgelu_*"
+        )

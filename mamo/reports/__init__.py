@@ -1,0 +1,1 @@
+"""Curves, pages, cards and comparisons of runs."""

@@ -1,0 +1,83 @@
+"""The card of a checkpoint, as Markdown: what it is, what it was trained on and descends from, every evaluation."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from mamo.config.load import load_config
+from mamo.config.rules import MLIM_TASKS
+from mamo.config.schema import LOSS_NAMES, Config
+from mamo.evaluation.protocols import scorer_of
+from mamo.training.run_dir import CONFIG, RESULTS
+
+
+def model_card(folder: Path) -> str:
+    """The card of a verified step folder (`checkpoint.resolve`)."""
+    config = load_config(folder / CONFIG)
+    state = json.loads((folder / "state.json").read_text())
+    training = config.training
+    facts = {
+        "method": _method(config),
+        "preset": f"`{config.model.preset}`, {_parameters(folder):,} parameters",
+        "image": f"{_image_encoder(config)}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
+        "steps": (
+            f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each, "
+            f"{training.optimizer}"
+        ),
+        "training data": f"{_data(config)}, fingerprint `{state['data_fingerprint']}`",
+        "seed and precision": f"{config.seed}, {training.precision}",
+        "versions": ", ".join(f"{name} {number}" for name, number in state["versions"].items()),
+    }
+    lines = [f"# {folder.parent.parent.name}, {folder.name}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    lines += ["", "## Descends from", ""]
+    lines += [
+        f"- {link['checkpoint']}, step {link['step']}, data `{link['data_fingerprint']}`" for link in state["ancestry"]
+    ] or ["Random weights."]
+    for entry in _evaluations(folder, state["step"]):
+        lines += ["", f"## {entry['protocol']}, {entry['split']}", "", "| metric | % |", "|---|---|"]
+        lines += [f"| {name} | {value:.1f} |" for name, value in entry["metrics"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _method(config: Config) -> str:
+    if config.task in ("vqa", "reasoning", "matching"):
+        return f"fine-tuned for {config.task}: {scorer_of(config)}"
+    masking, losses = config.masking, ", ".join(name for name in LOSS_NAMES if _weight(config, name) > 0)
+    ratios = f"{masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words"
+    return f"{'MLIM' if config.task == 'mlim' else 'MAMO'}, {masking.mode} masking ({ratios}); losses {losses}"
+
+
+def _image_encoder(config: Config) -> str:
+    model = config.model
+    return f"{model.embedder_layers} convolutions" if config.task in MLIM_TASKS else model.image.name
+
+
+def _weight(config: Config, name: str) -> float:
+    return float(getattr(config.losses.weights, name))
+
+
+def _data(config: Config) -> str:
+    data = config.data
+    if data.source != "scenes":
+        return str(data.train_file)
+    stages = "".join(f"; {n:,} of at most {k} objects" for k, n in enumerate(data.curriculum_scenes, start=1))
+    return f"scenes ({data.difficulty}, {data.train_scenes:,}{stages})"
+
+
+def _parameters(folder: Path) -> int:
+    """Numbers in the student's weights; a tied weight is stored once."""
+    with safe_open(folder / "student.safetensors", framework="numpy") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (it is no dictionary)
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Those of this step in the run's own results, and those of `evaluate.py` beside them."""
+    run_folder = folder.parent.parent
+    files = [run_folder / RESULTS, *sorted((run_folder / "evaluations").glob(f"*/{RESULTS}"))]
+    found = [entry for file in files if file.is_file() for entry in json.loads(file.read_text())["evaluations"]]
+    return [entry for entry in found if entry["step"] == step]

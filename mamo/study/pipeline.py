@@ -1,0 +1,130 @@
+"""The whole way on the embedded world: pre-train, fine-tune the four tasks, the same from random weights, one table."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mamo.config.load import load_config
+from mamo.config.schema import Config
+from mamo.evaluator import evaluate
+from mamo.trainer import train
+from mamo.training.checkpoint import step_folders
+from mamo.training.resume import finetune_config
+from mamo.training.run_dir import CONFIG, atomic_write_text, read_evaluations
+
+logger = logging.getLogger(__name__)
+
+PRETRAINING = "pretraining"
+ZERO_SHOT = "zero-shot"
+FROM_SCRATCH = "from-scratch"
+TABLE = "table.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: a task's metrics, what they shall reach, and what to read beside them."""
+
+    task: str
+    """Name of the fine-tuning's config, without `_scenes`, and of its run folder."""
+    metrics: tuple[str, ...]
+    bar: float
+    beside: tuple[str, ...]
+    """Further metrics of the fine-tuned run: trivial baselines and upper bounds."""
+    zero_shot: str | None = None
+    """Protocol under which the pre-trained checkpoint answers the same questions."""
+
+
+ROWS = (
+    Row("retrieval", ("rerank/i2t_r1", "rerank/t2i_r1"), 90.0, ("itc/i2t_r1", "itc/t2i_r1"), "scenes-full-retrieval"),
+    Row("vqa", ("vqa/accuracy",), 80.0, ("question_only/accuracy",)),
+    Row("nlvr2", ("reasoning/accuracy",), 75.0, ("reasoning/majority",)),
+    Row(
+        "grounding",
+        ("grounding/proposal",),
+        75.0,
+        ("grounding/random_proposal", "grounding/upper_bound"),
+        "scenes-full-grounding",
+    ),
+)
+ERRORS_TO_REMOVE = 25.0
+"""Percent of the errors made from random weights that pre-training shall remove."""
+
+
+def run_pipeline(
+    folder: Path, pretraining: Path, finetuning: Path, overrides: Sequence[str], rows: Sequence[Row] = ROWS
+) -> str:
+    """Run what is not finished, resume what was begun, and write the table.
+
+    Args:
+        folder: gets one run folder a stage, `table.md` and `results.json`.
+        pretraining: config of the pre-training.
+        finetuning: folder of `TASK_scenes.yaml`.
+        overrides: `section.key=value` for every training.
+        rows: the tasks.
+
+    Returns:
+        The table, Markdown.
+
+    Raises:
+        ValueError: as `train`; also where a finished stage has another config than the one asked for.
+    """
+    source = folder / PRETRAINING
+    stage(load_config(pretraining, [*overrides, f"output_dir={source}"]))
+    results: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.zero_shot is not None:
+            output = folder / ZERO_SHOT / row.task
+            if not read_evaluations(output):
+                limits = [override for override in overrides if override.startswith("evaluation.")]
+                evaluate(source, row.zero_shot, limits, output)
+            results[f"{row.task}/{ZERO_SHOT}"] = metrics_of(output)
+        for name, more in ((row.task, []), (f"{row.task}-{FROM_SCRATCH}", ["from_scratch=true"])):
+            output = folder / name
+            given = [*overrides, f"checkpoint={source}", f"output_dir={output}", *more]
+            stage(finetune_config(finetuning / f"{row.task}_scenes.yaml", given, (output / CONFIG).is_file()))
+            results[name] = metrics_of(output)
+    table = table_of(results, rows)
+    atomic_write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    atomic_write_text(folder / TABLE, table)
+    return table
+
+
+def stage(config: Config) -> None:
+    """Train unless it is done; a folder that holds a config was begun, and goes on."""
+    folder = Path(config.output_dir)
+    evaluations = read_evaluations(folder)
+    if evaluations and evaluations[-1]["step"] == config.training.total_steps and step_folders(folder):
+        logger.info("%s is finished", folder)
+        return
+    train(config, (folder / CONFIG).is_file())
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    """The metrics of the last evaluation in a folder."""
+    metrics: dict[str, float] = read_evaluations(folder)[-1]["metrics"]
+    return metrics
+
+
+def errors_removed(fine_tuned: float, from_scratch: float) -> float:
+    """Percent of the errors from random weights that are gone; both in percent right. Zero where there were none."""
+    return 100.0 * (fine_tuned - from_scratch) / (100.0 - from_scratch) if from_scratch < 100.0 else 0.0
+
+
+def table_of(results: Mapping[str, Mapping[str, float]], rows: Sequence[Row]) -> str:
+    """One Markdown line a metric: the aim, what was reached, what stands beside it."""
+    head = ("task", "metric", "aim", "fine-tuned", "from scratch", f"errors removed (aim {ERRORS_TO_REMOVE:.0f} %)")
+    lines: list[tuple[str, ...]] = [(*head, "zero-shot", "beside it"), ("---",) * 8]
+    for row in rows:
+        tuned, scratch = results[row.task], results[f"{row.task}-{FROM_SCRATCH}"]
+        zero_shot = results.get(f"{row.task}/{ZERO_SHOT}", {})
+        beside = ", ".join(f"`{name}` {tuned[name]:.1f}" for name in row.beside)
+        for metric in row.metrics:
+            removed = errors_removed(tuned[metric], scratch[metric])
+            numbers: list[Any] = [row.bar, tuned[metric], scratch[metric], removed]
+            shown = [f"{number:.1f}" for number in numbers]
+            before = f"{zero_shot[metric]:.1f}" if metric in zero_shot else "—"
+            lines.append((row.task, f"`{metric}`", *shown, before, beside))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

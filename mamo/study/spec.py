@@ -1,0 +1,197 @@
+"""A study's file: what is varied over one base config, and what will be compared; written down before it runs.
+
+```yaml
+question: what the study asks
+base: base_scenes.yaml               # a training config; the path is relative to the study's file
+finetune: base_matching.yaml         # optional: what goes on from each run; `finetune.KEY` overrides it
+variants:                            # name -> overrides of the base ...
+  mlm_only: {losses.weights.mim: 0}
+  all: {}
+grid:                                # ... or every combination of these values; variants are then named by them
+  masking.image_ratio: [0.5, 0.75]
+baseline: all
+metrics: [probe/attribute_swap/itm]  # names in `results.json`, the one that decides first
+comparisons: [{variant: mlm_only, against: all, question: what MIM adds}]
+explore_seeds: [0, 1, 2, 3, 4]
+confirm_seeds: [5, 6, 7, 8, 9]
+```
+"""
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from mamo.config.load import build_config, explain
+from mamo.config.schema import Config, Section
+from mamo.config.values import apply_override, read_values
+from mamo.training.resume import inherit_from_checkpoint
+
+SeedSet = Literal["explore", "confirm", "all"]
+Name = Annotated[str, Field(pattern=r"^[\w.+=, -]+$")]
+Overrides = dict[str, Any]
+_FINETUNE = "finetune."
+_SET_BY_STUDY = ("seed", "output_dir", "finetune.seed", "finetune.output_dir", "finetune.checkpoint")
+_CHANGES_NO_RESULT = ("output_dir", "data.workers", "training.checkpoint_every_steps", "training.checkpoints_kept")
+
+
+class Comparison(Section):
+    """One planned difference, `variant` minus `against`, paired by seed."""
+
+    variant: str
+    against: str
+    question: str
+
+
+class StudyFile(Section):
+    """The keys of a study's file."""
+
+    question: str
+    base: str
+    finetune: str | None = None
+    variants: dict[Name, Overrides] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    baseline: str
+    metrics: Annotated[list[str], Field(min_length=1)]
+    comparisons: list[Comparison] = Field(default_factory=list)
+    explore_seeds: Annotated[list[int], Field(min_length=1)]
+    confirm_seeds: list[int] = Field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training run: a variant under one seed. Cells of one `config_hash` are one run, whichever study asks for it."""
+
+    variant: str
+    seed: int
+    file: Path
+    """The config that `overrides` go over."""
+    overrides: tuple[str, ...]
+    config: Config
+    """Of a fine-tuning, `checkpoint` holds the identity of its pre-training."""
+    config_hash: str
+    pretraining: "Trial | None" = None
+    """The run that a fine-tuning starts from; fine-tunings of one pre-training share it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study that has been read and found in order."""
+
+    name: str
+    file: StudyFile
+    variants: dict[str, Overrides]
+    all_cells: tuple[Trial, ...]
+    """Variants times seeds, seed by seed, so that a study broken off has whole pairs."""
+
+    def seeds(self, chosen: SeedSet) -> list[int]:
+        """The seeds of a set, in the order of the file."""
+        sets = {"explore": self.file.explore_seeds, "confirm": self.file.confirm_seeds}
+        return [*sets["explore"], *sets["confirm"]] if chosen == "all" else sets[chosen]
+
+    def cells(self, chosen: SeedSet) -> list[Trial]:
+        """The cells of a set of seeds."""
+        seeds = set(self.seeds(chosen))
+        return [cell for cell in self.all_cells if cell.seed in seeds]
+
+    def cell(self, variant: str, seed: int) -> Trial:
+        """The cell of one variant and seed."""
+        return next(cell for cell in self.all_cells if (cell.variant, cell.seed) == (variant, seed))
+
+
+def read_study(path: Path, common: Sequence[str] = ()) -> Study:
+    """Read a study's file; `common` are `section.key=value` overrides of its base, or with `finetune.` of that.
+
+    Raises:
+        ValueError: one message naming the file and every problem with its key; or that of the first variant's config
+            which is not in order.
+    """
+    values = read_values(path)
+    try:
+        file = StudyFile.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(path, [line for problem in error.errors() for line in explain(problem, StudyFile)]) from None
+    variants = dict(file.variants) or dict(_combinations(file.grid))
+    problems = list(_contradictions(file, variants))
+    if problems:
+        raise _refusal(path, problems)
+    names = [file.base] if file.finetune is None else [file.base, file.finetune]
+    stages = [(path.parent / name, read_values(path.parent / name)) for name in names]
+    cells = [
+        _cell(name, (*common, *(f"{key}={json.dumps(value)}" for key, value in overrides.items())), seed, stages)
+        for seed in (*file.explore_seeds, *file.confirm_seeds)
+        for name, overrides in variants.items()
+    ]
+    return Study(path.stem, file, variants, tuple(cells))
+
+
+def _cell(variant: str, given: Sequence[str], seed: int, stages: Sequence[tuple[Path, dict[str, Any]]]) -> Trial:
+    """The last stage's run, which holds the one before it."""
+    of_second = [word.removeprefix(_FINETUNE) for word in given if len(stages) > 1 and word.startswith(_FINETUNE)]
+    of_first = [word for word in given if len(stages) == 1 or not word.startswith(_FINETUNE)]
+    before: Trial | None = None
+    for (file, stored), words in zip(stages, (of_first, of_second)):
+        overrides = (*words, f"seed={seed}")
+        values = copy.deepcopy(stored)
+        for override in overrides:
+            apply_override(values, override)
+        origin = f"{file}, variant {variant}"
+        if before is None:
+            config = build_config(values, origin)
+        else:
+            values["checkpoint"] = before.config_hash
+            config = inherit_from_checkpoint(values, before.config.model_dump(), before.config.data.tokenizer, origin)
+        before = Trial(variant, seed, file, overrides, config, config_hash(config), before)
+    assert before is not None
+    return before
+
+
+def config_hash(config: Config) -> str:
+    """12 hex digits of the resolved config without what changes no result.
+
+    Keys at their default do not count, so that a key that is new in the program does not make finished cells unknown.
+    """
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    for dotted in _CHANGES_NO_RESULT:
+        *sections, leaf = dotted.split(".")
+        inner = values
+        for section in sections:
+            inner = inner.get(section, {})
+        inner.pop(leaf, None)
+    values = {key: value for key, value in values.items() if value != {}}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _combinations(grid: dict[str, list[Any]]) -> Iterator[tuple[str, Overrides]]:
+    for values in itertools.product(*grid.values()) if grid else ():
+        chosen = dict(zip(grid, values))
+        yield ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in chosen.items()), chosen
+
+
+def _contradictions(file: StudyFile, variants: dict[str, Overrides]) -> Iterator[str]:
+    if bool(file.variants) == bool(file.grid):
+        yield "variants, grid: give one of the two"
+    names = [("baseline", file.baseline)]
+    for number, comparison in enumerate(file.comparisons):
+        names += [(f"comparisons.{number}.variant", comparison.variant)]
+        names += [(f"comparisons.{number}.against", comparison.against)]
+    for key, name in names:
+        if name not in variants:
+            yield f"{key}: no variant {name!r}; there are {', '.join(variants)}"
+    seeds = [*file.explore_seeds, *file.confirm_seeds]
+    if len(set(seeds)) < len(seeds):
+        yield "explore_seeds, confirm_seeds: a seed occurs twice"
+    for name, overrides in variants.items():
+        for key in _SET_BY_STUDY:
+            if key in overrides:
+                yield f"variants.{name}.{key}: is set by the study"
+
+
+def _refusal(path: Path, problems: list[str]) -> ValueError:
+    return ValueError(f"{path}: {len(problems)} problem(s)\n  " + "\n  ".join(problems))

@@ -1,0 +1,1 @@
+"""Weakly-supervised grounding."""

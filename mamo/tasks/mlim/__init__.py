@@ -1,0 +1,1 @@
+"""MLIM: pre-training and matching of listings."""

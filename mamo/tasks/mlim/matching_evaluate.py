@@ -1,0 +1,60 @@
+"""Closely matching items: PR AUC with both modalities, and with one of them alone (MLIM).
+
+Legend: N pairs.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mamo.distributed import map_over_ranks
+from mamo.tasks.mlim.matching_batch import MODALITIES, CataloguePairs, ListingCollator, Modality
+from mamo.tasks.mlim.network import Mlim
+
+
+def pr_auc(score: Tensor, is_match: Tensor) -> float:
+    """Area under the precision-recall curve of the class "same item", in percent: scikit-learn's average precision,
+    sum over ranks of (R_n - R_(n-1)) P_n. MLIM does not say which area it means; the trapezoid's is optimistic.
+
+    Args:
+        score: float [N], higher where the pair looks more alike; equal scores share a rank.
+        is_match: bool [N].
+
+    Raises:
+        ValueError: no pair matches, so there is no recall.
+    """
+    from sklearn.metrics import average_precision_score  # here, as it takes a tenth of a command's start
+
+    if not is_match.any():
+        raise ValueError(f"PR AUC: none of the {len(is_match)} pairs is a match; raise evaluation.probe_items")
+    return 100.0 * float(average_precision_score(is_match.cpu().numpy(), score.cpu().double().numpy()))
+
+
+def predict_matching(
+    network: Mlim,
+    normalise: Callable[[Tensor], Tensor],
+    device: torch.device,
+    pairs: CataloguePairs,
+    collator: ListingCollator,
+    batch_size: int,
+) -> tuple[dict[Modality, Tensor], Tensor]:
+    """Logits float32 [N] of all pairs by what is given of them, and whether they match, bool [N]; on the CPU.
+
+    Several processes share the work.
+
+    Args:
+        network: in eval mode.
+        collator: one that drops nothing.
+    """
+
+    def match(start: int) -> tuple[dict[Modality, Tensor], Tensor]:
+        rows = range(start, min(start + batch_size, len(pairs)))
+        batch = collator([(0, pairs.load(index)) for index in rows]).to(device)
+        image = normalise(batch.image)
+        reading = (image, batch.input_ids, batch.is_valid)
+        logits = {modality: network.match_items(*reading, *batch.given(modality)).cpu() for modality in MODALITIES}
+        return logits, batch.is_match.cpu()
+
+    logits, labels = zip(*map_over_ranks(match, range(0, len(pairs), batch_size)), strict=True)
+    return {modality: torch.cat([part[modality] for part in logits]) for modality in MODALITIES}, torch.cat(labels)

@@ -1,0 +1,1 @@
+"""MAMO pre-training, which fine-tunes retrieval too."""

@@ -1,0 +1,132 @@
+"""Collate image-text pairs and draw both masked views.
+
+Legend: B batch, L text tokens, P patches, K masked positions, S ITM pool size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mamo.config.schema import Config, MaskingConfig
+from mamo.data.collate import MASK_STREAM, Batch, sample_rng, tokenize
+from mamo.data.pairs import Sample
+from mamo.data.tokenizer import is_word_start
+from mamo.masking import draw_image_mask, draw_replacements, draw_text_mask
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch(Batch):
+    """Image-text pairs with both masked views, as plain tensors."""
+
+    image: Tensor
+    """uint8 [B, 3, H, W]."""
+    input_ids: Tensor
+    """int64 [B, L]."""
+    is_valid: Tensor
+    """bool [B, L], False at padding."""
+    masked_input_ids: Tensor
+    """int64 [B, L], `input_ids` with [MASK] at the chosen slots, or what `masking.text_replacement` puts there."""
+    text_slots: Tensor
+    """int64 [B, K_text], masked positions; rows with fewer end in zeros."""
+    text_slot_is_valid: Tensor
+    """bool [B, K_text], False at that filling."""
+    visible_patches: Tensor
+    """int64 [B, P_visible], ascending."""
+    masked_patches: Tensor
+    """int64 [B, K_image], ascending."""
+    itm_noise: Tensor
+    """float32 [B, 2, S], standard Gumbel noise that draws a text and an image negative from the sample's pool."""
+    image_id: Tensor
+    """int64 [B], equal for the same image."""
+    caption_id: Tensor
+    """int64 [B], equal for the same caption."""
+    sample_id: Tensor
+    """int64 [B], index in the data set."""
+    skipped: tuple[str, ...] = ()
+    """One line for each bad sample that was replaced."""
+
+
+class PairCollator:
+    """Tokenizes captions and draws the masks of a batch; runs in the loader's worker."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_max_tokens: int,
+        masking: MaskingConfig,
+        grid: tuple[int, int],
+        itm_pool_size: int,
+        seed: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.text_max_tokens = text_max_tokens
+        self.masking = masking
+        self.grid = grid
+        self.itm_pool_size = itm_pool_size
+        self.seed = seed
+        special = set(tokenizer.all_special_ids)
+        self.ordinary_ids = np.array([token for token in range(len(tokenizer)) if token not in special])
+        self.word_start = is_word_start(tokenizer) if masking.text_unit == "word" else None
+
+    def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> PairBatch:
+        """Collate (epoch, sample) pairs."""
+        samples = [sample for _, sample in drawn]
+        input_ids, is_valid = tokenize(self.tokenizer, [sample.caption for sample in samples], self.text_max_tokens)
+        special = torch.tensor(self.tokenizer.all_special_ids)
+        is_maskable = (is_valid & ~torch.isin(input_ids, special)).numpy()  # [B, L]
+        slots, shown_ids, visible, masked, noise = [], [], [], [], []
+        for row, (epoch, sample) in enumerate(drawn):
+            rng = sample_rng(self.seed, epoch, sample.sample_id, MASK_STREAM)
+            shown, hidden = draw_image_mask(rng, self.grid, self.masking.image_ratio, self.masking.image_style)
+            starts = None if self.word_start is None else self.word_start[input_ids[row].numpy()]
+            slots.append(draw_text_mask(rng, is_maskable[row], self.masking.text_ratio, starts))
+            visible.append(shown)
+            masked.append(hidden)
+            noise.append(rng.gumbel(size=(2, self.itm_pool_size)))
+            hidden_ids = input_ids[row, slots[-1]].numpy()
+            mask_id = self.tokenizer.mask_token_id
+            if self.masking.text_replacement == "bert":
+                shown_ids.append(draw_replacements(rng, hidden_ids, mask_id, self.ordinary_ids))
+            else:
+                shown_ids.append(np.full_like(hidden_ids, mask_id))
+        text_slots, slot_is_valid = _pad(slots)
+        masked_input_ids = input_ids.clone()
+        rows = torch.arange(len(samples))[:, None].expand_as(text_slots)[slot_is_valid]
+        masked_input_ids[rows, text_slots[slot_is_valid]] = torch.from_numpy(np.concatenate(shown_ids))
+        return PairBatch(
+            image=torch.stack([sample.image for sample in samples]),
+            input_ids=input_ids,
+            is_valid=is_valid,
+            masked_input_ids=masked_input_ids,
+            text_slots=text_slots,
+            text_slot_is_valid=slot_is_valid,
+            visible_patches=torch.from_numpy(np.stack(visible)),
+            masked_patches=torch.from_numpy(np.stack(masked)),
+            itm_noise=torch.from_numpy(np.stack(noise)).float(),
+            image_id=torch.tensor([sample.image_id for sample in samples]),
+            caption_id=torch.tensor([sample.caption_id for sample in samples]),
+            sample_id=torch.tensor([sample.sample_id for sample in samples]),
+            skipped=tuple(line for sample in samples for line in sample.skipped),
+        )
+
+
+def _pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Ragged positions -> (int64 [B, K] filled with zeros, bool [B, K] True where real); K is at least 1."""
+    width = max(1, max(row.size for row in rows))
+    positions = np.zeros((len(rows), width), dtype=np.int64)
+    is_valid = np.zeros((len(rows), width), dtype=bool)
+    for i, row in enumerate(rows):
+        positions[i, : row.size] = row
+        is_valid[i, : row.size] = True
+    return torch.from_numpy(positions), torch.from_numpy(is_valid)
+
+
+def pair_collator(
+    config: Config, tokenizer: Any, grid: tuple[int, int], kind: type[PairCollator] = PairCollator
+) -> PairCollator:
+    """Tokenizer and masks of a config."""
+    return kind(tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed)

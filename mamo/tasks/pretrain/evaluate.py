@@ -1,0 +1,298 @@
+"""Zero-shot evaluation of a pre-trained network: retrieval, probes, masked words, statements; all numbers in percent.
+
+A head that the network does not have leaves its metrics out. Several processes share the work, image by image where
+a gallery is encoded and re-ranked, and all return the same numbers, which are those of one process.
+
+Legend: I images, T texts, N right (image, text) pairs.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mamo.config.schema import Config, EvaluationConfig
+from mamo.data.images import BadSampleError, BadSamplePolicy
+from mamo.data.pairs import load_image
+from mamo.data.pairs_reader import clean_caption, read_pairs
+from mamo.data.shard_index import ShardMember
+from mamo.data.transforms import eval_transform
+from mamo.distributed import map_over_ranks
+from mamo.evaluation.metrics.grounding import grounding_metrics, to_image_size
+from mamo.evaluation.metrics.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
+from mamo.evaluation.metrics.statements import read_statements, statement_metrics, write_scores
+from mamo.evaluation.probes import masked_word_accuracy, probe_accuracy
+from mamo.evaluation.scorer import (
+    EncodedImages,
+    EncodedTexts,
+    ImageTokens,
+    ReencodedImages,
+    Scorer,
+    eval_mode,
+    heatmaps,
+)
+from mamo.models.vlm import Mamo
+from mamo.world.captions import identifying_caption
+from mamo.world.masked_words import MaskedWord, masked_words
+from mamo.world.probes import PROBES, ProbeItem, probe_items
+from mamo.world.referring import Expression, expressions
+from mamo.world.rendering import render
+from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld, near_duplicate
+
+
+def evaluate_pretrained(
+    network: Mamo,
+    config: Config,
+    tokenizer: Any,
+    normalise: Callable[[Tensor], Tensor],
+    device: torch.device,
+    scores_file: Path | None = None,
+) -> dict[str, float]:
+    """Evaluate on the test scenes, or on `data.eval_file` and `data.statements_file`.
+
+    Args:
+        network: evaluated in eval mode; its modules' modes are restored.
+        config: `data` and `evaluation` are read.
+        tokenizer: a fast Hugging Face tokenizer.
+        normalise: uint8 [B, 3, H, W] on `device` -> float [B, 3, H, W].
+        device: where the network is. The precision is that of the weights.
+        scores_file: where to write the score of each statement (`statements.write_scores`); None writes none.
+
+    Returns:
+        Percentages: `itc/i2t_r1` .. `itc/t2i_r10` and `itc/rsum`, the same under `rerank/`, `probe/NAME/itc|itm`,
+        `grounding/proposal|pointing|random_proposal|upper_bound`, `masked_word/CLASS`,
+        `statements/accuracy|majority|interval_low|interval_high`.
+
+    Raises:
+        ValueError: for an evaluation file that cannot be read, BadSampleError for an image beyond `data.bad_samples`.
+    """
+    settings = (config.data.text_max_tokens, config.evaluation.batch_size)
+    with eval_mode(network):
+        scorer = Scorer(network, tokenizer, normalise, device, *settings)
+        return _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
+
+
+@functools.cache
+def _scene_items(difficulty: Difficulty, n_items: int) -> tuple[dict[str, list[ProbeItem]], list[MaskedWord]]:
+    """Probes and masked words of the test scenes; kept, since a run evaluates the same ones again and again."""
+    world = SceneWorld(difficulty, WORLD_SEED)
+    return {name: probe_items(world, name, n_items) for name in PROBES}, masked_words(world, n_items)
+
+
+def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
+    network = scorer.network
+    has_itc, has_itm = network.temperature is not None, network.itm is not None
+    world = SceneWorld(config.data.difficulty, WORLD_SEED)
+    probes, masked = _scene_items(config.data.difficulty, config.evaluation.probe_items)
+    gallery = _gallery(world, config)
+    probed = {item.scene_index for items in probes.values() for item in items}
+    referring = list(expressions(world, config.evaluation.probe_items, config.data.image_size)) if has_itm else []
+    probed |= {item.scene_index for item in masked} | {item.scene_index for item in referring}
+    rest = probed - {scene.index for scene in gallery}
+    scenes = [*gallery, *(world.scene("test", index) for index in sorted(rest))]
+    images = scorer.encode_images(_rendered(scenes, config))
+    image_row: dict[int, int] = {}
+    for row, scene in enumerate(scenes):
+        image_row.setdefault(scene.index, row)  # a near duplicate comes later than its original
+    metrics: dict[str, float] = {}
+    if has_itc:
+        captions = [[identifying_caption(scene).text] for scene in gallery]
+        metrics |= _retrieval(scorer, images, captions, config.evaluation.rerank_k)
+    parts: list[tuple[str, Callable[[], dict[str, float]]]] = []
+    if has_itc or has_itm:
+        for name, items in probes.items():
+            parts.append((f"probe/{name}", functools.partial(probe_accuracy, scorer, images, items, image_row)))
+    if has_itm:
+        parts.append(("grounding", functools.partial(_grounding, scorer, images, referring, image_row, config)))
+    if network.mlm is not None:
+        parts.append(("masked_word", functools.partial(masked_word_accuracy, scorer, images, masked, image_row)))
+    for (prefix, _), found in zip(parts, map_over_ranks(lambda part: part[1](), parts), strict=True):
+        metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
+    return metrics
+
+
+def _grounding(
+    scorer: Scorer, images: EncodedImages, items: Sequence[Expression], image_row: Mapping[int, int], config: Config
+) -> dict[str, float]:
+    """Which object an expression means, from the heat of `evaluation.grounding_heat`."""
+    texts = scorer.encode_texts(*scorer.tokenize([item.text for item in items]))
+    if config.evaluation.grounding_heat == "fusion":
+        rows = torch.tensor([image_row[item.scene_index] for item in items])
+        heats = scorer.ground(images, texts, rows, torch.arange(len(items)))
+    else:
+        heats = torch.cat(list(_pixel_heats(scorer, texts, items, config)))
+    whole = [to_image_size(heat, config.data.image_size) for heat in heats]
+    return grounding_metrics(whole, [item.proposals for item in items], [item.box for item in items])
+
+
+def _pixel_heats(scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression], config: Config) -> Iterator[Tensor]:
+    """Heat that needs the pictures themselves, float32 [N, h, w] a batch of expressions; each is drawn again."""
+    world, step = SceneWorld(config.data.difficulty, WORLD_SEED), config.evaluation.batch_size
+    for start in range(0, len(items), step):
+        part = range(start, min(start + step, len(items)))
+        scenes = sorted({items[k].scene_index for k in part})
+        (pictures,) = _rendered([world.scene("test", index) for index in scenes], config)
+        rows = torch.tensor([scenes.index(items[k].scene_index) for k in part])
+        yield heatmaps(scorer, pictures, texts, rows, torch.tensor(part), config.evaluation.grounding_heat)
+
+
+def _gallery(world: SceneWorld, config: Config) -> list[Scene]:
+    """The test scenes to retrieve: the first N, or the first N / 2 and then a near duplicate of each."""
+    n = config.evaluation.retrieval_items
+    if not config.evaluation.near_duplicates:
+        return [world.scene("test", index) for index in range(n)]
+    originals = [world.scene("test", index) for index in range((n + 1) // 2)]
+    return [*originals, *(near_duplicate(scene) for scene in originals[: n // 2])]
+
+
+def _rendered(scenes: Sequence[Scene], config: Config) -> Iterator[Tensor]:
+    """Scenes as batches uint8 [B, 3, H, W]."""
+    step = config.evaluation.batch_size
+    for start in range(0, len(scenes), step):
+        pictures = [render(scene, config.data.image_size) for scene in scenes[start : start + step]]
+        yield torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def _retrieval(
+    scorer: Scorer, images: ImageTokens, captions: Sequence[Iterable[str]], rerank_k: int, first: int = 0
+) -> dict[str, float]:
+    """Recalls of the ITC ranking and of its `rerank_k` best re-ranked by ITM.
+
+    `captions[i]` are those of image row `first` + i; further images are not in the gallery. The text gallery holds each
+    distinct caption once: all images that have it are right for it, so a shared caption is never a false negative.
+    """
+    distinct = dict.fromkeys(text for several in captions for text in several)
+    text_row = {text: row for row, text in enumerate(distinct)}
+    texts = scorer.encode_texts(*scorer.tokenize(list(text_row)))
+    right = torch.tensor([(row, text_row[text]) for row, several in enumerate(captions) for text in several])
+    n_images, n_texts = len(captions), len(text_row)
+    image_feature, positive = images.feature[first : first + n_images], right.to(scorer.device)
+
+    def rank(direction: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        ranks, shortlist = rank_by_similarity(*direction, rerank_k)
+        return ranks.cpu(), shortlist.cpu()
+
+    directions = [(image_feature, texts.feature, positive), (texts.feature, image_feature, positive.flip(1))]
+    (to_text_rank, to_text), (to_image_rank, to_image) = map_over_ranks(rank, directions)
+    metrics = recalls(to_text_rank, to_image_rank, "itc")
+    if scorer.network.itm is None:
+        return metrics
+    pairs, at_text, at_image = union_of_pairs(to_text, to_image)
+    score = _match(scorer, images, texts, first + pairs[:, 0], pairs[:, 1])
+    to_text_rank = rank_shortlist(score[at_text], to_text, right, n_texts, to_text_rank)
+    to_image_rank = rank_shortlist(score[at_image], to_image, right.flip(1), n_images, to_image_rank)
+    return metrics | recalls(to_text_rank, to_image_rank, "rerank")
+
+
+def _match(
+    scorer: Scorer, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor
+) -> Tensor:
+    """`scorer.match`; several processes share the groups of pairs that have their images in common."""
+    groups = [pairs for pairs, _, _ in scorer.by_image(image_indices, texts.lengths[text_rows])]
+    found = map_over_ranks(lambda pairs: scorer.match(images, texts, image_indices[pairs], text_rows[pairs]), groups)
+    score = torch.empty(len(image_indices))
+    for pairs, values in zip(groups, found, strict=True):
+        score[pairs] = values
+    return score
+
+
+def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[str, float]:
+    """Retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
+    data, network = config.data, scorer.network
+    metrics: dict[str, float] = {}
+    if data.eval_file is not None and network.temperature is not None:
+        records = read_pairs(Path(data.eval_file), data.eval_split)
+        spelling: dict[str, str] = {}  # how a caption, whatever its capitals, is written first
+        captions: dict[str, dict[str, None]] = {}  # of each image, without repetition
+        for record in records:
+            found = [text for text in map(clean_caption, record.captions) if text]
+            same = [spelling.setdefault(text.lower(), text) for text in found]
+            captions.setdefault(record.image_id, {}).update(dict.fromkeys(same))
+        files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
+        images, shown = _load_and_encode(scorer, files, config)
+        texts = [list(captions[image_id]) for image_id in shown]
+        metrics |= _retrieval_in_folds(scorer, images, texts, config.evaluation)
+    if data.statements_file is not None and network.itm is not None:
+        metrics |= _on_statements(scorer, Path(data.statements_file), config, scores_file)
+    return metrics
+
+
+def check_files(config: Config) -> None:
+    """Read what `evaluate_pretrained` will, but no image. Raises ValueError for a file that cannot be evaluated on."""
+    data, n_folds = config.data, config.evaluation.retrieval_folds
+    if data.eval_file is not None:
+        n_images = len({record.image_id for record in read_pairs(Path(data.eval_file), data.eval_split)})
+        if n_images % n_folds or not n_images:
+            raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {n_images} images")
+    if data.statements_file is not None:
+        read_statements(Path(data.statements_file))
+
+
+def _retrieval_in_folds(
+    scorer: Scorer, images: ImageTokens, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
+) -> dict[str, float]:
+    """`_retrieval` within each of `retrieval_folds` consecutive galleries of equal size, averaged."""
+    n_folds = evaluation.retrieval_folds
+    size, rest = divmod(len(captions), n_folds)
+    if rest or not size:
+        raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
+    found = [
+        _retrieval(scorer, images, captions[first : first + size], evaluation.rerank_k, first)
+        for first in range(0, len(captions), size)
+    ]
+    return {name: sum(fold[name] for fold in found) / n_folds for name in found[0]}
+
+
+def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path | None) -> dict[str, float]:
+    records = read_statements(path)
+    images, shown = _load_and_encode(scorer, {record.image: record.image for record in records}, config)
+    image_row = {image: row for row, image in enumerate(shown)}
+    records = [record for record in records if record.image in image_row]
+    text_row = {text: row for row, text in enumerate(dict.fromkeys(record.sentence for record in records))}
+    texts = scorer.encode_texts(*scorer.tokenize([clean_caption(text) for text in text_row]))
+    image_indices = torch.tensor([image_row[record.image] for record in records])
+    text_rows = torch.tensor([text_row[record.sentence] for record in records])
+    score = _match(scorer, images, texts, image_indices, text_rows).double().numpy()
+    if scores_file is not None:
+        map_over_ranks(lambda file: write_scores(file, score, records), [scores_file])  # by the first process alone
+    return {f"statements/{name}": value for name, value in statement_metrics(score, records).items()}
+
+
+def _load_and_encode(
+    scorer: Scorer, files: Mapping[str, str | ShardMember], config: Config
+) -> tuple[ReencodedImages, list[str]]:
+    """Encodes images by name; returns the names of those that could be loaded, in the order of the rows.
+
+    Raises BadSampleError as `data.bad_samples` says, where each process counts those of its own share of the images.
+    """
+    policy = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
+
+    def load(file: str | ShardMember) -> Tensor:
+        return eval_transform(load_image(file), config.data.image_size)
+
+    names, size = list(files), config.evaluation.batch_size
+
+    def features(start: int) -> tuple[list[str], Tensor | None]:
+        loaded: dict[str, Tensor] = {}
+        for name in names[start : start + size]:
+            try:
+                loaded[name] = load(files[name])
+            except BadSampleError as error:
+                policy.record(0, [str(error)])
+                continue
+            policy.record(1, [])
+        return list(loaded), encode(loaded.values()).feature.cpu() if loaded else None
+
+    def encode(images: Iterable[Tensor]) -> EncodedImages:
+        return scorer.encode_images([torch.stack(list(images))])
+
+    found = map_over_ranks(features, range(0, len(names), size))
+    shown = [name for loaded, _ in found for name in loaded]
+    if not shown:
+        raise ValueError("evaluation: no image could be loaded; check the evaluation files with `data.py check`")
+    feature = torch.cat([part for _, part in found if part is not None]).to(scorer.device)
+    return ReencodedImages(feature, [files[name] for name in shown], lambda again: encode(map(load, again))), shown

@@ -1,0 +1,1 @@
+"""Reasoning over one image or a pair (NLVR, NLVR2)."""

@@ -1,0 +1,125 @@
+"""Training and evaluation samples as a config's `data.source` says."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+from transformers import PreTrainedTokenizerFast
+
+from mamo.config.schema import Config, DataConfig
+from mamo.data.loader import SampleDataset
+from mamo.data.pair_record import PairRecord
+from mamo.data.pairs import PairDataset
+from mamo.data.pairs_reader import read_pairs
+from mamo.data.record_dataset import LoadImage, Record, RecordDataset, file_records
+from mamo.data.records import (
+    GroundingRecord,
+    ReasoningRecord,
+    VqaRecord,
+)
+from mamo.data.tokenizer import read_tokenizer
+from mamo.data.transforms import train_transform_from
+from mamo.world.datasets import ScenePairs
+from mamo.world.questions import question
+from mamo.world.referring import expressions
+from mamo.world.rendering import render
+from mamo.world.scene import WORLD_SEED, SceneWorld, Split
+from mamo.world.statements import pair_statements
+from mamo.world.vocabulary import scenes_tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer that `data.tokenizer` names: `scenes`, a folder, or a hub name; raises as `read_tokenizer`."""
+    return scenes_tokenizer() if name == "scenes" else read_tokenizer(name)
+
+
+def record_dataset(records: list[Record], load_image: LoadImage, data: DataConfig) -> RecordDataset[Record]:
+    """The training records of a config as samples; files are augmented, scenes are not."""
+    if data.source == "scenes":
+        return RecordDataset(records, load_image, data.image_size, on_bad=data.bad_samples.policy)
+    return RecordDataset(
+        records,
+        load_image,
+        data.image_size,
+        transform=train_transform_from(data),
+        on_bad=data.bad_samples.policy,
+        folder=Path(data.train_files[0]).parent.absolute(),
+    )
+
+
+def load_records(data: DataConfig, kind: type[Record], split: Split, n_items: int) -> tuple[list[Record], LoadImage]:
+    """The training (`split` "train") or evaluation records of a config.
+
+    Args:
+        data: the config's.
+        kind: of record.
+        split: of scenes; of files, "train" means `train_file` and anything else `eval_file`.
+        n_items: how many of scenes; files are taken whole.
+    """
+    if data.source == "scenes":
+        world = SceneWorld(data.difficulty, WORLD_SEED)
+        return scene_records(world, kind, split, n_items, data.image_size), _SceneImages(world, split, data.image_size)
+    files = data.train_files if split == "train" else [str(data.eval_file)]
+    return file_records(files, kind)
+
+
+def check_records(data: DataConfig, kind: type[Record]) -> None:
+    """Read the evaluation records where they are a file's; raises as `read_task_records`."""
+    if data.source != "scenes":
+        load_records(data, kind, "test", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _SceneImages:
+    """Draws the scene of a record."""
+
+    world: SceneWorld
+    split: Split
+    size: tuple[int, int]
+
+    def __call__(self, name: str) -> Tensor:
+        picture = render(self.world.scene(self.split, int(name)), self.size)
+        return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+
+
+def scene_records(
+    world: SceneWorld, kind: type[Record], split: Split, n_items: int, image_size_px: tuple[int, int]
+) -> list[Record]:
+    """The first `n_items` questions, statements or expressions about the scenes of `split`, as records of `kind`."""
+    rows: list[dict[str, Any]] = []
+    if kind is VqaRecord:
+        for index in range(n_items):
+            asked = question(world, split, index)
+            types = {"answer_type": asked.answer_type, "question_type": asked.kind}
+            rows.append({"image": str(index), "question_id": index, "question": asked.text, **types})
+            rows[-1]["answers"] = list(asked.answers)
+    elif kind is ReasoningRecord:
+        for item in pair_statements(world, split, n_items):
+            images = [str(item.left), str(item.right)]
+            rows.append({"images": images, "sentence": item.sentence, "label": item.label})
+            rows[-1]["identifier"] = item.identifier
+    else:
+        assert kind is GroundingRecord
+        for number, phrase in enumerate(expressions(world, n_items, image_size_px, split)):
+            boxes = {"box_xywh": phrase.box, "proposals_xywh": list(phrase.proposals)}
+            named = {
+                "image": str(phrase.scene_index),
+                "expression_id": number,
+                "expression": phrase.text,
+                "foil": phrase.foil,
+            }
+            rows.append({**named, **boxes})
+    return [kind.model_validate(row) for row in rows]
+
+
+def pair_dataset(config: Config) -> SampleDataset:
+    """The training pairs of a config."""
+    data = config.data
+    if data.source == "scenes":
+        return ScenePairs(data, "train", data.train_scenes)
+    parts: list[Any] = [read_pairs(Path(file), data.train_split) for file in data.train_files]
+    records: ConcatDataset[PairRecord] = ConcatDataset(parts)  # no shard is read to be joined
+    return PairDataset(records, data.image_size, train_transform_from(data), data.bad_samples.policy)

@@ -1,0 +1,384 @@
+"""A training run from its config to `results.json`."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mamo.config.load import load_config
+from mamo.config.schema import Config
+from mamo.data.images import BadSamplePolicy
+from mamo.data.loader import collate_range, loader_errors, make_loader
+from mamo.data.sampler import StepSampler
+from mamo.data.tokenizer import read_tokenizer
+from mamo.distributed import (
+    RankLostError,
+    all_gather_object,
+    detect_lost_ranks,
+    process_group,
+    rank,
+    run_on_all_ranks,
+    world_size,
+)
+from mamo.evaluation.protocols import protocol_of
+from mamo.evaluation.results import machine, result_entry, summary, versions
+from mamo.models.build import HEADS, position_resamplers
+from mamo.models.convert_albef import load_albef
+from mamo.models.image_encoder import choose_attention
+from mamo.models.vlm import Backbone, Mamo
+from mamo.reports.curves import plot_curves
+from mamo.reports.page import write_report
+from mamo.reports.pictures import SHOWN
+from mamo.tasks.base import PixelNorm, Trained
+from mamo.tasks.registry import parts_of
+from mamo.tasks.restore import without_published
+from mamo.tasks.sources import load_tokenizer
+from mamo.teacher import Teacher
+from mamo.training import checkpoint, run_dir
+from mamo.training.loop import Loop
+from mamo.training.monitors import LossMonitor
+from mamo.training.optim import make_optimizer
+from mamo.training.parallel import apply_compile_and_checkpointing, local_batch_sizes
+from mamo.training.precision import choose_device, choose_precision
+from mamo.training.resume import check_architecture, read_lineage, resumed_config, warn_if_not_bit_identical
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = 512
+"""Samples from which the baselines of the losses are counted."""
+
+
+class TrainingRun:
+    """Everything built from one config: data, task, optimizer, loop."""
+
+    def __init__(self, config: Config, is_resume: bool = False) -> None:
+        """Build it; with `is_resume` weights and tokenizer are the run's own: where they came from may be gone."""
+        self.config = config
+        self.output_dir = Path(config.output_dir)
+        self.device = choose_device(config.training.device)
+        self.tokenizer = (
+            read_tokenizer(str(self.output_dir / "tokenizer")) if is_resume else load_tokenizer(config.data.tokenizer)
+        )
+        stored = self.output_dir if is_resume else None
+        if config.checkpoint is not None and not config.from_scratch and not is_resume:
+            source = Path(config.checkpoint)
+            stored = source if source.is_file() else checkpoint.resolve(source)  # a file is ALBEF's
+        built = config if stored is None else without_published(config, stored)
+        self.parts = parts_of(built, self.tokenizer, self.output_dir if is_resume else None)
+        self.source = self.parts.source()
+        self.ancestry: list[dict[str, Any]] = []
+        self.collator = self.parts.collator
+        encoder = self.parts.image_encoder
+        self.normalise = PixelNorm(encoder.mean, encoder.std, self.device)
+        self.task = self.parts.task(self.normalise)
+        for module in self.task.modules().values():
+            module.to(self.device)
+        choose_attention(self.parts.network, self.device, config.training.precision)
+        apply_compile_and_checkpointing(config.training, self.task.modules())
+        if config.checkpoint is not None and not is_resume:
+            self.load_pretrained(Path(config.checkpoint))
+        self.optimizer = make_optimizer(self.task.network, config.training)
+        self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
+
+    @property
+    def trained(self) -> Trained:
+        """The network as it stands, with what it reads with."""
+        return Trained(self.parts.network, self.tokenizer, self.normalise, self.device)
+
+    def load_pretrained(self, path: Path) -> None:
+        """Take student and teacher weights from another run's checkpoint (none with `from_scratch`), or ALBEF's file.
+
+        Heads that this run's task does not use stay behind, those it adds start anew, and positions are resampled to
+        this run's grid of patches; the log says which. A teacher that the checkpoint lacks starts as the student.
+
+        Raises:
+            CheckpointError: missing, damaged, of another architecture or with another vocabulary.
+            ValueError: an ALBEF file of another layout or other sizes.
+        """
+        if path.is_file():
+            teacher = self.task.modules().get("teacher")
+            if not isinstance(teacher, Teacher) or self.config.from_scratch:
+                raise ValueError(
+                    f"checkpoint: {path} is a file of weights, which can start tasks pretrain and grounding, not "
+                    "from_scratch; give another task the folder of such a run"
+                )
+            assert isinstance(teacher.module, Backbone)
+            assert isinstance(self.parts.network, Mamo)
+            logger.info("%s: %s", path, load_albef(path, self.parts.network, teacher.module, teacher.mlm))
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            self.ancestry = [{"checkpoint": str(path), "step": 0, "data_fingerprint": f"unknown; file {digest}"}]
+            return
+        folder = checkpoint.resolve(path)
+        if read_tokenizer(str(folder / "tokenizer")).get_vocab() != self.tokenizer.get_vocab():
+            raise checkpoint.CheckpointError(
+                f"{folder} was trained with another vocabulary; set data.tokenizer={folder / 'tokenizer'}"
+            )
+        if self.config.from_scratch:
+            logger.info("from_scratch: architecture, vocabulary and sizes of %s, none of its weights", folder)
+            return
+        old = load_config(folder / run_dir.CONFIG)
+        check_architecture(self.config, old, folder)
+        old_size = old.data.image_size
+        modules = self.task.modules()
+        resamplers = position_resamplers(modules["student"], old_size)
+        report = checkpoint.load_transfer(folder, "student", modules["student"], HEADS, resamplers)
+        logger.info("student from %s: %s", folder, report)
+        self.parts.begin(folder, report.new)
+        teacher = modules.get("teacher")
+        if isinstance(teacher, Teacher):
+            if (folder / "teacher.safetensors").is_file():
+                resamplers = position_resamplers(teacher, old_size)
+                report = checkpoint.load_transfer(folder, "teacher", teacher, HEADS, resamplers)
+                logger.info("teacher from %s: %s", folder, report)
+                if "mlm.dense.weight" in report.new and self.parts.network.mlm is not None:
+                    teacher.copy_head(self.parts.network.mlm)  # that run's MLM was not distilled
+            else:
+                teacher.update(self.parts.network.backbone, 0.0, self.parts.network.mlm)
+                logger.info("teacher: a copy of the student, %s has none", folder)
+        self.ancestry = read_lineage(folder)
+
+    def batches(self, start_step: int, workers: int) -> Iterator[Any]:
+        """The training batches from `start_step` on, loaded by this many processes (0: by this one)."""
+        training = self.config.training
+        sampler = StepSampler(
+            len(self.source),
+            training.batch_size_global,
+            self.config.seed,
+            start_step,
+            training.total_steps,
+            rank(),
+            world_size(),
+            self.source.group_size,
+            self.config.data.curriculum_scenes,
+        )
+        yield from make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
+
+    def example_batch(self, size: int) -> Any:
+        """The first `size` samples, for timing and counting."""
+        return collate_range(self.source, self.collator, [i % len(self.source) for i in range(size)])
+
+    def baselines(self) -> dict[str, float]:
+        """What each loss is worth to a model that has learned nothing."""
+        return self.parts.baselines(self.example_batch(min(EXAMPLES, len(self.source))))
+
+    def loop(self, trackers: list[run_dir.Tracker]) -> Loop:
+        """The training loop of this run."""
+        names = (run_dir.CONFIG, "tokenizer", *self.parts.carried)
+        files = {name: self.output_dir / name for name in names}
+        if self.config.model.text.bert is not None:
+            files[run_dir.BERT] = self.output_dir / run_dir.BERT
+        state = {
+            "data_fingerprint": self.fingerprint(),
+            "data_sets": self.source.dataset_names(),
+            "carried": {name: run_dir.sha256_hex([text]) for name, text in self.parts.carried.items()},
+            "versions": versions(),
+            "machine": machine(self.device),
+            "ancestry": self.ancestry,
+        }
+        loop = Loop(
+            self.config,
+            self.task,
+            self.optimizer,
+            self.device,
+            self.output_dir,
+            trackers,
+            state,
+            files,
+            LossMonitor(self.baselines()),
+            self.bad_samples,
+        )
+        loop.join()
+        return loop
+
+    def dry_run_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
+        """A loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss fails."""
+        choose_attention(self.parts.network, self.device, precision)
+        training = self.config.training.model_copy(update={"precision": precision})
+        config = self.config.model_copy(update={"training": training})
+        return Loop(
+            config, self.task, self.optimizer, self.device, output_dir, [], {}, {}, LossMonitor({}), self.bad_samples
+        )
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the training data, the vocabulary and what the run carries (answers)."""
+        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return run_dir.sha256_hex([vocabulary, *self.source.identity(), *self.parts.carried.values()])[:16]
+
+
+def train(config: Config, is_resume: bool, trackers: Sequence[run_dir.Tracker] = ()) -> None:
+    """Train, evaluate and write everything into `output_dir`, in every process that `torchrun` started.
+
+    A run that `torchrun --max-restarts` starts again resumes.
+
+    Args:
+        config: what to run.
+        is_resume: whether to go on with the run in `output_dir`.
+        trackers: where else, besides TensorBoard, the process of rank 0 logs each step; closed at the end.
+
+    Raises:
+        ValueError: a mistake in the config, the data or the checkpoint; nothing of an earlier run is touched.
+        ProcessLost: another process of the run died.
+        Terminated: SIGTERM came, and the step was finished and saved.
+    """
+    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
+    with process_group(config.training.device):
+        if not is_resume:
+            run_on_all_ranks(lambda: run_dir.create_output_dir(Path(config.output_dir)) if rank() == 0 else None)
+        run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
+        run_on_all_ranks(lambda: run.parts.check() if config.evaluation.enabled else None)
+        evaluated: set[int] = set()
+        if rank() == 0:
+            evaluated = prepare_output_dir(run, start_step)
+        [evaluated, *_] = all_gather_object(evaluated)
+        opened = run_dir.open_trackers(run.output_dir, start_step, trackers)
+        try:
+            with detect_lost_ranks():
+                loop = run.loop(opened)
+                train_and_evaluate(run, loop, start_step, evaluated)
+        except RankLostError:
+            raise  # at once: who started the processes ends this one too
+        except BaseException:
+            with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
+                close_loggers(run.output_dir, opened)
+            raise
+        close_loggers(run.output_dir, opened)
+        if run.config.evaluation.enabled:
+            write_run_report(run, loop)
+
+
+def new_run(config: Config) -> tuple[TrainingRun, int]:
+    """A new run and its first step."""
+    run = TrainingRun(config)
+    if config.training.precision == "auto" or config.training.device == "auto":
+        run = resolve_auto_settings(run)
+    return run, 0
+
+
+def resume_run(config: Config) -> tuple[TrainingRun, int]:
+    """The run in `output_dir` and the number of steps it has done."""
+    output_dir = Path(config.output_dir)
+    config = resumed_config(config, output_dir / run_dir.CONFIG)
+    has_checkpoint = bool(checkpoint.step_folders(output_dir))
+    run = TrainingRun(config, has_checkpoint)
+    return run, load_checkpoint(run) if has_checkpoint else 0
+
+
+def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
+    """Write what the run's folder begins with, cut back what is later than `start_step`; the steps evaluated so far."""
+    output_dir = run.output_dir
+    run_dir.write_config(output_dir, run.config)
+    run.tokenizer.save_pretrained(output_dir / "tokenizer")
+    for name, text in run.parts.carried.items():
+        run_dir.atomic_write_text(output_dir / name, text)
+    if run.config.model.text.bert is not None:
+        run.parts.network.backbone.text_encoder.bert.config.save_pretrained(output_dir / run_dir.BERT)
+    for name in (run_dir.METRICS, run_dir.TIMING):
+        run_dir.truncate_jsonl(output_dir / name, start_step)
+    evaluations = run_dir.read_evaluations(output_dir)
+    kept = [entry for entry in evaluations if entry["step"] <= start_step]
+    if kept != evaluations:
+        run_dir.write_evaluations(output_dir, kept)
+    return {entry["step"] for entry in kept}
+
+
+def train_and_evaluate(run: TrainingRun, loop: Loop, start_step: int, evaluated: set[int]) -> None:
+    """The steps from `start_step` on, and the evaluations that are due; `evaluated` are the steps done already."""
+    total, evaluation = run.config.training.total_steps, run.config.evaluation
+    evaluate = make_evaluator(run, loop) if evaluation.enabled else None
+    is_due = start_step == total or (evaluation.every_steps > 0 and start_step % evaluation.every_steps == 0)
+    if evaluate is not None and is_due and start_step > 0 and start_step not in evaluated:
+        evaluate(start_step)  # a kill came between the checkpoint and the evaluation that follows it
+    if start_step < total:
+        workers = run.config.data.workers
+        with loader_errors(workers):
+            loop.run(run.batches(start_step, workers), start_step, evaluate)
+        if evaluate is not None:
+            evaluate(total)
+
+
+def close_loggers(output_dir: Path, trackers: list[run_dir.Tracker]) -> None:
+    """Close the trackers and draw the curves."""
+    for tracker in trackers:
+        tracker.close()
+    if rank() == 0 and (output_dir / run_dir.METRICS).exists():
+        plot_curves(output_dir)
+
+
+def write_run_report(run: TrainingRun, loop: Loop) -> None:
+    """Write `report.html`: the last evaluation's numbers, pictures of what the network does, the curves."""
+    with loop.passes.evaluating() as network:
+        if rank() > 0:
+            return
+        shown = run.parts.pictures(replace(run.trained, network=network), SHOWN, run.output_dir)
+    last = run_dir.read_evaluations(run.output_dir)[-1]
+    title = f"{run.output_dir}: {last['protocol']}"
+    newest = checkpoint.step_folders(run.output_dir)[-1]
+    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest))
+
+
+def load_checkpoint(run: TrainingRun) -> int:
+    """Load the last good checkpoint; returns the number of optimizer steps it stands after."""
+    folder = checkpoint.last_good(run.output_dir)
+    state = json.loads((folder / "state.json").read_text())
+    found = run.fingerprint()
+    if state["data_fingerprint"] != found:
+        raise ValueError(
+            f"{folder}: the training data or its vocabulary changed since (fingerprint {state['data_fingerprint']}, "
+            f"now {found}); restore it, or start a new run with checkpoint={folder}"
+        )
+    for name, module in run.task.modules().items():
+        checkpoint.load_module(folder, name, module)
+    tensors = checkpoint.read_tensors(folder, "optimizer")
+    checkpoint.load_optimizer_tensors(run.optimizer, run.task.network, tensors)
+    run.ancestry = state["ancestry"]
+    run.bad_samples.seen, run.bad_samples.skipped = state["samples_seen"], state["samples_skipped"]
+    logger.info("resuming after step %d from %s", state["step"], folder)
+    if rank() == 0:  # whose machine the checkpoint names
+        warn_if_not_bit_identical(state, {**versions(), **machine(run.device)})
+    step: int = state["step"]
+    return step
+
+
+def make_evaluator(run: TrainingRun, loop: Loop) -> Any:
+    """A function that evaluates after a step and appends the result to `results.json`."""
+
+    def evaluate(step: int) -> None:
+        with loop.passes.evaluating() as network:
+            trained = replace(run.trained, network=network)
+            metrics = run_on_all_ranks(lambda: run.parts.evaluate(trained, run.output_dir))
+        if rank() > 0:
+            return
+        folder = checkpoint.step_folder(Path("."), step)
+        entry = result_entry(run.config, protocol_of(run.config), folder, step, run.ancestry, metrics)
+        evaluations = [e for e in run_dir.read_evaluations(run.output_dir) if e["step"] < step]
+        run_dir.write_evaluations(run.output_dir, [*evaluations, entry])
+        for tracker in loop.trackers:
+            tracker.log(step, {f"evaluation/{name}": value for name, value in metrics.items()})
+        logger.info("step %d: %s", step, summary(metrics))
+
+    return evaluate
+
+
+def resolve_auto_settings(run: TrainingRun) -> TrainingRun:
+    """`auto` replaced by what this machine offers and what a few timed steps prefer."""
+    values = run.config.model_dump()
+    values["training"]["device"] = run.device.type
+    if run.config.training.precision == "auto":
+        batch = run.example_batch(local_batch_sizes(run.config)[0]).to(run.device)
+
+        def run_step(precision: Literal["fp32", "bf16"]) -> None:
+            run.dry_run_loop(precision, run.output_dir).backward(batch, 0)
+            run.task.network.zero_grad(set_to_none=True)
+            if run.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        values["training"]["precision"] = choose_precision(run_step)
+    return TrainingRun(Config.model_validate(all_gather_object(values)[0]))

@@ -1,0 +1,196 @@
+"""The files of a run besides its checkpoints: resolved config, metrics, timing, TensorBoard events, results, curves."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from mamo.config.schema import Config
+from mamo.distributed import rank
+
+logger = logging.getLogger(__name__)
+
+METRICS, TIMING, RESULTS, CONFIG, CURVES, STATEMENT_SCORES = (
+    "metrics.jsonl",
+    "timing.jsonl",
+    "results.json",
+    "config.yaml",
+    "curves.png",
+    "statement_scores.jsonl",
+)
+BERT = "bert"
+"""Folder in a run and in each of its checkpoints: the configuration of the BERT that `model.text.bert` names."""
+
+
+@contextlib.contextmanager
+def add_path_to_oserror(path: Path) -> Iterator[None]:
+    """Give an `OSError` the path, which a write to a full disk does not carry."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+class Tracker(Protocol):
+    """Where a team plugs in its own experiment tracker: `mamo.trainer.train(config, False, trackers=[...])`.
+
+    TensorBoard is one. Any object with these two methods will do; only the process of rank 0 calls it.
+    """
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers of one step by name: `loss/itc`, `samples_per_s`, `evaluation/itc/i2t_r1` and the like."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release."""
+        ...
+
+
+class TensorBoardTracker:
+    """Writes scalars for TensorBoard; what an interrupted run wrote after `first_step` is hidden."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder = folder
+        with add_path_to_oserror(folder):
+            self.writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step."""
+        with add_path_to_oserror(self.folder):
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and release."""
+        with add_path_to_oserror(self.folder):
+            self.writer.close()
+
+
+def create_output_dir(output_dir: Path) -> None:
+    """Create the folder of a new run.
+
+    Raises:
+        ValueError: it holds something already, or cannot be written.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        # hidden files are what a start that was killed at once may leave
+        if any(not path.name.startswith(".") for path in output_dir.iterdir()):
+            raise ValueError(
+                f"output_dir {output_dir} is not empty: continue that run with --resume, or name another output_dir"
+            )
+        probe = output_dir / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
+
+
+def truncate_jsonl(path: Path, step: int) -> None:
+    """Keep the lines of a JSON Lines file up to and including `step`; a last line torn by a kill is dropped."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    atomic_write_text(path, "".join(kept))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Replace a file's content so that a kill leaves the old or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with add_path_to_oserror(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def dump(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def write_config(output_dir: Path, config: Config) -> None:
+    """Write the resolved `config.yaml`; from then on the folder holds a run that can be resumed."""
+    temporary = output_dir / f".{CONFIG}.writing"
+    with add_path_to_oserror(output_dir / CONFIG):
+        dump(config, temporary)
+        temporary.replace(output_dir / CONFIG)
+
+
+def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
+    """The evaluations in `results.json`, none where there is no file yet. Raises ValueError naming a damaged file."""
+    path = output_dir / RESULTS
+    if not path.exists():
+        return []
+    try:
+        evaluations = json.loads(path.read_text())["evaluations"]
+        if not isinstance(evaluations, list):
+            raise TypeError(f"its evaluations are {evaluations!r:.40}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: is no file of results ({type(error).__name__}: {error}); remove it: its evaluations are lost"
+        ) from None
+    return evaluations
+
+
+def write_evaluations(output_dir: Path, evaluations: list[dict[str, Any]]) -> None:
+    """Write `results.json`."""
+    atomic_write_text(output_dir / RESULTS, json.dumps({"evaluations": evaluations}, indent=1) + "\n")
+
+
+class JsonlWriter:
+    """Appends one JSON object a line, in the operating system's hands before the next step begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one object."""
+        with add_path_to_oserror(self.path):
+            self.file.write(json.dumps(values) + "\n")
+
+    def flush_to_disk(self) -> None:
+        """Put the lines on the disk, so that no power cut leaves a checkpoint without them."""
+        with add_path_to_oserror(self.path):
+            os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """Release the file."""
+        with contextlib.suppress(OSError):  # `write` has told it already
+            self.file.close()
+
+
+def open_trackers(output_dir: Path, start_step: int, given: Sequence[Tracker]) -> list[Tracker]:
+    """TensorBoard and the given ones on rank 0, none elsewhere: each step is logged once."""
+    if rank() != 0:
+        return []
+    return [TensorBoardTracker(output_dir / "tensorboard", start_step + 1), *given]
+
+
+def sha256_hex(texts: Iterable[str]) -> str:
+    """SHA-256 of the texts one after the other, in hex digits."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "replace"))
+    return found.hexdigest()

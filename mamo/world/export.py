@@ -1,0 +1,123 @@
+"""The embedded data set on disk: as JPEG files with JSON Lines, or in the official files of four public data sets.
+
+The official files make the readers and builders of public data run on as many records as wanted, without a download.
+"""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from mamo.data.pairs_reader import write_json_lines
+from mamo.world.captions import captions
+from mamo.world.questions import question
+from mamo.world.referring import expressions
+from mamo.world.rendering import render
+from mamo.world.scene import SceneWorld, Split
+from mamo.world.statements import pair_statements
+
+Layout = Literal["pairs", "vqa2", "nlvr2", "refcoco"]
+LAYOUTS: tuple[Layout, ...] = ("pairs", "vqa2", "nlvr2", "refcoco")
+_JPEG_QUALITY = 95
+_VQA_SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015"}
+_NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}
+_REFCOCO_SPLITS = {"train": "train", "val": "val", "test": "testA"}
+
+
+def export_scenes(
+    world: SceneWorld, split: Split, n: int, image_size_px: tuple[int, int], to: Path, layout: Layout = "pairs"
+) -> Path:
+    """Writes `n` records of a split (pairs: scenes; else: questions, statements, expressions) and their pictures.
+
+    Returns the file to go on with: `pairs.jsonl`, or the folder for `data.py build LAYOUT --from`. Files of an earlier
+    export into the same folder are overwritten.
+
+    Raises ValueError for a count or side below 1.
+    """
+    if n < 1 or min(image_size_px) < 1:
+        raise ValueError(f"count and image size must be at least 1, got {n} and {image_size_px}")
+    to.mkdir(parents=True, exist_ok=True)
+    writers = {"pairs": _pairs, "vqa2": _vqa2, "nlvr2": _nlvr2, "refcoco": _refcoco}
+    return writers[layout](world, split, n, image_size_px, to)
+
+
+def _pairs(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+    rows = []
+    for index in range(n):
+        name = f"images/{split}-{index:07d}.jpg"
+        _save(world, split, index, size, to / name)
+        texts = [caption.text for caption in captions(world.scene(split, index))]
+        identity = f"scenes-{world.difficulty}-{world.seed}-{split}-{index}"
+        rows.append({"image": name, "caption": texts, "image_id": identity})
+    write_json_lines(to / "pairs.jsonl", rows)
+    return to / "pairs.jsonl"
+
+
+def _vqa2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+    """Questions and annotations as two JSON files; the test split, as the official one, without annotations."""
+    name = _VQA_SPLITS[split]
+    questions, annotations = [], []
+    for index in range(n):
+        asked = question(world, split, index)
+        _save(world, split, index, size, to / name / f"COCO_{name}_{index:012d}.jpg")
+        identity = {"image_id": index, "question_id": 1000 * index}
+        questions.append({**identity, "question": asked.text})
+        answers = [
+            {"answer": answer, "answer_confidence": "yes", "answer_id": k} for k, answer in enumerate(asked.answers, 1)
+        ]
+        types = {"question_type": asked.kind, "answer_type": asked.answer_type}
+        annotations.append({**identity, **types, "multiple_choice_answer": asked.answer, "answers": answers})
+    _write_json(to / f"v2_OpenEnded_mscoco_{name}_questions.json", {"questions": questions})
+    if split != "test":
+        _write_json(to / f"v2_mscoco_{name}_annotations.json", {"annotations": annotations})
+    return to
+
+
+def _nlvr2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+    """JSON Lines, and two PNG files a pair."""
+    name = _NLVR2_SPLITS[split]
+    rows = []
+    for item in pair_statements(world, split, n):
+        identifier = item.identifier.replace(split, name, 1)
+        pair = identifier.rsplit("-", 1)[0]
+        place = {"directory": 0} if split == "train" else {}
+        folder = to / "images" / name / "0" if place else to / name
+        for side, index in enumerate((item.left, item.right)):
+            _save(world, split, index, size, folder / f"{pair}-img{side}.png")
+        rows.append({"identifier": identifier, "sentence": item.sentence, "label": str(item.label), **place})
+    write_json_lines(to / f"{name}.json", rows)
+    return to
+
+
+def _refcoco(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+    """References as a pickle of plain values, boxes as COCO instances, proposals as ALBEF's detections."""
+    refs, images, annotations, proposals = [], [], [], {}
+    for number, item in enumerate(expressions(world, n, size, split)):
+        file = f"COCO_train2014_{item.scene_index:012d}.jpg"
+        _save(world, split, item.scene_index, size, to / "train2014" / file)
+        sentence = {"tokens": item.text.split(), "raw": item.text, "sent_id": number, "sent": item.text}
+        shared = {"ann_id": number, "category_id": 1, "image_id": item.scene_index}
+        place = {"split": _REFCOCO_SPLITS[split], "file_name": file, "sent_ids": [number]}
+        refs.append({"ref_id": number, **shared, **place, "sentences": [sentence]})
+        images.append({"id": item.scene_index, "file_name": file, "height": size[0], "width": size[1]})
+        annotations.append({"id": number, "image_id": item.scene_index, "bbox": list(item.box), "category_id": 1})
+        proposals[str(item.scene_index)] = [list(box) for box in item.proposals]
+    (to / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    _write_json(to / "instances.json", {"images": images, "annotations": annotations, "categories": []})
+    _write_json(to / "dets.json", proposals)
+    return to
+
+
+def _save(world: SceneWorld, split: Split, index: int, size: tuple[int, int], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(render(world.scene(split, index), size))
+    if file.suffix == ".png":
+        picture.save(file)
+    else:  # 4:4:4: halving the colour resolution would smear small objects into each other
+        picture.save(file, quality=_JPEG_QUALITY, subsampling=0)
+
+
+def _write_json(file: Path, document: dict[str, Any]) -> None:
+    file.write_text(json.dumps(document), "utf-8")

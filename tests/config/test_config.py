@@ -1,0 +1,294 @@
+"""Configuration: strict, early, all problems at once; whatever is accepted is read."""
+
+import ast
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from mamo.config.load import build_config, load_config
+from mamo.config.presets import PRESETS
+from mamo.config.schema import Config
+from mamo.training.run_dir import dump
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "configs" / "studies"
+FILES = sorted(
+    path
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent != STUDIES or path.stem.startswith("base_")  # studies have a test of their own
+)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def message(folder: Path, text: str, *overrides: str) -> str:
+    """The one message that a faulty file must end in."""
+    with pytest.raises(ValueError) as caught:
+        load_config(write(folder, text), overrides)
+    return str(caught.value)
+
+
+def leaves(section: type[BaseModel], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The dotted path of every key that a file may hold."""
+    found = []
+    for name, field in section.model_fields.items():
+        kind: Any = field.annotation
+        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        found += leaves(kind, (*path, name)) if is_section else [(*path, name)]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_file_loads(path: Path) -> None:
+    """Bug: a file that ships with the project does not pass its own validation."""
+    assert load_config(path).output_dir
+
+
+def test_there_are_config_files() -> None:
+    """Bug: the test above runs over nothing."""
+    assert ROOT / "configs" / "pretrain" / "scenes.yaml" in FILES
+
+
+def test_an_unknown_key_names_its_nearest(tmp_path: Path) -> None:
+    """Bug: a misspelt key is ignored and its default trains in silence."""
+    text = message(tmp_path, "output_dir: x\ntraining: {warmup_step: 5}\nmaskin: {}\nmodel: {text: {layer: 2}}\n")
+    assert "training.warmup_step: unknown key; did you mean `warmup_steps`?" in text
+    assert "maskin: unknown key; did you mean `masking`?" in text
+    assert "model.text.layer: unknown key; did you mean `layers`?" in text
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    """Bug: a person learns of ten mistakes in ten runs."""
+    text = message(
+        tmp_path,
+        "masking: {image_ratio: 1.5, mode: both}\ntraining: {total_steps: 0, learning_rate: fast, nonsense: 1}\n",
+    )
+    for path in ("output_dir", "masking.image_ratio", "masking.mode", "training.total_steps", "training.learning_rate"):
+        assert f"\n  {path}: " in text, path
+    assert "training.nonsense: unknown key" in text
+    assert "6 problem(s)" in text
+    assert "1.5" in text
+    assert "'both'" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("training: {learning_rate: true}", "training.learning_rate"),
+        ("training: {total_steps: true}", "training.total_steps"),
+        ("training: {total_steps: 10.5}", "training.total_steps"),
+        ("training: {total_steps: '10'}", "training.total_steps"),
+        ("training: {learning_rate: '1e-4'}", "training.learning_rate"),
+        ("training: {learning_rate: .inf}", "training.learning_rate"),
+        ("training: {learning_rate: .nan}", "training.learning_rate"),
+        ("training: {learning_rate: -1e-4}", "training.learning_rate"),
+        ("training: {compile: 1}", "training.compile"),
+        ("training: {compile: 'yes'}", "training.compile"),
+        ("seed: -1", "seed"),
+        ("masking: {text_ratio: 0}", "masking.text_ratio"),
+        ("masking: {image_ratio: 1}", "masking.image_ratio"),
+        ("losses: {weights: {itc: -1}}", "losses.weights.itc"),
+        ("teacher: {momentum: 1.01}", "teacher.momentum"),
+        ("data: {image_size_px: true}", "data.image_size_px"),
+        ("data: {image_size_px: [64]}", "data.image_size_px"),
+        ("data: {image_size_px: [64, -8]}", "data.image_size_px"),
+        ("model: {preset: huge}", "model.preset"),
+        ("data: []", "data"),
+        ("data:", "data"),
+        ("model: 3", "model"),
+    ],
+)
+def test_wrong_values_are_refused_by_path(tmp_path: Path, line: str, path: str) -> None:
+    """Bug: `true` becomes 1, `10.5` becomes 10, an infinite rate trains to NaN; or the message does not say where."""
+    assert f"\n  {path}" in message(tmp_path, f"output_dir: x\n{line}\n")
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", "1.e-4", ".1e-3", "+1e-4", "1e-04"])
+def test_scientific_notation_is_a_number(tmp_path: Path, text: str) -> None:
+    """Bug: PyYAML's YAML 1.1 reads `1e-4` as a string."""
+    config = load_config(write(tmp_path, f"output_dir: x\ntraining: {{learning_rate: {text}}}\n"))
+    assert config.training.learning_rate == 1e-4
+    assert load_config(write(tmp_path, "output_dir: x"), [f"training.learning_rate={text}"]) == config
+
+
+def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
+    """Bug: the resolver for `1e-4` also takes folder names such as `e5` or `1e-4x`."""
+    for name in ("e5", "1e-4x", "v1e5"):
+        assert load_config(write(tmp_path, f"output_dir: {name}\n")).output_dir == name
+
+
+CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "path"),
+    [
+        ("data: {source: pairs}\nevaluation: {enabled: false}", "data.train_file"),
+        ("data: {source: pairs, train_file: a.jsonl}", "data.eval_file"),
+        ("data: {train_file: a.jsonl}", "data.train_file"),
+        ("losses: {weights: {itc: 0, itm: 0, mlm: 0, mim: 0, mrm_image: 0, mrm_text: 0}}", "losses.weights"),
+        ("losses: {itc_candidates: batch, queue_size: 64}", "losses.queue_size"),
+        ("losses: {itc_candidates: batch, itc_soft_target_alpha: 0.4}", "losses.itc_soft_target_alpha"),
+        ("losses: {weights: {mlm: 0}, mlm_soft_target_alpha: 0.4}", "losses.mlm_soft_target_alpha"),
+        ("losses: {weights: {itc: 0}, itc_soft_target_alpha: 0.4}", "losses.itc_soft_target_alpha"),
+        ("losses: {weights: {mim: 0}, mim_target: pixels}", "losses.mim_target"),
+        (
+            "model: {fusion_type: cross}",
+            "model.fusion_type",
+        ),
+        ("model: {fusion_type: cross}\nlosses: {weights: {mim: 0}}", "model.fusion_type"),
+        (f"{CROSS}training: {{parallel: fsdp}}", "training.parallel"),
+        (f"{CROSS}training: {{compile: true}}", "training.compile"),
+        (f"{CROSS}training: {{activation_checkpointing: true}}", "training.activation_checkpointing"),
+        ("model: {fusion_type: cross}\ntask: reasoning", "model.fusion_type"),
+        ("training: {total_steps: 10, warmup_steps: 11}", "training.warmup_steps"),
+        ("training: {learning_rate: 1e-4, learning_rate_min: 1e-3}", "training.learning_rate_min"),
+        ("training: {micro_batch_size: 48}\nlosses: {itm_pool_size: 16}", "training.micro_batch_size"),
+        ("training: {batch_size_global: 64, micro_batch_size: 128}", "training.micro_batch_size"),
+        ("training: {batch_size_global: 48}", "losses.itm_pool_size"),
+        ("losses: {itc_candidates: batch}\ntraining: {micro_batch_size: 32}", "losses.itc_candidates"),
+        ("model: {text: {weights: bert}}", "model.text.bert"),
+        ("data: {curriculum_scenes: [64, 3]}", "data.curriculum_scenes"),
+        ("data: {curriculum_scenes: [64, 64], train_scenes: 100}", "data.curriculum_scenes"),
+        ("data: {curriculum_scenes: [64]}\ntask: vqa", "data.curriculum_scenes"),
+        ("training: {optimizer: muon, parallel: fsdp}", "training.optimizer"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path: Path, lines: str, path: str) -> None:
+    """Bug: keys that cannot hold together are found out hours later, or one of them is ignored."""
+    text = message(tmp_path, f"output_dir: x\n{lines}\n")
+    assert f"\n  {path}: " in text
+    assert "1 problem(s)" in text
+
+
+def test_overrides(tmp_path: Path) -> None:
+    """Bug: an override is ignored, its value stays text, or it makes a section that the file lacks fail."""
+    path = write(tmp_path, "output_dir: x\ntraining: {total_steps: 500}\n")
+    config = load_config(
+        path,
+        ["training.total_steps=700", "evaluation.enabled=false", "data.image_size_px=[32, 48]", "output_dir=a=b",
+         "model.image.depth=2", "losses.weights.mim=0"],
+    )  # fmt: skip
+    assert config.training.total_steps == 700
+    assert config.evaluation.enabled is False
+    assert config.data.image_size == (32, 48)
+    assert config.output_dir == "a=b"
+    assert config.model.image.depth == 2
+    assert config.losses.weights.mim == 0
+
+
+@pytest.mark.parametrize(
+    "override", ["total_steps", "=3", "training..total_steps=3", "training.total_steps=[", "seed.x=3"]
+)
+def test_malformed_overrides_are_refused(tmp_path: Path, override: str) -> None:
+    """Bug: a typing slip on the command line is dropped in silence or ends in a traceback."""
+    assert f"override `{override}`" in message(tmp_path, "output_dir: x\nseed: 1\n", override)
+
+
+def test_an_override_of_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    """Bug: overrides go round the strict check."""
+    assert "did you mean `total_steps`" in message(tmp_path, "output_dir: x", "training.total_step=3")
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nseed: 2\noutput_dir: x", "output_dir: x\ndata:\n  workers: 1\n  workers: 2\n"]
+)
+def test_a_repeated_key_is_refused(tmp_path: Path, text: str) -> None:
+    """Bug: YAML takes the last of two values in silence."""
+    assert "appears twice" in message(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "just text", "a: [", "a: !!python/object/apply:os.system [ls]"])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    """Bug: an empty or broken file ends in a traceback; a YAML tag runs code."""
+    assert "config.yaml" in message(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """Bug: a traceback for a mistyped path."""
+    with pytest.raises(ValueError, match=r"config file not found: .*nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_dumped_config_is_the_same_config(tmp_path: Path, path: Path) -> None:
+    """Bug: the resolved file of a run loads to other values, since a preset or default is applied anew."""
+    config = load_config(path)
+    dump(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_survives_the_round_trip(tmp_path: Path, preset: str) -> None:
+    """Bug: a null of one preset (`patch_size_px` of the named model) comes back as another preset's number."""
+    config = build_config({"output_dir": "x", "model": {"preset": preset}})
+    dump(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+    assert config.model.preset == preset
+
+
+def test_presets_give_every_size_and_files_go_before_them() -> None:
+    """Bug: a size that a preset forgets falls back to the default of `tiny`; or the preset beats the file."""
+    sizes = {"image": {"name", "width", "depth", "heads"}, "text": {"width", "heads", "mlp_width", "layers"}}
+    for preset, values in PRESETS.items():
+        assert {"preset", "image", "text", "fusion_layers", "itc_width"} == values.keys()
+        assert values["preset"] == preset
+        assert all(keys <= values[section].keys() for section, keys in sizes.items())
+    config = build_config({"output_dir": "x", "model": {"preset": "base", "text": {"layers": 4}}})
+    assert (config.model.text.layers, config.model.text.width, config.model.fusion_layers) == (4, 768, 6)
+    assert (
+        build_config({"output_dir": "x"}).model == build_config({"output_dir": "x", "model": {"preset": "tiny"}}).model
+    )
+
+
+def test_a_config_cannot_be_changed() -> None:
+    """Bug: a part of the program changes a setting, and the file in the output folder lies."""
+    config = build_config({"output_dir": "x"})
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def attributes(path: Path) -> set[tuple[str, str]]:
+    """(what stands before the dot, attribute) of every attribute read in a file, such as ("training", "seed")."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = node.value
+            found.add((owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", ""), node.attr))
+    return found
+
+
+def properties() -> dict[str, set[str]]:
+    """Properties of the config's sections -> the keys that they read."""
+    tree = ast.parse((ROOT / "mamo" / "config.py").read_text())
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and any(getattr(d, "id", "") == "property" for d in node.decorator_list):
+            found[node.name] = {child.attr for child in ast.walk(node) if isinstance(child, ast.Attribute)}
+    return found
+
+
+def test_every_key_is_read_somewhere() -> None:
+    """Bug: a setting that one can give, and that nothing obeys."""
+    files = [
+        p
+        for p in itertools.chain((ROOT / "mamo").rglob("*.py"), (ROOT / "scripts").glob("*.py"))
+        if p.name not in ("config.py", "contradictions.py")
+    ]
+    read = set().union(*map(attributes, files))
+    for name, keys in properties().items():
+        read |= {(owner, key) for owner, attribute in read if attribute == name for key in keys}
+    read.add(("model", "preset"))  # what it stands for is filled in while the file is read
+    unread = [
+        ".".join(path)
+        for path in leaves(Config)
+        if not any((owner, path[-1]) in read for owner in ("config", *path[-2:-1]))
+    ]
+    assert not unread

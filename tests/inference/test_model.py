@@ -1,0 +1,304 @@
+"""The library as a researcher imports it: `mamo.load` and what its model does."""
+
+import hashlib
+import itertools
+import json
+import logging
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import mamo
+from mamo.config.schema import Config
+from mamo.data.records import GroundingRecord
+from mamo.evaluation.metrics.grounding import best_proposal, grounding_scores
+from mamo.evaluation.probes import fill_masked_words
+from mamo.evaluator import evaluate
+from mamo.tasks.grounding.evaluate import ground_records
+from mamo.tasks.sources import load_records
+from mamo.trainer import train
+from mamo.training.resume import finetune_config
+from mamo.world.captions import identifying_caption
+from mamo.world.masked_words import masked_words
+from mamo.world.rendering import render
+from mamo.world.scene import WORLD_SEED, SceneWorld
+
+ROOT = Path(__file__).parents[2]
+N = 12
+WORLD = SceneWorld("easy", WORLD_SEED)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [Image.fromarray(render(WORLD.scene("test", k), (16, 16))) for k in range(N)]
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[str]:
+    return [identifying_caption(WORLD.scene("test", k)).text for k in range(N)]
+
+
+@pytest.fixture
+def run(tiny: Callable[..., Config], tmp_path: Path, no_curves: None) -> Path:
+    """A run of two steps."""
+    train(tiny(training={"total_steps": 2, "warmup_steps": 1}, data={"text_max_tokens": 40}), is_resume=False)
+    return tmp_path / "run"
+
+
+def stir(model: mamo.Model) -> mamo.Model:
+    """Larger random weights: a network of two steps says nearly the same of everything."""
+    torch.manual_seed(0)
+    for parameter in model.network.parameters():
+        nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    return model
+
+
+def test_recall_equals_the_evaluators(run: Path, pictures: list[Image.Image], captions: list[str]) -> None:
+    """Bug: another shortlist, other pixels or another score in the library than in the published numbers."""
+    overrides = [f"evaluation.retrieval_items={N}", "evaluation.probe_items=2", "evaluation.rerank_k=4"]
+    metrics = evaluate(run, "scenes-easy-zeroshot", overrides)["metrics"]
+    model = mamo.load(run)
+    assert len(set(captions)) == N
+    for gallery, queries, direction in (
+        (model.index(pictures), captions, "t2i"),
+        (model.index_texts(captions), pictures, "i2t"),
+    ):
+        found = gallery.retrieve(queries, k=4, rerank_k=4)
+        assert len(gallery) == N
+        recall = 100 * sum(best[0][0] == k for k, best in enumerate(found)) / N
+        assert recall == pytest.approx(metrics[f"rerank/{direction}_r1"])
+        assert all(a >= b for best in found for (_, a), (_, b) in itertools.pairwise(best))
+
+
+def test_images_in_every_form_are_the_same(run: Path, pictures: list[Image.Image], tmp_path: Path) -> None:
+    """Bug: a tensor that is normalised twice, a path that is resized in another way, a batch that mixes images up."""
+    model = stir(mamo.load(run))
+    large = pictures[0].resize((40, 28))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, as phones write it
+    large.rotate(90, expand=True).save(tmp_path / "a.png", exif=exif)
+    tensor = torch.from_numpy(mamo.inference.model.np.array(large)).permute(2, 0, 1)
+    opened = Image.open(tmp_path / "a.png")
+    assert opened.size == (28, 40)
+    features = model.encode_image([large, tmp_path / "a.png", str(tmp_path / "a.png"), tensor, opened, pictures[1]])
+    torch.testing.assert_close(features[:1].expand(5, -1), features[:5])
+    assert not torch.allclose(features[0], features[5], atol=1e-2)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(model.encode_image([pictures[1]])[0], features[5])
+    assert opened.size == (28, 40)  # the caller's picture stays as it was
+
+
+def test_texts_are_read_as_in_training(run: Path) -> None:
+    """Bug: full-width letters, odd spaces or a lone surrogate, which training cleans, are other words or an error."""
+    model = stir(mamo.load(run))
+    odd = ["ａ ｒｅｄ\u2003circle ", "a red circle", "a red circle\ud800"]
+    features = model.encode_text(odd)
+    torch.testing.assert_close(features[0], features[1])
+    assert not torch.allclose(features[1], features[2])
+    picture = Image.new("RGB", (16, 16), "red")
+    assert model.fill_mask(picture, "ａ ｒｅｄ [MASK]") == model.fill_mask(picture, "a red [MASK]")
+
+
+def test_match_similarity_and_words(run: Path, pictures: list[Image.Image], captions: list[str]) -> None:
+    """Bug: probabilities of the mismatch, a transposed matrix, [MASK] read as plain text, another slot filled."""
+    model = stir(mamo.load(run))
+    scorer = model._scorer
+    similarity = model.similarity(pictures[:3], captions[:2])
+    assert similarity.shape == (3, 2)
+    assert float(similarity[2, 1]) == pytest.approx(
+        float(model.encode_image(pictures[2:3])[0] @ model.encode_text(captions[1:2])[0]), abs=1e-6
+    )
+    with torch.inference_mode():
+        images = scorer.encode_images([torch.stack([model.processor.pixels(picture) for picture in pictures])])
+        rows = torch.arange(N)
+        logits = scorer.match(images, scorer.encode_texts(*scorer.tokenize(captions)), rows, rows)
+        items = [item for item in masked_words(WORLD, N) if item.word_class == "colour"][:6]
+        expected = fill_masked_words(scorer, images, items, {k: k for k in range(N)})
+    probability = model.match(pictures, captions)
+    torch.testing.assert_close(probability, 1 / (1 + (-logits).exp()))
+    for item, word, _ in expected:
+        before, after = item.caption[: item.start], item.caption[item.end :]
+        filled = model.fill_mask(pictures[item.scene_index], f"{before}[MASK]{after}")
+        said = model.processor.tokenizer.decode(
+            model.processor.tokenizer(before, add_special_tokens=False)["input_ids"]
+        )
+        assert filled[len(said) :].strip().startswith(word)
+
+
+def test_grounding_has_the_size_of_the_image(run: Path, pictures: list[Image.Image]) -> None:
+    """Bug: heat in patches or in the network's size, axes exchanged."""
+    found = stir(mamo.load(run)).ground(pictures[0].resize((50, 30)), "a red circle")
+    assert found.heat.shape == (30, 50)
+    assert found.heat[found.point[1], found.point[0]] == found.heat.max() > 0
+    x, y, width, height = found.box
+    assert (x % 25, y % 15, width % 25, height % 15) == (0, 0, 0, 0)  # whole patches of the 2 x 2
+    assert x <= found.point[0] < x + width
+    assert y <= found.point[1] < y + height
+
+
+@pytest.mark.parametrize("heat_from", ["fusion", "image_encoder", "occlusion"])
+def test_grounding_is_the_evaluators(
+    run: Path, heat_from: Literal["fusion", "image_encoder", "occlusion"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: the heat of another place than the evaluation reads, or the choice of it left unread."""
+    model = stir(mamo.load(run))
+    records, load_image = load_records(model.config.data, GroundingRecord, "test", 6)
+    chosen: list[tuple[float, ...]] = []
+
+    def kept(heat: Any, proposals: Any, gold: Any) -> dict[str, float]:
+        chosen.append(tuple(proposals[best_proposal(heat, proposals)]))
+        return grounding_scores(heat, proposals, gold)
+
+    monkeypatch.setattr("mamo.tasks.grounding.evaluate.grounded", kept)
+    with torch.inference_mode():
+        ground_records(model._scorer, records, load_image, (16, 16), 4, heat_from)
+    settings = model.config.evaluation.model_copy(update={"grounding_heat": heat_from})
+    model.config = model.config.model_copy(update={"evaluation": settings})
+    ordered = sorted(records, key=lambda record: record.image)
+    calls = [model.ground(load_image(r.image), r.expression, r.proposals_xywh) for r in ordered]
+    assert [tuple(found.box) for found in calls] == chosen
+    other = model.ground(load_image(ordered[0].image), ordered[0].expression, heat_from="occlusion")
+    assert (heat_from == "occlusion") == bool((other.heat == calls[0].heat).all())
+
+
+def test_the_box_holds_what_is_connected_to_the_hottest_patch() -> None:
+    """Bug: a second hot region drawn in, diagonal neighbours lost, axes exchanged, patches taken for pixels."""
+    heat = torch.zeros(4, 6)
+    heat[1, 2], heat[2, 3], heat[2, 4], heat[0, 0], heat[3, 5] = 1.0, 0.6, 0.5, 0.9, 0.4
+    assert mamo.inference.model._hot_box(heat, (40, 120)) == (40.0, 10.0, 60.0, 20.0)
+
+
+def test_heads_that_are_missing_are_named(tiny: Callable[..., Config], tmp_path: Path, no_curves: None) -> None:
+    """Bug: an attribute error on None."""
+    only = {"itc": 0.0, "itm": 0.0, "mim": 0.0, "mrm_image": 0.0, "mrm_text": 0.0}
+    train(tiny(training={"total_steps": 1, "warmup_steps": 0}, losses={"weights": only}), is_resume=False)
+    model = mamo.load(tmp_path / "run")
+    picture = Image.new("RGB", (16, 16))
+    for call in (
+        lambda: model.encode_image([picture]),
+        lambda: model.match([picture], ["x"]),
+        lambda: model.index([picture]),
+        lambda: model.index_texts(["x"]),
+        lambda: model.ground(picture, "x"),
+    ):
+        with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; train it on with"):
+            call()
+    assert model.fill_mask(picture, "a [MASK]")
+    model.network.mlm = None
+    for call, head in (
+        (lambda: model.fill_mask(picture, "a [MASK]"), "mlm"),
+        (lambda: model.match([picture], ["x"]), "itm"),
+    ):
+        with pytest.raises(mamo.MissingHeadError) as caught:
+            call()
+        command = re.findall(r"`python scripts/finetune\.py --config (\S+) checkpoint=FOLDER (\S+)`", str(caught.value))
+        ((config_file, override),) = command
+        config = finetune_config(ROOT / config_file, [f"checkpoint={tmp_path / 'run'}", override], False)
+        assert getattr(config.losses.weights, head) > 0  # the command does train what is missing
+
+
+def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Path, caplog: Any) -> None:
+    """Bug: a traceback from the depths, an empty answer, texts that are cut in silence or announced each time."""
+    model = mamo.load(run)
+    (tmp_path / "text.png").write_text("no image")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
+    for call, kind, message in (
+        (lambda: model.encode_image([tmp_path / "text.png"]), mamo.BadSampleError, r"text\.png: not an image"),
+        (lambda: model.encode_image([tmp_path / "absent.png"]), mamo.BadSampleError, r"absent\.png"),
+        (
+            lambda: model.encode_image([torch.zeros(3, 4, 4)]),
+            mamo.BadSampleError,
+            r"uint8 \[3, H, W\], not torch\.float32",
+        ),
+        (lambda: model.encode_image([None]), mamo.BadSampleError, "not NoneType"),  # type: ignore[list-item]
+        (lambda: model.encode_image("a.png"), ValueError, "a list of images, not 'a.png'"),
+        (lambda: model.encode_image([]), ValueError, "a list of images"),
+        (lambda: model.index([]), mamo.EmptyGalleryError, "the gallery is empty"),
+        (lambda: model.index_texts([]), mamo.EmptyGalleryError, "index_texts: the gallery is empty"),
+        (lambda: model.index_texts("red circle"), ValueError, "a list of texts, not 'red circle'"),
+        (lambda: model.index_texts(["x"]).retrieve(pictures[0]), ValueError, "a list of images, not <PIL"),
+        (lambda: model.index_texts(["x"]).retrieve(pictures, k=9, rerank_k=4), ValueError, "k = 9 must"),
+        (lambda: model.index_texts(["x"]).retrieve([tmp_path / "absent.png"]), mamo.BadSampleError, r"absent\.png"),
+        (lambda: model.match(pictures[:2], ["x"]), ValueError, "2 images and 1 texts"),
+        (lambda: model.encode_text("a text"), ValueError, "a list of texts"),
+        (lambda: model.encode_text([]), ValueError, "a list of texts"),
+        (lambda: model.fill_mask(pictures[0], "no mask"), ValueError, r"no \[MASK\] among the first 40 tokens"),
+        (lambda: model.index(pictures).retrieve(["x"], k=9, rerank_k=4), ValueError, "k = 9 must.*raise rerank_k"),
+        (lambda: model.encode_image(pictures[0]), ValueError, "a list of images, not <PIL"),
+        (lambda: model.index(pictures[0]), ValueError, "a list of images, not <PIL"),
+        (lambda: model.match(pictures[:1], "red circle"), ValueError, "a list of texts, not 'red circle'"),
+        (lambda: model.encode_text([3]), ValueError, r"a list of texts, not \[3\]"),  # type: ignore[list-item]
+        (
+            lambda: model.encode_image([torch.zeros(3, 0, 4, dtype=torch.uint8)]),
+            mamo.BadSampleError,
+            r"not .*\[3, 0, 4\]",
+        ),
+        (lambda: model.encode_image([Image.open(tmp_path / "cut.png")]), mamo.BadSampleError, r"cut\.png"),
+        (lambda: mamo.load(run, precision="fp16"), ValueError, "'fp16' is neither"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(kind, match=message):
+            call()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            model.encode_text(["red " * 100])
+    assert caplog.text.count("texts are cut to 40 tokens; the longest has 102") == 1
+    caplog.clear()
+    mamo.load(run).fill_mask(pictures[0], "[MASK] " + "red " * 100)
+    assert caplog.text.count("texts are cut to 40 tokens; the longest has 103") == 1
+
+
+class Evil:
+    """Unpickling it would create a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a truncated file that loads in part, a pickle whose code runs."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(mamo.CheckpointError, match="no folder; give a run"):
+        mamo.load(tmp_path / "nowhere")
+    with pytest.raises(mamo.CheckpointError, match=rf"Did you mean {tmp_path / 'run'}\?"):
+        mamo.load(tmp_path / "rum")
+    (tmp_path / "x/run").mkdir(parents=True)
+    with pytest.raises(mamo.CheckpointError, match=r"Did you mean x/run\?"):  # and the hub is not asked for it
+        mamo.load("x/runn")
+    (tmp_path / "ALBEF.pth").touch()
+    with pytest.raises(mamo.CheckpointError, match="starts a run instead"):
+        mamo.load(tmp_path / "ALBEF.pth")
+    (tmp_path / "foreign").mkdir()
+    with pytest.raises(mamo.CheckpointError, match="not a complete checkpoint"):
+        mamo.load(tmp_path / "foreign")
+    folder = (run / "checkpoints/last").resolve()
+    file, manifest = folder / "student.safetensors", json.loads((folder / "manifest.json").read_text())
+    content = file.read_bytes()
+    file.write_bytes(content[:-9])
+    with pytest.raises(mamo.CheckpointError, match=r"damaged checkpoint, student\.safetensors has"):
+        mamo.load(run)
+    evil = pickle.dumps(Evil())
+    file.write_bytes(evil)
+    manifest["student.safetensors"] = {"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(mamo.CheckpointError, match=r"student\.safetensors cannot be read"):
+        mamo.load(run)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none(run: Path) -> None:
+    """Bug: a late error from CUDA."""
+    for device in ("cuda", "cuda:1", torch.device("cuda")):
+        with pytest.raises(mamo.DeviceError, match="offers none"):
+            mamo.load(run, device=device)
+    for device, message in (("gpu", "none of auto, cpu"), ("meta", "not supported"), (None, "none of auto")):
+        with pytest.raises(mamo.DeviceError, match=message):
+            mamo.load(run, device=device)  # type: ignore[arg-type]

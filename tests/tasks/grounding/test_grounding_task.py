@@ -1,0 +1,83 @@
+"""Grounding fine-tuning: what ITM is trained on, and what it is refused on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional
+
+from mamo.config.schema import Config
+from mamo.data.pairs_reader import clean_caption
+from mamo.evaluation.metrics.grounding import to_image_size, to_image_size_bicubic
+from mamo.tasks.base import Trained
+from mamo.tasks.grounding import task
+from mamo.trainer import TrainingRun
+from mamo.training.resume import finetune_config
+
+WEIGHTS = {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}
+
+
+def config(folder: Path, pretrained: Path, **data: object) -> Config:
+    values = {
+        "task": "grounding",
+        "output_dir": str(folder / "run"),
+        "data": {"train_scenes": 20, "workers": 0, **data},
+        "losses": {"weights": WEIGHTS, "itm_negatives": "foils", "itm_pool_size": 4},
+        "training": {"batch_size_global": 8, "total_steps": 2, "warmup_steps": 1, "precision": "fp32", "device": "cpu"},
+        "evaluation": {"enabled": False},
+    }
+    file = folder / "grounding.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return finetune_config(file, [f"checkpoint={pretrained}"], is_resume=False)
+
+
+def test_each_image_meets_its_expression_and_its_foil(pretrained: Path, tmp_path: Path) -> None:
+    """Bug: foils of other samples, labels exchanged, padding that is attended to, a mean over the micro-batch."""
+    run = TrainingRun(config(tmp_path, pretrained))
+    network = run.parts.network.eval()
+    batch = run.example_batch(8)
+    targets, _ = run.task.prepare(batch, 4, 0)
+    parts = [run.task.losses(batch.part(k, k + 4), targets, k) for k in (0, 4)]
+    losses = []
+    for k, record in enumerate(run.source.source.records[:8]):
+        slots = network.backbone.fusion.embed_image(
+            network.backbone.image_encoder(run.normalise(batch.image[k : k + 1]))
+        )
+        for text, label in ((record.expression, 1), (record.foil, 0)):
+            ids = torch.tensor([run.tokenizer(clean_caption(text))["input_ids"]])
+            valid = torch.ones_like(ids, dtype=torch.bool)
+            fused = network.backbone.fusion(slots, network.backbone.text_encoder(ids, valid), valid)
+            logits = network.itm(fused[:, network.backbone.fusion.num_image_positions])
+            losses.append(functional.cross_entropy(logits, torch.tensor([label])))
+    torch.testing.assert_close(sum(part["itm"] for part, _ in parts), torch.stack(losses).mean(), atol=1e-5, rtol=1e-4)
+    assert 0 <= float(sum(metrics["itm_accuracy"] for _, metrics in parts)) <= 1
+
+
+def test_a_record_without_a_foil_is_named(pretrained: Path, tmp_path: Path) -> None:
+    """Bug: an empty text as a negative, which any network tells at once."""
+    rows = [
+        {"image": "a.png", "expression_id": 1, "expression": "a red circle", "foil": "a blue circle"},
+        {"image": "a.png", "expression_id": 2, "expression": "a red square"},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": "records", "train_file": str(tmp_path / "train.jsonl")}
+    with pytest.raises(ValueError, match=r"expression_id 2 \(.*a\.png\) has no foil"):
+        TrainingRun(config(tmp_path, pretrained, **data))
+
+
+def test_heat_of_records_is_resized_as_albefs_protocol_does(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Bug: numbers on RefCOCO+ that are not its protocol's, or flat heat at the border of the embedded world."""
+    used: list[object] = []
+    monkeypatch.setattr(task, "records_of", lambda *asked: ([], None))
+    monkeypatch.setattr(task, "locate_all", lambda *asked: used.append(asked[-1]) or {})
+    files = {"source": "records", "train_file": "a.jsonl", "eval_file": "b.jsonl"}
+    run = TrainingRun(tiny(task="grounding"))
+    trained = Trained(run.parts.network, run.tokenizer, run.normalise, run.device)
+    for data in ({}, files):
+        task.evaluate_grounding(tiny(task="grounding", data=data), trained, tmp_path)
+    assert used == [to_image_size, to_image_size_bicubic]

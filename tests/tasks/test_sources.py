@@ -1,0 +1,45 @@
+"""Sources of task records: what tells one set of data from another."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mamo.config.schema import DataConfig
+from mamo.data.record_dataset import RecordDataset
+from mamo.data.records import GroundingRecord, ReasoningRecord, TaskRecord, VqaRecord
+from mamo.tasks.grounding.task import ExpressionPairs
+from mamo.tasks.sources import load_records
+
+ROWS: list[tuple[type[TaskRecord], dict[str, Any]]] = [
+    (VqaRecord, {"image": "{}/1.jpg", "question_id": 1, "question": "what?"}),
+    (ReasoningRecord, {"images": ["{}/1.jpg", "{}/2.jpg"], "sentence": "s", "label": True, "identifier": "a"}),
+    (GroundingRecord, {"image": "{}/1.jpg", "expression_id": 1, "expression": "e"}),
+]
+
+
+def identity_of(root: Path, kind: type[TaskRecord], row: dict[str, Any], images: str) -> str:
+    """Of two files in two folders below `root`, whose rows have this folder for `{}`."""
+    files = [root / "first/train.jsonl", root / "second/train.jsonl"]
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        filled = json.loads(json.dumps({**row, kind.key: row[kind.key] * (number + 1)}).replace("{}", images))
+        file.write_text(json.dumps(filled) + "\n")
+    data = DataConfig(source="records", train_file=[str(file) for file in files])
+    records, load_image = load_records(data, kind, "train", 0)
+    source: Any = RecordDataset(records, load_image, data)
+    return "".join((ExpressionPairs(source) if kind is GroundingRecord else source).identity())
+
+
+@pytest.mark.parametrize(("kind", "row"), ROWS)
+def test_identity_stays_where_the_data_moved(tmp_path: Path, kind: type[TaskRecord], row: dict[str, Any]) -> None:
+    """Bug: absolute paths in the fingerprint: a run cannot go on after its data folder was moved or mounted elsewhere;
+    or other images pass for the same.
+    """
+    found = {identity_of(tmp_path / name, kind, row, "images") for name in ("here", "there")}
+    assert len(found) == 1
+    assert str(tmp_path) not in next(iter(found))
+    absolute = {identity_of(tmp_path / name, kind, row, str(tmp_path / name / "images")) for name in ("here", "there")}
+    assert len(absolute) == 1
+    assert identity_of(tmp_path / "here", kind, row, "photos") not in found

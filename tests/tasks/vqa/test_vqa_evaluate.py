@@ -1,0 +1,131 @@
+"""Answers by ranking, the submission file, and the refusal of overlaps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from mamo.data.records import VqaRecord
+from mamo.models.fusion import Fusion
+from mamo.models.image_encoder import ImageEncoder
+from mamo.models.text_encoder import TextEncoder
+from mamo.models.vlm import Backbone, Mamo
+from mamo.tasks.vqa.evaluate import (
+    Answerer,
+    AnswerList,
+    accuracies,
+    answer_all,
+    rank_answers,
+    refuse_overlap,
+    write_submission,
+)
+from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder
+from mamo.world.vocabulary import scenes_tokenizer
+
+TOKENIZER = scenes_tokenizer()
+ANSWERS = ["red", "yes", "no", "small", "small red circle", "small blue circle", "3", "yellow square", "yellow"]
+CPU = torch.device("cpu")
+PHRASES = ["small red circle", "small blue circle", "large red", "large blue", "yellow square", "two red", "two blue"]
+
+
+def network(head: str = "decoder") -> Mamo:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_attention_heads=2, intermediate_size=48)
+    image = ImageEncoder("vit_tiny_patch16_224", (16, 16), patch_size_px=8, width=32, depth=1, heads=2)
+    text = TextEncoder(config, 1)
+    fusion = Fusion(
+        32, 2, 2, 48, image_width=32, grid=image.grid, num_prefix_tokens=image.num_prefix_tokens, text_width=32
+    )
+    made = AnswerDecoder(fusion, text) if head == "decoder" else AnswerClassifier(32, len(ANSWERS))
+    whole = Mamo(Backbone(image, text, fusion, 16), answer=made).eval()
+    for parameter in [*fusion.parameters(), *made.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.4)
+    return whole
+
+
+@torch.inference_mode()
+def test_the_whole_list_ranked_equals_brute_force() -> None:
+    """Bug: padding, a shared first token or the order of the shortlist changes what an answer is worth."""
+    whole = network()
+    head = whole.answer
+    assert isinstance(head, AnswerDecoder)
+    torch.manual_seed(1)
+    memory, is_valid = torch.randn(40, 9, 32), torch.arange(9) < torch.randint(3, 10, (40, 1))
+    of, embed = AnswerList.of(PHRASES, TOKENIZER, CPU), whole.backbone.text_encoder.embed
+    likelihood = torch.zeros(40, len(PHRASES))
+    for question in range(40):
+        for row, answer in enumerate(PHRASES):
+            ids = TOKENIZER(answer)["input_ids"]
+            for t in range(1, len(ids)):  # token by token, nothing batched, nothing padded
+                so_far = torch.tensor([[ids[:t]]])
+                part = slice(question, question + 1)
+                logits = head(embed(so_far), memory[part, is_valid[question]], is_valid[part, is_valid[question]])
+                likelihood[question, row] += logits[0, 0, -1].log_softmax(dim=-1)[ids[t]]
+    expected = likelihood.argmax(dim=1)
+    assert len(set(expected.tolist())) > 1
+    assert torch.equal(rank_answers(head, embed, memory, is_valid, of, len(PHRASES)), expected)
+    first = torch.tensor([TOKENIZER(answer)["input_ids"][1] for answer in PHRASES])
+    start = embed(torch.tensor([[[TOKENIZER.cls_token_id]]]).expand(40, 1, 1))
+    likeliest_word = first[head(start, memory, is_valid)[:, 0, 0][:, first].argmax(dim=1)]
+    short = rank_answers(head, embed, memory, is_valid, of, 1)
+    assert torch.equal(first[short], likeliest_word)  # a shortlist of one is the first token's
+
+
+def records(n: int = 5) -> list[VqaRecord]:
+    shared = {"question": "is there a red circle?", "answers": ["yes"] * 10, "answer_type": "yes/no"}
+    return [VqaRecord(image=str(k // 2), question_id=k, **shared) for k in range(n)]
+
+
+def picture(name: str) -> torch.Tensor:
+    return torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(int(name)))
+
+
+@pytest.mark.parametrize("head", ["decoder", "classifier"])
+def test_answers_do_not_depend_on_batches_and_blank_images_tell_nothing(head: str) -> None:
+    """Bug: answers go to other questions, an image to another question, or the prior still sees the image."""
+    answerer = Answerer(network(head), TOKENIZER, lambda image: image.float() / 64 - 2, CPU, ANSWERS, 20, 4)
+    seen: list[torch.Tensor] = []
+    answerer.network.backbone.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        alone = answer_all(answerer, records(), picture, (16, 16), 1)
+        assert answer_all(answerer, records()[::-1], picture, (16, 16), 3) == alone
+        assert all(pixels.any() for pixels in seen)
+        seen.clear()
+        blank = answer_all(answerer, records(), picture, (16, 16), 2, is_blank=True)
+    assert alone.keys() == {0, 1, 2, 3, 4}
+    assert len(set(blank.values())) == 1
+    assert seen
+    assert not any(pixels.any() for pixels in seen)  # the mean colour
+    assert accuracies(dict.fromkeys(range(5), "yes"), records()) == {"accuracy": 100.0, "accuracy/yes/no": 100.0}
+    assert accuracies(alone, [r.model_copy(update={"answers": []}) for r in records()]) == {}
+
+
+def test_submission(tmp_path: Path) -> None:
+    """Bug: a file that the server refuses after the upload: incomplete, of another split, with unknown answers."""
+    file = tmp_path / "results.json"
+    for given, message in (
+        ({0: "yes", 2: "no"}, "results.json: 1 questions have no answer, the first is question_id 1"),
+        (
+            {0: "yes", 1: "no", 2: "no", 9: "no"},
+            "1 answers are to no question of the split, the first is question_id 9",
+        ),
+        ({0: "yes", 1: "maybe", 2: "no"}, "1 answers are not on the answer list, the first is question_id 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_submission(file, given, records(3), ANSWERS)
+        assert not file.exists()
+    write_submission(file, {2: "no", 0: "yes", 1: "3"}, records(3), ANSWERS)
+    rows = [{"question_id": k, "answer": answer} for k, answer in enumerate(("yes", "3", "no"))]
+    assert json.loads(file.read_text()) == rows
+
+
+def test_overlap_is_refused() -> None:
+    """Bug: a validation accuracy on questions, or images, that were trained on."""
+    train, other = records(2), VqaRecord(image="7", question_id=70, question="what?")
+    refuse_overlap(train, [other], "val.jsonl")
+    with pytest.raises(ValueError, match=r"val\.jsonl: 1 questions are in .*question_id 1 \(0\)"):
+        refuse_overlap(train, [other, records(2)[1]], "val.jsonl")
+    with pytest.raises(ValueError, match=r"1 questions are about images that are in .*question_id 71 \(0\)"):
+        refuse_overlap(train, [other, other.model_copy(update={"image": "0", "question_id": 71})], "val.jsonl")

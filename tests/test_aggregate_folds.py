@@ -1,0 +1,75 @@
+"""`scripts/aggregate_folds.py`: six runs' held-out statements as one accuracy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mamo.evaluation.metrics.statements import StatementRecord, write_scores
+from mamo.training.run_dir import STATEMENT_SCORES
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "aggregate_folds.py"
+
+
+def make_run(folder: Path, directory: str, recall: float, shift: float, metric: str = "statements/accuracy") -> str:
+    """A run that held out `directory` and tells true from false at the threshold `shift`."""
+    folder.mkdir()
+    labels = [True, False, False]
+    records = [StatementRecord(f"/x/{k}.png", f"sentence {k}", label, directory) for k, label in enumerate(labels)]
+    write_scores(folder / STATEMENT_SCORES, np.where(labels, 1.0, -1.0) + shift, records)
+    protocol = "records-reasoning" if metric == "reasoning/accuracy" else "pairs-zeroshot"
+    entry = {"protocol": protocol, "checkpoint": "checkpoints/step-1", "seed": 0, "versions": {}}
+    metrics = {"itc/i2t_r1": recall, metric: 0.0}
+    (folder / "results.json").write_text(json.dumps({"evaluations": [{**entry, "metrics": metrics}]}))
+    return str(folder)
+
+
+def pool(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+
+
+def test_folds_are_pooled(tmp_path: Path) -> None:
+    """Bug: the mean of six accuracies at threshold 0, or a threshold fitted on the statements that it judges."""
+    runs = [make_run(tmp_path / f"fold-{k}", str(k), 10.0 * k, shift=3.0) for k in range(3)]
+    done = pool(*runs, "--to", str(tmp_path / "results.json"))
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    assert entry["metrics"]["itc/i2t_r1"] == pytest.approx(10.0)
+    assert entry["metrics"]["statements/accuracy"] == 100  # at threshold 0 all would be called true
+    assert entry["metrics"]["statements/majority"] == pytest.approx(200 / 3)
+    assert entry["checkpoint"][2] == "fold-2/checkpoints/step-1"
+
+
+def test_judgements_are_pooled_at_the_logit_that_decides(tmp_path: Path) -> None:
+    """Bug: a threshold fitted to a head that has its own, or an interval that is the mean of six."""
+    runs = [make_run(tmp_path / f"fold-{k}", str(k), 0.0, 3.0, "reasoning/accuracy") for k in range(3)]
+    done = pool(*runs, "--to", str(tmp_path / "results.json"))
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    assert entry["protocol"] == "records-reasoning-folds"
+    metrics = entry["metrics"]
+    assert metrics["reasoning/accuracy"] == pytest.approx(100 / 3)  # logits of 4 and 2: all are called true
+    assert metrics["reasoning/interval_low"] <= 100 / 3 <= metrics["reasoning/interval_high"]
+    assert not any(name.startswith("statements/") for name in metrics)
+
+
+def test_what_cannot_be_pooled_is_told(tmp_path: Path) -> None:
+    """Bug: a fold counted twice, and a traceback for a run that was never evaluated."""
+    first, again = (make_run(tmp_path / name, "4", 1.0, 0.0) for name in ("a", "b"))
+    (tmp_path / "empty").mkdir()
+    for runs, message in (((first, again), "directory 4 was held out"), ((str(tmp_path / "empty"),), "no evaluated")):
+        done = pool(*runs, "--to", str(tmp_path / "r.json"))
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert not (tmp_path / "r.json").exists()
+
+
+def test_runs_of_two_kinds_are_not_pooled(tmp_path: Path) -> None:
+    """Bug: ITM scores and logits of a head in one accuracy, or a KeyError."""
+    runs = [make_run(tmp_path / "a", "0", 1.0, 0.0), make_run(tmp_path / "b", "1", 1.0, 0.0, "reasoning/accuracy")]
+    done = pool(*runs, "--to", str(tmp_path / "r.json"))
+    assert done.returncode == 2
+    assert "different protocols" in done.stderr

@@ -1,0 +1,126 @@
+"""A run from its config to `results.json`."""
+
+import importlib.metadata
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mamo import trainer
+from mamo.config.load import load_config
+from mamo.config.schema import Config
+from mamo.training import checkpoint, run_dir
+from mamo.training.async_writer import AsyncWriter
+from mamo.training.loop import Loop
+
+EVALUATION = {"enabled": True, "retrieval_items": 8, "probe_items": 8, "rerank_k": 3, "batch_size": 8}
+
+
+def test_a_run_leaves_what_the_readme_promises(tiny: Callable[..., Config]) -> None:
+    """Bug: a file, a key or a loss is missing from what a run writes; a clock's number is in the metrics."""
+    config = tiny(training={"total_steps": 3, "checkpoint_every_steps": 2}, evaluation=EVALUATION)
+    trainer.train(config, is_resume=False)
+    run = Path(config.output_dir)
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.yaml",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "tensorboard",
+        "tokenizer",
+        "checkpoints",
+        "results.json",
+        "curves.png",
+        "report.html",
+    }
+    assert load_config(run / "config.yaml") == config
+    rows = run_dir.read_jsonl(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    losses = {f"loss/{name}" for name in ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")}
+    weights = {name.replace("loss", "weight") for name in losses}
+    assert losses | weights | {"learning_rate", "gradient_norm"} <= rows[0].keys()
+    assert not {"samples_per_s", "data_wait_share", "peak_memory_mib"} & rows[0].keys()
+    timing = run_dir.read_jsonl(run / "timing.jsonl")
+    assert timing[0].keys() == {"step", "samples_per_s", "data_wait_share", "peak_memory_mib"}
+    (result,) = json.loads((run / "results.json").read_text())["evaluations"]
+    assert {"protocol", "split", "checkpoint", "seed", "versions", "metrics"} <= result.keys()
+    assert (result["split"], result["seed"]) == ("test", 3)
+    assert (run / result["checkpoint"]).resolve() == checkpoint.resolve(run)
+    assert result["versions"]["torch"] == importlib.metadata.version("torch")
+    wanted = {"itc/i2t_r1", "itc/t2i_r10", "rerank/t2i_r1", "probe/attribute_swap/itm", "masked_word/colour"}
+    assert wanted <= result["metrics"].keys()
+    assert all(0 <= value <= 100 for name, value in result["metrics"].items() if "rsum" not in name)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the evaluation by one that costs nothing; returns the list it appends to."""
+    calls: list[str] = []
+
+    def zero_shot(network: Any, *others: Any) -> dict[str, float]:
+        calls.append("evaluated")
+        return {"itc/i2t_r1": float(sum(p.detach().double().sum() for p in network.parameters()))}
+
+    monkeypatch.setattr("mamo.tasks.registry.zero_shot", zero_shot)
+    return calls
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_kill_around_an_evaluation_loses_and_doubles_none(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Bug: an evaluation that was due at the checkpoint is left out after a resume, or stands there twice."""
+    calls = counted(monkeypatch)
+    settings = {
+        "training": {"total_steps": 8, "checkpoint_every_steps": 2},
+        "evaluation": {**EVALUATION, "every_steps": 4},
+    }
+    trainer.train(tiny(output_dir=str(tmp_path / "whole"), **settings), is_resume=False)
+    assert len(calls) == 2
+
+    config = tiny(**settings)
+    save = Loop.save
+    for stop in (4, 6, 8):  # right after the checkpoint, before the evaluation that is due
+
+        def save_then_stop(self: Loop, step: int, writing: AsyncWriter, stop: int = stop) -> None:
+            save(self, step, writing)
+            writing.wait()
+            if step == stop:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Loop, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(config, is_resume=(stop > 4))
+    monkeypatch.setattr(Loop, "run", lambda *_: pytest.fail("a step was trained after the last"))
+    trainer.train(config, is_resume=True)  # the last evaluation alone
+    trainer.train(config, is_resume=True)  # nothing at all
+    assert len(calls) == 4
+    whole, broken = (run_dir.read_evaluations(tmp_path / name) for name in ("whole", "run"))
+    assert [entry["step"] for entry in whole] == [4, 8]
+    assert whole == broken
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_results_are_cut_back_to_the_checkpoint(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: an evaluation of weights that no checkpoint holds any more stays in `results.json`."""
+    counted(monkeypatch)
+    config = tiny(training={"total_steps": 8, "checkpoint_every_steps": 4}, evaluation={**EVALUATION, "every_steps": 2})
+    trainer.train(config, is_resume=False)
+    run = Path(config.output_dir)
+    whole = run_dir.read_evaluations(run)
+    assert [entry["step"] for entry in whole] == [2, 4, 6, 8]
+    run_dir.write_evaluations(run, [*whole[:2], {**whole[2], "metrics": {"stale": 1.0}}])
+    file = run / "checkpoints" / "step-0000008" / "student.safetensors"
+    file.write_bytes(b"")
+    trainer.train(config, is_resume=True)
+    assert run_dir.read_evaluations(run) == whole
+
+
+def test_a_run_begins_with_its_curriculum(tiny: Callable[..., Config]) -> None:
+    """Bug: the stages of the config do not reach the order of the run's batches."""
+    batches = itertools.islice(trainer.TrainingRun(tiny(data={"curriculum_scenes": [16, 16]})).batches(0, 0), 4)
+    seen = [number for batch in batches for number in batch.sample_id.tolist()]
+    assert sorted(seen[:16]) == list(range(16))
+    assert sorted(seen[16:]) == list(range(16, 32))

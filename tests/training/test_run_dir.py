@@ -1,0 +1,79 @@
+"""The files of a run besides its checkpoints."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mamo.training import run_dir
+
+
+def test_cut_back_keeps_what_the_checkpoint_has_seen(tmp_path: Path) -> None:
+    """Bug: steps are logged twice after a resume, or a line torn by the kill makes the file unreadable."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {i}, "loss": 0.{i}}}\n' for i in range(1, 6)]
+    path.write_text("".join(lines) + '{"step": 6, "lo')
+    run_dir.truncate_jsonl(path, 9)
+    assert path.read_text() == "".join(lines)
+    run_dir.truncate_jsonl(path, 3)
+    assert path.read_text() == "".join(lines[:3])
+    run_dir.truncate_jsonl(path, 0)
+    assert path.read_text() == ""
+    run_dir.truncate_jsonl(tmp_path / "absent.jsonl", 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_line_log_appends_full_precision_at_once(tmp_path: Path) -> None:
+    """Bug: lines wait in a buffer when the process is killed, or numbers are rounded."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    log = run_dir.JsonlWriter(path)
+    log.write({"step": 2, "loss": 0.1 + 0.2})
+    assert run_dir.read_jsonl(path) == [{"step": 1}, {"step": 2, "loss": 0.30000000000000004}]  # not closed yet
+    log.close()
+
+
+def test_a_full_disk_is_told_with_the_path(tmp_path: Path) -> None:
+    """Bug: `[Errno 28] No space left on device` without a word about where."""
+    log = run_dir.JsonlWriter(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        log.write({"step": 1})
+    log.close()
+
+
+def test_replace_text_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a kill or a full disk in the middle of `results.json` loses the evaluations before it."""
+    run_dir.write_evaluations(tmp_path, [{"step": 1}])
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"results\.json"):
+        run_dir.write_evaluations(tmp_path, [{"step": 1}, {"step": 2}])
+    assert json.loads((tmp_path / "results.json").read_text()) == {"evaluations": [{"step": 1}]}
+
+
+@pytest.mark.parametrize("text", ['{"evaluations": [{"st', "", "\0" * 40, "[]", "{}", '{"evaluations": 5}'])
+def test_torn_results_are_named(tmp_path: Path, text: str) -> None:
+    """Bug: a resume stops with "Unterminated string starting at: line 1" and no word of which file and what to do."""
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json: is no file of results .*; remove it"):
+        run_dir.read_evaluations(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["file/run", "file"])
+def test_claim_refuses_what_it_cannot_write(tmp_path: Path, below: str) -> None:
+    """Bug: an output_dir under a file is found out after the model was built, or as a traceback."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="cannot be written"):
+        run_dir.create_output_dir(tmp_path / below)
+
+
+def test_claim_refuses_a_folder_in_use(tmp_path: Path) -> None:
+    """Bug: a second start overwrites the first run."""
+    run_dir.create_output_dir(tmp_path / "new" / "run")
+    run_dir.create_output_dir(tmp_path / "new" / "run")
+    (tmp_path / "new" / "run" / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match="--resume"):
+        run_dir.create_output_dir(tmp_path / "new" / "run")
