@@ -70,7 +70,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the picture, which takes longer than the run."""
     import mamo.trainer
 
-    monkeypatch.setattr(mamo.trainer, "draw_curves", lambda output_dir: None)
+    monkeypatch.setattr(mamo.trainer, "plot_curves", lambda output_dir: None)
 
 
 @pytest.fixture
@@ -102,6 +102,6 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     short = {"training": {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}}
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamo.trainer, "draw_curves", lambda output_dir: None)
+        patch.setattr(mamo.trainer, "plot_curves", lambda output_dir: None)
         mamo.trainer.train(build_config(merged({**TINY, "output_dir": str(folder)}, short)), is_resume=False)
     return folder

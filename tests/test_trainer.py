@@ -63,7 +63,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("evaluated")
         return {"itc/i2t_r1": float(sum(p.detach().double().sum() for p in network.parameters()))}
 
-    monkeypatch.setattr("mamo.tasks.registry.zero_shot", zero_shot)
+    monkeypatch.setattr("mamo.tasks.registry.evaluate_pretrained", zero_shot)
     return calls
 
 

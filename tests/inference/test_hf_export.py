@@ -42,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     over = {"output_dir": str(folder / "runs/scenes"), "training": {"total_steps": 2, "warmup_steps": 1}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamo.trainer, "draw_curves", lambda output_dir: None)
+        patch.setattr(mamo.trainer, "plot_curves", lambda output_dir: None)
         train(build_config(merged(TINY, over), "home"), is_resume=False)
         for task in ("vqa", "reasoning"):
             values = {

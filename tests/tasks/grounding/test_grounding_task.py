@@ -73,8 +73,8 @@ def test_heat_of_records_is_resized_as_albefs_protocol_does(
 ) -> None:
     """Bug: numbers on RefCOCO+ that are not its protocol's, or flat heat at the border of the embedded world."""
     used: list[object] = []
-    monkeypatch.setattr(task, "records_of", lambda *asked: ([], None))
-    monkeypatch.setattr(task, "locate_all", lambda *asked: used.append(asked[-1]) or {})
+    monkeypatch.setattr(task, "load_records", lambda *asked: ([], None))
+    monkeypatch.setattr(task, "ground_records", lambda *asked: used.append(asked[-1]) or {})
     files = {"source": "records", "train_file": "a.jsonl", "eval_file": "b.jsonl"}
     run = TrainingRun(tiny(task="grounding"))
     trained = Trained(run.parts.network, run.tokenizer, run.normalise, run.device)

@@ -66,7 +66,7 @@ def pretrained_mlim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("mlim") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamo.trainer, "draw_curves", lambda output_dir: None)
+        patch.setattr(mamo.trainer, "plot_curves", lambda output_dir: None)
         train(mlim(folder), is_resume=False)
     return folder
 
