@@ -156,7 +156,7 @@ def test_grounding_is_the_evaluators(
         chosen.append(tuple(proposals[best_proposal(heat, proposals)]))
         return grounding_scores(heat, proposals, gold)
 
-    monkeypatch.setattr("mamo.tasks.grounding.evaluate.grounded", kept)
+    monkeypatch.setattr("mamo.tasks.grounding.evaluate.grounding_scores", kept)
     with torch.inference_mode():
         ground_records(model._scorer, records, load_image, (16, 16), 4, heat_from)
     settings = model.config.evaluation.model_copy(update={"grounding_heat": heat_from})

@@ -235,7 +235,7 @@ def test_probes_have_bars_and_the_card_is_html(tmp_path: Path) -> None:
 
 def test_the_evaluations_of_a_run_are_drawn_against_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: no curve, values at another step, numbers of two protocols in one line, sums that flatten the rest."""
-    monkeypatch.setattr("mamo.reports.page.card", lambda folder: "# a card")
+    monkeypatch.setattr("mamo.reports.page.model_card", lambda folder: "# a card")
     figures: list[Any] = []
     save = Figure.savefig
 

@@ -162,7 +162,7 @@ def test_a_full_disk_stops_a_run_that_then_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        patch.setattr("mamo.trainer.draw_curves", lambda folder: full({}, folder / "step-0000006"))
+        patch.setattr("mamo.trainer.plot_curves", lambda folder: full({}, folder / "step-0000006"))
         message = fails(lambda: train(config, is_resume=False))
     assert "No space left on device" in message
     assert f"{run}/checkpoints/step-0000006" in message
