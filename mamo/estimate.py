@@ -59,7 +59,7 @@ def plan(run: TrainingRun, loop: Loop) -> list[str]:
     run.task.network.zero_grad(set_to_none=True)
     memory = memory_bytes(run, peak + n_bytes)
     samples = training.total_steps * training.batch_size_global
-    encoder = run.parts.image_encoder
+    encoder = run.task.image_encoder
     n_images = math.prod(batch.image.shape[1:-3])  # [B, 3, H, W], or [B, images, 3, H, W]
     n_image_tokens = n_images * (encoder.num_prefix_tokens + encoder.grid[0] * encoder.grid[1])
     n_text_tokens = float(batch.is_valid.sum()) / len(batch)

@@ -12,8 +12,9 @@ from mamo.evaluation.protocols import apply_protocol, check_lineage, protocol_na
 from mamo.evaluation.results import result_entry
 from mamo.models.image_encoder import choose_attention
 from mamo.reports.page import write_report
-from mamo.tasks.restore import load_parts
-from mamo.tasks.vqa.task import refuse_training_questions
+from mamo.tasks.registry import is_same_network
+from mamo.tasks.restore import restore_task
+from mamo.tasks.vqa.evaluate import refuse_training_questions
 from mamo.training import checkpoint
 from mamo.training.precision import cast_parameters, choose_device
 from mamo.training.resume import read_lineage
@@ -41,7 +42,7 @@ def evaluate(
     folder = checkpoint.resolve(path)
     *ancestry, own = read_lineage(folder)
     stored = read_values(folder / CONFIG)
-    values = apply_protocol(protocol, stored)
+    values = apply_protocol(protocol, stored, is_same_network)
     values["checkpoint"] = str(folder)
     for override in overrides:
         apply_override(values, override)
@@ -49,7 +50,7 @@ def evaluate(
     name = check_lineage(protocol, [*ancestry, own]) + protocol_name(protocol, config).removeprefix(protocol)
     if config.task == "vqa":
         refuse_training_questions(config, build_config(stored).data.train_files)
-    trained, parts = load_parts(folder, config, choose_device("auto"))
+    task, predictor = restore_task(folder, config, choose_device("auto"))
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
@@ -57,12 +58,12 @@ def evaluate(
     def write(to: Path) -> None:
         atomic_write_text(to / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
         if pictures:
-            shown = parts.pictures(trained, pictures, to)
+            shown = task.report(predictor, pictures, to)
             write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder)
 
-    choose_attention(trained.network, trained.device, precision)
-    with cast_parameters(precision, [trained.network]):
-        metrics = parts.evaluate(trained, output_dir)
-        entry = result_entry(config, name, folder, own["step"], ancestry, metrics)
+    choose_attention(predictor.network, predictor.device, precision)
+    with cast_parameters(precision, [predictor.network]):
+        metrics = task.evaluate(predictor, output_dir)
+        entry = result_entry(config, name, task.describe_scorer(), folder, own["step"], ancestry, metrics)
         map_over_ranks(write, [output_dir])  # by the first process alone
     return entry

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,11 @@ class Teacher(nn.Module):
         self.module, self.mlm = copy.deepcopy((student, mlm))  # in one call, so that what is shared stays shared
         self.requires_grad_(False)
         self.eval()
+
+    @property
+    def backbone(self) -> Any:
+        """The copy of the student's backbone."""
+        return self.module
 
     @torch.no_grad()
     def copy_head(self, mlm: MLMHead) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from mamo.config.load import load_config
 from mamo.config.schema import Config
 from mamo.data.images import BadSamplePolicy
 from mamo.data.loader import collate_range, loader_errors, make_loader
+from mamo.data.processor import Processor
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import read_tokenizer
 from mamo.distributed import (
@@ -27,21 +27,21 @@ from mamo.distributed import (
     run_on_all_ranks,
     world_size,
 )
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.protocols import protocol_of
 from mamo.evaluation.results import machine, result_entry, summary, versions
-from mamo.models.build import HEADS, position_resamplers
+from mamo.models.build import position_resamplers
 from mamo.models.convert_albef import load_albef
 from mamo.models.image_encoder import choose_attention
-from mamo.models.vlm import Backbone, Mamo
 from mamo.reports.curves import plot_curves
 from mamo.reports.page import write_report
 from mamo.reports.pictures import SHOWN
-from mamo.tasks.base import PixelNorm, Trained
-from mamo.tasks.registry import parts_of
+from mamo.tasks.registry import build_task
 from mamo.tasks.restore import without_published
 from mamo.tasks.sources import load_tokenizer
 from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_dir
+from mamo.training.freezing import freeze_unused_parameters
 from mamo.training.loop import Loop
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
@@ -71,26 +71,27 @@ class TrainingRun:
             source = Path(config.checkpoint)
             stored = source if source.is_file() else checkpoint.resolve(source)  # a file is ALBEF's
         built = config if stored is None else without_published(config, stored)
-        self.parts = parts_of(built, self.tokenizer, self.output_dir if is_resume else None)
-        self.source = self.parts.source()
+        self.task = build_task(built, self.tokenizer, self.output_dir if is_resume else None)
+        self.source = self.task.train_dataset()
         self.ancestry: list[dict[str, Any]] = []
-        self.collator = self.parts.collator
-        encoder = self.parts.image_encoder
-        self.normalise = PixelNorm(encoder.mean, encoder.std, self.device)
-        self.task = self.parts.task(self.normalise)
+        self.collator = self.task.collator
         for module in self.task.modules().values():
             module.to(self.device)
-        choose_attention(self.parts.network, self.device, config.training.precision)
-        apply_compile_and_checkpointing(config.training, self.task.modules())
+        choose_attention(self.task.network, self.device, config.training.precision)
         if config.checkpoint is not None and not is_resume:
             self.load_pretrained(Path(config.checkpoint))
+        freeze_unused_parameters(self.task, self.example_batch(max(2, self.task.unit)).to(self.device))
+        apply_compile_and_checkpointing(config.training, self.task.modules())
         self.optimizer = make_optimizer(self.task.network, config.training)
         self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
 
     @property
-    def trained(self) -> Trained:
-        """The network as it stands, with what it reads with."""
-        return Trained(self.parts.network, self.tokenizer, self.normalise, self.device)
+    def predictor(self) -> Predictor:
+        """The network in training with its processor."""
+        data = self.config.data
+        return Predictor(
+            self.task.network, Processor(self.tokenizer, data.image_size, data.text_max_tokens), self.device
+        )
 
     def load_pretrained(self, path: Path) -> None:
         """Take student and teacher weights from another run's checkpoint (none with `from_scratch`), or ALBEF's file.
@@ -109,9 +110,7 @@ class TrainingRun:
                     f"checkpoint: {path} is a file of weights, which can start tasks pretrain and grounding, not "
                     "from_scratch; give another task the folder of such a run"
                 )
-            assert isinstance(teacher.module, Backbone)
-            assert isinstance(self.parts.network, Mamo)
-            logger.info("%s: %s", path, load_albef(path, self.parts.network, teacher.module, teacher.mlm))
+            logger.info("%s: %s", path, load_albef(path, self.task.network, teacher.backbone, teacher.mlm))
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
             self.ancestry = [{"checkpoint": str(path), "step": 0, "data_fingerprint": f"unknown; file {digest}"}]
             return
@@ -128,19 +127,19 @@ class TrainingRun:
         old_size = old.data.image_size
         modules = self.task.modules()
         resamplers = position_resamplers(modules["student"], old_size)
-        report = checkpoint.load_transfer(folder, "student", modules["student"], HEADS, resamplers)
+        report = checkpoint.load_transfer(folder, "student", modules["student"], "backbone.", resamplers)
         logger.info("student from %s: %s", folder, report)
-        self.parts.begin(folder, report.new)
+        self.task.init_new_parameters(folder, report.new)
         teacher = modules.get("teacher")
         if isinstance(teacher, Teacher):
             if (folder / "teacher.safetensors").is_file():
                 resamplers = position_resamplers(teacher, old_size)
-                report = checkpoint.load_transfer(folder, "teacher", teacher, HEADS, resamplers)
+                report = checkpoint.load_transfer(folder, "teacher", teacher, "module.", resamplers)
                 logger.info("teacher from %s: %s", folder, report)
-                if "mlm.dense.weight" in report.new and self.parts.network.mlm is not None:
-                    teacher.copy_head(self.parts.network.mlm)  # that run's MLM was not distilled
+                if "mlm.dense.weight" in report.new:
+                    teacher.copy_head(self.task.network.mlm)  # that run's MLM was not distilled
             else:
-                teacher.update(self.parts.network.backbone, 0.0, self.parts.network.mlm)
+                teacher.update(self.task.network.backbone, 0.0, self.task.network.get_head("mlm"))
                 logger.info("teacher: a copy of the student, %s has none", folder)
         self.ancestry = read_lineage(folder)
 
@@ -164,20 +163,22 @@ class TrainingRun:
         """The first `size` samples, for timing and counting."""
         return collate_range(self.source, self.collator, [i % len(self.source) for i in range(size)])
 
-    def baselines(self) -> dict[str, float]:
+    def trivial_losses(self) -> dict[str, float]:
         """What each loss is worth to a model that has learned nothing."""
-        return self.parts.baselines(self.example_batch(min(EXAMPLES, len(self.source))))
+        return self.task.trivial_losses(self.example_batch(min(EXAMPLES, len(self.source))))
 
     def loop(self, trackers: list[run_dir.Tracker]) -> Loop:
         """The training loop of this run."""
-        names = (run_dir.CONFIG, "tokenizer", *self.parts.carried)
+        names = (run_dir.CONFIG, "tokenizer", *self.task.assets)
         files = {name: self.output_dir / name for name in names}
         if self.config.model.text.bert is not None:
             files[run_dir.BERT] = self.output_dir / run_dir.BERT
         state = {
+            "method": self.task.describe_method(),
+            "image_encoder": self.task.describe_image_encoder(),
             "data_fingerprint": self.fingerprint(),
             "data_sets": self.source.dataset_names(),
-            "carried": {name: run_dir.sha256_hex([text]) for name, text in self.parts.carried.items()},
+            "carried": {name: run_dir.sha256_hex([text]) for name, text in self.task.assets.items()},
             "versions": versions(),
             "machine": machine(self.device),
             "ancestry": self.ancestry,
@@ -191,7 +192,7 @@ class TrainingRun:
             trackers,
             state,
             files,
-            LossMonitor(self.baselines()),
+            LossMonitor(self.trivial_losses()),
             self.bad_samples,
         )
         loop.join()
@@ -199,7 +200,7 @@ class TrainingRun:
 
     def dry_run_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
         """A loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss fails."""
-        choose_attention(self.parts.network, self.device, precision)
+        choose_attention(self.task.network, self.device, precision)
         training = self.config.training.model_copy(update={"precision": precision})
         config = self.config.model_copy(update={"training": training})
         return Loop(
@@ -209,7 +210,7 @@ class TrainingRun:
     def fingerprint(self) -> str:
         """16 hex digits that change with the training data, the vocabulary and what the run carries (answers)."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return run_dir.sha256_hex([vocabulary, *self.source.identity(), *self.parts.carried.values()])[:16]
+        return run_dir.sha256_hex([vocabulary, *self.source.identity(), *self.task.assets.values()])[:16]
 
 
 def train(config: Config, is_resume: bool, trackers: Sequence[run_dir.Tracker] = ()) -> None:
@@ -233,7 +234,7 @@ def train(config: Config, is_resume: bool, trackers: Sequence[run_dir.Tracker] =
         if not is_resume:
             run_on_all_ranks(lambda: run_dir.create_output_dir(Path(config.output_dir)) if rank() == 0 else None)
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
-        run_on_all_ranks(lambda: run.parts.check() if config.evaluation.enabled else None)
+        run_on_all_ranks(lambda: run.task.check_evaluation_files() if config.evaluation.enabled else None)
         evaluated: set[int] = set()
         if rank() == 0:
             evaluated = prepare_output_dir(run, start_step)
@@ -276,10 +277,10 @@ def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
     output_dir = run.output_dir
     run_dir.write_config(output_dir, run.config)
     run.tokenizer.save_pretrained(output_dir / "tokenizer")
-    for name, text in run.parts.carried.items():
+    for name, text in run.task.assets.items():
         run_dir.atomic_write_text(output_dir / name, text)
     if run.config.model.text.bert is not None:
-        run.parts.network.backbone.text_encoder.bert.config.save_pretrained(output_dir / run_dir.BERT)
+        run.task.network.backbone.text_encoder.bert.config.save_pretrained(output_dir / run_dir.BERT)
     for name in (run_dir.METRICS, run_dir.TIMING):
         run_dir.truncate_jsonl(output_dir / name, start_step)
     evaluations = run_dir.read_evaluations(output_dir)
@@ -314,10 +315,10 @@ def close_loggers(output_dir: Path, trackers: list[run_dir.Tracker]) -> None:
 
 def write_run_report(run: TrainingRun, loop: Loop) -> None:
     """Write `report.html`: the last evaluation's numbers, pictures of what the network does, the curves."""
-    with loop.passes.evaluating() as network:
+    with loop.strategy.evaluating() as network:
         if rank() > 0:
             return
-        shown = run.parts.pictures(replace(run.trained, network=network), SHOWN, run.output_dir)
+        shown = run.task.report(run.predictor.with_network(network), SHOWN, run.output_dir)
     last = run_dir.read_evaluations(run.output_dir)[-1]
     title = f"{run.output_dir}: {last['protocol']}"
     newest = checkpoint.step_folders(run.output_dir)[-1]
@@ -351,13 +352,14 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Any:
     """A function that evaluates after a step and appends the result to `results.json`."""
 
     def evaluate(step: int) -> None:
-        with loop.passes.evaluating() as network:
-            trained = replace(run.trained, network=network)
-            metrics = run_on_all_ranks(lambda: run.parts.evaluate(trained, run.output_dir))
+        with loop.strategy.evaluating() as network:
+            predictor = run.predictor.with_network(network)
+            metrics = run_on_all_ranks(lambda: run.task.evaluate(predictor, run.output_dir))
         if rank() > 0:
             return
         folder = checkpoint.step_folder(Path("."), step)
-        entry = result_entry(run.config, protocol_of(run.config), folder, step, run.ancestry, metrics)
+        name = protocol_of(run.config, run.task.scenes_protocol)
+        entry = result_entry(run.config, name, run.task.describe_scorer(), folder, step, run.ancestry, metrics)
         evaluations = [e for e in run_dir.read_evaluations(run.output_dir) if e["step"] < step]
         run_dir.write_evaluations(run.output_dir, [*evaluations, entry])
         for tracker in loop.trackers:
@@ -372,7 +374,9 @@ def resolve_auto_settings(run: TrainingRun) -> TrainingRun:
     values = run.config.model_dump()
     values["training"]["device"] = run.device.type
     if run.config.training.precision == "auto":
-        batch = run.example_batch(local_batch_sizes(run.config)[0]).to(run.device)
+        batch = run.example_batch(local_batch_sizes(run.config.training, run.task.unit, run.task.unit_key)[0]).to(
+            run.device
+        )
 
         def run_step(precision: Literal["fp32", "bf16"]) -> None:
             run.dry_run_loop(precision, run.output_dir).backward(batch, 0)

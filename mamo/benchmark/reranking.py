@@ -11,7 +11,6 @@ from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, sync
 from mamo.benchmark.products import Products
 from mamo.evaluation.metrics.retrieval import rank_by_similarity
 from mamo.evaluation.scorer import EncodedImages, Scorer
-from mamo.models.vlm import Mamo
 from mamo.trainer import TrainingRun
 from mamo.training.precision import cast_parameters
 
@@ -76,10 +75,9 @@ def _ready(case: Case, folder: Path, device: torch.device, precision: Precision)
     """A run in evaluation, its scorer and images uint8 [pairs / SHORTLIST, 3, H, W]."""
     run = TrainingRun(case.config(folder, device.type, precision))
     run.task.network.eval()
-    assert isinstance(run.parts.network, Mamo)
     batch_size = run.config.evaluation.batch_size
     with cast_parameters(precision, [run.task.network]):  # the scorer keeps tokens in the weights' precision
-        scorer = Scorer(run.parts.network, run.tokenizer, run.normalise, device, case.text_tokens, batch_size)
+        scorer = Scorer(run.predictor, batch_size)
     size = (-(-case.pairs // SHORTLIST), 3, case.image_size_px, case.image_size_px)
     return run, scorer, torch.randint(256, size, dtype=torch.uint8)
 

@@ -18,7 +18,7 @@ from mamo.benchmark.measure import Precision, Rounds, seconds
 from mamo.benchmark.step import PASSES
 from mamo.models.fusion import gather_tokens
 from mamo.models.image_encoder import ImageEncoder
-from mamo.models.vlm import Mamo
+from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.trainer import TrainingRun
 from mamo.training.loop import Loop
@@ -51,8 +51,7 @@ Without = tuple[Callable[[], AbstractContextManager[None]], Callable[[], dict[st
 
 def shortcuts(run: TrainingRun, loop: Loop, batch: PairBatch) -> dict[str, Without]:
     """Each shortcut's name, a block in which it is not taken, and the forward and backward pass to run in the block."""
-    assert isinstance(run.parts.network, Mamo)
-    backbone = run.parts.network.backbone
+    backbone = run.task.network.backbone
     teacher: Any = run.task.modules()["teacher"]
     fusions = [backbone.fusion, teacher.module.fusion]
 
@@ -83,16 +82,20 @@ def _padded(batch: PairBatch, n_tokens: int) -> PairBatch:
 
 def _each_pass_alone(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
     """Every pass encodes what it needs itself (the masked text pass also the clean caption: one call encodes both)."""
-    task, weights = loop.task, loop.task.weights
+    task = loop.task
+    assert isinstance(task, ObjectiveTask)
+    before = task.weights, task.active, task.schedule
+    weights = task.weights
     values: dict[str, Tensor] = {}
-    with loop.passes.computing():
-        targets, _ = task.prepare(batch, len(batch), 0)
+    with loop.strategy.precision_context():
+        targets, _ = task.compute_targets(batch, len(batch), 0)
         for names in PASSES.values():
-            task.weights = {name: weights[name] for name in names if name in weights}
+            task.weights, task.active, task.schedule = before
+            task.keep_losses(names)
             losses, _ = task.losses(batch, targets, 0)
             torch.stack([weights[name] * value for name, value in losses.items()]).sum().backward()  # type: ignore[no-untyped-call]
             values |= {f"loss/{name}": value.detach() for name, value in losses.items()}
-    task.weights = weights
+    task.weights, task.active, task.schedule = before
     task.network.zero_grad(set_to_none=True)
     return values
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mamo.benchmark.cases import Case, build, has_peer_shapes
 from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, synchronise
 from mamo.benchmark.products import Products
+from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.training.loop import Loop
 
@@ -111,20 +112,22 @@ def measure_passes(case: Case, folder: Path, device: torch.device, precision: Pr
 def _three_parts(loop: Loop, batch: PairBatch, weights: Mapping[str, float]) -> tuple[float, float, float]:
     """Seconds of the target pass, of the online forward passes and of the backward pass, for these losses."""
     task, device = loop.task, loop.device
-    before, task.weights = task.weights, dict(weights)
+    assert isinstance(task, ObjectiveTask)
+    before = task.weights, task.active, task.schedule
+    task.keep_losses(weights)
     kept: dict[str, Any] = {}
 
     def prepare() -> None:
-        kept["targets"], _ = task.prepare(batch, len(batch), 0)
+        kept["targets"], _ = task.compute_targets(batch, len(batch), 0)
 
     def forward() -> None:
         losses, _ = task.losses(batch, kept["targets"], 0)
         kept["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
-    with loop.passes.computing():
+    with loop.strategy.precision_context():
         target_s, forward_s = seconds(prepare, device), seconds(forward, device)
         backward_s = seconds(lambda: kept["loss"].backward(), device)
-    task.weights = before
+    task.weights, task.active, task.schedule = before
     task.network.zero_grad(set_to_none=True)
     return target_s, forward_s, backward_s
 
@@ -141,12 +144,11 @@ def _module_seconds(loop: Loop, batch: PairBatch, device: torch.device) -> dict[
 def parts_of(network: nn.Module) -> dict[str, list[nn.Module]]:
     """The transformer layers of both encoders and of the fusion, and the heads: what takes and gives gradients."""
     backbone: Any = network.backbone
-    heads = [getattr(network, name) for name in ("itm", "mlm", "mim", "mrm_image", "mrm_text")]
     return {
         "image_encoder": list(backbone.image_encoder.vit.blocks),
         "text_encoder": list(backbone.text_encoder.bert.encoder.layer),
         "fusion": list(backbone.fusion.layers),
-        "heads": [head for head in heads if head is not None],
+        "heads": [head for name, head in network.named_children() if name != "backbone"],
     }
 
 

@@ -4,7 +4,7 @@ A protocol replaces `data` and `evaluation` of the checkpoint's config but for t
 tokenizer and the batch size, which belong to the model and the machine, unless the protocol fixes the size too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,6 @@ from mamo.config.schema import Config
 from mamo.config.values import merge
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
-_ALIKE = ({"pretrain", "grounding"},)
-"""Kinds of task with the same network: a checkpoint of one can be evaluated as the other."""
 SCENES_RERANK_K = 32
 ANSWERS_K = 128
 PUBLIC_SIZE_PX = 384
@@ -139,7 +137,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def apply_protocol(protocol: str, values: dict[str, Any]) -> dict[str, Any]:
+def apply_protocol(protocol: str, values: dict[str, Any], is_compatible: Callable[[str, str], bool]) -> dict[str, Any]:
     """The plain config `values` of a checkpoint, changed to what `protocol` fixes.
 
     Raises ValueError for an unknown name, listing the known ones, and for a checkpoint of another kind of task.
@@ -147,7 +145,7 @@ def apply_protocol(protocol: str, values: dict[str, Any]) -> dict[str, Any]:
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
     wanted, found = PROTOCOLS[protocol].values["task"], values.get("task", "pretrain")
-    if wanted != found and not any({wanted, found} <= kinds for kinds in _ALIKE):
+    if not is_compatible(wanted, found):
         raise ValueError(
             f"protocol {protocol} is for checkpoints of task {wanted}, this one is of {found}: fine-tune it"
         )
@@ -159,16 +157,21 @@ def apply_protocol(protocol: str, values: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def protocol_of(config: Config) -> str:
-    """The protocol that the evaluation of a run agrees with; `NAME-custom` where it changes what the protocol fixes."""
+def protocol_of(config: Config, scenes_name: str) -> str:
+    """Return the protocol that the evaluation of a run agrees with; `NAME-custom` where it changes what that fixes.
+
+    Args:
+        config: of the run.
+        scenes_name: last part of the task's protocols in the embedded world.
+    """
     data = config.data
     if data.source == "records":
         return f"records-{config.task}"
     if data.source == "pairs":
         return "pairs-zeroshot"
-    retrieval = "retrieval" if config.evaluation.near_duplicates else "zeroshot"
-    task = {"pretrain": retrieval, "reasoning": "nlvr2"}.get(config.task, config.task)
-    return protocol_name(f"scenes-{data.difficulty}-{task}", config)
+    if scenes_name == "zeroshot" and config.evaluation.near_duplicates:
+        scenes_name = "retrieval"
+    return protocol_name(f"scenes-{data.difficulty}-{scenes_name}", config)
 
 
 def protocol_name(protocol: str, config: Config) -> str:
@@ -220,17 +223,3 @@ def split_of(protocol: str, config: Config) -> str:
         if config.data.eval_file is None or base.split.startswith("all")
         else Path(config.data.eval_file).stem
     )
-
-
-def scorer_of(config: Config) -> str:
-    """By what an item is scored, in words."""
-    k = config.evaluation.rerank_k
-    if config.task == "vqa":
-        ranked = f"answer decoder, first-token shortlist of {k}, then full likelihood"
-        return ranked if config.vqa.head == "decoder" else "answer classifier"
-    return {
-        "reasoning": "pair head",
-        "grounding": f"{_HEATS[config.evaluation.grounding_heat]}, sum in the box / sqrt(area)",
-        "mlim": "the likeliest word, the decoder's pixels",
-        "matching": "pair head, average precision",
-    }.get(config.task, f"ITC shortlist of {k}, then ITM")

@@ -10,17 +10,23 @@ import torch
 
 from mamo.config.schema import Config
 from mamo.distributed import world_size
-from mamo.evaluation.protocols import scorer_of, split_of
+from mamo.evaluation.protocols import split_of
 
 
 def result_entry(
-    config: Config, protocol: str, folder: Path, step: int, ancestry: list[dict[str, Any]], metrics: dict[str, float]
+    config: Config,
+    protocol: str,
+    scorer: str,
+    folder: Path,
+    step: int,
+    ancestry: list[dict[str, Any]],
+    metrics: dict[str, float],
 ) -> dict[str, Any]:
     """One entry of `results.json`: the numbers, and all that they depend on."""
     return {
         "protocol": protocol,
         "split": split_of(protocol, config),
-        "scorer": scorer_of(config),
+        "scorer": scorer,
         "checkpoint": str(folder),
         "step": step,
         "seed": config.seed,

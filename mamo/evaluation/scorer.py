@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from mamo.evaluation.predictor import Predictor
 from mamo.explain import grad_cam, image_grad_cam, occlusion
 from mamo.models.fusion import index_rows
 from mamo.models.heads import ITMHead
@@ -107,20 +108,11 @@ class MaskedWordPredictor(Protocol):
 class Scorer:
     """A network in evaluation, with what it needs to read pixels and words."""
 
-    def __init__(
-        self,
-        network: Mamo,
-        tokenizer: Any,
-        normalise: Callable[[Tensor], Tensor],
-        device: torch.device,
-        text_max_tokens: int,
-        batch_size: int,
-    ) -> None:
-        self.network = network
-        self.tokenizer = tokenizer
-        self.normalise = normalise
-        self.device = device
-        self.text_max_tokens = text_max_tokens
+    def __init__(self, predictor: Predictor, batch_size: int) -> None:
+        self.network: Mamo = predictor.network
+        self.tokenizer = predictor.processor.tokenizer
+        self.text_max_tokens = predictor.processor.text_max_tokens
+        self.device = predictor.device
         self.batch_size = batch_size
 
     def encode_images(self, batches: Iterable[Tensor]) -> EncodedImages:
@@ -128,7 +120,7 @@ class Scorer:
         backbone = self.network.backbone
         tokens, features = [], []
         for batch in batches:
-            encoded = backbone.image_encoder(self.normalise(batch.to(self.device)))
+            encoded = backbone.image_encoder(batch.to(self.device))
             features.append(backbone.image_feature(encoded))
             tokens.append(encoded.cpu())
         return EncodedImages(torch.cat(tokens), torch.cat(features))
@@ -165,7 +157,6 @@ class Scorer:
 
     def match(self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
         """ITM score of pairs, rows int64 [N] each -> match logit minus mismatch logit, float32 [N] in main memory."""
-        assert self.network.itm is not None
         score = torch.empty(len(image_indices))
         cls = torch.zeros(len(image_indices), 1, dtype=torch.int64)
         for pairs, fused in self._fuse(images, texts, image_indices, text_rows, cls):
@@ -176,7 +167,6 @@ class Scorer:
     def ground(self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
         """Grad-CAM heat of pairs, rows int64 [N] each -> float32 [N, h, w] over the patches, in main memory."""
         fusion, itm = self.network.backbone.fusion, self.network.itm
-        assert itm is not None
         heat = torch.empty(len(image_indices), *fusion.grid)
         for pairs, image, place, text, is_valid in self._embedded(images, texts, image_indices, text_rows):
             heat[pairs] = grad_cam(fusion, itm, index_rows(image, place), text, is_valid).cpu()
@@ -192,11 +182,10 @@ class Scorer:
     ) -> Tensor:
         """Heat of pairs, images uint8 [I, 3, H, W] and texts, by `image_grad_cam` or `occlusion`, float32 [N, h, w]."""
         backbone, itm = self.network.backbone, self.network.itm
-        assert itm is not None
         heat = torch.empty(len(image_indices), *backbone.fusion.grid)
         for pairs, longest in self._by_length(texts.lengths[text_rows]):
             rows = text_rows[pairs]
-            pixels = self.normalise(image[image_indices[pairs]].to(self.device))
+            pixels = backbone.image_encoder.normalize(image[image_indices[pairs]].to(self.device))
             is_valid = _is_valid(texts.lengths[rows], longest).to(self.device)
             text = texts.tokens[rows, :longest].to(self.device)
             heat[pairs] = how(backbone, itm, pixels, text, is_valid).cpu()
@@ -206,7 +195,6 @@ class Scorer:
         self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor, slots: Tensor
     ) -> Tensor:
         """The likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""
-        assert self.network.mlm is not None
         tokens = torch.empty_like(slots)
         for pairs, fused in self._fuse(images, texts, image_indices, text_rows, slots):
             logits = self.network.mlm(fused.flatten(0, 1))  # [B * W, V]

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from mamo.config.load import build_config
 from mamo.config.schema import Config
-from mamo.models.vlm import Mamo
-from mamo.tasks.base import Trained
-from mamo.tasks.restore import load_parts
+from mamo.evaluation.predictor import Predictor
+from mamo.models.vlm import Network
+from mamo.tasks.restore import restore_task
 from mamo.training.checkpoint import CheckpointError
 from mamo.training.run_dir import BERT
 
@@ -41,7 +41,7 @@ def is_exported(folder: Path) -> bool:
 
 
 def write_exported(
-    folder: Path, network: Mamo, tokenizer: Any, config: Config, card: str, carried: Mapping[str, str]
+    folder: Path, network: Network, tokenizer: Any, config: Config, card: str, carried: Mapping[str, str]
 ) -> None:
     """Write a network into an existing folder; a BERT that its config names is written down in `bert/`."""
     tokenizer.save_pretrained(folder)
@@ -62,8 +62,8 @@ def write_exported(
     (folder / CARD).write_text(_HEADER + card, "utf-8")
 
 
-def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, str, Mapping[str, str]]:
-    """The network on `device`, the config of its run, its card, and what it carries (`Parts.carried`).
+def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, Config, str, Mapping[str, str]]:
+    """The network on `device`, the config of its run, its card, and what it carries (`Task.assets`).
 
     Raises:
         CheckpointError: a file is missing, damaged or not of this layout. Nothing is unpickled and no code is run.
@@ -74,15 +74,15 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Trained, Config, 
         if not isinstance(values, dict) or not isinstance(values.get("mamo"), dict):
             raise ValueError(f"its {CONFIG} is of another kind of model")
         config = build_config(values["mamo"], str(folder / CONFIG))
-        trained, parts = load_parts(folder, config, device, weights=WEIGHTS, tokenizer=".")
+        task, predictor = restore_task(folder, config, device, weights=WEIGHTS, tokenizer=".")
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # JSON of another shape
         raise CheckpointError(f"{folder}: not a model that save_pretrained wrote: {error}") from None
-    if values.get("vocabulary") != _fingerprint(trained.tokenizer):
+    if values.get("vocabulary") != _fingerprint(predictor.processor.tokenizer):
         raise TokenizerMismatchError(f"{folder}: its tokenizer is not the one that its weights were trained with")
     card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""
-    return trained, config, re.sub(r"\A---\n.*?\n---\n\n?", "", card, flags=re.DOTALL), parts.carried
+    return predictor, config, re.sub(r"\A---\n.*?\n---\n\n?", "", card, flags=re.DOTALL), task.assets
 
 
 def _fingerprint(tokenizer: Any) -> str:

@@ -12,7 +12,8 @@ from mamo.hub import hub_folder
 from mamo.inference.hf_export import FILES, WEIGHTS, is_exported, read_exported
 from mamo.inference.model import Model, model_of
 from mamo.reports.card import model_card
-from mamo.tasks.restore import load_mamo
+from mamo.tasks.registry import TASKS
+from mamo.tasks.restore import restore_task
 from mamo.training import checkpoint
 from mamo.training.checkpoint import CheckpointError
 from mamo.training.precision import choose_device
@@ -57,12 +58,16 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Liter
     folder = checkpoint.resolve(folder)
     try:
         config = load_config(folder / CONFIG)
-        trained, parts = load_mamo(folder, config, where)
+        if not TASKS[config.task].has_api:
+            raise CheckpointError(
+                f"{folder} is an MLIM (task {config.task}), which only `mamo finetune` and `mamo evaluate` read"
+            )
+        task, predictor = restore_task(folder, config, where)
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # a config of another version, no tokenizer
         raise CheckpointError(f"{folder}: not a checkpoint that can be read: {error}") from error
-    return model_of(trained, config, model_card(folder), parts.carried, precision)
+    return model_of(predictor, config, model_card(folder), task.assets, precision)
 
 
 def _near(folder: Path) -> str:

@@ -26,10 +26,10 @@ from mamo.data.pairs_reader import clean_caption
 from mamo.data.processor import ImageLike, Processor
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.metrics.grounding import Box, best_proposal, to_image_size
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
 from mamo.inference.gallery import EmptyGalleryError, Gallery, indexed, indexed_texts
 from mamo.inference.hf_export import FILES, TokenizerMismatchError, read_exported, write_exported
-from mamo.tasks.base import Trained
 from mamo.tasks.reasoning.batch import is_ordered
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.tasks.vqa.evaluate import Answerer
@@ -91,23 +91,15 @@ class Model(ModelHubMixin):
     True
     """
 
-    def __init__(
-        self, trained: Trained, processor: Processor, config: Config, card: str, carried: Mapping[str, str]
-    ) -> None:
-        """`carried` are texts by file name that belong to the weights, such as the answer list of VQA."""
-        self.network = trained.network
-        self.processor = processor
+    def __init__(self, predictor: Predictor, config: Config, card: str, assets: Mapping[str, str]) -> None:
+        """Take a predictor; `assets` are texts by file name that belong to the weights, as VQA's answer list."""
+        self.network = predictor.network
+        self.processor = predictor.processor
         self.config = config
         self.card = card
-        self.carried = carried
-        self._scorer = Scorer(
-            trained.network,
-            processor.tokenizer,
-            trained.normalise,
-            trained.device,
-            processor.text_max_tokens,
-            config.evaluation.batch_size,
-        )
+        self.assets = assets
+        self._predictor = predictor
+        self._scorer = Scorer(predictor, config.evaluation.batch_size)
 
     def __repr__(self) -> str:
         weight = next(self.network.parameters())
@@ -269,8 +261,8 @@ class Model(ModelHubMixin):
             raise ValueError(f"answer: {len(images)} images and {len(questions)} questions; give pairs")
         self.processor.texts(questions)  # tells of one that is cut
         scorer, given = self._scorer, list[str]()
-        reading = (self.processor.tokenizer, scorer.normalise, scorer.device, json.loads(self.carried[ANSWERS]))
-        answerer = Answerer(self.network, *reading, self.processor.text_max_tokens, self.config.evaluation.rerank_k)
+        answers = json.loads(self.assets[ANSWERS])
+        answerer = Answerer(self._predictor, answers, self.config.evaluation.rerank_k)
         with torch.inference_mode():
             for start in range(0, len(images), scorer.batch_size):
                 part = slice(start, start + scorer.batch_size)
@@ -296,17 +288,17 @@ class Model(ModelHubMixin):
             for start in range(0, len(images), scorer.batch_size):
                 part = slice(start, start + scorer.batch_size)
                 pixels = torch.stack([self.processor.images(several) for several in images[part]])
-                pixels = scorer.normalise(pixels.flatten(0, 1).to(scorer.device))
+                pixels = pixels.flatten(0, 1).to(scorer.device)
                 slots = backbone.fusion.embed_image(backbone.image_encoder(pixels))
                 ids, lengths = self.processor.texts(sentences[part])
                 is_valid = torch.arange(ids.shape[1]) < lengths[:, None]
                 sided = torch.tensor([is_ordered(text) for text in sentences[part]])
                 texts = (value.to(scorer.device) for value in (ids, is_valid, sided))
-                found.append(self.network.judge(slots.view(len(ids), -1, *slots.shape[1:]), *texts).sigmoid().cpu())
+                found.append(self.network.reason(slots.view(len(ids), -1, *slots.shape[1:]), *texts).sigmoid().cpu())
         return torch.cat(found)
 
     def _need(self, head: str, call: str, trained_by: str) -> None:
-        if getattr(self.network, head) is None:
+        if self.network.get_head(head) is None:
             is_loss = head in ("temperature", "itm", "mlm")
             task, weight = ("retrieval", f" losses.weights.{trained_by}=1") if is_loss else (trained_by, "")
             raise MissingHeadError(
@@ -330,7 +322,7 @@ class Model(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained`."""
-        write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card, self.carried)
+        write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card, self.assets)
 
     @classmethod
     def from_pretrained(
@@ -354,15 +346,15 @@ class Model(ModelHubMixin):
 
 
 def model_of(
-    trained: Trained, config: Config, card: str, carried: Mapping[str, str], precision: Literal["fp32", "bf16"]
+    predictor: Predictor, config: Config, card: str, assets: Mapping[str, str], precision: Literal["fp32", "bf16"]
 ) -> Model:
     """A model of what was loaded; raises ValueError for another precision."""
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision {precision!r} is neither fp32 nor bf16")
     if precision == "bf16":
-        trained.network.bfloat16()
-    processor = Processor(trained.tokenizer, config.data.image_size, config.data.text_max_tokens)
-    return Model(trained, processor, config, card, carried)
+        for parameter in predictor.network.parameters():
+            parameter.data = parameter.data.bfloat16()
+    return Model(predictor, config, card, assets)
 
 
 def _check_list(what: str, values: Any, least: int = 1) -> None:

@@ -31,7 +31,7 @@ def itc_targets(similarity: Tensor, own: Tensor, is_excluded: Tensor, alpha: flo
     return alpha * opinion + (1 - alpha) * one_hot
 
 
-def itc_loss(similarity: Tensor, targets: Tensor, is_excluded: Tensor, n_global: int) -> Tensor:
+def itc_loss(similarity: Tensor, targets: Tensor, is_excluded: Tensor, n_global: Tensor | int) -> Tensor:
     """Cross-entropy of one direction: - sum_b sum_n targets[b, n] * log softmax(similarity[b])[n] / n_global.
 
     Args:

@@ -10,7 +10,7 @@ def patchify(image: Tensor, patch_size_px: tuple[int, int]) -> Tensor:
     return functional.unfold(image, patch_size_px, stride=patch_size_px).transpose(1, 2)  # [B, P, 3 * h * w]
 
 
-def mim_loss(prediction: Tensor, target: Tensor, n_global: int) -> Tensor:
+def mim_loss(prediction: Tensor, target: Tensor, n_global: Tensor | int) -> Tensor:
     """Squared error to the standardised target, mean over D, sum over patches / n_global.
 
     The target of each patch is standardised over D (zero mean, unit variance), as MAE does with pixels and data2vec

@@ -19,9 +19,6 @@ from mamo.models.vlm import Backbone, Mamo
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answer.", "pair.", "recon.", "match.")
-"""First words of the names of a network's parameters outside its backbone: what two tasks may differ in."""
-
 
 def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> Backbone:
     """The part of the network that all tasks share, initialised from `seed`."""
@@ -41,28 +38,6 @@ def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> B
     return Backbone(image_encoder, text_encoder, fusion, model.itc_width)
 
 
-def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Mamo:
-    """The network of pre-training, initialised from `seed` and, where named, from published weights."""
-    backbone = build_backbone(config, vocabulary_size, pad_token_id)
-    weights, image_encoder = config.losses.weights, backbone.image_encoder
-    patch_h, patch_w = image_encoder.patch_size_px
-    target_width = image_encoder.width if config.losses.mim_target == "features" else 3 * patch_h * patch_w
-    network = Mamo(
-        backbone,
-        itc=weights.itc > 0,
-        itm=weights.itm > 0,
-        mlm=weights.mlm > 0,
-        mim_width=target_width if weights.mim > 0 else None,
-        mim_blocks=config.model.mim_head_blocks,
-        mrm_image=weights.mrm_image > 0,
-        mrm_text=weights.mrm_text > 0,
-        joint=config.masking.mode == "joint",
-        temperature=config.losses.temperature,
-    )
-    load_published(config, network)
-    return network
-
-
 def load_published(config: Config, network: Mamo) -> None:
     """Fill a network with the published weights that `model` names, if any."""
     model, backbone = config.model, network.backbone
@@ -70,7 +45,7 @@ def load_published(config: Config, network: Mamo) -> None:
         report = load_image_weights(backbone.image_encoder, model.image.weights)
         logger.info("image encoder from %s: %s", model.image.weights, report)
     if model.text.weights == "bert" and model.text.bert is not None:
-        report = load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.mlm)
+        report = load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.get_head("mlm"))
         logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
 
 

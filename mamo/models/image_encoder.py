@@ -35,6 +35,9 @@ class ImageEncoder(nn.Module):
     tokens, and an image size that the patch size does not divide.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         name: str,
@@ -64,6 +67,8 @@ class ImageEncoder(nn.Module):
         self.num_prefix_tokens: int = vit.num_prefix_tokens
         self.mean: tuple[float, ...] = tuple(vit.pretrained_cfg["mean"])
         self.std: tuple[float, ...] = tuple(vit.pretrained_cfg["std"])
+        for name, value in (("pixel_mean", self.mean), ("pixel_std", self.std)):
+            self.register_buffer(name, 255 * torch.tensor(value).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encode images, or (He et al. 2022, MAE) only their visible patches with the class token.
@@ -108,8 +113,14 @@ class ImageEncoder(nn.Module):
             for block, is_fused in zip(self.vit.blocks, was_fused):
                 block.attn.fused_attn = is_fused
 
+    def normalize(self, image: Tensor) -> Tensor:
+        """Standardise uint8 [..., 3, H, W] with the pixel statistics -> float32."""
+        return (image.float() - self.pixel_mean) / self.pixel_std
+
     def embed(self, image: Tensor) -> Tensor:
         """float [B, 3, H, W] -> class token and embedded patches with their positions, float [B, num_prefix_tokens + P, D]."""
+        if image.dtype == torch.uint8:
+            image = self.normalize(image)
         image = image.to(self.vit.patch_embed.proj.weight.dtype)
         tokens: Tensor = self.vit._pos_embed(self.vit.patch_embed(image))
         return tokens

@@ -8,9 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from mamo.config.load import load_config
-from mamo.config.rules import MLIM_TASKS
-from mamo.config.schema import LOSS_NAMES, Config
-from mamo.evaluation.protocols import scorer_of
+from mamo.config.schema import Config
 from mamo.training.run_dir import CONFIG, RESULTS
 
 
@@ -20,9 +18,9 @@ def model_card(folder: Path) -> str:
     state = json.loads((folder / "state.json").read_text())
     training = config.training
     facts = {
-        "method": _method(config),
+        "method": state.get("method", f"task {config.task}"),
         "preset": f"`{config.model.preset}`, {_parameters(folder):,} parameters",
-        "image": f"{_image_encoder(config)}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
+        "image": f"{state.get('image_encoder', 'image encoder')}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
         "steps": (
             f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each, "
             f"{training.optimizer}"
@@ -41,23 +39,6 @@ def model_card(folder: Path) -> str:
         lines += ["", f"## {entry['protocol']}, {entry['split']}", "", "| metric | % |", "|---|---|"]
         lines += [f"| {name} | {value:.1f} |" for name, value in entry["metrics"].items()]
     return "\n".join(lines) + "\n"
-
-
-def _method(config: Config) -> str:
-    if config.task in ("vqa", "reasoning", "matching"):
-        return f"fine-tuned for {config.task}: {scorer_of(config)}"
-    masking, losses = config.masking, ", ".join(name for name in LOSS_NAMES if _weight(config, name) > 0)
-    ratios = f"{masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words"
-    return f"{'MLIM' if config.task == 'mlim' else 'MAMO'}, {masking.mode} masking ({ratios}); losses {losses}"
-
-
-def _image_encoder(config: Config) -> str:
-    model = config.model
-    return f"{model.embedder_layers} convolutions" if config.task in MLIM_TASKS else model.image.name
-
-
-def _weight(config: Config, name: str) -> float:
-    return float(getattr(config.losses.weights, name))
 
 
 def _data(config: Config) -> str:

@@ -8,8 +8,8 @@ Legend: I images, P patches, K masked patches, D width of the image encoder.
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,12 +22,11 @@ from mamo.config.schema import Config
 from mamo.data.collate import sample_rng
 from mamo.evaluation.metrics.grounding import IOU_THRESHOLD, best_proposal, iou, to_image_size
 from mamo.evaluation.metrics.retrieval import union_of_pairs
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.probes import fill_masked_words
 from mamo.evaluation.scorer import EncodedImages, HeatFrom, Scorer, heatmaps
 from mamo.masking import draw_image_mask
-from mamo.models.fusion import Fusion
 from mamo.models.vlm import Mamo
-from mamo.tasks.pretrain.samples import Picture, Samples
 from mamo.world.masked_words import MaskedWord
 from mamo.world.referring import Expression
 
@@ -39,42 +38,53 @@ _GREEN, _WHITE = (60, 200, 90), (255, 255, 255)
 _GREY = 128  # of a masked patch
 
 
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """N pictures [H, W, 3], the caption of each, which is no other's, and what is asked of them by their number.
+
+    Files of expressions have no captions.
+    """
+
+    pictures: list[Picture]
+    captions: list[str]
+    expressions: list[Expression]
+    """With gold boxes, in pixels of the pictures; none of pairs."""
+    masked_words: list[MaskedWord]
+
+
 def network_pictures(
-    network: Mamo,
-    config: Config,
-    tokenizer: Any,
-    normalise: Callable[[Tensor], Tensor],
-    device: torch.device,
-    exhibits: Samples,
-    rows: int = SHOWN,
+    predictor: Predictor, config: Config, exhibits: Samples, rows: int = SHOWN
 ) -> list[tuple[str, str]]:
     """(title, HTML fragment) of each kind of picture that the network has the heads for; arguments as `zero_shot`'s.
 
     `rows` is how many queries, expressions and pictures of each kind are shown. The network stays in eval mode.
     """
-    network.eval()
-    scorer = Scorer(network, tokenizer, normalise, device, config.data.text_max_tokens, config.evaluation.batch_size)
+    network: Mamo = predictor.network.eval()
+    scorer = Scorer(predictor, config.evaluation.batch_size)
     pictures, captions, n = exhibits.pictures, exhibits.captions, len(exhibits.pictures)
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     found: list[tuple[str, str]] = []
     with torch.inference_mode():
         images = scorer.encode_images(torch.split(batch, scorer.batch_size))
-        if network.temperature is not None and captions:
+        if network.get_head("temperature") is not None and captions:
             to_texts, to_images, by = _rankings(scorer, images, captions, config.evaluation.rerank_k)
             shown = _to_texts(to_texts[:rows], pictures, captions)
             found.append((f"Images to texts, top {TOP} of {n} by {by}", shown))
             shown = _to_images(to_images[:rows], pictures, captions)
             found.append((f"Texts to images, top {TOP} of {n} by {by}", shown))
-        if network.itm is not None and exhibits.expressions:
+        if network.get_head("itm") is not None and exhibits.expressions:
             title = "What an expression means: heat of the match, gold box (green), chosen proposal (white)"
             how = config.evaluation.grounding_heat
             found.append((title, _grounded(scorer, batch, exhibits.expressions[: 2 * rows], pictures, how)))
-        sees_parts = network.mim is not None or network.mrm_image is not None
+        sees_parts = network.get_head("mim") is not None or network.get_head("mrm_image") is not None
         grid, masking = network.backbone.image_encoder.grid, config.masking
         drawn = [draw_image_mask(sample_rng(config.seed, 0, k, 0), grid, masking.image_ratio, masking.image_style)
                  for k in range(n)]  # fmt: skip
         visible, masked = (torch.from_numpy(np.stack(part)) for part in zip(*drawn))
-        if network.mlm is not None and exhibits.masked_words:
+        if network.get_head("mlm") is not None and exhibits.masked_words:
             partly = _partly_seen(scorer, batch, visible) if sees_parts else None
             hidden = [mask_patches(picture, patches, grid) for picture, patches in zip(pictures, masked)]
             title = "Masked words" + (
@@ -82,7 +92,7 @@ def network_pictures(
             )
             items = exhibits.masked_words
             found.append((title, _filled(scorer, images, partly, items, pictures, hidden, 3 * rows)))
-        if network.mim is not None and captions:
+        if network.get_head("mim") is not None and captions:
             rebuilt = rebuilt_pictures(scorer, batch, captions, visible, masked, config.losses.mim_target)
             cells = [_trio(pictures[k], mask_patches(pictures[k], masked[k], grid), rebuilt[k], captions[k])
                      for k in range(min(rows, n))]  # fmt: skip
@@ -101,7 +111,7 @@ def _rankings(
     similarity = images.feature @ texts.feature.T  # [I, I]
     k = min(max(TOP, rerank_k), len(captions))
     shortlists = [values.topk(k, dim=1).indices.cpu() for values in (similarity, similarity.T)]
-    if scorer.network.itm is None:
+    if scorer.network.get_head("itm") is None:
         return shortlists[0][:, :TOP].tolist(), shortlists[1][:, :TOP].tolist(), "ITC"
     pairs, *places = union_of_pairs(*shortlists)
     score = scorer.match(images, texts, pairs[:, 0], pairs[:, 1])
@@ -135,7 +145,7 @@ def _partly_seen(scorer: Scorer, batch: Tensor, visible: Tensor) -> EncodedImage
     for pixels, seen in zip(
         torch.split(batch, scorer.batch_size), torch.split(visible.to(scorer.device), scorer.batch_size)
     ):
-        encoded = backbone.image_encoder(scorer.normalise(pixels.to(scorer.device)), seen)
+        encoded = backbone.image_encoder(pixels.to(scorer.device), seen)
         parts.append(backbone.fusion.embed_image(encoded, seen).cpu())
     return EncodedImages(torch.cat(parts), torch.empty(len(batch), 0))
 
@@ -154,10 +164,8 @@ def rebuilt_pictures(
         visible, masked: int64 [I, P - K] and [I, K].
     """
     backbone, mim = scorer.network.backbone, scorer.network.mim
-    assert mim is not None
     texts = scorer.encode_texts(*scorer.tokenize(captions))
     partly = _partly_seen(scorer, batch, visible)
-    assert isinstance(backbone.fusion, Fusion)  # MIM needs it
     slots = backbone.fusion.patch_positions(masked)
     said = []
     for start in range(0, len(batch), scorer.batch_size):
@@ -169,7 +177,7 @@ def rebuilt_pictures(
     patches = _patches(batch.float(), size)  # [I, P, 3 * h * w]
     known = []
     for pixels in torch.split(batch, scorer.batch_size):
-        normal = scorer.normalise(pixels.to(scorer.device))
+        normal = backbone.image_encoder.normalize(pixels.to(scorer.device))
         encoded = backbone.image_encoder(normal)[:, backbone.image_encoder.num_prefix_tokens :]
         known.append((encoded if target == "features" else _patches(normal, size)).float().cpu())
     bank = functional.normalize(functional.layer_norm(torch.cat(known), known[0].shape[-1:], eps=1e-6), dim=-1)

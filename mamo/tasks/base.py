@@ -1,95 +1,153 @@
-"""What a kind of task puts into a run. `mamo.tasks.registry` lists the kinds."""
+"""The abstract class of a task: its network, data, losses, evaluation and report."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mamo.config.schema import Config
 from mamo.data.loader import SampleDataset
-from mamo.models.image_encoder import ImageEncoder
-from mamo.reports.pictures import network_pictures
-from mamo.tasks.mlim.network import PixelEmbedder
-from mamo.tasks.pretrain.samples import GALLERY, select_samples
-from mamo.training.loop import Task
+from mamo.evaluation.predictor import Predictor
 
 
-class PixelNorm:
-    """uint8 [..., 3, H, W] -> float32, standardised with the image encoder's published pixel statistics."""
+class Task(ABC):
+    """One task: its network, data, losses, evaluation and report.
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
-        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
-        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
+    A task lies in its own folder and is named in `mamo.tasks.registry`, or in a config by its import path. The
+    constructor builds the network; what only training needs (a teacher, the data set) is built on first use.
 
-    def __call__(self, image: Tensor) -> Tensor:
-        return (image.float() - self.mean) / self.std
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A network on `device`, and what it reads with."""
-
-    network: Any
-    """A `Mamo` or a `Mlim`, as the kind of task has it."""
-    tokenizer: Any
-    normalise: PixelNorm
-    device: torch.device
-
-
-def _no_pictures(trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
-    return []
-
-
-def _nothing_to_check() -> None:
-    pass
-
-
-def _nothing_to_begin(folder: Path, new: tuple[str, ...]) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of one run, for one config; functions are called only where they are needed.
-
-    A kind is a function (config, tokenizer, stored) -> Parts. `stored` is the folder of a run or a checkpoint where the
-    `carried` files lie, None for a new run, which makes them from its training data.
+    Attributes:
+        config: the run's settings.
+        network: the trained network; `backbone` is the part that another task can start from, all else are heads.
+        collator: [(epoch, sample)] -> batch; runs in the loader's processes and holds the run's `seed`.
+        weights: weight of each loss in the sum, by the names that `losses` returns.
+        assets: texts by file name that belong to the weights, as an answer list: written to the run's folder, to
+            every checkpoint and to exports.
+        unit: consecutive samples that must share a forward pass.
+        unit_key: the config key that sets `unit`, for messages.
     """
 
+    config_type: ClassVar[type[Config]]
+    """The type of the task's config."""
+    has_api: ClassVar[bool] = True
+    """Whether `mamo.load` and `save_pretrained` take its network."""
+    config: Config
     network: Any
-    """A `Mamo` or a `Mlim`."""
-    image_encoder: ImageEncoder | PixelEmbedder
-    """The network's own: grid and pixel statistics."""
-    source: Callable[[], SampleDataset]
-    """The training samples."""
     collator: Any
-    """[(epoch, sample)] -> a batch: `len`, `to`, `part`, `tensors`, `pin_memory`, `image`, `is_valid`, `skipped` and
-    `sample_id` as `PairBatch` has them. Its `seed` is the run's."""
-    task: Callable[[PixelNorm], Task]
-    """What the loop runs; called once, after the weights that the network starts from."""
-    evaluate: Callable[[Trained, Path], dict[str, float]]
-    """Percentages of the network (put into eval mode) as the config's `data` and `evaluation` say; the folder is for
-    further files, such as a submission."""
-    baselines: Callable[[Any], dict[str, float]]
-    """A batch of examples -> what each loss is worth to a model that has learned nothing."""
-    pictures: Callable[[Trained, int, Path], list[tuple[str, str]]] = _no_pictures
-    """(title, HTML fragment) for the report, with about so many rows of each kind; the folder is the one that
-    `evaluate` wrote its files to."""
-    begin: Callable[[Path, tuple[str, ...]], None] = _nothing_to_begin
-    """Called with a checkpoint and the names of the parameters that it lacks, once the others are taken from it."""
-    check: Callable[[], object] = _nothing_to_check
-    """Reads the files that `evaluate` will, before any work is done; raises as it does."""
-    carried: Mapping[str, str] = field(default_factory=dict)
-    """Texts by file name that the run's folder and every checkpoint must hold, as the tokenizer."""
+    weights: dict[str, float]
+    assets: Mapping[str, str] = {}
+    unit: int = 1
+    unit_key: str = ""
 
+    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+        """Build the network.
 
-def pictures_of(config: Config, trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
-    """What a network with the heads of pre-training does with test scenes or with the pairs of `data.eval_file`."""
-    exhibits = select_samples(config, max(GALLERY, rows))
-    if exhibits is None:
+        Args:
+            config: the run's settings.
+            tokenizer: a fast Hugging Face tokenizer.
+            stored: the folder of a run, a checkpoint or an export that holds the assets; None makes them anew.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return everything that a checkpoint holds, by file name; `student` is the network."""
+        return {"student": self.network}
+
+    @property
+    def image_encoder(self) -> Any:
+        """The part of the network that has a grid of patches."""
+        return self.network.backbone.image_encoder
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def train_dataset(self) -> SampleDataset:
+        """Open the training samples."""
+
+    def init_new_parameters(self, folder: Path, new: tuple[str, ...]) -> None:
+        """Initialise what a checkpoint lacks, once the rest is loaded from it.
+
+        Args:
+            folder: the checkpoint.
+            new: names of the parameters that it lacks.
+        """
+
+    def trivial_losses(self, batch: Any) -> dict[str, float]:
+        """Return `loss/NAME` of a predictor that ignores its input, by name (ITC: log N)."""
+        return {}
+
+    def compute_targets(self, batch: Any, micro_batch_size: int, step: int) -> tuple[Any, dict[str, Tensor]]:
+        """Compute, without gradient, what the losses of one optimizer step are compared with.
+
+        Args:
+            batch: this process's samples.
+            micro_batch_size: samples of a forward pass.
+            step: 0-based optimizer step.
+
+        Returns:
+            Targets for `losses`, and metrics.
+        """
+        return None, {}
+
+    @abstractmethod
+    def losses(self, batch: Any, targets: Any, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute the unweighted losses and metrics of one micro-batch, both as shares of the global batch.
+
+        Args:
+            batch: samples `start` to `start + len(batch)` of this process's batch.
+            targets: from `compute_targets`.
+            start: position of the first sample.
+        """
+
+    def on_optimizer_step(self, batch: Any, targets: Any, step: int) -> None:
+        """Update the state that follows the weights, as a teacher and a queue, once an optimizer step."""
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def check_evaluation_files(self) -> None:
+        """Read the files that `evaluate` will, before any work is done; raise as it does."""
+
+    @abstractmethod
+    def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
+        """Evaluate as `data` and `evaluation` of the config say.
+
+        Args:
+            predictor: the network, put into eval mode.
+            folder: takes further files, such as a submission.
+
+        Returns:
+            Metrics in percent.
+        """
+
+    def report(self, predictor: Predictor, rows: int, folder: Path) -> list[tuple[str, str]]:
+        """Build the task's sections of the report.
+
+        Args:
+            predictor: the network.
+            rows: examples of each kind.
+            folder: the one that `evaluate` wrote its files to.
+
+        Returns:
+            (title, HTML fragment) of each.
+        """
         return []
-    reading = (trained.tokenizer, trained.normalise, trained.device)
-    return network_pictures(trained.network, config, *reading, exhibits, rows)
+
+    # ---- names of its numbers ---------------------------------------------------------------------------------------
+
+    scenes_protocol: ClassVar[str] = ""
+    """Last part of the name of its protocol in the embedded world, `scenes-DIFFICULTY-NAME`."""
+
+    def describe_method(self) -> str:
+        """Say in a line how the network is trained, for its card."""
+        return f"fine-tuned for {self.config.task}: {self.describe_scorer()}"
+
+    def describe_image_encoder(self) -> str:
+        """Name the image encoder, for the network's card."""
+        return self.config.model.image.name
+
+    @abstractmethod
+    def describe_scorer(self) -> str:
+        """Say in words how an item is scored."""

@@ -1,71 +1,33 @@
-"""The kinds of task that `task` in a config names: one function each, which makes the parts of a run."""
+"""The table of tasks, and classes named by an import path."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mamo.config.schema import Config
-from mamo.models.build import build_network
-from mamo.tasks.base import Parts, Trained, pictures_of
-from mamo.tasks.grounding.task import grounding_parts
-from mamo.tasks.mlim.matching import matching_parts
-from mamo.tasks.mlim.pretrain import mlim_parts
-from mamo.tasks.pretrain.batch import PairBatch, pair_collator
-from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
+from mamo.tasks.base import Task
+from mamo.tasks.grounding.task import GroundingTask
+from mamo.tasks.mlim.matching import MatchingTask
+from mamo.tasks.mlim.pretrain import MlimTask
 from mamo.tasks.pretrain.task import PretrainTask
-from mamo.tasks.reasoning.task import reasoning_parts
-from mamo.tasks.sources import pair_dataset
-from mamo.tasks.vqa.task import vqa_parts
-from mamo.training.monitors import ITM_CLASS_PRIOR, word_entropy
-from mamo.training.run_dir import STATEMENT_SCORES
+from mamo.tasks.reasoning.task import ReasoningTask
+from mamo.tasks.vqa.task import VqaTask
 
-
-def parts_of(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
-    """The parts of the config's kind of task; see `Parts` for the arguments."""
-    return KINDS[config.task](config, tokenizer, stored)
-
-
-def pretrain_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
-    """Pre-training, and fine-tuning on the same losses (retrieval): pairs in, zero-shot evaluation out."""
-    network = build_network(config, len(tokenizer), tokenizer.pad_token_id)
-    encoder = network.backbone.image_encoder
-
-    def evaluate(trained: Trained, folder: Path) -> dict[str, float]:
-        scores_file = folder / STATEMENT_SCORES
-        return evaluate_pretrained(
-            trained.network, config, trained.tokenizer, trained.normalise, trained.device, scores_file
-        )
-
-    return Parts(
-        network=network,
-        image_encoder=encoder,
-        source=functools.partial(pair_dataset, config),
-        collator=pair_collator(config, tokenizer, encoder.grid),
-        task=functools.partial(PretrainTask, config, network),
-        evaluate=evaluate,
-        baselines=functools.partial(_pretrain_baselines, config, tokenizer),
-        pictures=functools.partial(pictures_of, config),
-        check=functools.partial(check_files, config),
-    )
-
-
-def _pretrain_baselines(config: Config, tokenizer: Any, batch: PairBatch) -> dict[str, float]:
-    candidates = config.training.batch_size_global + config.losses.queue_size
-    return {
-        "loss/itm": ITM_CLASS_PRIOR,
-        "loss/mlm": word_entropy(tokenizer, batch.input_ids, batch.is_valid),
-        "loss/itc": float(torch.tensor(float(candidates)).log()),
-    }
-
-
-KINDS: dict[str, Callable[[Config, Any, Path | None], Parts]] = {
-    "pretrain": pretrain_parts,
-    "grounding": grounding_parts,
-    "vqa": vqa_parts,
-    "reasoning": reasoning_parts,
-    "mlim": mlim_parts,
-    "matching": matching_parts,
+TASKS: dict[str, type[Task]] = {
+    "pretrain": PretrainTask,
+    "grounding": GroundingTask,
+    "vqa": VqaTask,
+    "reasoning": ReasoningTask,
+    "mlim": MlimTask,
+    "matching": MatchingTask,
 }
+
+
+def build_task(config: Config, tokenizer: Any, stored: Path | None = None) -> Task:
+    """Build the task that the config names; see `Task` for the arguments."""
+    return TASKS[config.task](config, tokenizer, stored)
+
+
+def is_same_network(one: str, other: str) -> bool:
+    """Say whether two tasks have the same network, so that a checkpoint of one can be evaluated as the other."""
+    first, second = TASKS[one], TASKS[other]
+    return issubclass(first, second) or issubclass(second, first)

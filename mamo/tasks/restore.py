@@ -1,43 +1,29 @@
-"""A trained network from its checkpoint folder alone."""
+"""Restore a task and its network from a folder of weights."""
 
 from pathlib import Path
 
 import torch
 
 from mamo.config.load import load_config
-from mamo.config.rules import MLIM_TASKS
 from mamo.config.schema import Config
+from mamo.data.processor import Processor
 from mamo.data.tokenizer import read_tokenizer
+from mamo.evaluation.predictor import Predictor
 from mamo.models.build import position_resamplers
-from mamo.tasks.base import Parts, PixelNorm, Trained
-from mamo.tasks.registry import parts_of
+from mamo.tasks.base import Task
+from mamo.tasks.registry import build_task
 from mamo.training import checkpoint
 from mamo.training.run_dir import BERT, CONFIG
 
 
-def load_trained(folder: Path, config: Config, device: torch.device) -> Trained:
-    """The student of a step folder, in eval mode; arguments and errors as `load_parts`."""
-    trained, _ = load_parts(folder, config, device)
-    return trained
-
-
-def load_mamo(folder: Path, config: Config, device: torch.device) -> tuple[Trained, Parts]:
-    """`load_parts` of a MAMO alone; raises CheckpointError for an MLIM too."""
-    if config.task in MLIM_TASKS:
-        raise checkpoint.CheckpointError(
-            f"{folder} is an MLIM (task {config.task}), which only `scripts/finetune.py` and `scripts/evaluate.py` read"
-        )
-    return load_parts(folder, config, device)
-
-
-def load_parts(
+def restore_task(
     folder: Path, config: Config, device: torch.device, weights: str = "student", tokenizer: str = "tokenizer"
-) -> tuple[Trained, Parts]:
-    """The student of a step folder, in eval mode, and the parts of its kind of task.
+) -> tuple[Task, Predictor]:
+    """Build the task of a step folder and load its student, in eval mode.
 
     Args:
         folder: a verified step folder (`checkpoint.resolve`).
-        config: the folder's own, or one that differs in `data` and `evaluation` alone (positions follow the image
+        config: the folder's own, or one that differs in `data` and `evaluation` only (positions follow the image
             size). Published weights and configurations that it names are not fetched: the folder holds them.
         device: where the network goes.
         weights, tokenizer: names within the folder, as they are in a step folder.
@@ -46,18 +32,18 @@ def load_parts(
         CheckpointError: the weights cannot be read or do not fit the config.
     """
     words = read_tokenizer(str(folder / tokenizer))
-    parts = parts_of(without_published(config, folder), words, folder)
+    task = build_task(without_published(config, folder), words, folder)
     stored = load_config(folder / CONFIG) if (folder / CONFIG).is_file() else config
-    resamplers = position_resamplers(parts.network, stored.data.image_size)
-    checkpoint.load_transfer(folder, weights, parts.network, heads=(), resample=resamplers)
-    normalise = PixelNorm(parts.image_encoder.mean, parts.image_encoder.std, device)
-    return Trained(parts.network.to(device).eval(), words, normalise, device), parts
+    resamplers = position_resamplers(task.network, stored.data.image_size)
+    checkpoint.load_transfer(folder, weights, task.network, strict_prefix="", resample=resamplers)
+    processor = Processor(words, config.data.image_size, config.data.text_max_tokens)
+    return task, Predictor(task.network.to(device).eval(), processor, device)
 
 
 def without_published(config: Config, folder: Path) -> Config:
-    """The config to build a stored network by: its weights come from `folder`, and so do the values of a named BERT.
+    """Return the config to build a stored network by: weights, and the values of a named BERT, come from `folder`.
 
-    Published weights and configurations are not looked for again: where they came from may be gone.
+    Published weights and configurations are not looked for again: their source may be gone.
     """
     image = config.model.image.model_copy(update={"weights": "random"})
     text = config.model.text.model_copy(update={"weights": "random"})

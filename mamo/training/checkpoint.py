@@ -259,11 +259,11 @@ def load_module(folder: Path, name: str, module: nn.Module) -> None:
     Raises:
         CheckpointError: names the keys that differ.
     """
-    load_transfer(folder, name, module, heads=(), resample={})
+    load_transfer(folder, name, module, strict_prefix="", resample={})
 
 
 def load_transfer(
-    folder: Path, name: str, module: nn.Module, heads: tuple[str, ...], resample: Mapping[str, Resample]
+    folder: Path, name: str, module: nn.Module, strict_prefix: str, resample: Mapping[str, Resample]
 ) -> WeightReport:
     """Load `NAME.safetensors` into a module whose heads may differ: the start of another task.
 
@@ -271,7 +271,7 @@ def load_transfer(
         folder: a step folder.
         name: the module's name in it.
         module: filled in place; untouched when an error is raised.
-        heads: prefixes of the names that may be missing on either side.
+        strict_prefix: names that begin so must be there on both sides; others may be missing on either.
         resample: for tensors whose size follows the image's, what brings a stored one to this module's size.
 
     Raises:
@@ -282,7 +282,7 @@ def load_transfer(
     interpolated = [key for key in resample if key in tensors and tensors[key].shape != expected[key].shape]
     tensors |= {key: resample[key](tensors[key]) for key in interpolated}
     new, unused = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    differing = {key for key in new | unused if not key.startswith(heads)}
+    differing = {key for key in new | unused if key.startswith(strict_prefix)}
     if differing:
         raise CheckpointError(
             f"{folder}: {name} is of another architecture: {_differences(new & differing, unused & differing)}"

@@ -1,4 +1,4 @@
-"""The one training loop. Every task runs in it; state moves here and in the task's `after_step`, nowhere else."""
+"""The one training loop. Every task runs in it; state moves here and in the task's `on_optimizer_step`, nowhere else."""
 
 import contextlib
 import functools
@@ -8,10 +8,10 @@ import resource
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mamo.config.schema import Config
 from mamo.data.images import BadSamplePolicy
@@ -27,34 +27,10 @@ from mamo.training.parallel import DDP, FSDP, SingleProcess, check_combination, 
 from mamo.training.preemption import Preempted, PreemptionHandler
 from mamo.training.run_dir import Tracker
 
+if TYPE_CHECKING:
+    from mamo.tasks.base import Task  # below the tasks: for annotations
+
 logger = logging.getLogger(__name__)
-
-
-class Task(Protocol):
-    """What the loop asks of a task."""
-
-    weights: dict[str, float]
-
-    @property
-    def network(self) -> nn.Module:
-        """What is trained."""
-        ...
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Everything that a checkpoint must hold, by name; `student` is the network."""
-        ...
-
-    def prepare(self, batch: Any, micro_batch_size: int, step: int) -> tuple[Any, dict[str, Tensor]]:
-        """Targets for the losses, without gradient, and metrics."""
-        ...
-
-    def losses(self, batch: Any, targets: Any, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Unweighted losses and metrics of one micro-batch, as shares of the global batch."""
-        ...
-
-    def after_step(self, batch: Any, targets: Any, step: int) -> None:
-        """Move teacher, queue and the like."""
-        ...
 
 
 class Loop:
@@ -63,7 +39,7 @@ class Loop:
     def __init__(
         self,
         config: Config,
-        task: Task,
+        task: "Task",
         optimizer: torch.optim.Optimizer,
         device: torch.device,
         output_dir: Path,
@@ -83,8 +59,8 @@ class Loop:
         self.checkpoint_files = checkpoint_files
         self.alarms = alarms
         self.bad_samples = bad_samples
-        _, self.micro_batch_size = local_batch_sizes(config)
-        self.passes = SingleProcess(config, task)
+        _, self.micro_batch_size = local_batch_sizes(config.training, task.unit, task.unit_key)
+        self.strategy = SingleProcess(config, task)
 
     def join(self) -> None:
         """Share the steps with the other processes of the launch; the weights must be in their place by now.
@@ -94,9 +70,9 @@ class Loop:
         """
         check_combination(self.config.training)
         if world_size() > 1 and self.config.training.parallel == "fsdp":
-            self.passes = FSDP(self.config, self.task, self.optimizer, self.device)
+            self.strategy = FSDP(self.config, self.task, self.optimizer, self.device)
         elif world_size() > 1:
-            self.passes = DDP(self.config, self.task)
+            self.strategy = DDP(self.config, self.task)
 
     def run(self, batches: Iterable[Any], start_step: int, evaluate: "Evaluate | None") -> None:
         """Train. `batches` begins with the batch of step `start_step`.
@@ -155,7 +131,7 @@ class Loop:
             raise NonFiniteLoss(bad, step + 1, sample_ids, folder)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.task.after_step(batch, targets, step)
+        self.task.on_optimizer_step(batch, targets, step)
         weights = {f"weight/{name}": weight for name, weight in self.task.weights.items()}
         return {**numbers, **weights, "learning_rate": learning_rate}
 
@@ -170,18 +146,18 @@ class Loop:
         """
         torch.manual_seed(_mix(self.config.seed, step))  # dropout, if any, is a function of (seed, step, process)
         sums: dict[str, Tensor] = {}
-        with self.passes.computing():
-            targets, metrics = self.passes.prepare(batch, self.micro_batch_size, step)
+        with self.strategy.precision_context():
+            targets, metrics = self.strategy.compute_targets(batch, self.micro_batch_size, step)
             for start in range(0, len(batch), self.micro_batch_size):
                 end = start + self.micro_batch_size
-                with self.passes.summing(is_last=end >= len(batch)):
-                    losses, more = self.passes.losses(batch.part(start, end), targets, start)
+                with self.strategy.gradient_sync(enabled=end >= len(batch)):
+                    losses, more = self.strategy.losses(batch.part(start, end), targets, start)
                     assert losses.keys() == self.task.weights.keys(), (losses.keys(), self.task.weights.keys())
                     loss = torch.stack([self.task.weights[name] * value for name, value in losses.items()]).sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                 for name, value in {**{f"loss/{k}": v for k, v in losses.items()}, **more}.items():
                     sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        self.passes.reduce_remaining_gradients()
+        self.strategy.reduce_remaining_gradients()
         summed = all_reduce_sum(torch.stack([value.float() for value in sums.values()]))
         return targets, {**dict(zip(sums, summed)), **metrics}
 

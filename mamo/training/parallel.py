@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.models.bert.modeling_bert import BertLayer
 
-from mamo.config.rules import reads
 from mamo.config.schema import Config, TrainingConfig
 from mamo.distributed import all_reduce_sum, world_size
 from mamo.models.fusion import FusionLayer
 from mamo.tasks.vqa.heads import DecoderLayer
 from mamo.training.precision import cast_parameters
+
+if TYPE_CHECKING:
+    from mamo.tasks.base import Task  # below the tasks: for annotations
 
 BLOCKS = (Block, BertLayer, FusionLayer, DecoderLayer)
 """The transformer layers: the unit of checkpointing, compilation and sharding. The layers of cross-attention fusion are
@@ -36,26 +38,18 @@ COMPILED_VARIANTS = 64
 """Shapes and modes for which one kind of block may be compiled before it runs uncompiled."""
 
 
-class Passes(Protocol):
-    """What the passes need of a task."""
+def local_batch_sizes(training: TrainingConfig, unit: int = 1, unit_key: str = "") -> tuple[int, int]:
+    """Return a process's samples in an optimizer step, and in a forward pass.
 
-    @property
-    def network(self) -> nn.Module: ...
-
-    def modules(self) -> dict[str, nn.Module]: ...
-
-    def prepare(self, batch: Any, micro_batch_size: int, step: int) -> tuple[Any, dict[str, Tensor]]: ...
-
-    def losses(self, batch: Any, targets: Any, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
-
-
-def local_batch_sizes(config: Config) -> tuple[int, int]:
-    """Samples of a process in an optimizer step, and of a forward pass, from the global batch and the launch.
+    Args:
+        training: the global batch and the micro-batch.
+        unit: consecutive samples that must share a forward pass, as a pool of ITM negatives.
+        unit_key: the config key that sets `unit`.
 
     Raises:
-        ValueError: they do not divide, or a pool of ITM negatives would straddle two processes or forward passes.
+        ValueError: they do not divide, or a unit would straddle two processes or forward passes.
     """
-    training, losses, world = config.training, config.losses, world_size()
+    world = world_size()
     share, rest = divmod(training.batch_size_global, world)
     if rest:
         raise ValueError(
@@ -67,11 +61,11 @@ def local_batch_sizes(config: Config) -> tuple[int, int]:
             f"training.micro_batch_size: {micro} does not divide the {share} samples of each of {world} processes "
             f"(training.batch_size_global {training.batch_size_global})"
         )
-    if reads(config.task, "losses") and losses.weights.itm and micro % losses.itm_pool_size:
+    if micro % unit:
         raise ValueError(
-            f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the {micro} samples of a forward pass "
+            f"{unit_key}: {unit} does not divide the {micro} samples of a forward pass "
             f"(training.batch_size_global {training.batch_size_global}, {world} processes, training.micro_batch_size "
-            f"{training.micro_batch_size}); ITM's pools must not straddle processes"
+            f"{training.micro_batch_size}); such a group of samples must not straddle processes"
         )
     return share, micro
 
@@ -124,17 +118,17 @@ def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: An
 class SingleProcess:
     """The passes as the task has them."""
 
-    def __init__(self, config: Config, task: Passes) -> None:
+    def __init__(self, config: Config, task: "Task") -> None:
         self.task = task
         self.precision = config.training.precision
-        self.prepare, self.losses = task.prepare, task.losses
+        self.compute_targets, self.losses = task.compute_targets, task.losses
 
-    def computing(self) -> AbstractContextManager[None]:
+    def precision_context(self) -> AbstractContextManager[None]:
         """The precision of the run, for forward and backward passes."""
         assert self.precision != "auto"
         return cast_parameters(self.precision, self.task.modules().values())
 
-    def summing(self, is_last: bool) -> AbstractContextManager[None]:
+    def gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: gradients are summed over processes after the last one."""
         return contextlib.nullcontext()
 
@@ -144,7 +138,7 @@ class SingleProcess:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Any]:
         """The whole network in the run's precision; every process must enter."""
-        with self.computing():
+        with self.precision_context():
             yield self.task.network
 
 
@@ -164,7 +158,7 @@ class ForwardRedirect(nn.Module):
 class DDP(SingleProcess):
     """DDP: every process holds all weights; gradients are summed while the backward pass goes on."""
 
-    def __init__(self, config: Config, task: Passes) -> None:
+    def __init__(self, config: Config, task: "Task") -> None:
         super().__init__(config, task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a name that older versions of PyTorch do not have
@@ -172,9 +166,9 @@ class DDP(SingleProcess):
         self.replica.register_comm_hook(None, _sum)  # instead of DDP's average
         self.losses = self.replica
 
-    def summing(self, is_last: bool) -> AbstractContextManager[None]:
+    def gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """See `SingleProcess`."""
-        return contextlib.nullcontext() if is_last else self.replica.no_sync()
+        return contextlib.nullcontext() if enabled else self.replica.no_sync()
 
 
 def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
@@ -188,7 +182,7 @@ class FSDP(SingleProcess):
     A block's weights are gathered when it runs. The scalar temperature, which cannot be split, is replicated.
     """
 
-    def __init__(self, config: Config, task: Passes, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(self, config: Config, task: "Task", optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         super().__init__(config, task)
         modules = task.modules()
         self.device = device
@@ -201,9 +195,9 @@ class FSDP(SingleProcess):
         self._shard(self.student)
         self.losses = self.student
         if "teacher" in modules:
-            teacher = ForwardRedirect(modules["teacher"], task.prepare)
+            teacher = ForwardRedirect(modules["teacher"], task.compute_targets)
             self._shard(teacher)
-            self.prepare = teacher
+            self.compute_targets = teacher
         _move_optimizer(optimizer, names, dict(task.network.named_parameters()))
 
     def _shard(self, module: nn.Module) -> None:
@@ -217,15 +211,15 @@ class FSDP(SingleProcess):
             part.set_gradient_divide_factor(1.0)  # a sum instead of FSDP's average
             part.set_force_sum_reduction_for_comms(True)  # the only one that gloo knows
 
-    def computing(self) -> AbstractContextManager[None]:
+    def precision_context(self) -> AbstractContextManager[None]:
         """Nothing to do: the sharding policy rounds the weights as it gathers them."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def summing(self, is_last: bool) -> Iterator[None]:
+    def gradient_sync(self, enabled: bool) -> Iterator[None]:
         """See `SingleProcess`."""
         assert isinstance(self.student, FSDPModule)
-        self.student.set_requires_gradient_sync(is_last)
+        self.student.set_requires_gradient_sync(enabled)
         yield
 
     def reduce_remaining_gradients(self) -> None:

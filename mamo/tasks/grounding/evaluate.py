@@ -7,13 +7,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mamo.config.schema import Config
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, load_unique_images
 from mamo.data.records import GroundingRecord, boxes_outside
 from mamo.data.transforms import eval_transform
 from mamo.distributed import map_over_ranks
-from mamo.evaluation.metrics.grounding import grounding_scores, mean_percent, to_image_size
-from mamo.evaluation.scorer import HeatFrom, Scorer, heatmaps
+from mamo.evaluation.metrics.grounding import grounding_scores, mean_percent, to_image_size, to_image_size_bicubic
+from mamo.evaluation.predictor import Predictor
+from mamo.evaluation.scorer import HeatFrom, Scorer, eval_mode, heatmaps
+from mamo.tasks.sources import load_records
 
 
 def ground_records(
@@ -61,3 +64,16 @@ def _checked(record: GroundingRecord, width: int, height: int) -> tuple[float, f
     for problem in boxes_outside(record, width, height):
         raise ValueError(problem)
     return record.box_xywh
+
+
+def evaluate_grounding(config: Config, predictor: Predictor) -> dict[str, float]:
+    """Compute `grounding/` metrics in percent of the test expressions or of `data.eval_file`."""
+    data, evaluation = config.data, config.evaluation
+    records, load_image = load_records(data, GroundingRecord, "test", evaluation.probe_items)
+    with eval_mode(predictor.network):
+        scorer = Scorer(predictor, evaluation.batch_size)
+        resize = to_image_size if data.source == "scenes" else to_image_size_bicubic
+        found = ground_records(
+            scorer, records, load_image, data.image_size, evaluation.batch_size, evaluation.grounding_heat, resize
+        )
+    return {f"grounding/{name}": value for name, value in found.items()}

@@ -3,9 +3,9 @@
 Legend: I images, N items, L text tokens, W tokens of a masked word, P patches in a grid [h, w], H, W in pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mamo.config.schema import Config
 from mamo.data.collate import sample_rng, tokenize
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.probes import masked_word_accuracy
 from mamo.evaluation.scorer import eval_mode
 from mamo.masking import draw_image_mask
@@ -23,21 +24,16 @@ from mamo.world.masked_words import masked_words
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, Scene, SceneWorld
 
-Normalise = Callable[[Tensor], Tensor]
-
 
 class StreamScorer:
     """A `WordFiller`: the single stream sees image and text together, so nothing is encoded before they meet."""
 
-    def __init__(
-        self, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device, config: Config
-    ) -> None:
-        self.network = network
-        self.tokenizer = tokenizer
-        self.normalise = normalise
-        self.device = device
-        self.text_max_tokens = config.data.text_max_tokens
-        self.batch_size = config.evaluation.batch_size
+    def __init__(self, predictor: Predictor, batch_size: int) -> None:
+        self.network: Mlim = predictor.network
+        self.tokenizer = predictor.processor.tokenizer
+        self.text_max_tokens = predictor.processor.text_max_tokens
+        self.device = predictor.device
+        self.batch_size = batch_size
 
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids int64 [N, L] and which of them are real, bool [N, L]."""
@@ -47,11 +43,10 @@ class StreamScorer:
         self, images: Tensor, texts: tuple[Tensor, Tensor], image_indices: Tensor, text_rows: Tensor, slots: Tensor
     ) -> Tensor:
         """The likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""
-        assert self.network.mlm is not None
         stream = self.network.backbone
         found = []
         for rows in torch.split(torch.arange(len(slots)), self.batch_size):
-            image = self.normalise(images[image_indices[rows]].to(self.device))
+            image = images[image_indices[rows]].to(self.device)
             input_ids, is_valid = (value[text_rows[rows]].to(self.device) for value in texts)
             tokens = stream(image, input_ids, is_valid)
             at = (slots[rows] + stream.n_patches).to(self.device)[..., None].expand(-1, -1, tokens.shape[-1])
@@ -87,7 +82,6 @@ def reconstruct(
     The masks are a function of the scenes alone.
     """
     network = scorer.network
-    assert network.recon is not None
     grid, patch = network.backbone.embedder.grid, network.backbone.embedder.patch_size_px
     is_masked = torch.zeros(len(scenes), grid[0] * grid[1], dtype=torch.bool)
     for row, scene in enumerate(scenes):
@@ -98,15 +92,13 @@ def reconstruct(
     predictions = []
     for rows in torch.split(torch.arange(len(scenes)), scorer.batch_size):
         image, ids, valid, masked = (x[rows].to(scorer.device) for x in (pictures, input_ids, is_valid, is_masked))
-        tokens = network.backbone(scorer.normalise(image), ids, valid, is_masked_patch=masked)
+        tokens = network.backbone(image, ids, valid, is_masked_patch=masked)
         predictions.append(network.recon(tokens[:, : network.backbone.n_patches]).cpu())
     pixels = is_masked.view(-1, *grid).repeat_interleave(patch[0], dim=1).repeat_interleave(patch[1], dim=2)
     return Reconstruction(pictures.float() / 255, torch.cat(predictions), pixels)
 
 
-def evaluate_mlim(
-    config: Config, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device
-) -> dict[str, float]:
+def evaluate_mlim(config: Config, predictor: Predictor) -> dict[str, float]:
     """Evaluate on the test scenes; a head that the network does not have leaves its metrics out.
 
     Returns:
@@ -120,31 +112,31 @@ def evaluate_mlim(
     scenes = [world.scene("test", index) for index in range(n_items)]
     pictures = _rendered(scenes, config)
     metrics: dict[str, float] = {}
-    scorer = StreamScorer(network, tokenizer, normalise, device, config)
+    network = predictor.network
+    scorer = StreamScorer(predictor, config.evaluation.batch_size)
     with eval_mode(network):
-        if network.mlm is not None:
+        if network.get_head("mlm") is not None:
             rows = {index: index for index in range(n_items)}
             found = masked_word_accuracy(scorer, pictures, masked_words(world, n_items), rows)
             metrics |= {f"masked_word/{name}": value for name, value in found.items()}
-        if network.recon is not None:
+        if network.get_head("recon") is not None:
             filled = reconstruct(scorer, scenes, pictures, config.masking.image_ratio, config.masking.image_style)
             metrics["recon/error"] = 100.0 * filled.error()
             metrics["recon/error_of_mean"] = 100.0 * filled.error(filled.mean_visible())
     return metrics
 
 
-def reconstructions(
-    config: Config, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device, n_shown: int
-) -> list[tuple[str, str]]:
+def reconstructions(config: Config, predictor: Predictor, n_shown: int) -> list[tuple[str, str]]:
     """For the report: test scenes as they are, masked, and filled in. The network stays in eval mode."""
-    if config.data.source != "scenes" or network.recon is None:
+    network = predictor.network
+    if config.data.source != "scenes" or network.get_head("recon") is None:
         return []
     network.eval()
     world = SceneWorld(config.data.difficulty, WORLD_SEED)
     scenes = [world.scene("test", index) for index in range(n_shown)]
     pictures = _rendered(scenes, config)
     with torch.inference_mode():
-        scorer = StreamScorer(network, tokenizer, normalise, device, config)
+        scorer = StreamScorer(predictor, config.evaluation.batch_size)
         filled = reconstruct(scorer, scenes, pictures, config.masking.image_ratio, config.masking.image_style)
     grey = torch.where(filled.is_masked[:, None], 0.5, filled.image)
     joined = torch.where(filled.is_masked[:, None], filled.prediction, filled.image)

@@ -3,78 +3,80 @@
 Legend: B pairs.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mamo.config.schema import Config
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import eval_mode
-from mamo.tasks.base import Parts, PixelNorm, Trained
+from mamo.tasks.base import Task
 from mamo.tasks.mlim.matching_batch import CataloguePairs, ListingBatch, ListingCollator
 from mamo.tasks.mlim.matching_evaluate import pr_auc, predict_matching
-from mamo.tasks.mlim.network import Mlim, build_single_stream, load_published_single_stream
+from mamo.tasks.mlim.network import ItemPairHead, Mlim, PixelEmbedder, build_single_stream, load_published_single_stream
 from mamo.training.monitors import class_entropy
 
 
-class MatchingTask:
-    """Same item or not; `losses` has the one loss, `match`."""
+class MatchingTask(Task):
+    """Same item or not; the one loss is `match`."""
 
-    def __init__(self, config: Config, network: Mlim, normalise: PixelNorm) -> None:
-        self.network = network
-        self.normalise = normalise
+    config_type = Config
+    has_api = False
+    network: Mlim
+
+    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+        super().__init__(config, tokenizer, stored)
+        stream = build_single_stream(config, tokenizer)
+        self.network = Mlim(stream, {"match": ItemPairHead(stream.embedder.width)})
+        load_published_single_stream(config, self.network)
         self.weights = {"match": 1.0}
-        self.n_global = config.training.batch_size_global
+        self.collator = ListingCollator(
+            tokenizer, config.data.text_max_tokens, config.matching.modality_dropout, config.seed
+        )
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The network alone."""
-        return {"student": self.network}
-
-    def prepare(self, batch: ListingBatch, micro_batch_size: int, step: int) -> tuple[None, dict[str, Tensor]]:
-        """Nothing to prepare."""
-        return None, {}
+    def train_dataset(self) -> CataloguePairs:
+        """Open the training pairs of listings."""
+        return CataloguePairs(self.config.data, "train", self.config.data.train_scenes)
 
     def losses(self, batch: ListingBatch, targets: None, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Two-class cross-entropy and accuracy of one micro-batch, as shares of the global batch."""
-        given = (batch.input_ids, batch.is_valid, batch.has_image, batch.has_text)
-        logits = self.network.match_items(self.normalise(batch.image), *given)
+        """Compute the two-class cross-entropy and the accuracy."""
+        n_global = self.config.training.batch_size_global
+        logits = self.network.match_items(batch.image, batch.input_ids, batch.is_valid, batch.has_image, batch.has_text)
         loss = functional.binary_cross_entropy_with_logits(logits, batch.is_match.float(), reduction="sum")
-        hits = ((logits > 0) == batch.is_match).sum()
-        return {"match": loss / self.n_global}, {"match_accuracy": hits / self.n_global}
+        num_correct = ((logits > 0) == batch.is_match).sum()
+        return {"match": loss / n_global}, {"match_accuracy": num_correct / n_global}
 
-    def after_step(self, batch: ListingBatch, targets: None, step: int) -> None:
-        """No further state."""
+    def trivial_losses(self, batch: ListingBatch) -> dict[str, float]:
+        """Return the entropy of the labels."""
+        return {"loss/match": class_entropy(batch.is_match)}
 
+    def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
+        """Compute `matching/pr_auc/both|image_only|text_only|random` of the test pairs, in percent.
 
-def matching_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
-    """Pairs of listings in; PR AUC with both modalities, images alone and texts alone out."""
-    network = Mlim(build_single_stream(config, tokenizer), match=True)
-    load_published_single_stream(config, network)
-    collate = functools.partial(ListingCollator, tokenizer, config.data.text_max_tokens)
-    return Parts(
-        network=network,
-        image_encoder=network.backbone.embedder,
-        source=functools.partial(CataloguePairs, config.data, "train", config.data.train_scenes),
-        collator=collate(config.matching.modality_dropout, config.seed),
-        task=functools.partial(MatchingTask, config, network),
-        evaluate=functools.partial(evaluate_matching, config, collate(0.0, config.seed)),
-        baselines=lambda batch: {"loss/match": class_entropy(batch.is_match)},
-    )
+        The same pairs are scored each time; of a listing without the one modality that is kept, nothing is seen.
+        `random` is the score of an order without meaning: the share of matches.
+        """
+        config = self.config
+        pairs = CataloguePairs(config.data, "test", config.evaluation.probe_items)
+        collator = ListingCollator(self.tokenizer, config.data.text_max_tokens, 0.0, config.seed)
+        with eval_mode(predictor.network):
+            logits, is_match = predict_matching(predictor, pairs, collator, config.evaluation.batch_size)
+        metrics = {f"matching/pr_auc/{modality}": pr_auc(score, is_match) for modality, score in logits.items()}
+        return {**metrics, "matching/pr_auc/random": 100.0 * is_match.double().mean().item()}
 
+    @property
+    def image_encoder(self) -> PixelEmbedder:
+        """The convolutions."""
+        return self.network.backbone.embedder
 
-def evaluate_matching(config: Config, collator: ListingCollator, trained: Trained, folder: Path) -> dict[str, float]:
-    """`matching/pr_auc/both|image_only|text_only` and `matching/pr_auc/random` of the test pairs, in percent.
+    def describe_image_encoder(self) -> str:
+        """See `Task`."""
+        return f"{self.config.model.embedder_layers} convolutions"
 
-    The same pairs are scored each time; a listing that lacks what alone is given shows nothing. `random` is what an
-    order without meaning scores: the share of matches.
-    """
-    pairs = CataloguePairs(config.data, "test", config.evaluation.probe_items)
-    network = trained.network
-    assert isinstance(network, Mlim)
-    with eval_mode(network):
-        reading = (trained.normalise, trained.device, pairs, collator, config.evaluation.batch_size)
-        logits, is_match = predict_matching(network, *reading)
-    metrics = {f"matching/pr_auc/{modality}": pr_auc(score, is_match) for modality, score in logits.items()}
-    return {**metrics, "matching/pr_auc/random": 100.0 * is_match.double().mean().item()}
+    scenes_protocol = "matching"
+
+    def describe_scorer(self) -> str:
+        """Name the head and the metric."""
+        return "pair head, average precision"

@@ -3,12 +3,11 @@
 Legend: N pairs.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from mamo.distributed import map_over_ranks
+from mamo.evaluation.predictor import Predictor
 from mamo.tasks.mlim.matching_batch import MODALITIES, CataloguePairs, ListingCollator, Modality
 from mamo.tasks.mlim.network import Mlim
 
@@ -32,27 +31,24 @@ def pr_auc(score: Tensor, is_match: Tensor) -> float:
 
 
 def predict_matching(
-    network: Mlim,
-    normalise: Callable[[Tensor], Tensor],
-    device: torch.device,
-    pairs: CataloguePairs,
-    collator: ListingCollator,
-    batch_size: int,
+    predictor: Predictor, pairs: CataloguePairs, collator: ListingCollator, batch_size: int
 ) -> tuple[dict[Modality, Tensor], Tensor]:
-    """Logits float32 [N] of all pairs by what is given of them, and whether they match, bool [N]; on the CPU.
+    """Return logits float32 [N] of all pairs by the modalities that are kept, and bool [N] whether they match.
 
-    Several processes share the work.
+    Both lie on the CPU. Ranks share the work.
 
     Args:
-        network: in eval mode.
+        predictor: its network is in eval mode.
+        pairs: the pairs.
         collator: one that drops nothing.
+        batch_size: pairs of a forward pass.
     """
+    network: Mlim = predictor.network
 
     def match(start: int) -> tuple[dict[Modality, Tensor], Tensor]:
         rows = range(start, min(start + batch_size, len(pairs)))
-        batch = collator([(0, pairs.load(index)) for index in rows]).to(device)
-        image = normalise(batch.image)
-        reading = (image, batch.input_ids, batch.is_valid)
+        batch = collator([(0, pairs.load(index)) for index in rows]).to(predictor.device)
+        reading = (batch.image, batch.input_ids, batch.is_valid)
         logits = {modality: network.match_items(*reading, *batch.given(modality)).cpu() for modality in MODALITIES}
         return logits, batch.is_match.cpu()
 

@@ -17,6 +17,7 @@ from mamo.models.fusion import LAYER_NORM_EPS
 from mamo.models.heads import ITMHead, MLMHead
 from mamo.models.init import init_like_bert, init_position
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
+from mamo.models.vlm import Network
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class PixelEmbedder(nn.Module):
     """
 
     num_prefix_tokens = 0
+    pixel_mean: Tensor
+    pixel_std: Tensor
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
@@ -60,11 +63,15 @@ class PixelEmbedder(nn.Module):
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
             assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
+        for name, value in (("pixel_mean", self.mean), ("pixel_std", self.std)):
+            self.register_buffer(name, 255 * torch.tensor(value).view(3, 1, 1), persistent=False)
         self.convolutions = nn.ModuleList(convolutions)
         self.project = nn.Linear(channels[-1], width)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalised images float [B, 3, H, W] -> one embedding a patch, row-major, float [B, P, D]."""
+        """Embed images uint8 [B, 3, H, W], or float normalised ones: one embedding a patch, row-major [B, P, D]."""
+        if image.dtype == torch.uint8:
+            image = (image.float() - self.pixel_mean) / self.pixel_std
         hidden = image.to(self.project.weight.dtype)
         for convolution in self.convolutions:
             hidden = functional.gelu(convolution(hidden))
@@ -99,7 +106,7 @@ class SingleStream(nn.Module):
         """What stands in the image slots.
 
         Args:
-            image: float [B, 3, H, W], normalised.
+            image: uint8 [B, 3, H, W].
             is_masked: bool [B, P]; None masks nothing.
 
         Returns:
@@ -125,7 +132,7 @@ class SingleStream(nn.Module):
         """Transform patches and words together.
 
         Args:
-            image: float [B, 3, H, W], normalised.
+            image: uint8 [B, 3, H, W].
             input_ids: int64 [B, L], [CLS] first, masked words replaced already.
             is_valid: bool [B, L], False for padding.
             is_masked_patch: bool [B, P], patches replaced by [MASK].
@@ -214,25 +221,14 @@ class ItemPairHead(nn.Module):
         return logit[:, 0].float()
 
 
-class Mlim(nn.Module):
-    """The single stream (``backbone``) and the heads that are asked for; a head that was not is None."""
+class Mlim(Network):
+    """MLIM's network: the single stream (`backbone`) and heads."""
 
-    def __init__(
-        self,
-        backbone: SingleStream,
-        *,
-        mlm: bool = False,
-        recon: bool = False,
-        itm: bool = False,
-        match: bool = False,
-    ) -> None:
-        super().__init__()
-        embedder, width = backbone.embedder, backbone.embedder.width
-        self.backbone = backbone
-        self.mlm = MLMHead(width, backbone.text_encoder.word_embeddings) if mlm else None
-        self.recon = ImageDecoder(width, embedder.grid, len(embedder.convolutions)) if recon else None
-        self.itm = ITMHead(width) if itm else None
-        self.match = ItemPairHead(width) if match else None
+    backbone: SingleStream
+    mlm: MLMHead
+    recon: ImageDecoder
+    itm: ITMHead
+    match: ItemPairHead
 
     def match_items(
         self, image: Tensor, input_ids: Tensor, is_valid: Tensor, has_image: Tensor, has_text: Tensor
@@ -240,11 +236,10 @@ class Mlim(nn.Module):
         """Logits float32 [B] that two listings are of the same item.
 
         Args:
-            image: float [B, 2, 3, H, W], normalised.
+            image: uint8 [B, 2, 3, H, W].
             input_ids, is_valid: int64 and bool [B, 2, L].
             has_image, has_text: bool [B, 2], see `SingleStream.forward`.
         """
-        assert self.match is not None
         is_valid, has_image, has_text = is_valid.flatten(0, 1), has_image.flatten(), has_text.flatten()
         tokens = self.backbone(
             image.flatten(0, 1), input_ids.flatten(0, 1), is_valid, has_image=has_image, has_text=has_text
@@ -267,5 +262,5 @@ def load_published_single_stream(config: Config, network: Mlim) -> None:
     """Fill an MLIM with the weights of the BERT that `model.text` names, if any."""
     text = config.model.text
     if text.weights == "bert" and text.bert is not None:
-        report = load_bert_weights(network.backbone.text_encoder, None, text.bert, network.mlm)
+        report = load_bert_weights(network.backbone.text_encoder, None, text.bert, network.get_head("mlm"))
         logger.info("single stream from %s: %s", text.bert, report)

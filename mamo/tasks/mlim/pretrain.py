@@ -1,150 +1,67 @@
-"""One MLIM pre-training step: L = MLM + RECON (+ ITM) of one modality-aware masked pass (Arici et al. 2021).
+"""MLIM pre-training: L = MLM + RECON (+ ITM) of one modality-aware masked pass (Arici et al. 2021)."""
 
-Legend: B batch, L text tokens, P patches in a grid [h, w], S ITM pool size.
-"""
-
-import functools
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from mamo.config.schema import Config
-from mamo.distributed import all_reduce_sum
-from mamo.losses.itc import positives
-from mamo.losses.itm import draw_negatives, itm_loss
-from mamo.losses.mlm import mlm_loss
-from mamo.tasks.base import Parts, PixelNorm, Trained
-from mamo.tasks.mlim.batch import MlimBatch, MlimCollator
+from mamo.data.loader import SampleDataset
+from mamo.evaluation.predictor import Predictor
+from mamo.tasks.mlim.batch import MlimCollator
 from mamo.tasks.mlim.evaluate import evaluate_mlim, reconstructions
-from mamo.tasks.mlim.losses import recon_loss
-from mamo.tasks.mlim.network import Mlim, build_single_stream, load_published_single_stream
+from mamo.tasks.mlim.losses import MlimMlm, RandomItm, Recon, masked_stage
+from mamo.tasks.mlim.network import Mlim, PixelEmbedder, build_single_stream, load_published_single_stream
+from mamo.tasks.objective import Loss, ObjectiveTask
 from mamo.tasks.sources import pair_dataset
-from mamo.training.monitors import word_entropy
+
+LOSSES: tuple[type[Loss], ...] = (MlimMlm, Recon, RandomItm)
+"""In the order of their passes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What the losses are shares of, over the global batch."""
+class MlimTask(ObjectiveTask):
+    """One masked pass for MLM and RECON and, where ITM is on, a clean one of twice the samples."""
 
-    n_words: Tensor
-    n_pixels: Tensor
-    n_itm: Tensor
+    config_type = Config
+    method = "MLIM"
+    has_api = False
+    network: Mlim
 
-
-class MlimTask:
-    """MLIM pre-training: one masked pass for MLM and RECON, and where ITM is on a clean one of twice the samples."""
-
-    def __init__(self, config: Config, network: Mlim, normalise: PixelNorm) -> None:
-        self.config = config
-        self.network = network
-        self.normalise = normalise
-        self.weights = {name: weight for name, weight in config.losses.weights if weight > 0}
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The network alone: MLIM has no teacher."""
-        return {"student": self.network}
-
-    def prepare(self, batch: MlimBatch, micro_batch_size: int, step: int) -> tuple[Counts, dict[str, Tensor]]:
-        """Counts of the global batch."""
-        height, width = batch.image.shape[-2:]
-        n_patches = batch.is_masked_patch.sum()
-        if self.config.losses.recon_area == "image":
-            n_patches = torch.full_like(n_patches, batch.is_masked_patch.numel())
-        n_negatives = (~self._pool_positives(batch).all(dim=2)).sum()
-        counts = Counts(
-            n_words=all_reduce_sum(batch.is_masked_word.sum()).clamp(min=1),
-            n_pixels=all_reduce_sum(n_patches * (height * width // batch.is_masked_patch.shape[1])).clamp(min=1),
-            n_itm=all_reduce_sum(len(batch) + n_negatives),
+    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+        super().__init__(config, tokenizer, stored)
+        weights = dict(config.losses.weights)
+        losses = [kind(config) for kind in LOSSES if weights[kind.name] > 0]
+        stream = build_single_stream(config, tokenizer)
+        self.network = Mlim(stream, {name: head for loss in losses for name, head in loss.heads(stream).items()})
+        load_published_single_stream(config, self.network)
+        own = [stage for loss in losses for stage in loss.stages()]
+        self.use_losses(losses, {name: w for name, w in weights.items() if w > 0}, [masked_stage(), *own])
+        pool_size, grid = config.losses.itm_pool_size, stream.embedder.grid
+        self.collator = MlimCollator(
+            tokenizer, config.data.text_max_tokens, config.masking, grid, pool_size, config.seed
         )
-        return counts, {}
 
-    def losses(self, batch: MlimBatch, counts: Counts, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Unweighted losses and metrics of one micro-batch, both as shares of the global batch: they add up."""
-        network, stream = self.network, self.network.backbone
-        image = self.normalise(batch.image)
-        masked_ids = batch.input_ids.masked_fill(batch.is_masked_word, stream.mask_token_id)
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
-        if network.mlm is not None or network.recon is not None:
-            fused = stream(image, masked_ids, batch.is_valid, is_masked_patch=batch.is_masked_patch)
-            patches, words = fused[:, : stream.n_patches], fused[:, stream.n_patches :]
-            if network.mlm is not None:
-                labels = batch.input_ids[batch.is_masked_word]
-                logits = network.mlm(words[batch.is_masked_word])
-                losses["mlm"] = mlm_loss(logits, labels, counts.n_words)
-                metrics["mlm_accuracy"] = (logits.argmax(dim=1) == labels).sum() / counts.n_words
-            if network.recon is not None:
-                is_counted = None
-                if self.config.losses.recon_area == "masked":
-                    is_counted = batch.is_masked_patch.view(-1, *stream.embedder.grid)
-                target = batch.image.float() / 255
-                losses["recon"] = recon_loss(network.recon(patches), target, is_counted, counts.n_pixels)
-        if network.itm is not None:
-            losses["itm"], metrics["itm_accuracy"] = self._itm(network.itm, image, batch, counts)
-        return losses, metrics
+    def train_dataset(self) -> SampleDataset:
+        """Open the training pairs."""
+        return pair_dataset(self.config)
 
-    def _pool_positives(self, batch: MlimBatch) -> Tensor:
-        """bool [pools, S, S], True where two samples of a pool match each other."""
-        size = self.config.losses.itm_pool_size if self.network.itm is not None else len(batch)
-        ids = zip(torch.split(batch.image_id, size), torch.split(batch.caption_id, size))
-        return torch.stack([positives(image, caption, image, caption) for image, caption in ids])
+    def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
+        """Evaluate masked words by class and the error of rebuilt images."""
+        return evaluate_mlim(self.config, predictor)
 
-    def _itm(self, head: nn.Module, image: Tensor, batch: MlimBatch, counts: Counts) -> tuple[Tensor, Tensor]:
-        """Each image, unmasked, with its text and with a random other text of its pool: no ITC ranks them."""
-        n, is_positive = len(batch), self._pool_positives(batch)
-        size = is_positive.shape[1]
-        noise = batch.itm_noise.view(-1, size, size)
-        negative, has_negative = draw_negatives(torch.zeros_like(noise), is_positive, noise)
-        first = torch.arange(0, n, size, device=image.device)[:, None]
-        own = torch.arange(n, device=image.device)
-        text = torch.cat([own, (negative + first).flatten()])
-        stream = self.network.backbone
-        tokens = stream(torch.cat([image, image]), batch.input_ids[text], batch.is_valid[text])
-        logits = head(stream.cls(tokens))
-        is_match = torch.arange(2 * n, device=image.device) < n
-        is_counted = torch.cat([torch.ones_like(own, dtype=torch.bool), has_negative.flatten()])
-        hits = ((logits.argmax(dim=1) == is_match.long()) & is_counted).sum() / counts.n_itm
-        return itm_loss(logits, is_match, is_counted, counts.n_itm), hits
+    def report(self, predictor: Predictor, rows: int, folder: Path) -> list[tuple[str, str]]:
+        """Show rebuilt images."""
+        return reconstructions(self.config, predictor, rows)
 
-    def after_step(self, batch: MlimBatch, counts: Counts, step: int) -> None:
-        """No further state."""
+    @property
+    def image_encoder(self) -> PixelEmbedder:
+        """The convolutions."""
+        return self.network.backbone.embedder
 
+    def describe_image_encoder(self) -> str:
+        """See `Task`."""
+        return f"{self.config.model.embedder_layers} convolutions"
 
-def mlim_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
-    """Image-text pairs in; masked words by class and the error of reconstructed images out."""
-    weights = config.losses.weights
-    stream = build_single_stream(config, tokenizer)
-    network = Mlim(stream, mlm=weights.mlm > 0, recon=weights.recon > 0, itm=weights.itm > 0)
-    load_published_single_stream(config, network)
+    scenes_protocol = "mlim"
 
-    def baselines(batch: MlimBatch) -> dict[str, float]:
-        # one match and one mismatch a sample
-        return {"loss/mlm": word_entropy(tokenizer, batch.input_ids, batch.is_valid), "loss/itm": math.log(2)}
-
-    def evaluate(trained: Trained, folder: Path) -> dict[str, float]:
-        return evaluate_mlim(config, network, trained.tokenizer, trained.normalise, trained.device)
-
-    def pictures(trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
-        return reconstructions(config, network, trained.tokenizer, trained.normalise, trained.device, rows)
-
-    return Parts(
-        network=network,
-        image_encoder=stream.embedder,
-        source=functools.partial(pair_dataset, config),
-        collator=MlimCollator(
-            tokenizer,
-            config.data.text_max_tokens,
-            config.masking,
-            stream.embedder.grid,
-            config.losses.itm_pool_size,
-            config.seed,
-        ),
-        task=functools.partial(MlimTask, config, network),
-        evaluate=evaluate,
-        baselines=baselines,
-        pictures=pictures,
-    )
+    def describe_scorer(self) -> str:
+        """Name the two read-outs."""
+        return "the likeliest word, the decoder's pixels"

@@ -9,7 +9,6 @@ Legend: I images, T texts, N right (image, text) pairs.
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.grounding import grounding_metrics, to_image_size
 from mamo.evaluation.metrics.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
 from mamo.evaluation.metrics.statements import read_statements, statement_metrics, write_scores
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.probes import masked_word_accuracy, probe_accuracy
 from mamo.evaluation.scorer import (
     EncodedImages,
@@ -35,7 +35,6 @@ from mamo.evaluation.scorer import (
     eval_mode,
     heatmaps,
 )
-from mamo.models.vlm import Mamo
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import MaskedWord, masked_words
 from mamo.world.probes import PROBES, ProbeItem, probe_items
@@ -44,23 +43,14 @@ from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld, near_duplicate
 
 
-def evaluate_pretrained(
-    network: Mamo,
-    config: Config,
-    tokenizer: Any,
-    normalise: Callable[[Tensor], Tensor],
-    device: torch.device,
-    scores_file: Path | None = None,
-) -> dict[str, float]:
+def evaluate_pretrained(predictor: Predictor, config: Config, scores_file: Path | None = None) -> dict[str, float]:
     """Evaluate on the test scenes, or on `data.eval_file` and `data.statements_file`.
 
     Args:
-        network: evaluated in eval mode; its modules' modes are restored.
+        predictor: its network is evaluated in eval mode; the modes of its modules are restored. The precision is that
+            of the weights.
         config: `data` and `evaluation` are read.
-        tokenizer: a fast Hugging Face tokenizer.
-        normalise: uint8 [B, 3, H, W] on `device` -> float [B, 3, H, W].
-        device: where the network is. The precision is that of the weights.
-        scores_file: where to write the score of each statement (`statements.write_scores`); None writes none.
+        scores_file: file for the score of each statement (`statements.write_scores`); None writes none.
 
     Returns:
         Percentages: `itc/i2t_r1` .. `itc/t2i_r10` and `itc/rsum`, the same under `rerank/`, `probe/NAME/itc|itm`,
@@ -68,11 +58,11 @@ def evaluate_pretrained(
         `statements/accuracy|majority|interval_low|interval_high`.
 
     Raises:
-        ValueError: for an evaluation file that cannot be read, BadSampleError for an image beyond `data.bad_samples`.
+        ValueError: an evaluation file cannot be read.
+        BadSampleError: an image beyond `data.bad_samples`.
     """
-    settings = (config.data.text_max_tokens, config.evaluation.batch_size)
-    with eval_mode(network):
-        scorer = Scorer(network, tokenizer, normalise, device, *settings)
+    with eval_mode(predictor.network):
+        scorer = Scorer(predictor, config.evaluation.batch_size)
         return _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
 
 
@@ -85,7 +75,7 @@ def _scene_items(difficulty: Difficulty, n_items: int) -> tuple[dict[str, list[P
 
 def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
     network = scorer.network
-    has_itc, has_itm = network.temperature is not None, network.itm is not None
+    has_itc, has_itm = network.get_head("temperature") is not None, network.get_head("itm") is not None
     world = SceneWorld(config.data.difficulty, WORLD_SEED)
     probes, masked = _scene_items(config.data.difficulty, config.evaluation.probe_items)
     gallery = _gallery(world, config)
@@ -108,7 +98,7 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
             parts.append((f"probe/{name}", functools.partial(probe_accuracy, scorer, images, items, image_row)))
     if has_itm:
         parts.append(("grounding", functools.partial(_grounding, scorer, images, referring, image_row, config)))
-    if network.mlm is not None:
+    if network.get_head("mlm") is not None:
         parts.append(("masked_word", functools.partial(masked_word_accuracy, scorer, images, masked, image_row)))
     for (prefix, _), found in zip(parts, map_over_ranks(lambda part: part[1](), parts), strict=True):
         metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
@@ -179,7 +169,7 @@ def _retrieval(
     directions = [(image_feature, texts.feature, positive), (texts.feature, image_feature, positive.flip(1))]
     (to_text_rank, to_text), (to_image_rank, to_image) = map_over_ranks(rank, directions)
     metrics = recalls(to_text_rank, to_image_rank, "itc")
-    if scorer.network.itm is None:
+    if scorer.network.get_head("itm") is None:
         return metrics
     pairs, at_text, at_image = union_of_pairs(to_text, to_image)
     score = _match(scorer, images, texts, first + pairs[:, 0], pairs[:, 1])
@@ -204,7 +194,7 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
     """Retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
     data, network = config.data, scorer.network
     metrics: dict[str, float] = {}
-    if data.eval_file is not None and network.temperature is not None:
+    if data.eval_file is not None and network.get_head("temperature") is not None:
         records = read_pairs(Path(data.eval_file), data.eval_split)
         spelling: dict[str, str] = {}  # how a caption, whatever its capitals, is written first
         captions: dict[str, dict[str, None]] = {}  # of each image, without repetition
@@ -216,7 +206,7 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
         images, shown = _load_and_encode(scorer, files, config)
         texts = [list(captions[image_id]) for image_id in shown]
         metrics |= _retrieval_in_folds(scorer, images, texts, config.evaluation)
-    if data.statements_file is not None and network.itm is not None:
+    if data.statements_file is not None and network.get_head("itm") is not None:
         metrics |= _on_statements(scorer, Path(data.statements_file), config, scores_file)
     return metrics
 

@@ -2,11 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mamo.config.schema import Config, DataConfig
 from mamo.data.collate import sample_rng
@@ -15,6 +11,8 @@ from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import clean_caption, read_pairs
 from mamo.data.records import GroundingRecord
 from mamo.data.transforms import eval_transform
+from mamo.evaluation.predictor import Predictor
+from mamo.reports.pictures import Picture, Samples, network_pictures
 from mamo.tasks.sources import load_records
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import MaskedWord, masked_words
@@ -24,21 +22,6 @@ from mamo.world.scene import WORLD_SEED, SceneWorld
 
 GALLERY = 60
 _LONG_CHARS = 4  # of a word that is worth asking for: not "a", "of", "the"
-Picture = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """N pictures [H, W, 3], the caption of each, which is no other's, and what is asked of them by their number.
-
-    Files of expressions have no captions.
-    """
-
-    pictures: list[Picture]
-    captions: list[str]
-    expressions: list[Expression]
-    """With gold boxes, in pixels of the pictures; none of pairs."""
-    masked_words: list[MaskedWord]
 
 
 def select_samples(config: Config, n: int) -> Samples | None:
@@ -116,3 +99,13 @@ def _word_of(index: int, caption: str) -> Iterator[MaskedWord]:
     if words:
         word = words[sample_rng(WORLD_SEED, 0, index, 0).integers(len(words))]
         yield MaskedWord(index, "word", caption, *word.span(), (word[0],))
+
+
+def sample_pictures(predictor: Predictor, config: Config, rows: int) -> list[tuple[str, str]]:
+    """Draw what a network with the heads of pre-training makes of test scenes or of the pairs of `data.eval_file`.
+
+    Returns:
+        (title, HTML fragment) of each kind of picture, with about `rows` rows.
+    """
+    samples = select_samples(config, max(GALLERY, rows))
+    return [] if samples is None else network_pictures(predictor, config, samples, rows)

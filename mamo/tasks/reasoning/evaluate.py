@@ -1,49 +1,49 @@
 """A network's judgement of sentences about images, and the numbers that follow (NLVR, NLVR2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from mamo.config.schema import Config
 from mamo.data.collate import tokenize
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, load_unique_images
-from mamo.data.records import ReasoningRecord
+from mamo.data.records import ReasoningRecord, read_task_records
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.reasoning import reasoning_metrics
 from mamo.evaluation.metrics.statements import StatementRecord, interval_by_sentence, write_scores
-from mamo.models.vlm import Mamo
-from mamo.tasks.reasoning.batch import is_ordered
+from mamo.evaluation.predictor import Predictor
+from mamo.evaluation.scorer import eval_mode
+from mamo.tasks.reasoning.batch import is_ordered, same_number_of_images
+from mamo.tasks.sources import load_records
+from mamo.training.run_dir import STATEMENT_SCORES
+
+SUBSETS = ("balanced", "unbalanced")
 
 
 def predict_reasoning(
-    network: Mamo,
-    tokenizer: Any,
-    normalise: Callable[[Tensor], Tensor],
-    device: torch.device,
-    text_max_tokens: int,
-    records: Sequence[ReasoningRecord],
-    load_image: LoadImage,
-    image_size_px: tuple[int, int],
-    batch_size: int,
+    predictor: Predictor, records: Sequence[ReasoningRecord], load_image: LoadImage, batch_size: int
 ) -> dict[str, float]:
-    """Logits that the statements are true, by identifier; statements about the same images stay together, so that each
-    is read and encoded about once. Several processes share the work.
+    """Return logits that the statements are true, by identifier; ranks share the work.
+
+    Statements about the same images stay together, so that each image is read and encoded about once.
     """
+    network, processor, device = predictor.network, predictor.processor, predictor.device
     backbone, ordered = network.backbone, sorted(records, key=lambda record: record.images)
 
     def judge(start: int) -> dict[str, float]:
         part = ordered[start : start + batch_size]
-        images, row = load_unique_images(part, load_image, image_size_px)
-        slots = backbone.fusion.embed_image(backbone.image_encoder(normalise(torch.stack(images).to(device))))
+        images, row = load_unique_images(part, load_image, processor.image_size_px)
+        slots = backbone.fusion.embed_image(backbone.image_encoder(torch.stack(images).to(device)))
         rows = torch.tensor([[row[name] for name in record.images] for record in part], device=device)
         sentences = [record.sentence for record in part]
-        ids, is_valid = tokenize(tokenizer, [clean_caption(text) for text in sentences], text_max_tokens)
+        ids, is_valid = tokenize(
+            processor.tokenizer, [clean_caption(text) for text in sentences], processor.text_max_tokens
+        )
         sided = torch.tensor([is_ordered(text) for text in sentences], device=device)
-        found = network.judge(slots[rows], ids.to(device), is_valid.to(device), sided).tolist()
+        found = network.reason(slots[rows], ids.to(device), is_valid.to(device), sided).tolist()
         return {record.identifier: logit for record, logit in zip(part, found, strict=True)}
 
     parts = range(0, len(ordered), batch_size)
@@ -79,3 +79,23 @@ def write_logits(file: Path, logits: Mapping[str, float], records: Sequence[Reas
         for record in records
     ]
     write_scores(file, np.array([logits[record.identifier] for record in records]), statements)
+
+
+def evaluate_reasoning(config: Config, predictor: Predictor, folder: Path) -> dict[str, float]:
+    """Compute `reasoning/` accuracy, consistency, majority and interval in percent; write the logits.
+
+    NLVR2's subsets are those of the files `balanced-NAME` and `unbalanced-NAME` next to `data.eval_file`.
+    """
+    data = config.data
+    records, load_image = load_records(data, ReasoningRecord, "test", config.evaluation.probe_items)
+    same_number_of_images(records, "data.eval_file")
+    subsets: dict[str, set[str]] = {}
+    whole = Path(data.eval_file or ".")
+    for name in SUBSETS:
+        file = whole.parent / f"{name}-{whole.name}"
+        if file.is_file():
+            subsets[name] = {record.identifier for record in read_task_records(file, ReasoningRecord)}
+    with eval_mode(predictor.network):
+        logits = predict_reasoning(predictor, records, load_image, config.evaluation.batch_size)
+    map_over_ranks(lambda file: write_logits(file, logits, records), [folder / STATEMENT_SCORES])  # on rank 0
+    return {f"reasoning/{name}": value for name, value in judgement_metrics(logits, records, subsets).items()}

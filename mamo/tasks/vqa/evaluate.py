@@ -3,7 +3,9 @@
 Legend: B questions, N answers of the list, K shortlisted, T answer tokens, S fused tokens, V vocabulary.
 """
 
+import functools
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamo.config.schema import Config
 from mamo.data.collate import tokenize
 from mamo.data.pairs_reader import clean_caption
-from mamo.data.record_dataset import LoadImage, image_names, load_unique_images
+from mamo.data.record_dataset import LoadImage, file_records, image_names, load_unique_images
 from mamo.data.records import VqaRecord
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.vqa import VqaAnswers, vqa_metrics
-from mamo.models.fusion import Fusion
-from mamo.models.vlm import Mamo
+from mamo.evaluation.predictor import Predictor
+from mamo.evaluation.scorer import eval_mode
+from mamo.tasks.sources import load_records
 from mamo.tasks.vqa.batch import ANSWER_MAX_TOKENS
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder, answer_likelihood
+from mamo.tasks.vqa.network import VqaNetwork
 
+logger = logging.getLogger(__name__)
+SUBMISSION = "vqa_results.json"
 _TOKENS_AT_ONCE = 2**16  # of shortlisted answers in one pass of the decoder
 
 
@@ -74,49 +81,31 @@ def rank_answers(
 
 
 class Answerer:
-    """A network in evaluation that answers questions about images."""
+    """A network in evaluation that answers questions about images from a list of answers."""
 
-    def __init__(
-        self,
-        network: Mamo,
-        tokenizer: Any,
-        normalise: Callable[[Tensor], Tensor],
-        device: torch.device,
-        answers: Sequence[str],
-        text_max_tokens: int,
-        k: int,
-    ) -> None:
-        self.network, self.tokenizer, self.normalise, self.device = network, tokenizer, normalise, device
-        self.list = AnswerList.of(answers, tokenizer, device)
-        self.text_max_tokens, self.k = text_max_tokens, k
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token ids int64 [..., T] -> the text encoder's embedding, float [..., T, D_text]."""
-        embedded: Tensor = self.network.backbone.text_encoder.embed(ids)
-        return embedded
+    def __init__(self, predictor: Predictor, answers: Sequence[str], k: int) -> None:
+        self.network: VqaNetwork = predictor.network
+        self.processor, self.device = predictor.processor, predictor.device
+        self.list = AnswerList.of(answers, predictor.processor.tokenizer, predictor.device)
+        self.k = k
 
     def __call__(self, image: Tensor, image_row: Tensor, questions: Sequence[str], is_blank: bool = False) -> list[str]:
-        """Answers to `questions` about image rows int64 [B] of `image` uint8 [I, 3, H, W].
+        """Answer `questions` about image rows int64 [B] of `image` uint8 [I, 3, H, W].
 
-        With `is_blank` every pixel has the mean colour: what the question alone gives away.
+        With `is_blank` every pixel has the mean colour: the answers then come from the question only.
         """
-        backbone = self.network.backbone
-        pixels = self.normalise(image.to(self.device))
+        network, backbone = self.network, self.network.backbone
+        pixels = backbone.image_encoder.normalize(image.to(self.device))
         pixels = torch.zeros_like(pixels) if is_blank else pixels
-        slots = backbone.fusion.embed_image(backbone.image_encoder(pixels))
-        ids, is_valid = tokenize(self.tokenizer, [clean_caption(text) for text in questions], self.text_max_tokens)
-        ids, is_valid = ids.to(self.device), is_valid.to(self.device)
-        text = backbone.text_encoder(ids, is_valid)
-        fusion, head = backbone.fusion, self.network.answer
-        joined = slots[image_row.to(self.device)]
-        if isinstance(head, AnswerClassifier):
-            read = fusion.text_positions(torch.zeros(len(text), 1, dtype=torch.int64, device=self.device))  # [CLS]
-            best = head(fusion(joined, text, is_valid, read)[:, 0]).argmax(dim=1)
+        embedded = backbone.fusion.embed_image(backbone.image_encoder(pixels))[image_row.to(self.device)]
+        texts = [clean_caption(text) for text in questions]
+        ids, is_valid = tokenize(self.processor.tokenizer, texts, self.processor.text_max_tokens)
+        question = (embedded, ids.to(self.device), is_valid.to(self.device))
+        if isinstance(network.answer, AnswerClassifier):
+            best = network.classify(*question).argmax(dim=1)
         else:
-            assert head is not None
-            assert isinstance(fusion, Fusion)  # the config refuses the other
-            memory = fusion(joined, text, is_valid)
-            best = rank_answers(head, self.embed, memory, fusion.is_valid(is_valid), self.list, self.k)
+            memory = network.remember(*question)
+            best = rank_answers(network.answer, backbone.text_encoder.embed, *memory, self.list, self.k)
         return [self.list.answers[row] for row in best.tolist()]
 
 
@@ -186,3 +175,39 @@ def refuse_overlap(train: Sequence[VqaRecord], evaluation: Sequence[VqaRecord], 
         if found:
             name = f"question_id {found[0].question_id} ({image_names(found[0])[0]})"
             raise ValueError(f"{files}: {len(found)} {what} are in the training data too, the first is {name}")
+
+
+def refuse_training_questions(config: Config, train_files: list[str]) -> None:
+    """Raise ValueError where `data.eval_file` shares a question or an image with training files.
+
+    A training file that is gone cannot be compared; the log says so. Scenes cannot overlap.
+    """
+    if config.data.source != "records" or config.data.eval_file is None:
+        return
+    found = [file for file in train_files if Path(file).is_file()]
+    if len(found) < len(train_files):
+        logger.warning("training files that are gone cannot be compared with %s", config.data.eval_file)
+    if found:
+        held_out, _ = file_records([config.data.eval_file], VqaRecord)
+        refuse_overlap(file_records(found, VqaRecord)[0], held_out, config.data.eval_file)
+
+
+def evaluate_vqa(config: Config, answers: list[str], predictor: Predictor, folder: Path) -> dict[str, float]:
+    """Compute the official accuracy in percent, by answer type, with the image and (`question_only/`) without it.
+
+    Writes the submission file; where the split's answers are withheld, nothing is computed.
+    """
+    records, load_image = load_records(config.data, VqaRecord, "test", config.evaluation.probe_items)
+    metrics: dict[str, float] = {}
+    with eval_mode(predictor.network):
+        answerer = Answerer(predictor, answers, config.evaluation.rerank_k)
+        for prefix, is_blank in (("vqa", False), ("question_only", True)):
+            if is_blank and not metrics:
+                break  # no published answers: nothing to compare
+            sizes = (config.data.image_size, config.evaluation.batch_size)
+            found = answer_all(answerer, records, load_image, *sizes, is_blank)
+            metrics |= {f"{prefix}/{name}": value for name, value in accuracies(found, records).items()}
+            if not is_blank:
+                write = functools.partial(write_submission, predictions=found, records=records, answers=answers)
+                map_over_ranks(write, [folder / SUBMISSION])  # by the first process only
+    return metrics

@@ -9,170 +9,109 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mamo.config.schema import Config
-from mamo.data.record_dataset import LoadImage, RecordDataset, file_records
+from mamo.data.record_dataset import LoadImage, RecordDataset
 from mamo.data.records import VqaRecord
-from mamo.distributed import map_over_ranks
-from mamo.evaluation.scorer import eval_mode
+from mamo.evaluation.predictor import Predictor
 from mamo.models.build import build_backbone, load_published
-from mamo.models.fusion import Fusion
-from mamo.models.vlm import Mamo
-from mamo.tasks.base import Parts, PixelNorm, Trained
+from mamo.tasks.base import Task
 from mamo.tasks.sources import check_records, load_records, record_dataset
 from mamo.tasks.vqa.batch import ANSWERS, VqaBatch, VqaCollator, answer_list, read_answers
-from mamo.tasks.vqa.evaluate import Answerer, accuracies, answer_all, refuse_overlap, write_submission
+from mamo.tasks.vqa.evaluate import SUBMISSION, evaluate_vqa, refuse_training_questions
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder, answer_likelihood
 from mamo.tasks.vqa.losses import classifier_loss, decoder_loss, list_scores
+from mamo.tasks.vqa.network import VqaNetwork
 from mamo.tasks.vqa.report import answer_confusion
 from mamo.training import checkpoint
 
 logger = logging.getLogger(__name__)
-SUBMISSION = "vqa_results.json"
 
 
-class VqaTask:
-    """Answers given image and question; `losses` has the one loss, `answer`."""
+class VqaTask(Task):
+    """Answers to questions about images; the one loss is `answer`."""
 
-    def __init__(self, config: Config, network: Mamo, normalise: PixelNorm) -> None:
-        self.network = network
-        self.normalise = normalise
+    config_type = Config
+    network: VqaNetwork
+
+    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+        super().__init__(config, tokenizer, stored)
+        if stored is None:
+            self.answers = answer_list(self.training_records[0], config.vqa.answer_min_count)
+            logger.info("answer list: %d answers", len(self.answers))
+        else:
+            self.answers = read_answers(stored)
+        backbone = build_backbone(config, len(tokenizer), tokenizer.pad_token_id)
+        if config.vqa.head == "classifier":
+            self.network = VqaNetwork(backbone, AnswerClassifier(backbone.fusion.width, len(self.answers)))
+        else:
+            self.network = VqaNetwork(backbone, AnswerDecoder(backbone.fusion, backbone.text_encoder))
+        load_published(config, self.network)
         self.weights = {"answer": 1.0}
-        self.n_global = config.training.batch_size_global
+        self.assets = {ANSWERS: json.dumps(self.answers, indent=1) + "\n"}
+        self.collator = VqaCollator(tokenizer, config.data.text_max_tokens, self.answers, config.seed)
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The network alone."""
-        return {"student": self.network}
+    @functools.cached_property
+    def training_records(self) -> tuple[list[VqaRecord], LoadImage]:
+        """The training questions, and what reads their images."""
+        return load_records(self.config.data, VqaRecord, "train", self.config.data.train_scenes)
 
-    def prepare(self, batch: VqaBatch, micro_batch_size: int, step: int) -> tuple[None, dict[str, Tensor]]:
-        """Nothing to prepare."""
-        return None, {}
+    def train_dataset(self) -> RecordDataset[VqaRecord]:
+        """Open the training questions; refuse those that the evaluation asks too."""
+        if self.config.evaluation.enabled:
+            refuse_training_questions(self.config, self.config.data.train_files)
+        return record_dataset(*self.training_records, self.config.data)
+
+    def init_new_parameters(self, folder: Path, new: tuple[str, ...]) -> None:
+        """Start a new decoder from the fusion layers and, where the checkpoint has it, from the masked-word head."""
+        head = self.network.answer
+        if not isinstance(head, AnswerDecoder) or "answer.layers.0.qkv.weight" not in new:
+            return
+        head.init_from(self.network.backbone.fusion)
+        stored = checkpoint.read_tensors(folder, "student")
+        words = {name.removeprefix("mlm."): value for name, value in stored.items() if name.startswith("mlm.")}
+        if words:
+            head.words.load_state_dict({**head.words.state_dict(), **words})
+        logger.info("answer decoder: from the fusion layers%s", " and the masked-word head" if words else "")
 
     def losses(self, batch: VqaBatch, targets: None, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss and an accuracy of one micro-batch, as shares of the global batch."""
-        backbone, fusion, head = self.network.backbone, self.network.backbone.fusion, self.network.answer
-        image = fusion.embed_image(backbone.image_encoder(self.normalise(batch.image)))
-        text = backbone.text_encoder(batch.input_ids, batch.is_valid)
+        """Compute the loss and an accuracy."""
+        network, head, n_global = self.network, self.network.answer, self.config.training.batch_size_global
+        image = network.backbone.fusion.embed_image(network.backbone.image_encoder(batch.image))
+        question = (image, batch.input_ids, batch.is_valid)
         if isinstance(head, AnswerClassifier):
-            read = fusion.text_positions(torch.zeros(len(batch), 1, dtype=torch.int64, device=text.device))  # [CLS]
-            logits = head(fusion(image, text, batch.is_valid, read)[:, 0])
+            logits = network.classify(*question)
             score = list_scores(batch.answer_row, batch.answer_score, logits.shape[1])
             right = score.gather(1, logits.argmax(dim=1, keepdim=True)).sum()
-            loss = classifier_loss(logits, score, self.n_global)
-            return {"answer": loss}, {"answer_accuracy": right / self.n_global}
-        assert head is not None
-        assert isinstance(fusion, Fusion)  # the config refuses the other
-        memory = fusion(image, text, batch.is_valid)
-        embedded = backbone.text_encoder.embed(batch.answer_ids[..., :-1])
-        logits = head(embedded, memory, fusion.is_valid(batch.is_valid))
+            return {"answer": classifier_loss(logits, score, n_global)}, {"answer_accuracy": right / n_global}
+        memory, memory_is_valid = network.remember(*question)
+        embedded = network.backbone.text_encoder.embed(batch.answer_ids[..., :-1])
+        logits = head(embedded, memory, memory_is_valid)
         likelihood = answer_likelihood(logits, batch.answer_ids, batch.answer_is_valid)
-        hits = logits[:, :, 0].argmax(dim=-1) == batch.answer_ids[:, :, 1]  # the first token of each answer
-        right = (hits * batch.answer_weight).sum()
-        return {"answer": decoder_loss(likelihood, batch.answer_weight, self.n_global)}, {
-            "first_token_accuracy": right / self.n_global
-        }
+        is_right = logits[:, :, 0].argmax(dim=-1) == batch.answer_ids[:, :, 1]  # the first token of each answer
+        right = (is_right * batch.answer_weight).sum()
+        loss = decoder_loss(likelihood, batch.answer_weight, n_global)
+        return {"answer": loss}, {"first_token_accuracy": right / n_global}
 
-    def after_step(self, batch: VqaBatch, targets: None, step: int) -> None:
-        """No further state."""
+    def check_evaluation_files(self) -> None:
+        """Read the evaluation questions."""
+        check_records(self.config.data, VqaRecord)
 
+    def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
+        """Answer the evaluation questions, with the image and without it."""
+        return evaluate_vqa(self.config, self.answers, predictor, folder)
 
-def vqa_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
-    """Questions in, official accuracy and a submission file out; the answer list is made of the training answers."""
-    train: list[tuple[list[VqaRecord], LoadImage]] = []  # read once, when first needed
+    def report(self, predictor: Predictor, rows: int, folder: Path) -> list[tuple[str, str]]:
+        """Show the answers of the submission file, which `evaluate` wrote, against the gold ones."""
+        records, _ = load_records(self.config.data, VqaRecord, "test", self.config.evaluation.probe_items)
+        submitted = json.loads((folder / SUBMISSION).read_text("utf-8"))
+        return answer_confusion({row["question_id"]: row["answer"] for row in submitted}, records, rows)
 
-    def training() -> tuple[list[VqaRecord], LoadImage]:
-        if not train:
-            train.append(load_records(config.data, VqaRecord, "train", config.data.train_scenes))
-        return train[0]
+    scenes_protocol = "vqa"
 
-    if stored is None:
-        answers = answer_list(training()[0], config.vqa.answer_min_count)
-        logger.info("answer list: %d answers", len(answers))
-    else:
-        answers = read_answers(stored)
-    backbone = build_backbone(config, len(tokenizer), tokenizer.pad_token_id)
-    if config.vqa.head == "classifier":
-        network = Mamo(backbone, answer=AnswerClassifier(backbone.fusion.width, len(answers)))
-    else:
-        assert isinstance(backbone.fusion, Fusion)  # the config refuses the other
-        network = Mamo(backbone, answer=AnswerDecoder(backbone.fusion, backbone.text_encoder))
-    load_published(config, network)
-
-    def source() -> RecordDataset[VqaRecord]:
-        if config.evaluation.enabled:
-            refuse_training_questions(config, config.data.train_files)
-        return record_dataset(*training(), config.data)
-
-    return Parts(
-        network=network,
-        image_encoder=backbone.image_encoder,
-        source=source,
-        collator=VqaCollator(tokenizer, config.data.text_max_tokens, answers, config.seed),
-        task=functools.partial(VqaTask, config, network),
-        evaluate=functools.partial(evaluate_vqa, config, answers),
-        baselines=lambda batch: {},
-        begin=functools.partial(_begin, network),
-        pictures=functools.partial(_answers_shown, config),
-        carried={ANSWERS: json.dumps(answers, indent=1) + "\n"},
-        check=functools.partial(check_records, config.data, VqaRecord),
-    )
-
-
-def refuse_training_questions(config: Config, train_files: list[str]) -> None:
-    """Raise ValueError where `data.eval_file` shares a question or an image with training files.
-
-    A file that is not there any more cannot be compared, and the log says so. Scenes cannot overlap.
-    """
-    if config.data.source != "records" or config.data.eval_file is None:
-        return
-    there = [file for file in train_files if Path(file).is_file()]
-    if len(there) < len(train_files):
-        logger.warning("training files that are gone cannot be compared with %s", config.data.eval_file)
-    if there:
-        held_out, _ = file_records([config.data.eval_file], VqaRecord)
-        refuse_overlap(file_records(there, VqaRecord)[0], held_out, config.data.eval_file)
-
-
-def _begin(network: Mamo, folder: Path, new: tuple[str, ...]) -> None:
-    """Start a new decoder from the fusion layers and, where the checkpoint has it, from the masked-word head."""
-    head = network.answer
-    if not isinstance(head, AnswerDecoder) or "answer.layers.0.qkv.weight" not in new:
-        return
-    assert isinstance(network.backbone.fusion, Fusion)
-    head.init_from(network.backbone.fusion)
-    stored = checkpoint.read_tensors(folder, "student")
-    words = {name.removeprefix("mlm."): value for name, value in stored.items() if name.startswith("mlm.")}
-    if words:
-        head.words.load_state_dict({**head.words.state_dict(), **words})
-    logger.info("answer decoder: from the fusion layers%s", " and the masked-word head" if words else "")
-
-
-def evaluate_vqa(config: Config, answers: list[str], trained: Trained, folder: Path) -> dict[str, float]:
-    """Official accuracy in percent, by answer type, with the image and (`question_only/`) without it.
-
-    Writes the submission file; where the split's answers are withheld it is all there is.
-    """
-    records, load_image = load_records(config.data, VqaRecord, "test", config.evaluation.probe_items)
-    settings = (trained.normalise, trained.device, answers, config.data.text_max_tokens, config.evaluation.rerank_k)
-    metrics: dict[str, float] = {}
-    with eval_mode(trained.network):
-        answerer = Answerer(trained.network, trained.tokenizer, *settings)
-        for prefix, is_blank in (("vqa", False), ("question_only", True)):
-            if is_blank and not metrics:
-                break  # no published answers: nothing to compare
-            sizes = (config.data.image_size, config.evaluation.batch_size)
-            given = answer_all(answerer, records, load_image, *sizes, is_blank)
-            metrics |= {f"{prefix}/{name}": value for name, value in accuracies(given, records).items()}
-            if not is_blank:
-                write = functools.partial(write_submission, predictions=given, records=records, answers=answers)
-                map_over_ranks(write, [folder / SUBMISSION])  # by the first process alone
-    return metrics
-
-
-def _answers_shown(config: Config, trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
-    """The answers of the submission file, which `evaluate_vqa` has written, against the gold ones."""
-    records, _ = load_records(config.data, VqaRecord, "test", config.evaluation.probe_items)
-    given = {row["question_id"]: row["answer"] for row in json.loads((folder / SUBMISSION).read_text("utf-8"))}
-    return answer_confusion(given, records, rows)
+    def describe_scorer(self) -> str:
+        """Name the head and its shortlist."""
+        k = self.config.evaluation.rerank_k
+        ranked = f"answer decoder, first-token shortlist of {k}, then full likelihood"
+        return ranked if self.config.vqa.head == "decoder" else "answer classifier"

@@ -1,0 +1,46 @@
+"""Freeze the parameters that no loss reaches."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from mamo.tasks.base import Task  # below the tasks: for annotations
+
+logger = logging.getLogger(__name__)
+
+
+def freeze_unused_parameters(task: "Task", batch: Any) -> None:
+    """Run one backward pass and freeze every parameter that gets no gradient; log the counts of each part.
+
+    Backbones are alike whatever the losses, so that one task can start from another's. What no loss of this task
+    reaches (the projections without ITC, the fusion without a fused head) would otherwise train on weight decay only,
+    and stop data-parallel training. No state moves and no random number is used up.
+
+    Args:
+        task: its network is in its final place, and not yet compiled, wrapped or split.
+        batch: some samples, at least `task.unit` of them, on the network's device.
+    """
+    network = task.network
+    was_training = network.training
+    with torch.random.fork_rng(devices=[batch.image.device] if batch.image.is_cuda else []):
+        network.train()
+        targets, _ = task.compute_targets(batch, len(batch), 0)
+        losses, _ = task.losses(batch, targets, 0)
+        torch.stack([task.weights[name] * value for name, value in losses.items()]).sum().backward()  # type: ignore[no-untyped-call]
+    network.train(was_training)
+    counts: dict[str, list[int]] = {}
+    for name, parameter in network.named_parameters():
+        is_used = parameter.grad is not None
+        parameter.requires_grad_(parameter.requires_grad and is_used)
+        parameter.grad = None
+        part = ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
+        counts.setdefault(part, [0, 0])[int(not parameter.requires_grad)] += parameter.numel()
+    logger.info(
+        "parameters: %s",
+        ", ".join(
+            f"{part.removeprefix('backbone.')} {trainable:,}" + (f" (frozen {frozen:,})" if frozen else "")
+            for part, (trainable, frozen) in counts.items()
+        ),
+    )
