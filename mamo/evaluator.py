@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mamo.config.load import build_config
 from mamo.config.values import apply_override, read_values
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.protocols import apply_protocol, check_lineage, protocol_name
 from mamo.evaluation.results import result_entry
 from mamo.models.image_encoder import choose_attention
+from mamo.reports.card import model_card
 from mamo.reports.page import write_report
+from mamo.tasks.registry import build_config
 from mamo.tasks.restore import load_parts
 from mamo.tasks.vqa.task import refuse_training_questions
 from mamo.training import checkpoint
@@ -58,7 +59,8 @@ def evaluate(
         atomic_write_text(to / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
         if pictures:
             shown = parts.pictures(trained, pictures, to)
-            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder)
+            card = model_card(folder, build_config(stored, str(folder / CONFIG)))
+            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder, card)
 
     choose_attention(trained.network, trained.device, precision)
     with cast_parameters(precision, [trained.network]):

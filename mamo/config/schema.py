@@ -204,13 +204,9 @@ class MamoModelConfig(ModelConfig):
     """0: an MLP; 1 to 6: transformer blocks over the masked slots (Table 10)."""
 
 
-class MaskingConfig(Section):
-    """How the masked views are drawn; ratios as in the paper's section 4 (75 % and 25 %)."""
+class BaseMaskingConfig(Section):
+    """How much is masked, whichever passes read it."""
 
-    mode: Literal["alternate", "joint"] = "alternate"
-    """`alternate`: one modality is masked a pass; `joint`: one pass with both masked."""
-    plan: str | None = None
-    """Masked passes by a class from outside, `module:Class`; null: those of `mode`."""
     image_ratio: Ratio = 0.75
     """Share of the patches that are masked, at least one."""
     image_style: Literal["random", "block"] = "random"
@@ -219,6 +215,15 @@ class MaskingConfig(Section):
     """Share of the tokens, special ones apart, that are masked, at least one."""
     text_unit: Literal["token", "word"] = "token"
     """`word` masks all pieces of a chosen word."""
+
+
+class MaskingConfig(BaseMaskingConfig):
+    """How the masked views are drawn; ratios as in the paper's section 4 (75 % and 25 %)."""
+
+    mode: Literal["alternate", "joint"] = "alternate"
+    """`alternate`: one modality is masked a pass; `joint`: one pass with both masked."""
+    plan: str | None = None
+    """Masked passes by a class from outside, `module:Class`; null: those of `mode`."""
     text_replacement: Literal["mask", "bert"] = "mask"
     """`mask`: a chosen token becomes [MASK]; `bert`: 80 % do, 10 % become a random token, 10 % stay."""
 
@@ -452,4 +457,4 @@ class MamoConfig(RunConfig):
         }
         for key, is_used in used.items():
             if is_used:  # they act on a layer's `forward`; methods of cross-attention layers are called directly
-                yield f"training.{key}: does not reach the layers of model.fusion_type: cross; use its default or concat"
+                yield f"training.{key}: does not reach layers of model.fusion_type: cross; use its default or concat"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.config.values import merge
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
@@ -159,7 +159,7 @@ def apply_protocol(protocol: str, values: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def protocol_of(config: Config) -> str:
+def protocol_of(config: RunConfig) -> str:
     """The protocol that the evaluation of a run agrees with; `NAME-custom` where it changes what the protocol fixes."""
     data = config.data
     if data.source == "records":
@@ -171,7 +171,7 @@ def protocol_of(config: Config) -> str:
     return protocol_name(f"scenes-{data.difficulty}-{task}", config)
 
 
-def protocol_name(protocol: str, config: Config) -> str:
+def protocol_name(protocol: str, config: RunConfig) -> str:
     """`protocol`, or `protocol-custom` where the config or the number of its records is not what the protocol fixes.
 
     Where files lie is free.
@@ -212,7 +212,7 @@ def check_lineage(protocol: str, ancestry: Sequence[Mapping[str, Any]]) -> str:
     return protocol
 
 
-def split_of(protocol: str, config: Config) -> str:
+def split_of(protocol: str, config: RunConfig) -> str:
     """What is evaluated: of a public set the name of its file (val, testA, ...), else what the protocol says."""
     base = PROTOCOLS.get(protocol) or next(p for name, p in PROTOCOLS.items() if protocol.startswith(f"{name}-"))
     return (
@@ -222,12 +222,12 @@ def split_of(protocol: str, config: Config) -> str:
     )
 
 
-def scorer_of(config: Config) -> str:
+def scorer_of(config: RunConfig) -> str:
     """By what an item is scored, in words."""
     k = config.evaluation.rerank_k
     if config.task == "vqa":
         ranked = f"answer decoder, first-token shortlist of {k}, then full likelihood"
-        return ranked if config.vqa.head == "decoder" else "answer classifier"
+        return ranked if config.model_dump()["vqa"]["head"] == "decoder" else "answer classifier"
     return {
         "reasoning": "pair head",
         "grounding": f"{_HEATS[config.evaluation.grounding_heat]}, sum in the box / sqrt(area)",

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.distributed import world_size
 from mamo.evaluation.protocols import scorer_of, split_of
 
 
 def result_entry(
-    config: Config, protocol: str, folder: Path, step: int, ancestry: list[dict[str, Any]], metrics: dict[str, float]
+    config: RunConfig, protocol: str, folder: Path, step: int, ancestry: list[dict[str, Any]], metrics: dict[str, float]
 ) -> dict[str, Any]:
     """One entry of `results.json`: the numbers, and all that they depend on."""
     return {

@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 
-from mamo.config.load import load_config
 from mamo.hub import hub_folder
 from mamo.inference.hf_export import FILES, WEIGHTS, is_exported, read_exported
 from mamo.inference.model import Model, model_of
 from mamo.reports.card import model_card
+from mamo.tasks.registry import load_config
 from mamo.tasks.restore import load_mamo
 from mamo.training import checkpoint
 from mamo.training.checkpoint import CheckpointError
@@ -62,7 +62,7 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Liter
         raise
     except (OSError, ValueError) as error:  # a config of another version, no tokenizer
         raise CheckpointError(f"{folder}: not a checkpoint that can be read: {error}") from error
-    return model_of(trained, config, model_card(folder), parts.carried, precision)
+    return model_of(trained, config, model_card(folder, config), parts.carried, precision)
 
 
 def _near(folder: Path) -> str:

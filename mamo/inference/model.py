@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.processor import ImageLike, Processor
@@ -92,7 +92,7 @@ class Model(ModelHubMixin):
     """
 
     def __init__(
-        self, trained: Trained, processor: Processor, config: Config, card: str, carried: Mapping[str, str]
+        self, trained: Trained, processor: Processor, config: RunConfig, card: str, carried: Mapping[str, str]
     ) -> None:
         """`carried` are texts by file name that belong to the weights, such as the answer list of VQA."""
         self.network = trained.network
@@ -354,7 +354,7 @@ class Model(ModelHubMixin):
 
 
 def model_of(
-    trained: Trained, config: Config, card: str, carried: Mapping[str, str], precision: Literal["fp32", "bf16"]
+    trained: Trained, config: RunConfig, card: str, carried: Mapping[str, str], precision: Literal["fp32", "bf16"]
 ) -> Model:
     """A model of what was loaded; raises ValueError for another precision."""
     if precision not in ("fp32", "bf16"):

@@ -10,7 +10,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from mamo.config.schema import Config
+from mamo.config.schema import LossConfig, MamoConfig, MaskingConfig, RunConfig
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
@@ -23,7 +23,7 @@ HEADS = ("itm.", "mlm.", "mim.", "mrm_image.", "mrm_text.", "temperature", "answ
 """First words of the names of a network's parameters outside its backbone: what two tasks may differ in."""
 
 
-def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> Backbone:
+def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) -> Backbone:
     """The part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
     model = config.model
@@ -41,12 +41,15 @@ def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> B
     return Backbone(image_encoder, text_encoder, fusion, model.itc_width)
 
 
-def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Mamo:
+def build_network(config: MamoConfig, vocabulary_size: int, pad_token_id: int) -> Mamo:
     """The network of pre-training, initialised from `seed` and, where named, from published weights."""
     backbone = build_backbone(config, vocabulary_size, pad_token_id)
-    weights, image_encoder = config.losses.weights, backbone.image_encoder
+    sections = dict(config)  # of pre-training's config type
+    losses: LossConfig = sections["losses"]
+    masking: MaskingConfig = sections["masking"]
+    weights, image_encoder = losses.weights, backbone.image_encoder
     patch_h, patch_w = image_encoder.patch_size_px
-    target_width = image_encoder.width if config.losses.mim_target == "features" else 3 * patch_h * patch_w
+    target_width = image_encoder.width if losses.mim_target == "features" else 3 * patch_h * patch_w
     network = Mamo(
         backbone,
         itc=weights.itc > 0,
@@ -56,14 +59,14 @@ def build_network(config: Config, vocabulary_size: int, pad_token_id: int) -> Ma
         mim_blocks=config.model.mim_head_blocks,
         mrm_image=weights.mrm_image > 0,
         mrm_text=weights.mrm_text > 0,
-        joint=config.masking.mode == "joint",
-        temperature=config.losses.temperature,
+        joint=masking.mode == "joint",
+        temperature=losses.temperature,
     )
     load_published(config, network)
     return network
 
 
-def load_published(config: Config, network: Mamo) -> None:
+def load_published(config: MamoConfig, network: Mamo) -> None:
     """Fill a network with the published weights that `model` names, if any."""
     model, backbone = config.model, network.backbone
     if model.image.weights != "random":
@@ -74,7 +77,7 @@ def load_published(config: Config, network: Mamo) -> None:
         logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
 
 
-def _fusion(config: Config, image_encoder: ImageEncoder, bert: BertConfig) -> Fusion | CrossFusion:
+def _fusion(config: MamoConfig, image_encoder: ImageEncoder, bert: BertConfig) -> Fusion | CrossFusion:
     """The fusion of a config, as wide as the text encoder: its layers can be BERT's upper ones."""
     sizes: dict[str, Any] = {
         "width": bert.hidden_size,
@@ -113,7 +116,7 @@ def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -
     }
 
 
-def bert_config_of(config: Config, vocabulary_size: int, pad_token_id: int) -> BertConfig:
+def bert_config_of(config: RunConfig, vocabulary_size: int, pad_token_id: int) -> BertConfig:
     text = config.model.text
     if text.bert is None:
         bert = BertConfig(

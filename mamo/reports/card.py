@@ -7,16 +7,13 @@ from typing import Any
 
 from safetensors import safe_open
 
-from mamo.config.load import load_config
-from mamo.config.rules import MLIM_TASKS
-from mamo.config.schema import LOSS_NAMES, Config
+from mamo.config.schema import MamoConfig, RunConfig
 from mamo.evaluation.protocols import scorer_of
-from mamo.training.run_dir import CONFIG, RESULTS
+from mamo.training.run_dir import RESULTS
 
 
-def model_card(folder: Path) -> str:
-    """The card of a verified step folder (`checkpoint.resolve`)."""
-    config = load_config(folder / CONFIG)
+def model_card(folder: Path, config: RunConfig) -> str:
+    """Return the card of a verified step folder (`checkpoint.resolve`); `config` is the folder's own."""
     state = json.loads((folder / "state.json").read_text())
     training = config.training
     facts = {
@@ -43,24 +40,24 @@ def model_card(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _method(config: Config) -> str:
-    if config.task in ("vqa", "reasoning", "matching"):
+def _method(config: RunConfig) -> str:
+    values = config.model_dump()
+    if not {"masking", "losses"} <= values.keys():
         return f"fine-tuned for {config.task}: {scorer_of(config)}"
-    masking, losses = config.masking, ", ".join(name for name in LOSS_NAMES if _weight(config, name) > 0)
-    ratios = f"{masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words"
-    return f"{'MLIM' if config.task == 'mlim' else 'MAMO'}, {masking.mode} masking ({ratios}); losses {losses}"
+    masking, weights = values["masking"], values["losses"]["weights"]
+    ratios = f"{masking['image_ratio']:.0%} of patches, {masking['text_ratio']:.0%} of words"
+    losses = ", ".join(name for name, weight in weights.items() if weight > 0)
+    system = "MAMO" if isinstance(config, MamoConfig) else "MLIM"
+    return f"{system}, {masking['mode']} masking ({ratios}); losses {losses}"
 
 
-def _image_encoder(config: Config) -> str:
-    model = config.model
-    return f"{model.embedder_layers} convolutions" if config.task in MLIM_TASKS else model.image.name
+def _image_encoder(config: RunConfig) -> str:
+    if isinstance(config, MamoConfig):
+        return config.model.image.name
+    return f"{config.model.model_dump()['embedder_layers']} convolutions"
 
 
-def _weight(config: Config, name: str) -> float:
-    return float(getattr(config.losses.weights, name))
-
-
-def _data(config: Config) -> str:
+def _data(config: RunConfig) -> str:
     data = config.data
     if data.source != "scenes":
         return str(data.train_file)

@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.data.collate import sample_rng
 from mamo.evaluation.metrics.grounding import IOU_THRESHOLD, best_proposal, iou, to_image_size
 from mamo.evaluation.metrics.retrieval import union_of_pairs
@@ -27,6 +26,7 @@ from mamo.evaluation.scorer import EncodedImages, HeatFrom, Scorer, heatmaps
 from mamo.masking import draw_image_mask
 from mamo.models.fusion import Fusion
 from mamo.models.vlm import Mamo
+from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.pretrain.samples import Picture, Samples
 from mamo.world.masked_words import MaskedWord
 from mamo.world.referring import Expression
@@ -41,7 +41,7 @@ _GREY = 128  # of a masked patch
 
 def network_pictures(
     network: Mamo,
-    config: Config,
+    config: PretrainConfig,
     tokenizer: Any,
     normalise: Callable[[Tensor], Tensor],
     device: torch.device,

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config
 from mamo.data.loader import SampleDataset
 from mamo.models.image_encoder import ImageEncoder
 from mamo.reports.pictures import network_pictures
 from mamo.tasks.mlim.network import PixelEmbedder
+from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.pretrain.samples import GALLERY, select_samples
 from mamo.training.loop import Task
 
@@ -86,7 +86,7 @@ class Parts:
     """Texts by file name that the run's folder and every checkpoint must hold, as the tokenizer."""
 
 
-def pictures_of(config: Config, trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
+def pictures_of(config: PretrainConfig, trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
     """What a network with the heads of pre-training does with test scenes or with the pairs of `data.eval_file`."""
     exhibits = select_samples(config, max(GALLERY, rows))
     if exhibits is None:

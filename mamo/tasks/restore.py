@@ -4,26 +4,24 @@ from pathlib import Path
 
 import torch
 
-from mamo.config.load import load_config
-from mamo.config.rules import MLIM_TASKS
-from mamo.config.schema import Config
+from mamo.config.schema import MamoConfig, MamoModelConfig, RunConfig
 from mamo.data.tokenizer import read_tokenizer
 from mamo.models.build import position_resamplers
 from mamo.tasks.base import Parts, PixelNorm, Trained
-from mamo.tasks.registry import parts_of
+from mamo.tasks.registry import load_config, parts_of
 from mamo.training import checkpoint
 from mamo.training.run_dir import BERT, CONFIG
 
 
-def load_trained(folder: Path, config: Config, device: torch.device) -> Trained:
+def load_trained(folder: Path, config: RunConfig, device: torch.device) -> Trained:
     """The student of a step folder, in eval mode; arguments and errors as `load_parts`."""
     trained, _ = load_parts(folder, config, device)
     return trained
 
 
-def load_mamo(folder: Path, config: Config, device: torch.device) -> tuple[Trained, Parts]:
+def load_mamo(folder: Path, config: RunConfig, device: torch.device) -> tuple[Trained, Parts]:
     """`load_parts` of a MAMO alone; raises CheckpointError for an MLIM too."""
-    if config.task in MLIM_TASKS:
+    if not isinstance(config, MamoConfig):
         raise checkpoint.CheckpointError(
             f"{folder} is an MLIM (task {config.task}), which only `scripts/finetune.py` and `scripts/evaluate.py` read"
         )
@@ -31,7 +29,7 @@ def load_mamo(folder: Path, config: Config, device: torch.device) -> tuple[Train
 
 
 def load_parts(
-    folder: Path, config: Config, device: torch.device, weights: str = "student", tokenizer: str = "tokenizer"
+    folder: Path, config: RunConfig, device: torch.device, weights: str = "student", tokenizer: str = "tokenizer"
 ) -> tuple[Trained, Parts]:
     """The student of a step folder, in eval mode, and the parts of its kind of task.
 
@@ -54,13 +52,15 @@ def load_parts(
     return Trained(parts.network.to(device).eval(), words, normalise, device), parts
 
 
-def without_published(config: Config, folder: Path) -> Config:
+def without_published(config: RunConfig, folder: Path) -> RunConfig:
     """The config to build a stored network by: its weights come from `folder`, and so do the values of a named BERT.
 
     Published weights and configurations are not looked for again: where they came from may be gone.
     """
-    image = config.model.image.model_copy(update={"weights": "random"})
     text = config.model.text.model_copy(update={"weights": "random"})
     if text.bert is not None and (folder / BERT).is_dir():
         text = text.model_copy(update={"bert": str(folder / BERT)})
-    return config.model_copy(update={"model": config.model.model_copy(update={"image": image, "text": text})})
+    update: dict[str, object] = {"text": text}
+    if isinstance(config.model, MamoModelConfig):
+        update["image"] = config.model.image.model_copy(update={"weights": "random"})
+    return config.model_copy(update={"model": config.model.model_copy(update=update)})

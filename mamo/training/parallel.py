@@ -22,8 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.models.bert.modeling_bert import BertLayer
 
-from mamo.config.rules import reads
-from mamo.config.schema import Config, TrainingConfig
+from mamo.config.schema import RunConfig, TrainingConfig
 from mamo.distributed import all_reduce_sum, world_size
 from mamo.models.fusion import FusionLayer
 from mamo.tasks.vqa.heads import DecoderLayer
@@ -49,13 +48,13 @@ class Passes(Protocol):
     def losses(self, batch: Any, targets: Any, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
 
 
-def local_batch_sizes(config: Config) -> tuple[int, int]:
+def local_batch_sizes(config: RunConfig) -> tuple[int, int]:
     """Samples of a process in an optimizer step, and of a forward pass, from the global batch and the launch.
 
     Raises:
         ValueError: they do not divide, or a pool of ITM negatives would straddle two processes or forward passes.
     """
-    training, losses, world = config.training, config.losses, world_size()
+    training, world = config.training, world_size()
     share, rest = divmod(training.batch_size_global, world)
     if rest:
         raise ValueError(
@@ -67,9 +66,9 @@ def local_batch_sizes(config: Config) -> tuple[int, int]:
             f"training.micro_batch_size: {micro} does not divide the {share} samples of each of {world} processes "
             f"(training.batch_size_global {training.batch_size_global})"
         )
-    if reads(config.task, "losses") and losses.weights.itm and micro % losses.itm_pool_size:
+    if micro % config.pass_unit:
         raise ValueError(
-            f"losses.itm_pool_size: {losses.itm_pool_size} does not divide the {micro} samples of a forward pass "
+            f"losses.itm_pool_size: {config.pass_unit} does not divide the {micro} samples of a forward pass "
             f"(training.batch_size_global {training.batch_size_global}, {world} processes, training.micro_batch_size "
             f"{training.micro_batch_size}); ITM's pools must not straddle processes"
         )
@@ -124,7 +123,7 @@ def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: An
 class SingleProcess:
     """The passes as the task has them."""
 
-    def __init__(self, config: Config, task: Passes) -> None:
+    def __init__(self, config: RunConfig, task: Passes) -> None:
         self.task = task
         self.precision = config.training.precision
         self.prepare, self.losses = task.prepare, task.losses
@@ -164,7 +163,7 @@ class ForwardRedirect(nn.Module):
 class DDP(SingleProcess):
     """DDP: every process holds all weights; gradients are summed while the backward pass goes on."""
 
-    def __init__(self, config: Config, task: Passes) -> None:
+    def __init__(self, config: RunConfig, task: Passes) -> None:
         super().__init__(config, task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a name that older versions of PyTorch do not have
@@ -188,7 +187,7 @@ class FSDP(SingleProcess):
     A block's weights are gathered when it runs. The scalar temperature, which cannot be split, is replicated.
     """
 
-    def __init__(self, config: Config, task: Passes, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, task: Passes, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         super().__init__(config, task)
         modules = task.modules()
         self.device = device

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.data.collate import tokenize
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.pairs_reader import clean_caption
@@ -22,6 +21,7 @@ from mamo.evaluation.scorer import Scorer, eval_mode
 from mamo.losses.itm import itm_loss
 from mamo.models.build import build_network
 from mamo.tasks.base import Parts, Trained, pictures_of
+from mamo.tasks.grounding.config import GroundingConfig
 from mamo.tasks.grounding.evaluate import ground_records
 from mamo.tasks.pretrain.batch import PairBatch, PairCollator, pair_collator
 from mamo.tasks.pretrain.targets import Targets
@@ -120,7 +120,7 @@ class FoilTask(PretrainTask):
         return itm_loss(logits, is_match, torch.ones_like(is_match), n_global), hits
 
 
-def grounding_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
+def grounding_parts(config: GroundingConfig, tokenizer: Any, stored: Path | None) -> Parts:
     """Images and expressions in; the share of expressions whose object is found out."""
     network = build_network(config, len(tokenizer), tokenizer.pad_token_id)
     encoder = network.backbone.image_encoder
@@ -149,7 +149,7 @@ def grounding_parts(config: Config, tokenizer: Any, stored: Path | None) -> Part
     )
 
 
-def evaluate_grounding(config: Config, trained: Trained, folder: Path) -> dict[str, float]:
+def evaluate_grounding(config: GroundingConfig, trained: Trained, folder: Path) -> dict[str, float]:
     """`grounding/` metrics in percent of the test expressions or of `data.eval_file`."""
     data, batch_size = config.data, config.evaluation.batch_size
     records, load_image = load_records(data, GroundingRecord, "test", config.evaluation.probe_items)

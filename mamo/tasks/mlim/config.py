@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from mamo.config.schema import Fraction, ModelConfig, Ratio, RunConfig, Section, Weight
+from mamo.config.schema import BaseMaskingConfig, Fraction, ModelConfig, Ratio, RunConfig, Section, Weight
 
 
 class MlimModelConfig(ModelConfig):
@@ -15,20 +15,12 @@ class MlimModelConfig(ModelConfig):
     """MLIM's convolutions, each of which halves the image: a patch has 2 to this power pixels a side (paper: 7)."""
 
 
-class MlimMaskingConfig(Section):
+class MlimMaskingConfig(BaseMaskingConfig):
     """How MLIM's masked view is drawn."""
 
     mode: Literal["modality_aware"] = "modality_aware"
     """`modality_aware`: one pass; of each third of the samples the image, the text, or both are masked, the last by
     `light_ratio`."""
-    image_ratio: Ratio = 0.75
-    """Share of the patches that are masked, at least one."""
-    image_style: Literal["random", "block"] = "random"
-    """`random` patches, or rectangular blocks of them (BEiT)."""
-    text_ratio: Ratio = 0.25
-    """Share of the tokens, special ones apart, that are masked, at least one."""
-    text_unit: Literal["token", "word"] = "token"
-    """`word` masks all pieces of a chosen word."""
     light_ratio: Ratio = 0.15
     """Share of both where both are masked. MLIM does not state it; 15 % is BERT's."""
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config
 from mamo.data.collate import sample_rng, tokenize
 from mamo.evaluation.probes import masked_word_accuracy
 from mamo.evaluation.scorer import eval_mode
 from mamo.masking import draw_image_mask
 from mamo.reports.pictures import img_tag
+from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.network import Mlim
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import masked_words
@@ -30,7 +30,7 @@ class StreamScorer:
     """A `WordFiller`: the single stream sees image and text together, so nothing is encoded before they meet."""
 
     def __init__(
-        self, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device, config: Config
+        self, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device, config: MlimConfig
     ) -> None:
         self.network = network
         self.tokenizer = tokenizer
@@ -105,7 +105,7 @@ def reconstruct(
 
 
 def evaluate_mlim(
-    config: Config, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device
+    config: MlimConfig, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device
 ) -> dict[str, float]:
     """Evaluate on the test scenes; a head that the network does not have leaves its metrics out.
 
@@ -134,7 +134,7 @@ def evaluate_mlim(
 
 
 def reconstructions(
-    config: Config, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device, n_shown: int
+    config: MlimConfig, network: Mlim, tokenizer: Any, normalise: Normalise, device: torch.device, n_shown: int
 ) -> list[tuple[str, str]]:
     """For the report: test scenes as they are, masked, and filled in. The network stays in eval mode."""
     if config.data.source != "scenes" or network.recon is None:
@@ -156,7 +156,7 @@ def reconstructions(
     return [("Images: whole, masked, and filled in from what is left and the caption", "".join(cells))]
 
 
-def _rendered(scenes: Sequence[Scene], config: Config) -> Tensor:
+def _rendered(scenes: Sequence[Scene], config: MlimConfig) -> Tensor:
     """uint8 [I, 3, H, W]."""
     pictures = np.stack([render(scene, config.data.image_size) for scene in scenes])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2)

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.evaluation.scorer import eval_mode
 from mamo.tasks.base import Parts, PixelNorm, Trained
+from mamo.tasks.mlim.config import MatchingConfig
 from mamo.tasks.mlim.matching_batch import CataloguePairs, ListingBatch, ListingCollator
 from mamo.tasks.mlim.matching_evaluate import pr_auc, predict_matching
 from mamo.tasks.mlim.network import Mlim, build_single_stream, load_published_single_stream
@@ -22,7 +22,7 @@ from mamo.training.monitors import class_entropy
 class MatchingTask:
     """Same item or not; `losses` has the one loss, `match`."""
 
-    def __init__(self, config: Config, network: Mlim, normalise: PixelNorm) -> None:
+    def __init__(self, config: MatchingConfig, network: Mlim, normalise: PixelNorm) -> None:
         self.network = network
         self.normalise = normalise
         self.weights = {"match": 1.0}
@@ -48,7 +48,7 @@ class MatchingTask:
         """No further state."""
 
 
-def matching_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
+def matching_parts(config: MatchingConfig, tokenizer: Any, stored: Path | None) -> Parts:
     """Pairs of listings in; PR AUC with both modalities, images alone and texts alone out."""
     network = Mlim(build_single_stream(config, tokenizer), match=True)
     load_published_single_stream(config, network)
@@ -64,7 +64,9 @@ def matching_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts
     )
 
 
-def evaluate_matching(config: Config, collator: ListingCollator, trained: Trained, folder: Path) -> dict[str, float]:
+def evaluate_matching(
+    config: MatchingConfig, collator: ListingCollator, trained: Trained, folder: Path
+) -> dict[str, float]:
     """`matching/pr_auc/both|image_only|text_only` and `matching/pr_auc/random` of the test pairs, in percent.
 
     The same pairs are scored each time; a listing that lacks what alone is given shows nothing. `random` is what an

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.config.schema import Config
 from mamo.distributed import all_reduce_sum
 from mamo.losses.itc import positives
 from mamo.losses.itm import draw_negatives, itm_loss
 from mamo.losses.mlm import mlm_loss
 from mamo.tasks.base import Parts, PixelNorm, Trained
 from mamo.tasks.mlim.batch import MlimBatch, MlimCollator
+from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.evaluate import evaluate_mlim, reconstructions
 from mamo.tasks.mlim.losses import recon_loss
 from mamo.tasks.mlim.network import Mlim, build_single_stream, load_published_single_stream
@@ -38,7 +38,7 @@ class Counts:
 class MlimTask:
     """MLIM pre-training: one masked pass for MLM and RECON, and where ITM is on a clean one of twice the samples."""
 
-    def __init__(self, config: Config, network: Mlim, normalise: PixelNorm) -> None:
+    def __init__(self, config: MlimConfig, network: Mlim, normalise: PixelNorm) -> None:
         self.config = config
         self.network = network
         self.normalise = normalise
@@ -114,7 +114,7 @@ class MlimTask:
         """No further state."""
 
 
-def mlim_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
+def mlim_parts(config: MlimConfig, tokenizer: Any, stored: Path | None) -> Parts:
     """Image-text pairs in; masked words by class and the error of reconstructed images out."""
     weights = config.losses.weights
     stream = build_single_stream(config, tokenizer)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config, EvaluationConfig
+from mamo.config.schema import EvaluationConfig, RunConfig
 from mamo.data.images import BadSampleError, BadSamplePolicy
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import clean_caption, read_pairs
@@ -46,7 +46,7 @@ from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld, near_dup
 
 def evaluate_pretrained(
     network: Mamo,
-    config: Config,
+    config: RunConfig,
     tokenizer: Any,
     normalise: Callable[[Tensor], Tensor],
     device: torch.device,
@@ -83,7 +83,7 @@ def _scene_items(difficulty: Difficulty, n_items: int) -> tuple[dict[str, list[P
     return {name: probe_items(world, name, n_items) for name in PROBES}, masked_words(world, n_items)
 
 
-def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
+def _on_scenes(scorer: Scorer, config: RunConfig) -> dict[str, float]:
     network = scorer.network
     has_itc, has_itm = network.temperature is not None, network.itm is not None
     world = SceneWorld(config.data.difficulty, WORLD_SEED)
@@ -116,7 +116,7 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
 
 
 def _grounding(
-    scorer: Scorer, images: EncodedImages, items: Sequence[Expression], image_row: Mapping[int, int], config: Config
+    scorer: Scorer, images: EncodedImages, items: Sequence[Expression], image_row: Mapping[int, int], config: RunConfig
 ) -> dict[str, float]:
     """Which object an expression means, from the heat of `evaluation.grounding_heat`."""
     texts = scorer.encode_texts(*scorer.tokenize([item.text for item in items]))
@@ -129,7 +129,9 @@ def _grounding(
     return grounding_metrics(whole, [item.proposals for item in items], [item.box for item in items])
 
 
-def _pixel_heats(scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression], config: Config) -> Iterator[Tensor]:
+def _pixel_heats(
+    scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression], config: RunConfig
+) -> Iterator[Tensor]:
     """Heat that needs the pictures themselves, float32 [N, h, w] a batch of expressions; each is drawn again."""
     world, step = SceneWorld(config.data.difficulty, WORLD_SEED), config.evaluation.batch_size
     for start in range(0, len(items), step):
@@ -140,7 +142,7 @@ def _pixel_heats(scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression
         yield heatmaps(scorer, pictures, texts, rows, torch.tensor(part), config.evaluation.grounding_heat)
 
 
-def _gallery(world: SceneWorld, config: Config) -> list[Scene]:
+def _gallery(world: SceneWorld, config: RunConfig) -> list[Scene]:
     """The test scenes to retrieve: the first N, or the first N / 2 and then a near duplicate of each."""
     n = config.evaluation.retrieval_items
     if not config.evaluation.near_duplicates:
@@ -149,7 +151,7 @@ def _gallery(world: SceneWorld, config: Config) -> list[Scene]:
     return [*originals, *(near_duplicate(scene) for scene in originals[: n // 2])]
 
 
-def _rendered(scenes: Sequence[Scene], config: Config) -> Iterator[Tensor]:
+def _rendered(scenes: Sequence[Scene], config: RunConfig) -> Iterator[Tensor]:
     """Scenes as batches uint8 [B, 3, H, W]."""
     step = config.evaluation.batch_size
     for start in range(0, len(scenes), step):
@@ -200,7 +202,7 @@ def _match(
     return score
 
 
-def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[str, float]:
+def _on_pairs(scorer: Scorer, config: RunConfig, scores_file: Path | None) -> dict[str, float]:
     """Retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
     data, network = config.data, scorer.network
     metrics: dict[str, float] = {}
@@ -221,7 +223,7 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
     return metrics
 
 
-def check_files(config: Config) -> None:
+def check_files(config: RunConfig) -> None:
     """Read what `evaluate_pretrained` will, but no image. Raises ValueError for a file that cannot be evaluated on."""
     data, n_folds = config.data, config.evaluation.retrieval_folds
     if data.eval_file is not None:
@@ -247,7 +249,7 @@ def _retrieval_in_folds(
     return {name: sum(fold[name] for fold in found) / n_folds for name in found[0]}
 
 
-def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path | None) -> dict[str, float]:
+def _on_statements(scorer: Scorer, path: Path, config: RunConfig, scores_file: Path | None) -> dict[str, float]:
     records = read_statements(path)
     images, shown = _load_and_encode(scorer, {record.image: record.image for record in records}, config)
     image_row = {image: row for row, image in enumerate(shown)}
@@ -263,7 +265,7 @@ def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path
 
 
 def _load_and_encode(
-    scorer: Scorer, files: Mapping[str, str | ShardMember], config: Config
+    scorer: Scorer, files: Mapping[str, str | ShardMember], config: RunConfig
 ) -> tuple[ReencodedImages, list[str]]:
     """Encodes images by name; returns the names of those that could be loaded, in the order of the rows.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mamo.config.schema import Config, DataConfig
+from mamo.config.schema import DataConfig, RunConfig
 from mamo.data.collate import sample_rng
 from mamo.data.images import BadSampleError
 from mamo.data.pairs import load_image
@@ -41,7 +41,7 @@ class Samples:
     masked_words: list[MaskedWord]
 
 
-def select_samples(config: Config, n: int) -> Samples | None:
+def select_samples(config: RunConfig, n: int) -> Samples | None:
     """`n` exhibits, or as many as there are, of what the config evaluates retrieval or grounding on; None without."""
     data = config.data
     if data.source == "scenes":

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config
 from mamo.losses.mim import patchify
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, gather_tokens
 from mamo.models.vlm import Backbone
 from mamo.tasks.pretrain.batch import PairBatch
+from mamo.tasks.pretrain.config import PretrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def fuse_and_split(
     return dict(zip(wanted, fused.split([positions.shape[1] for positions in wanted.values()], dim=1)))
 
 
-def teacher_pass(config: Config, teacher: Backbone, batch: PairBatch, image: Tensor) -> dict[str, Tensor]:
+def teacher_pass(config: PretrainConfig, teacher: Backbone, batch: PairBatch, image: Tensor) -> dict[str, Tensor]:
     """The teacher's answers to the clean pair and, for distilled MLM, to the clean image with the masked caption.
 
     Args:

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.data.record_dataset import RecordDataset
 from mamo.data.records import ReasoningRecord, read_task_records
 from mamo.distributed import map_over_ranks
@@ -20,6 +19,7 @@ from mamo.models.fusion import Fusion
 from mamo.models.vlm import Mamo
 from mamo.tasks.base import Parts, PixelNorm, Trained
 from mamo.tasks.reasoning.batch import ReasoningBatch, ReasoningCollator, same_number_of_images
+from mamo.tasks.reasoning.config import ReasoningConfig
 from mamo.tasks.reasoning.evaluate import judgement_metrics, predict_reasoning, write_logits
 from mamo.tasks.reasoning.head import ReasoningHead
 from mamo.tasks.sources import check_records, load_records, record_dataset
@@ -32,7 +32,7 @@ SUBSETS = ("balanced", "unbalanced")
 class ReasoningTask:
     """True or false; `losses` has the one loss, `truth`."""
 
-    def __init__(self, config: Config, network: Mamo, normalise: PixelNorm) -> None:
+    def __init__(self, config: ReasoningConfig, network: Mamo, normalise: PixelNorm) -> None:
         self.network = network
         self.normalise = normalise
         self.weights = {"truth": 1.0}
@@ -60,7 +60,7 @@ class ReasoningTask:
         """No further state."""
 
 
-def reasoning_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
+def reasoning_parts(config: ReasoningConfig, tokenizer: Any, stored: Path | None) -> Parts:
     """Sentences about images in; accuracy, consistency and the majority class out."""
     backbone = build_backbone(config, len(tokenizer), tokenizer.pad_token_id)
     fusion = backbone.fusion
@@ -90,7 +90,7 @@ def reasoning_parts(config: Config, tokenizer: Any, stored: Path | None) -> Part
     )
 
 
-def evaluate_reasoning(config: Config, trained: Trained, folder: Path) -> dict[str, float]:
+def evaluate_reasoning(config: ReasoningConfig, trained: Trained, folder: Path) -> dict[str, float]:
     """`reasoning/` accuracy, consistency, majority and interval in percent; the logits are written too.
 
     NLVR2's subsets are those of the files `balanced-NAME` and `unbalanced-NAME` beside `data.eval_file`.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.record_dataset import LoadImage, RecordDataset, file_records
 from mamo.data.records import VqaRecord
 from mamo.distributed import map_over_ranks
@@ -23,6 +23,7 @@ from mamo.models.vlm import Mamo
 from mamo.tasks.base import Parts, PixelNorm, Trained
 from mamo.tasks.sources import check_records, load_records, record_dataset
 from mamo.tasks.vqa.batch import ANSWERS, VqaBatch, VqaCollator, answer_list, read_answers
+from mamo.tasks.vqa.config import VqaConfig
 from mamo.tasks.vqa.evaluate import Answerer, accuracies, answer_all, refuse_overlap, write_submission
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder, answer_likelihood
 from mamo.tasks.vqa.losses import classifier_loss, decoder_loss, list_scores
@@ -36,7 +37,7 @@ SUBMISSION = "vqa_results.json"
 class VqaTask:
     """Answers given image and question; `losses` has the one loss, `answer`."""
 
-    def __init__(self, config: Config, network: Mamo, normalise: PixelNorm) -> None:
+    def __init__(self, config: VqaConfig, network: Mamo, normalise: PixelNorm) -> None:
         self.network = network
         self.normalise = normalise
         self.weights = {"answer": 1.0}
@@ -78,7 +79,7 @@ class VqaTask:
         """No further state."""
 
 
-def vqa_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
+def vqa_parts(config: VqaConfig, tokenizer: Any, stored: Path | None) -> Parts:
     """Questions in, official accuracy and a submission file out; the answer list is made of the training answers."""
     train: list[tuple[list[VqaRecord], LoadImage]] = []  # read once, when first needed
 
@@ -120,7 +121,7 @@ def vqa_parts(config: Config, tokenizer: Any, stored: Path | None) -> Parts:
     )
 
 
-def refuse_training_questions(config: Config, train_files: list[str]) -> None:
+def refuse_training_questions(config: RunConfig, train_files: list[str]) -> None:
     """Raise ValueError where `data.eval_file` shares a question or an image with training files.
 
     A file that is not there any more cannot be compared, and the log says so. Scenes cannot overlap.
@@ -149,7 +150,7 @@ def _begin(network: Mamo, folder: Path, new: tuple[str, ...]) -> None:
     logger.info("answer decoder: from the fusion layers%s", " and the masked-word head" if words else "")
 
 
-def evaluate_vqa(config: Config, answers: list[str], trained: Trained, folder: Path) -> dict[str, float]:
+def evaluate_vqa(config: VqaConfig, answers: list[str], trained: Trained, folder: Path) -> dict[str, float]:
     """Official accuracy in percent, by answer type, with the image and (`question_only/`) without it.
 
     Writes the submission file; where the split's answers are withheld it is all there is.
@@ -171,7 +172,7 @@ def evaluate_vqa(config: Config, answers: list[str], trained: Trained, folder: P
     return metrics
 
 
-def _answers_shown(config: Config, trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
+def _answers_shown(config: VqaConfig, trained: Trained, rows: int, folder: Path) -> list[tuple[str, str]]:
     """The answers of the submission file, which `evaluate_vqa` has written, against the gold ones."""
     records, _ = load_records(config.data, VqaRecord, "test", config.evaluation.probe_items)
     given = {row["question_id"]: row["answer"] for row in json.loads((folder / SUBMISSION).read_text("utf-8"))}
