@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.trainer import TrainingRun, resolve_auto_settings
 from mamo.training.loop import Loop
 
@@ -27,7 +27,7 @@ TIMED_STEPS = 3
 FP32_BYTES = 4
 
 
-def print_estimate(config: Config) -> None:
+def print_estimate(config: RunConfig) -> None:
     """Print parameters, operations, bytes, memory, steps, tokens, measured seconds a step and the hours that follow.
 
     Raises:

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mamo.config.load import build_config
 from mamo.config.values import apply_override, read_values
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.protocols import apply_protocol, check_lineage, protocol_name
 from mamo.evaluation.results import result_entry
 from mamo.models.image_encoder import choose_attention
+from mamo.reports.card import model_card
 from mamo.reports.page import write_report
-from mamo.tasks.registry import is_same_network
+from mamo.tasks.registry import build_config, is_same_network
 from mamo.tasks.restore import restore_task
-from mamo.tasks.vqa.evaluate import refuse_training_questions
 from mamo.training import checkpoint
 from mamo.training.precision import cast_parameters, choose_device
 from mamo.training.resume import read_lineage
@@ -48,9 +47,8 @@ def evaluate(
         apply_override(values, override)
     config = build_config(values, f"{folder / CONFIG} under {protocol}")
     name = check_lineage(protocol, [*ancestry, own]) + protocol_name(protocol, config).removeprefix(protocol)
-    if config.task == "vqa":
-        refuse_training_questions(config, build_config(stored).data.train_files)
     task, predictor = restore_task(folder, config, choose_device("auto"))
+    task.check_held_out(build_config(stored).data.train_files)
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
@@ -59,7 +57,8 @@ def evaluate(
         atomic_write_text(to / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
         if pictures:
             shown = task.report(predictor, pictures, to)
-            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder)
+            card = model_card(folder, build_config(stored, str(folder / CONFIG)))
+            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder, card)
 
     choose_attention(predictor.network, predictor.device, precision)
     with cast_parameters(precision, [predictor.network]):

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from mamo.config.load import load_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.images import BadSamplePolicy
 from mamo.data.loader import collate_range, loader_errors, make_loader
 from mamo.data.processor import Processor
@@ -33,10 +32,11 @@ from mamo.evaluation.results import machine, result_entry, summary, versions
 from mamo.models.build import position_resamplers
 from mamo.models.convert_albef import load_albef
 from mamo.models.image_encoder import choose_attention
+from mamo.reports.card import model_card
 from mamo.reports.curves import plot_curves
 from mamo.reports.page import write_report
 from mamo.reports.pictures import SHOWN
-from mamo.tasks.registry import build_task
+from mamo.tasks.registry import build_config, build_task, load_config
 from mamo.tasks.restore import without_published
 from mamo.tasks.sources import load_tokenizer
 from mamo.teacher import Teacher
@@ -58,7 +58,7 @@ EXAMPLES = 512
 class TrainingRun:
     """Everything built from one config: data, task, optimizer, loop."""
 
-    def __init__(self, config: Config, is_resume: bool = False) -> None:
+    def __init__(self, config: RunConfig, is_resume: bool = False) -> None:
         """Build it; with `is_resume` weights and tokenizer are the run's own: where they came from may be gone."""
         self.config = config
         self.output_dir = Path(config.output_dir)
@@ -213,7 +213,7 @@ class TrainingRun:
         return run_dir.sha256_hex([vocabulary, *self.source.identity(), *self.task.assets.values()])[:16]
 
 
-def train(config: Config, is_resume: bool, trackers: Sequence[run_dir.Tracker] = ()) -> None:
+def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker] = ()) -> None:
     """Train, evaluate and write everything into `output_dir`, in every process that `torchrun` started.
 
     A run that `torchrun --max-restarts` starts again resumes.
@@ -255,7 +255,7 @@ def train(config: Config, is_resume: bool, trackers: Sequence[run_dir.Tracker] =
             write_run_report(run, loop)
 
 
-def new_run(config: Config) -> tuple[TrainingRun, int]:
+def new_run(config: RunConfig) -> tuple[TrainingRun, int]:
     """A new run and its first step."""
     run = TrainingRun(config)
     if config.training.precision == "auto" or config.training.device == "auto":
@@ -263,10 +263,10 @@ def new_run(config: Config) -> tuple[TrainingRun, int]:
     return run, 0
 
 
-def resume_run(config: Config) -> tuple[TrainingRun, int]:
+def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
     """The run in `output_dir` and the number of steps it has done."""
     output_dir = Path(config.output_dir)
-    config = resumed_config(config, output_dir / run_dir.CONFIG)
+    config = resumed_config(config, output_dir / run_dir.CONFIG, build_config)
     has_checkpoint = bool(checkpoint.step_folders(output_dir))
     run = TrainingRun(config, has_checkpoint)
     return run, load_checkpoint(run) if has_checkpoint else 0
@@ -310,7 +310,7 @@ def close_loggers(output_dir: Path, trackers: list[run_dir.Tracker]) -> None:
     for tracker in trackers:
         tracker.close()
     if rank() == 0 and (output_dir / run_dir.METRICS).exists():
-        plot_curves(output_dir)
+        plot_curves(output_dir, load_config)
 
 
 def write_run_report(run: TrainingRun, loop: Loop) -> None:
@@ -322,7 +322,8 @@ def write_run_report(run: TrainingRun, loop: Loop) -> None:
     last = run_dir.read_evaluations(run.output_dir)[-1]
     title = f"{run.output_dir}: {last['protocol']}"
     newest = checkpoint.step_folders(run.output_dir)[-1]
-    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest))
+    card = model_card(newest, run.config)
+    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest, card))
 
 
 def load_checkpoint(run: TrainingRun) -> int:
@@ -385,4 +386,4 @@ def resolve_auto_settings(run: TrainingRun) -> TrainingRun:
                 torch.cuda.synchronize()
 
         values["training"]["precision"] = choose_precision(run_step)
-    return TrainingRun(Config.model_validate(all_gather_object(values)[0]))
+    return TrainingRun(type(run.config).model_validate(all_gather_object(values)[0]))

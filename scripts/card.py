@@ -8,7 +8,9 @@ from pathlib import Path
 
 from mamo.cli import run
 from mamo.reports.card import model_card
+from mamo.tasks.registry import load_config
 from mamo.training import checkpoint
+from mamo.training.run_dir import CONFIG
 
 
 def main() -> None:
@@ -17,7 +19,8 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="a run folder (its last checkpoint) or a step folder")
     parser.add_argument("--to", type=Path, help="file to write; without it the card is printed")
     arguments = parser.parse_args()
-    text = model_card(checkpoint.resolve(arguments.checkpoint))
+    folder = checkpoint.resolve(arguments.checkpoint)
+    text = model_card(folder, load_config(folder / CONFIG))
     if arguments.to is None:
         print(text, end="")
     else:

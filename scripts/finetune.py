@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from mamo.cli import run
-from mamo.training.resume import finetune_config
+from mamo.tasks.registry import finetune_config
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mamo.cli import run
-from mamo.config.load import load_config
+from mamo.tasks.registry import load_config
 
 
 def main() -> None:

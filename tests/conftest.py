@@ -60,7 +60,7 @@ def tiny_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny(tiny_file: Callable[..., Path]) -> Callable[..., Any]:
     """The same as a validated config."""
-    from mamo.config.load import load_config
+    from mamo.tasks.registry import load_config
 
     return lambda **over: load_config(tiny_file(**over))
 
@@ -70,7 +70,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the picture, which takes longer than the run."""
     import mamo.trainer
 
-    monkeypatch.setattr(mamo.trainer, "plot_curves", lambda output_dir: None)
+    monkeypatch.setattr(mamo.trainer, "plot_curves", lambda *_: None)
 
 
 @pytest.fixture
@@ -97,11 +97,11 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], None]], 
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny pre-trained run of two steps, to fine-tune from; not to be written to."""
     import mamo.trainer
-    from mamo.config.load import build_config
+    from mamo.tasks.registry import build_config
 
     short = {"training": {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}}
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamo.trainer, "plot_curves", lambda output_dir: None)
+        patch.setattr(mamo.trainer, "plot_curves", lambda *_: None)
         mamo.trainer.train(build_config(merged({**TINY, "output_dir": str(folder)}, short)), is_resume=False)
     return folder

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 from mamo import estimate
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.models.attention import explicit_attention
 from mamo.trainer import TrainingRun
 
 SHORT = {"total_steps": 20, "checkpoint_every_steps": 5}
 
 
-def test_the_table_adds_up(tiny: Callable[..., Config]) -> None:
+def test_the_table_adds_up(tiny: Callable[..., RunConfig]) -> None:
     """Bug: the weight that the masked-word head shares is counted twice, or a head is left out."""
     run = TrainingRun(tiny(training=SHORT))
     network = run.task.network
@@ -73,7 +73,7 @@ def test_peak_counts_each_storage_while_it_lives() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 def test_peak_of_a_pass_equals_what_the_allocator_saw(
-    tiny: Callable[..., Config], precision: str, is_checkpointed: bool
+    tiny: Callable[..., RunConfig], precision: str, is_checkpointed: bool
 ) -> None:
     """Bug: the backward pass, its gradients, the rounded weights or the inputs kept by checkpointing are left out."""
     config = tiny(training={**SHORT, "precision": precision, "activation_checkpointing": is_checkpointed})
@@ -93,7 +93,7 @@ def test_peak_of_a_pass_equals_what_the_allocator_saw(
     del kept
 
 
-def test_the_memory_estimate_bounds_what_a_step_holds(tiny: Callable[..., Config]) -> None:
+def test_the_memory_estimate_bounds_what_a_step_holds(tiny: Callable[..., RunConfig]) -> None:
     """Bug: Adam's moments or the teacher are forgotten."""
     run = TrainingRun(tiny(training=SHORT))
     memory = estimate.memory_bytes(run, 1000)
@@ -110,7 +110,7 @@ def test_the_memory_estimate_bounds_what_a_step_holds(tiny: Callable[..., Config
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_plan_prints_everything_and_writes_nothing(
-    tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
+    tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
 ) -> None:
     """Bug: planning claims the folder of the run, so that the run itself is then refused; a number is missing."""
     config = tiny(training={**SHORT, "precision": precision, "micro_batch_size": 4})

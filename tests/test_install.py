@@ -23,7 +23,7 @@ from pathlib import Path
 import mamo
 for module in pkgutil.walk_packages(mamo.__path__, "mamo."):
     importlib.import_module(module.name)
-from mamo.config import load_config
+from mamo.tasks.registry import load_config
 from mamo.tasks.launch import train
 train(load_config(Path("tiny.yaml")), is_resume=False)
 model = mamo.load("run")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mamo import trainer
-from mamo.config.load import load_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
+from mamo.tasks.registry import load_config
 from mamo.training import checkpoint, run_dir
 from mamo.training.async_writer import AsyncWriter
 from mamo.training.loop import Loop
@@ -19,7 +19,7 @@ from mamo.training.loop import Loop
 EVALUATION = {"enabled": True, "retrieval_items": 8, "probe_items": 8, "rerank_k": 3, "batch_size": 8}
 
 
-def test_a_run_leaves_what_the_readme_promises(tiny: Callable[..., Config]) -> None:
+def test_a_run_leaves_what_the_readme_promises(tiny: Callable[..., RunConfig]) -> None:
     """Bug: a file, a key or a loss is missing from what a run writes; a clock's number is in the metrics."""
     config = tiny(training={"total_steps": 3, "checkpoint_every_steps": 2}, evaluation=EVALUATION)
     trainer.train(config, is_resume=False)
@@ -69,7 +69,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.usefixtures("no_curves")
 def test_a_kill_around_an_evaluation_loses_and_doubles_none(
-    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Bug: an evaluation that was due at the checkpoint is left out after a resume, or stands there twice."""
     calls = counted(monkeypatch)
@@ -103,7 +103,7 @@ def test_a_kill_around_an_evaluation_loses_and_doubles_none(
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_results_are_cut_back_to_the_checkpoint(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_cut_back_to_the_checkpoint(tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: an evaluation of weights that no checkpoint holds any more stays in `results.json`."""
     counted(monkeypatch)
     config = tiny(training={"total_steps": 8, "checkpoint_every_steps": 4}, evaluation={**EVALUATION, "every_steps": 2})
@@ -118,7 +118,7 @@ def test_results_are_cut_back_to_the_checkpoint(tiny: Callable[..., Config], mon
     assert run_dir.read_evaluations(run) == whole
 
 
-def test_a_run_begins_with_its_curriculum(tiny: Callable[..., Config]) -> None:
+def test_a_run_begins_with_its_curriculum(tiny: Callable[..., RunConfig]) -> None:
     """Bug: the stages of the config do not reach the order of the run's batches."""
     batches = itertools.islice(trainer.TrainingRun(tiny(data={"curriculum_scenes": [16, 16]})).batches(0, 0), 4)
     seen = [number for batch in batches for number in batch.sample_id.tolist()]

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from mamo.benchmark.measure import Precision
-from mamo.config.load import build_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.config.values import merge
 from mamo.data.pairs import Sample
 from mamo.data.tokenizer import SPECIAL_TOKENS, tokenizer_of
 from mamo.tasks.pretrain.batch import PairBatch
+from mamo.tasks.registry import build_config
 from mamo.trainer import TrainingRun
 from mamo.training.loop import Loop
 
@@ -55,7 +55,7 @@ class Case:
     processes: int = 1
     """Processes that share the batch; ITM's pools fill the part of one."""
 
-    def config(self, folder: Path, device: str, precision: str) -> Config:
+    def config(self, folder: Path, device: str, precision: str) -> RunConfig:
         """The configuration of the case; its tokenizer is written into `folder`."""
         tokenizer = folder / f"tokenizer-{self.vocabulary_size}"
         if not tokenizer.exists():

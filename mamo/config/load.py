@@ -1,44 +1,61 @@
-"""Load a config: YAML file, `section.key=value` overrides, validation."""
+"""Load a config: YAML file, `section.key=value` overrides, validation by the config type of its task."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from mamo.config.presets import PRESETS
-from mamo.config.schema import Config, Section
+from mamo.config.schema import DEFAULT_TASK, ModelConfig, RunConfig, Section
+from mamo.config.unused import Types, drop_unused, preset_of, restrict, section_at
 from mamo.config.values import merge, read_values
 
+ConfigTypeOf = Callable[[str], type[RunConfig]]
+"""Name or import path of a task -> its config type. Raises ValueError for a task that there is not."""
+BuildConfig = Callable[[dict[str, Any], str], RunConfig]
+"""(plain values, their origin) -> config; `build_config` for the tasks of a program."""
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, apply `section.key=value` overrides, validate.
+
+def load_config(path: Path, overrides: Sequence[str], config_type_of: ConfigTypeOf, types: Types) -> RunConfig:
+    """Read `path`, apply `section.key=value` overrides, validate; see `build_config`."""
+    return build_config(read_values(path, overrides), str(path), config_type_of, types)
+
+
+def build_config(values: dict[str, Any], origin: str, config_type_of: ConfigTypeOf, types: Types) -> RunConfig:
+    """Validate plain values. Fills `model` from its preset first.
+
+    Args:
+        values: sections and keys.
+        origin: names `values` in messages.
+        config_type_of: finds the config type of the task that `values` name.
+        types: config types of all known tasks. A key that only others have is dropped at its default.
 
     Raises:
         ValueError: one message that lists every problem, each with its dotted path and, for an unknown key, the nearest
             valid one.
     """
-    return build_config(read_values(path, overrides), str(path))
-
-
-def build_config(values: dict[str, Any], origin: str = "config") -> Config:
-    """Validate plain values; fills `model` from its preset first. Raises `ValueError` as `load_config` does."""
-    model = values.get("model")
-    if isinstance(model, dict) and isinstance(model.get("preset", "tiny"), str):
-        preset = PRESETS.get(model.get("preset", "tiny"), {})
-        values = {**values, "model": merge(preset, model)}
-    elif model is None:
-        values = {**values, "model": dict(PRESETS["tiny"])}
+    task = values.get("task", DEFAULT_TASK)
+    if not isinstance(task, str):
+        raise _refusal(origin, [f"task: give the name of a task (found {task!r})"])
     try:
-        return Config.model_validate(values)
+        config_type = config_type_of(task)
+    except ValueError as error:
+        raise _refusal(origin, [str(error)]) from None
+    values, lines = drop_unused({**values, "task": task}, task, config_type, types)
+    values["model"] = _with_preset(values.get("model", {}), section_at(config_type, "model") or ModelConfig)
+    try:
+        config = config_type.model_validate(values)
     except ValidationError as error:
-        lines = [line for problem in error.errors() for line in explain(problem, Config)]
-        raise ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(lines)) from None
+        lines += [line for problem in error.errors() for line in explain(problem, config_type)]
+    if lines:
+        raise _refusal(origin, lines)
+    return config
 
 
 def explain(problem: Any, root: type[Section]) -> list[str]:
-    """The lines that tell a person of one of pydantic's problems with a value of the section `root`."""
+    """Return the lines of a message for one of pydantic's problems with a value of the section `root`."""
     path = [str(part) for part in problem["loc"] if part not in ("int", "list[constrained-int]")]
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
@@ -50,8 +67,19 @@ def explain(problem: Any, root: type[Section]) -> list[str]:
     return [f"{dotted}: {message} (found {problem['input']!r})"] if path else str(message).split("\n")
 
 
+def _with_preset(model: Any, section: type[Section]) -> Any:
+    """Fill `model` from its preset; a preset that there is not is left to the validation."""
+    if model is not None and not (isinstance(model, dict) and model.get("preset", "tiny") in PRESETS):
+        return model
+    return merge(restrict(PRESETS[preset_of(model)], section), model or {})
+
+
 def _keys_of(path: list[str], root: type[Section]) -> list[str]:
     section: Any = root
     for part in path:
         section = getattr(getattr(section, "model_fields", {}).get(part), "annotation", Section)
     return list(getattr(section, "model_fields", {}))
+
+
+def _refusal(origin: str, lines: list[str]) -> ValueError:
+    return ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(lines))

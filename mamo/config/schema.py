@@ -1,28 +1,46 @@
-"""Typed, strict configuration: YAML file -> `section.key=value` overrides -> one validated, frozen `Config`.
+"""Typed, strict configuration: YAML file -> `section.key=value` overrides -> one validated, frozen config of its task.
 
+`RunConfig` has the keys that every task uses. Each task adds its own sections in `mamo/tasks/NAME/config.py`.
 Every problem in a file is reported at once, each with its dotted path, the value found and the nearest valid key,
-before a model is built. `dump` writes the resolved configuration, from which a run can be repeated exactly.
+before a model is built.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from mamo.config.rules import contradictions
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0.0)]
+Settings = dict[str, Any]
+"""Settings of a class from outside, which validates them itself."""
 
-LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text", "recon")
+DEFAULT_TASK = "pretrain"
+"""Task of a file that names none."""
 
 
 class Section(BaseModel):
     """A strict section: unknown keys, booleans for numbers, numbers for text, infinity and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    unused: ClassVar[float | None] = None
+    """Value at which a key that only other tasks have changes nothing here; None: its default."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield `key: what is wrong` for each contradiction between the keys of this section."""
+        yield from ()
+
+    def all_problems(self) -> Iterator[str]:
+        """Yield the problems of this section and of those inside it, with dotted keys."""
+        yield from self.problems()
+        for name in type(self).model_fields:
+            inner = getattr(self, name)
+            if isinstance(inner, Section):
+                yield from (f"{name}.{problem}" for problem in inner.all_problems())
 
 
 class AugmentationConfig(Section):
@@ -46,7 +64,7 @@ class BadSampleConfig(Section):
 
 
 class DataConfig(Section):
-    """Where image-text pairs come from."""
+    """Images and texts."""
 
     source: Literal["scenes", "pairs", "records"] = "scenes"
     """`scenes`: the embedded world. `pairs`: files of image-text pairs. `records`: JSON Lines of the task's records."""
@@ -84,15 +102,29 @@ class DataConfig(Section):
             return value
         raise ValueError("give one side or [height, width]")
 
+    def problems(self) -> Iterator[str]:
+        """Yield contradictions between the keys of `data`."""
+        if self.source != "scenes" and not self.train_files:
+            yield f"train_file: needed when data.source is {self.source}"
+        if self.source == "records":
+            for key in ("train_split", "eval_split", "statements_file"):
+                if getattr(self, key) is not None:
+                    yield f"{key}: contradicts data.source: records, whose files hold one split each"
+        if sum(self.curriculum_scenes) > self.train_scenes:
+            n_scenes = sum(self.curriculum_scenes)
+            yield f"curriculum_scenes: {n_scenes} scenes are more than train_scenes {self.train_scenes}"
+        if any(n % 2 for n in self.curriculum_scenes):
+            yield "curriculum_scenes: scenes come in pairs; use even numbers"
+
     @property
     def train_files(self) -> list[str]:
-        """`train_file` as a list."""
+        """Return `train_file` as a list."""
         files = self.train_file or []
         return [files] if isinstance(files, str) else files
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """Return (height, width) in pixels."""
         sides = self.image_size_px
         return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 
@@ -112,6 +144,8 @@ class ImageEncoderConfig(Section):
     """Attention heads; they divide `width`."""
     weights: str = "random"
     """`random`, `timm` (published, by name), a file or a folder as timm, OpenAI, open_clip or transformers store it."""
+    settings: Settings = {}
+    """Settings of an image tower whose class `name` gives as `module:Class`."""
 
 
 class TextEncoderConfig(Section):
@@ -130,35 +164,49 @@ class TextEncoderConfig(Section):
     layers: Positive = 3
     """Number of lower layers that form the text encoder; of MLIM all layers, which patches pass too."""
 
+    def problems(self) -> Iterator[str]:
+        """Yield contradictions between the keys of `model.text`."""
+        if self.weights == "bert" and self.bert is None:
+            yield "bert: needed when model.text.weights is bert"
+
+
+class TextTowerConfig(TextEncoderConfig):
+    """The lower layers of a Hugging Face BERT, or a text tower from outside."""
+
+    name: str | None = None
+    """Text tower by its class, `module:Class`; null: BERT."""
+    settings: Settings = {}
+    """Settings of that class."""
+
 
 class ModelConfig(Section):
-    """The network of MAMO; MLIM reads `text`, `dropout` and `embedder_layers` alone."""
+    """Keys that the network of every task has."""
 
     preset: Literal["tiny", "small", "base"] = "tiny"
-    """Values for every key below that the file does not give; see `mamo/presets.py`."""
-    image: ImageEncoderConfig = ImageEncoderConfig()
+    """Values for every key below that the file does not give; see `mamo/config/presets.py`."""
     text: TextEncoderConfig = TextEncoderConfig()
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout of text encoder and fusion."""
+
+
+class MamoModelConfig(ModelConfig):
+    """The network of MAMO: two encoders and a fusion."""
+
+    image: ImageEncoderConfig = ImageEncoderConfig()
+    text: TextTowerConfig = TextTowerConfig()
     fusion_type: Literal["concat", "cross"] = "concat"
     """`concat`: self-attention over image and text, outputs for both; `cross`: text attends to the image (ALBEF)."""
     fusion_layers: Positive = 3
     """Transformer layers over the tokens of image and text."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Dropout of text encoder and fusion."""
     itc_width: Positive = 128
     """Width of the shared ITC space."""
     mim_head_blocks: Annotated[int, Field(ge=0, le=6)] = 0
     """0: an MLP; 1 to 6: transformer blocks over the masked slots (Table 10)."""
-    embedder_layers: Annotated[int, Field(ge=1, le=10)] = 3
-    """MLIM's convolutions, each of which halves the image: a patch has 2 to this power pixels a side (paper: 7)."""
 
 
-class MaskingConfig(Section):
-    """How the masked views are drawn; ratios as in the paper's section 4 (75 % and 25 %)."""
+class BaseMaskingConfig(Section):
+    """How much is masked, whichever passes read it."""
 
-    mode: Literal["alternate", "joint", "modality_aware"] = "alternate"
-    """`alternate`: one modality is masked a pass; `joint`: one pass with both masked. `modality_aware` (MLIM): one
-    pass; of each third of the samples the image alone, the text alone, or both are masked, the last by `light_ratio`.
-    """
     image_ratio: Ratio = 0.75
     """Share of the patches that are masked, at least one."""
     image_style: Literal["random", "block"] = "random"
@@ -167,14 +215,23 @@ class MaskingConfig(Section):
     """Share of the tokens, special ones apart, that are masked, at least one."""
     text_unit: Literal["token", "word"] = "token"
     """`word` masks all pieces of a chosen word."""
+
+
+class MaskingConfig(BaseMaskingConfig):
+    """How the masked views are drawn; ratios as in the paper's section 4 (75 % and 25 %)."""
+
+    mode: Literal["alternate", "joint"] = "alternate"
+    """`alternate`: one modality is masked a pass; `joint`: one pass with both masked."""
+    plan: str | None = None
+    """Masked passes by a class from outside, `module:Class`; null: those of `mode`."""
     text_replacement: Literal["mask", "bert"] = "mask"
     """`mask`: a chosen token becomes [MASK]; `bert`: 80 % do, 10 % become a random token, 10 % stay."""
-    light_ratio: Ratio = 0.15
-    """Of `modality_aware`, where both are masked. MLIM does not state it; 15 % is BERT's."""
 
 
 class LossWeights(Section):
-    """Weight of each loss in the sum (the paper's Eq. 6: all of MAMO's 1); 0 switches a loss and its head off."""
+    """Weight of each loss in the sum (the paper's Eq. 6: all 1); 0 switches a loss and its head off."""
+
+    unused: ClassVar[float | None] = 0.0
 
     itc: Weight = 1.0
     """Image-text contrast of the two encoders."""
@@ -188,14 +245,14 @@ class LossWeights(Section):
     """At masked patches, the teacher's fused tokens of the whole pair."""
     mrm_text: Weight = 1.0
     """At masked words, the teacher's fused tokens of the whole pair."""
-    recon: Weight = 0.0
-    """MLIM's image loss, squared error of pixels. MLIM has this, `mlm` and `itm`, MAMO has all others."""
 
 
 class LossConfig(Section):
     """The losses and what they contrast with."""
 
     weights: LossWeights = LossWeights()
+    extra: list[str | Settings] = []
+    """Losses from outside, each a class `module:Class`, or a section with its settings."""
     itc_candidates: Literal["teacher", "batch"] = "teacher"
     """`teacher`: the teacher's features of the global batch and of the queue; `batch`: plainly in batch."""
     queue_size: NonNegative = 0
@@ -210,14 +267,24 @@ class LossConfig(Section):
     """Steps over which that share grows from 0."""
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07
     """First value of the learnable ITC temperature."""
-    itm_negatives: Literal["pool", "foils"] = "pool"
-    """`pool`: hard negatives by ITC; `foils` (grounding): the records' own expressions that are true of nothing."""
     itm_pool_size: Annotated[int, Field(ge=2)] = 32
     """Hard negatives come from fixed pools of this many consecutive samples."""
     mim_target: Literal["features", "pixels"] = "features"
     """The teacher's image-encoder features, or normalised pixels (Table 9)."""
-    recon_area: Literal["masked", "image"] = "masked"
-    """Pixels that `recon` counts: of masked patches, or all. Sources on MLIM differ."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield contradictions between the losses."""
+        if not self.extra and all(weight == 0 for _, weight in self.weights):
+            yield "weights: every loss is switched off"
+        if self.itc_candidates == "batch" and self.queue_size:
+            yield "queue_size: contradicts losses.itc_candidates: batch; use 0"
+        if self.itc_candidates == "batch" and self.itc_soft_target_alpha:
+            yield "itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
+        for key, name in (("mlm_soft_target_alpha", "mlm"), ("itc_soft_target_alpha", "itc")):
+            if getattr(self, key) and not getattr(self.weights, name):
+                yield f"{key}: contradicts losses.weights.{name}: 0; use 0"
+        if self.mim_target == "pixels" and not self.weights.mim:
+            yield "mim_target: pixels contradicts losses.weights.mim: 0; remove it"
 
 
 class TeacherConfig(Section):
@@ -227,30 +294,6 @@ class TeacherConfig(Section):
     """m; 1 never moves the teacher."""
     schedule: Literal["constant", "cosine"] = "constant"
     """`cosine` moves the momentum from `momentum` to 1 over the run."""
-
-
-class VqaConfig(Section):
-    """Visual question answering."""
-
-    head: Literal["decoder", "classifier"] = "decoder"
-    """`decoder` writes answers word by word and is ranked over the answer list; `classifier` chooses from the list."""
-    answer_min_count: Positive = 9
-    """An answer is on the list if it is the commonest one to at least this many training questions."""
-
-
-class ReasoningConfig(Section):
-    """Sentences about one image or a pair (NLVR, NLVR2)."""
-
-    cross_layers: Positive = 1
-    """Transformer layers across the fused tokens of the images; the last one computes their [CLS] alone."""
-
-
-class MatchingConfig(Section):
-    """Are two listings of a catalogue of the same item?"""
-
-    modality_dropout: Fraction = 0.6667
-    """How often one modality of a training pair is dropped, image or text alike. MLIM does not state it; the default
-    gives both, image only and text only a third each; 0 never drops."""
 
 
 class TrainingConfig(Section):
@@ -291,6 +334,22 @@ class TrainingConfig(Section):
     checkpoints_kept: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints kept; two at least, so that a broken one has a predecessor."""
 
+    def problems(self) -> Iterator[str]:
+        """Yield contradictions between the keys of `training`."""
+        if self.warmup_steps > self.total_steps:
+            yield f"warmup_steps: {self.warmup_steps} is more than total_steps {self.total_steps}"
+        if self.learning_rate_min > self.learning_rate:
+            yield "learning_rate_min: is above training.learning_rate"
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            yield "optimizer: muon needs whole matrices, which training.parallel: fsdp splits; use ddp or adamw"
+        if self.batch_size_global % self.micro_batch:
+            yield f"micro_batch_size: {self.micro_batch} does not divide batch_size_global {self.batch_size_global}"
+
+    @property
+    def micro_batch(self) -> int:
+        """Return the samples of a forward pass in a single process."""
+        return self.micro_batch_size or self.batch_size_global
+
 
 class EvaluationConfig(Section):
     """Zero-shot evaluation at the end, and every `every_steps`."""
@@ -315,15 +374,16 @@ class EvaluationConfig(Section):
     """Images, texts or pairs in one forward pass of the evaluation."""
 
 
-class Config(Section):
-    """One run."""
+class RunConfig(Section):
+    """One run: the keys that every task uses."""
+
+    file_source: ClassVar[Literal["pairs", "records"] | None] = "pairs"
+    """`data.source` of the task's files; None: the task has scenes only."""
 
     seed: NonNegative = 0
     """Of weights, order, captions, augmentation, masks and dropout; the embedded world is the same for all seeds."""
-    task: Literal["pretrain", "grounding", "vqa", "reasoning", "mlim", "matching"] = "pretrain"
-    """What is trained. `pretrain`: the losses of `losses` on image-text pairs, which fine-tune retrieval too.
-    `grounding`: the same on images and expressions. `vqa`: answers. `reasoning`: is a sentence true of images?
-    `mlim`: pre-training of MLIM on image-text pairs; `matching`: its fine-tuning on pairs of a catalogue's items."""
+    task: str
+    """What is trained, by name, or a task from outside by its class, `module:Class`."""
     output_dir: str
     """Folder of the run: new or empty, unless it is resumed."""
     checkpoint: str | None = None
@@ -332,18 +392,69 @@ class Config(Section):
     """Take architecture, vocabulary and sizes of `checkpoint` but none of its weights: the control of a fine-tuning."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    masking: MaskingConfig = MaskingConfig()
-    losses: LossConfig = LossConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    vqa: VqaConfig = VqaConfig()
-    reasoning: ReasoningConfig = ReasoningConfig()
-    matching: MatchingConfig = MatchingConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def pass_unit(self) -> int:
+        """Return how many consecutive samples must share a forward pass."""
+        return 1
+
+    def problems(self) -> Iterator[str]:
+        """Yield contradictions between the sections that every task has."""
+        yield from self._source_problems()
+        if self.data.source != "pairs" and self.evaluation.retrieval_folds > 1:
+            yield f"evaluation.retrieval_folds: divides the images of data.source: pairs, not of {self.data.source}"
+        if self.from_scratch and self.checkpoint is None:
+            yield "from_scratch: needs a checkpoint, whose architecture it takes"
+        if self.training.micro_batch % self.pass_unit:
+            yield (
+                f"losses.itm_pool_size: {self.pass_unit} does not divide the micro-batch of {self.training.micro_batch}"
+            )
+
+    def _source_problems(self) -> Iterator[str]:
+        data, files = self.data, self.file_source
+        if data.source not in ("scenes", files):
+            valid = "scenes" if files is None else f"scenes or {files}"
+            yield f"data.source: {data.source} contradicts task {self.task}; use {valid}"
+        if data.source != "scenes" and self.evaluation.enabled and data.eval_file is None:
+            name = f"name held-out {files} or " if files else ""
+            yield f"data.eval_file: needed when evaluation.enabled is true; {name}disable evaluation"
+        if data.source == "scenes":
+            remedy = f"use data.source: {files}" if files else "remove it"
+            for key in ("train_file", "train_split", "eval_file", "eval_split", "statements_file"):
+                if getattr(data, key) is not None:
+                    yield f"data.{key}: contradicts data.source: scenes; {remedy}"
+        if data.curriculum_scenes and (data.source != "scenes" or files != "pairs"):
+            yield "data.curriculum_scenes: is for image-text pairs of data.source: scenes; remove it"
+
     @model_validator(mode="after")
-    def _no_contradiction(self) -> "Config":
-        problems = list(contradictions(self))
+    def _check_problems(self) -> "RunConfig":
+        problems = list(self.all_problems())
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+class MamoConfig(RunConfig):
+    """One run with the network of MAMO."""
+
+    model: MamoModelConfig = MamoModelConfig()
+
+    def problems(self) -> Iterator[str]:
+        """Yield also what cross-attention fusion cannot do."""
+        yield from super().problems()
+        if self.model.fusion_type == "cross":
+            yield from self.cross_fusion_problems()
+
+    def cross_fusion_problems(self) -> Iterator[str]:
+        """Yield `dotted.key: what is wrong` for what needs `model.fusion_type: concat`."""
+        training = self.training
+        used = {
+            "parallel": training.parallel == "fsdp",
+            "compile": training.compile,
+            "activation_checkpointing": training.activation_checkpointing,
+        }
+        for key, is_used in used.items():
+            if is_used:  # they act on a layer's `forward`; methods of cross-attention layers are called directly
+                yield f"training.{key}: does not reach layers of model.fusion_type: cross; use its default or concat"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.config.values import merge
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
@@ -157,7 +157,7 @@ def apply_protocol(protocol: str, values: dict[str, Any], is_compatible: Callabl
     return changed
 
 
-def protocol_of(config: Config, scenes_name: str) -> str:
+def protocol_of(config: RunConfig, scenes_name: str) -> str:
     """Return the protocol that the evaluation of a run agrees with; `NAME-custom` where it changes what that fixes.
 
     Args:
@@ -174,7 +174,7 @@ def protocol_of(config: Config, scenes_name: str) -> str:
     return protocol_name(f"scenes-{data.difficulty}-{scenes_name}", config)
 
 
-def protocol_name(protocol: str, config: Config) -> str:
+def protocol_name(protocol: str, config: RunConfig) -> str:
     """`protocol`, or `protocol-custom` where the config or the number of its records is not what the protocol fixes.
 
     Where files lie is free.
@@ -215,7 +215,7 @@ def check_lineage(protocol: str, ancestry: Sequence[Mapping[str, Any]]) -> str:
     return protocol
 
 
-def split_of(protocol: str, config: Config) -> str:
+def split_of(protocol: str, config: RunConfig) -> str:
     """What is evaluated: of a public set the name of its file (val, testA, ...), else what the protocol says."""
     base = PROTOCOLS.get(protocol) or next(p for name, p in PROTOCOLS.items() if protocol.startswith(f"{name}-"))
     return (

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.distributed import world_size
 from mamo.evaluation.protocols import split_of
 
 
 def result_entry(
-    config: Config,
+    config: RunConfig,
     protocol: str,
     scorer: str,
     folder: Path,

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.evaluation.results import versions
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, ImageTokens, ReencodedImages, Scorer
@@ -128,7 +128,7 @@ def indexed(
     texts: EncodeTexts,
     encode: Encode,
     images: Sequence[Any],
-    config: Config,
+    config: RunConfig,
     cache: str | Path | None,
 ) -> Gallery[str]:
     """What `Model.index` says.

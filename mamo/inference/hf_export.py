@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mamo.config.load import build_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.evaluation.predictor import Predictor
 from mamo.models.vlm import Network
+from mamo.tasks.registry import build_config
 from mamo.tasks.restore import restore_task
 from mamo.training.checkpoint import CheckpointError
 from mamo.training.run_dir import BERT
@@ -41,7 +41,7 @@ def is_exported(folder: Path) -> bool:
 
 
 def write_exported(
-    folder: Path, network: Network, tokenizer: Any, config: Config, card: str, carried: Mapping[str, str]
+    folder: Path, network: Network, tokenizer: Any, config: RunConfig, card: str, carried: Mapping[str, str]
 ) -> None:
     """Write a network into an existing folder; a BERT that its config names is written down in `bert/`."""
     tokenizer.save_pretrained(folder)
@@ -62,7 +62,7 @@ def write_exported(
     (folder / CARD).write_text(_HEADER + card, "utf-8")
 
 
-def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, Config, str, Mapping[str, str]]:
+def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, RunConfig, str, Mapping[str, str]]:
     """The network on `device`, the config of its run, its card, and what it carries (`Task.assets`).
 
     Raises:

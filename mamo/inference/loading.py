@@ -7,12 +7,11 @@ from typing import Literal
 
 import torch
 
-from mamo.config.load import load_config
 from mamo.hub import hub_folder
 from mamo.inference.hf_export import FILES, WEIGHTS, is_exported, read_exported
 from mamo.inference.model import Model, model_of
 from mamo.reports.card import model_card
-from mamo.tasks.registry import TASKS
+from mamo.tasks.registry import TASKS, load_config
 from mamo.tasks.restore import restore_task
 from mamo.training import checkpoint
 from mamo.training.checkpoint import CheckpointError
@@ -67,7 +66,7 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Liter
         raise
     except (OSError, ValueError) as error:  # a config of another version, no tokenizer
         raise CheckpointError(f"{folder}: not a checkpoint that can be read: {error}") from error
-    return model_of(predictor, config, model_card(folder), task.assets, precision)
+    return model_of(predictor, config, model_card(folder, config), task.assets, precision)
 
 
 def _near(folder: Path) -> str:

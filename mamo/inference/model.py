@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.processor import ImageLike, Processor
@@ -91,7 +91,7 @@ class Model(ModelHubMixin):
     True
     """
 
-    def __init__(self, predictor: Predictor, config: Config, card: str, assets: Mapping[str, str]) -> None:
+    def __init__(self, predictor: Predictor, config: RunConfig, card: str, assets: Mapping[str, str]) -> None:
         """Take a predictor; `assets` are texts by file name that belong to the weights, as VQA's answer list."""
         self.network = predictor.network
         self.processor = predictor.processor
@@ -346,7 +346,7 @@ class Model(ModelHubMixin):
 
 
 def model_of(
-    predictor: Predictor, config: Config, card: str, assets: Mapping[str, str], precision: Literal["fp32", "bf16"]
+    predictor: Predictor, config: RunConfig, card: str, assets: Mapping[str, str], precision: Literal["fp32", "bf16"]
 ) -> Model:
     """A model of what was loaded; raises ValueError for another precision."""
     if precision not in ("fp32", "bf16"):

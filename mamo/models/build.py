@@ -10,7 +10,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from mamo.config.schema import Config
+from mamo.config.schema import MamoConfig, RunConfig
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
@@ -20,7 +20,7 @@ from mamo.models.vlm import Backbone, Mamo
 logger = logging.getLogger(__name__)
 
 
-def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> Backbone:
+def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) -> Backbone:
     """The part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
     model = config.model
@@ -38,7 +38,7 @@ def build_backbone(config: Config, vocabulary_size: int, pad_token_id: int) -> B
     return Backbone(image_encoder, text_encoder, fusion, model.itc_width)
 
 
-def load_published(config: Config, network: Mamo) -> None:
+def load_published(config: MamoConfig, network: Mamo) -> None:
     """Fill a network with the published weights that `model` names, if any."""
     model, backbone = config.model, network.backbone
     if model.image.weights != "random":
@@ -49,7 +49,7 @@ def load_published(config: Config, network: Mamo) -> None:
         logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
 
 
-def _fusion(config: Config, image_encoder: ImageEncoder, bert: BertConfig) -> Fusion | CrossFusion:
+def _fusion(config: MamoConfig, image_encoder: ImageEncoder, bert: BertConfig) -> Fusion | CrossFusion:
     """The fusion of a config, as wide as the text encoder: its layers can be BERT's upper ones."""
     sizes: dict[str, Any] = {
         "width": bert.hidden_size,
@@ -88,7 +88,7 @@ def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -
     }
 
 
-def bert_config_of(config: Config, vocabulary_size: int, pad_token_id: int) -> BertConfig:
+def bert_config_of(config: RunConfig, vocabulary_size: int, pad_token_id: int) -> BertConfig:
     text = config.model.text
     if text.bert is None:
         bert = BertConfig(

@@ -7,14 +7,12 @@ from typing import Any
 
 from safetensors import safe_open
 
-from mamo.config.load import load_config
-from mamo.config.schema import Config
-from mamo.training.run_dir import CONFIG, RESULTS
+from mamo.config.schema import RunConfig
+from mamo.training.run_dir import RESULTS
 
 
-def model_card(folder: Path) -> str:
-    """The card of a verified step folder (`checkpoint.resolve`)."""
-    config = load_config(folder / CONFIG)
+def model_card(folder: Path, config: RunConfig) -> str:
+    """Return the card of a verified step folder (`checkpoint.resolve`); `config` is the folder's own."""
     state = json.loads((folder / "state.json").read_text())
     training = config.training
     facts = {
@@ -41,7 +39,7 @@ def model_card(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _data(config: Config) -> str:
+def _data(config: RunConfig) -> str:
     data = config.data
     if data.source != "scenes":
         return str(data.train_file)

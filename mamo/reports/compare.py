@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mamo.config.values import read_values
-from mamo.training.resume import flatten
+from mamo.config.values import flatten, read_values
 from mamo.training.run_dir import CONFIG, METRICS, read_evaluations, read_jsonl
 
 Floats = NDArray[np.float64]

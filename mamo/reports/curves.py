@@ -2,14 +2,15 @@
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mamo.config.load import load_config
-from mamo.training.resume import RESUME_MAY_CHANGE, flatten
+from mamo.config.schema import RunConfig
+from mamo.config.values import flatten
+from mamo.training.resume import RESUME_MAY_CHANGE
 from mamo.training.run_dir import CONFIG, CURVES, METRICS, read_evaluations, read_jsonl
 
 PANELS = 4
@@ -23,18 +24,19 @@ _OF_ANY_VALUE = (*RESUME_MAY_CHANGE, "seed", "training.device", "training.precis
 """Free to differ from the reference: changes no curve beyond what a seed does; a preset's values are in `model`."""
 
 
-def plot_curves(output_dir: Path) -> None:
+def plot_curves(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> None:
     """Write `curves.png`: one panel a series, the raw values faint, a running mean on top.
 
     Where `REFERENCES` holds a run of the same config (see `reference_of`), its running mean plus and minus two running
-    standard deviations is the green band below: a run whose mean leaves it is worth a look.
+    standard deviations is the green band below: a run whose mean leaves it is worth a look. `load_config` reads their
+    config files.
     """
     rows = read_jsonl(output_dir / METRICS)
     names = [name for name in (rows[0] if rows else {}) if name != "step" and not name.startswith("weight/")]
     if not names:
         return
     steps = np.array([row["step"] for row in rows])
-    reference = reference_of(output_dir)
+    reference = reference_of(output_dir, load_config)
     expected = read_jsonl(reference / METRICS) if reference is not None else []
     expected = [row for row in expected if row["step"] <= steps[-1]]
     n_rows = -(-len(names) // PANELS)
@@ -58,20 +60,20 @@ def plot_curves(output_dir: Path) -> None:
     figure.savefig(output_dir / CURVES, dpi=100)
 
 
-def reference_of(output_dir: Path) -> Path | None:
+def reference_of(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> Path | None:
     """The folder in `REFERENCES` whose run differs from this one in nothing that determines its curves; None for none.
 
     Resolved configs are compared, keys that one does not have yet at their defaults. Free are the seed, the device, the
     precision and what may differ at a resume (`RESUME_MAY_CHANGE`): folder, workers, layout, checkpoints, evaluation.
     """
-    own = _determining(output_dir / CONFIG)
+    own = _determining(output_dir / CONFIG, load_config)
     if own is None:
         return None
     folders = [path.parent for root in (Path(), CLONE) for path in sorted((root / REFERENCES).glob(f"*/{METRICS}"))]
-    return next((folder for folder in folders if _determining(folder / CONFIG) == own), None)
+    return next((folder for folder in folders if _determining(folder / CONFIG, load_config) == own), None)
 
 
-def _determining(file: Path) -> dict[str, Any] | None:
+def _determining(file: Path, load_config: Callable[[Path], RunConfig]) -> dict[str, Any] | None:
     """The values of a run's config that its curves depend on; None where there is none that this version can run."""
     try:
         values = flatten(load_config(file).model_dump())

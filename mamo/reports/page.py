@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mamo.reports.card import model_card
 from mamo.reports.curves import plot_evaluations
 from mamo.training.run_dir import CURVES, TIMING, atomic_write_text, read_jsonl
 
@@ -45,6 +44,7 @@ def write_report(
     metrics: Mapping[str, float],
     sections: Sequence[tuple[str, str]],
     step_folder: Path | None = None,
+    card: str = "",
 ) -> Path:
     """Write the page into `folder`.
 
@@ -53,13 +53,14 @@ def write_report(
         title: its heading.
         metrics: percentages by name.
         sections: (title, HTML fragment), as `network_pictures` makes them.
-        step_folder: a checkpoint whose card is shown, with its run's curves, evaluations and loading times, or None.
+        step_folder: a checkpoint whose run's curves, evaluations and loading times are shown, or None.
+        card: the card of that checkpoint (`model_card`).
     """
     parts = [("Numbers, in percent", _metrics_table(metrics)), *sections, *_probes(metrics)]
     if step_folder is not None:
         run = step_folder.parent.parent
         parts += [*_curves(run), *_loading(run / TIMING)]
-        parts.append(("The card of the checkpoint", as_html(model_card(step_folder))))
+        parts.append(("The card of the checkpoint", as_html(card)))
     links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(parts))
     body = "".join(
         f'<section id="s{k}"><h2>{html.escape(name)}</h2>{content}</section>' for k, (name, content) in enumerate(parts)

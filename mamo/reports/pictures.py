@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import Config
+from mamo.config.schema import MaskingConfig, RunConfig
 from mamo.data.collate import sample_rng
 from mamo.evaluation.metrics.grounding import IOU_THRESHOLD, best_proposal, iou, to_image_size
 from mamo.evaluation.metrics.retrieval import union_of_pairs
@@ -56,7 +56,12 @@ class Samples:
 
 
 def network_pictures(
-    predictor: Predictor, config: Config, exhibits: Samples, rows: int = SHOWN
+    predictor: Predictor,
+    config: RunConfig,
+    masking: MaskingConfig,
+    mim_target: str,
+    exhibits: Samples,
+    rows: int = SHOWN,
 ) -> list[tuple[str, str]]:
     """(title, HTML fragment) of each kind of picture that the network has the heads for; arguments as `zero_shot`'s.
 
@@ -80,7 +85,7 @@ def network_pictures(
             how = config.evaluation.grounding_heat
             found.append((title, _grounded(scorer, batch, exhibits.expressions[: 2 * rows], pictures, how)))
         sees_parts = network.get_head("mim") is not None or network.get_head("mrm_image") is not None
-        grid, masking = network.backbone.image_encoder.grid, config.masking
+        grid = network.backbone.image_encoder.grid
         drawn = [draw_image_mask(sample_rng(config.seed, 0, k, 0), grid, masking.image_ratio, masking.image_style)
                  for k in range(n)]  # fmt: skip
         visible, masked = (torch.from_numpy(np.stack(part)) for part in zip(*drawn))
@@ -93,7 +98,7 @@ def network_pictures(
             items = exhibits.masked_words
             found.append((title, _filled(scorer, images, partly, items, pictures, hidden, 3 * rows)))
         if network.get_head("mim") is not None and captions:
-            rebuilt = rebuilt_pictures(scorer, batch, captions, visible, masked, config.losses.mim_target)
+            rebuilt = rebuilt_pictures(scorer, batch, captions, visible, masked, mim_target)
             cells = [_trio(pictures[k], mask_patches(pictures[k], masked[k], grid), rebuilt[k], captions[k])
                      for k in range(min(rows, n))]  # fmt: skip
             title = (

@@ -5,9 +5,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mamo.config.load import build_config
 from mamo.config.values import merge
 from mamo.study.spec import Study
+from mamo.tasks.registry import build_config
 from mamo.trainer import TrainingRun
 
 ROUNDS = 5

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mamo.config.load import load_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.evaluator import evaluate
+from mamo.tasks.registry import finetune_config, load_config
 from mamo.trainer import train
 from mamo.training.checkpoint import step_folders
-from mamo.training.resume import finetune_config
 from mamo.training.run_dir import CONFIG, atomic_write_text, read_evaluations
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,8 @@ def run_pipeline(
         for name, more in ((row.task, []), (f"{row.task}-{FROM_SCRATCH}", ["from_scratch=true"])):
             output = folder / name
             given = [*overrides, f"checkpoint={source}", f"output_dir={output}", *more]
-            stage(finetune_config(finetuning / f"{row.task}_scenes.yaml", given, (output / CONFIG).is_file()))
+            is_begun = (output / CONFIG).is_file()
+            stage(finetune_config(finetuning / f"{row.task}_scenes.yaml", given, is_begun))
             results[name] = metrics_of(output)
     table = table_of(results, rows)
     atomic_write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
@@ -92,7 +92,7 @@ def run_pipeline(
     return table
 
 
-def stage(config: Config) -> None:
+def stage(config: RunConfig) -> None:
     """Train unless it is done; a folder that holds a config was begun, and goes on."""
     folder = Path(config.output_dir)
     evaluations = read_evaluations(folder)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mamo.study.spec import Trial
+from mamo.study.spec import Trial, changed_settings
 from mamo.training.run_dir import METRICS, RESULTS, TIMING, read_evaluations, read_jsonl
 
 CELLS = "cells.jsonl"
@@ -49,9 +49,9 @@ def finished_row(cell: Trial, runs: Path) -> Row | None:
         return None
     stages = [cell] if cell.pretraining is None else [cell.pretraining, cell]
     training = [stage.config.training for stage in stages]
-    settings = _flat(cell.config.model_dump(mode="json", exclude_defaults=True))
+    settings = _flat(changed_settings(cell.config))
     if cell.pretraining is not None:
-        settings |= _flat(cell.pretraining.config.model_dump(mode="json", exclude_defaults=True), "pretraining.")
+        settings |= _flat(changed_settings(cell.pretraining.config), "pretraining.")
     return {
         "cell": cell.config_hash,
         "seed": cell.seed,

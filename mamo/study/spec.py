@@ -28,9 +28,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from mamo.config.load import build_config, explain
-from mamo.config.schema import Config, Section
+from mamo.config.load import explain
+from mamo.config.schema import RunConfig, Section
+from mamo.config.unused import non_defaults
 from mamo.config.values import apply_override, read_values
+from mamo.tasks.registry import CONFIG_TYPES, build_config
 from mamo.training.resume import inherit_from_checkpoint
 
 SeedSet = Literal["explore", "confirm", "all"]
@@ -73,7 +75,7 @@ class Trial:
     file: Path
     """The config that `overrides` go over."""
     overrides: tuple[str, ...]
-    config: Config
+    config: RunConfig
     """Of a fine-tuning, `checkpoint` holds the identity of its pre-training."""
     config_hash: str
     pretraining: "Trial | None" = None
@@ -146,18 +148,25 @@ def _cell(variant: str, given: Sequence[str], seed: int, stages: Sequence[tuple[
             config = build_config(values, origin)
         else:
             values["checkpoint"] = before.config_hash
-            config = inherit_from_checkpoint(values, before.config.model_dump(), before.config.data.tokenizer, origin)
+            stored, tokenizer = before.config.model_dump(), before.config.data.tokenizer
+            config = inherit_from_checkpoint(values, stored, tokenizer, origin, build_config)
         before = Trial(variant, seed, file, overrides, config, config_hash(config), before)
     assert before is not None
     return before
 
 
-def config_hash(config: Config) -> str:
-    """12 hex digits of the resolved config without what changes no result.
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that are not at their default, by section.
 
-    Keys at their default do not count, so that a key that is new in the program does not make finished cells unknown.
+    Keys of other tasks count with the value at which they change nothing: a preset's sizes of an image encoder that
+    MLIM does not have, say. So neither a new key nor one that leaves a task's type makes finished trials unknown.
     """
-    values = config.model_dump(mode="json", exclude_defaults=True)
+    return non_defaults(config, CONFIG_TYPES)
+
+
+def config_hash(config: RunConfig) -> str:
+    """Return 12 hex digits of `changed_settings` without those that change no result."""
+    values = changed_settings(config)
     for dotted in _CHANGES_NO_RESULT:
         *sections, leaf = dotted.split(".")
         inner = values

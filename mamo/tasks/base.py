@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.loader import SampleDataset
 from mamo.evaluation.predictor import Predictor
 
@@ -29,11 +29,11 @@ class Task(ABC):
         unit_key: the config key that sets `unit`, for messages.
     """
 
-    config_type: ClassVar[type[Config]]
+    config_type: ClassVar[type[RunConfig]]
     """The type of the task's config."""
     has_api: ClassVar[bool] = True
     """Whether `mamo.load` and `save_pretrained` take its network."""
-    config: Config
+    config: RunConfig
     network: Any
     collator: Any
     weights: dict[str, float]
@@ -41,7 +41,7 @@ class Task(ABC):
     unit: int = 1
     unit_key: str = ""
 
-    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: RunConfig, tokenizer: Any, stored: Path | None = None) -> None:
         """Build the network.
 
         Args:
@@ -110,6 +110,9 @@ class Task(ABC):
     def check_evaluation_files(self) -> None:
         """Read the files that `evaluate` will, before any work is done; raise as it does."""
 
+    def check_held_out(self, train_files: list[str]) -> None:
+        """Raise ValueError where `data.eval_file` shares items with the files that the network was trained on."""
+
     @abstractmethod
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
         """Evaluate as `data` and `evaluation` of the config say.
@@ -146,7 +149,7 @@ class Task(ABC):
 
     def describe_image_encoder(self) -> str:
         """Name the image encoder, for the network's card."""
-        return self.config.model.image.name
+        return str(getattr(self.image_encoder, "name", type(self.image_encoder).__name__))
 
     @abstractmethod
     def describe_scorer(self) -> str:

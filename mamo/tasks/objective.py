@@ -227,9 +227,11 @@ class ObjectiveTask(Task):
 
     method: ClassVar[str]
     """Name of the method whose losses these are."""
+    masking: BaseMaskingConfig
+    """The masks of its views."""
 
     def describe_method(self) -> str:
         """See `Task`: masking and losses."""
-        masking, losses = self.config.masking, ", ".join(self.weights)
+        masking, losses = self.masking, ", ".join(self.weights)
         ratios = f"{masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words"
         return f"{self.method}, {masking.mode} masking ({ratios}); losses {losses}"

@@ -1,9 +1,12 @@
 """The table of tasks, and classes named by an import path."""
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mamo.config.schema import Config
+from mamo.config import load
+from mamo.config.schema import RunConfig
 from mamo.tasks.base import Task
 from mamo.tasks.grounding.task import GroundingTask
 from mamo.tasks.mlim.matching import MatchingTask
@@ -11,6 +14,7 @@ from mamo.tasks.mlim.pretrain import MlimTask
 from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.reasoning.task import ReasoningTask
 from mamo.tasks.vqa.task import VqaTask
+from mamo.training import resume
 
 TASKS: dict[str, type[Task]] = {
     "pretrain": PretrainTask,
@@ -22,12 +26,51 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
-def build_task(config: Config, tokenizer: Any, stored: Path | None = None) -> Task:
+def task_class(name: str) -> type[Task]:
+    """Return the task of the table, or the class that an import path `module:Class` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    near = difflib.get_close_matches(name, TASKS, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(TASKS)}"
+    raise ValueError(f"task: unknown task {name!r}; {hint}")
+
+
+def build_task(config: RunConfig, tokenizer: Any, stored: Path | None = None) -> Task:
     """Build the task that the config names; see `Task` for the arguments."""
-    return TASKS[config.task](config, tokenizer, stored)
+    return task_class(config.task)(config, tokenizer, stored)
 
 
 def is_same_network(one: str, other: str) -> bool:
     """Say whether two tasks have the same network, so that a checkpoint of one can be evaluated as the other."""
-    first, second = TASKS[one], TASKS[other]
+    first, second = task_class(one), task_class(other)
     return issubclass(first, second) or issubclass(second, first)
+
+
+# ---- configs of these tasks -----------------------------------------------------------------------------------------
+
+
+def config_type_of(task: str) -> type[RunConfig]:
+    """Return the config type of a task. Raises ValueError as `task_class`."""
+    return task_class(task).config_type
+
+
+CONFIG_TYPES = {name: task.config_type for name, task in TASKS.items()}
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file and apply `section.key=value` overrides; see `mamo.config.load.build_config`."""
+    return load.load_config(path, overrides, config_type_of, CONFIG_TYPES)
+
+
+def build_config(values: dict[str, Any], origin: str = "config") -> RunConfig:
+    """Validate plain values; see `mamo.config.load.build_config`."""
+    return load.build_config(values, origin, config_type_of, CONFIG_TYPES)
+
+
+def finetune_config(path: Path, overrides: Sequence[str], is_resume: bool) -> RunConfig:
+    """Load the config of a run that starts from a checkpoint; see `mamo.training.resume.finetune_config`."""
+    return resume.finetune_config(path, overrides, is_resume, build_config)

@@ -4,20 +4,19 @@ from pathlib import Path
 
 import torch
 
-from mamo.config.load import load_config
-from mamo.config.schema import Config
+from mamo.config.schema import MamoModelConfig, RunConfig
 from mamo.data.processor import Processor
 from mamo.data.tokenizer import read_tokenizer
 from mamo.evaluation.predictor import Predictor
 from mamo.models.build import position_resamplers
 from mamo.tasks.base import Task
-from mamo.tasks.registry import build_task
+from mamo.tasks.registry import build_task, load_config
 from mamo.training import checkpoint
 from mamo.training.run_dir import BERT, CONFIG
 
 
 def restore_task(
-    folder: Path, config: Config, device: torch.device, weights: str = "student", tokenizer: str = "tokenizer"
+    folder: Path, config: RunConfig, device: torch.device, weights: str = "student", tokenizer: str = "tokenizer"
 ) -> tuple[Task, Predictor]:
     """Build the task of a step folder and load its student, in eval mode.
 
@@ -40,13 +39,15 @@ def restore_task(
     return task, Predictor(task.network.to(device).eval(), processor, device)
 
 
-def without_published(config: Config, folder: Path) -> Config:
+def without_published(config: RunConfig, folder: Path) -> RunConfig:
     """Return the config to build a stored network by: weights, and the values of a named BERT, come from `folder`.
 
     Published weights and configurations are not looked for again: their source may be gone.
     """
-    image = config.model.image.model_copy(update={"weights": "random"})
     text = config.model.text.model_copy(update={"weights": "random"})
     if text.bert is not None and (folder / BERT).is_dir():
         text = text.model_copy(update={"bert": str(folder / BERT)})
-    return config.model_copy(update={"model": config.model.model_copy(update={"image": image, "text": text})})
+    update: dict[str, object] = {"text": text}
+    if isinstance(config.model, MamoModelConfig):
+        update["image"] = config.model.image.model_copy(update={"weights": "random"})
+    return config.model_copy(update={"model": config.model.model_copy(update=update)})

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 from transformers import PreTrainedTokenizerFast
 
-from mamo.config.schema import Config, DataConfig
+from mamo.config.schema import DataConfig, RunConfig
 from mamo.data.loader import SampleDataset
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset
@@ -115,7 +115,7 @@ def scene_records(
     return [kind.model_validate(row) for row in rows]
 
 
-def pair_dataset(config: Config) -> SampleDataset:
+def pair_dataset(config: RunConfig) -> SampleDataset:
     """The training pairs of a config."""
     data = config.data
     if data.source == "scenes":

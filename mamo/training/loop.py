@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.images import BadSamplePolicy
 from mamo.distributed import all_gather_object, all_reduce_sum, rank, world_size
 from mamo.training import checkpoint
@@ -38,7 +38,7 @@ class Loop:
 
     def __init__(
         self,
-        config: Config,
+        config: RunConfig,
         task: "Task",
         optimizer: torch.optim.Optimizer,
         device: torch.device,

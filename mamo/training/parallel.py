@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.models.bert.modeling_bert import BertLayer
 
-from mamo.config.schema import Config, TrainingConfig
+from mamo.config.schema import RunConfig, TrainingConfig
 from mamo.distributed import all_reduce_sum, world_size
 from mamo.models.fusion import FusionLayer
 from mamo.tasks.vqa.heads import DecoderLayer
@@ -118,7 +118,7 @@ def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: An
 class SingleProcess:
     """The passes as the task has them."""
 
-    def __init__(self, config: Config, task: "Task") -> None:
+    def __init__(self, config: RunConfig, task: "Task") -> None:
         self.task = task
         self.precision = config.training.precision
         self.compute_targets, self.losses = task.compute_targets, task.losses
@@ -158,7 +158,7 @@ class ForwardRedirect(nn.Module):
 class DDP(SingleProcess):
     """DDP: every process holds all weights; gradients are summed while the backward pass goes on."""
 
-    def __init__(self, config: Config, task: "Task") -> None:
+    def __init__(self, config: RunConfig, task: "Task") -> None:
         super().__init__(config, task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a name that older versions of PyTorch do not have
@@ -182,7 +182,7 @@ class FSDP(SingleProcess):
     A block's weights are gathered when it runs. The scalar temperature, which cannot be split, is replicated.
     """
 
-    def __init__(self, config: Config, task: "Task", optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, task: "Task", optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         super().__init__(config, task)
         modules = task.modules()
         self.device = device

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mamo.config.load import build_config, load_config
-from mamo.config.rules import MLIM_TASKS
-from mamo.config.schema import Config
-from mamo.config.values import merge, read_values
+from mamo.config.load import BuildConfig
+from mamo.config.schema import MamoModelConfig, RunConfig
+from mamo.config.values import flatten, merge, read_values
 from mamo.training import checkpoint
 from mamo.training.run_dir import CONFIG
 
@@ -38,21 +37,13 @@ AUTO_KEYS = ("training.precision", "training.device")
 """Written into the resolved config at the first start; `auto` then means what was found."""
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections -> dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def finetune_config(path: Path, overrides: Sequence[str], is_resume: bool) -> Config:
-    """The config of a run that goes on from a checkpoint: see `inherit_from_checkpoint`.
+def finetune_config(path: Path, overrides: Sequence[str], is_resume: bool, build: BuildConfig) -> RunConfig:
+    """Load the config of a run that starts from a checkpoint: see `inherit_from_checkpoint`.
 
     A resumed run inherits from its own folder, since the checkpoint it began from may be gone.
 
     Raises:
-        ValueError: no `checkpoint`, or none there; a `model` that contradicts it; and as `load_config`.
+        ValueError: no `checkpoint`, or none there; a `model` that contradicts it; and as `build` does.
     """
     values = read_values(path, overrides)
     own_file = Path(str(values.get("output_dir"))) / CONFIG
@@ -65,25 +56,28 @@ def finetune_config(path: Path, overrides: Sequence[str], is_resume: bool) -> Co
         tokenizer = str(folder / "tokenizer")
     else:
         raise ValueError(f"{path}: name where to start from: checkpoint=RUN_OR_STEP_FOLDER")
-    return inherit_from_checkpoint(values, stored, tokenizer, str(path))
+    return inherit_from_checkpoint(values, stored, tokenizer, str(path), build)
 
 
-def inherit_from_checkpoint(values: dict[str, Any], stored: dict[str, Any], tokenizer: str, origin: str) -> Config:
-    """The config of a run that starts from another: model, picture size and text length are `stored`'s.
+def inherit_from_checkpoint(
+    values: dict[str, Any], stored: dict[str, Any], tokenizer: str, origin: str, build: BuildConfig
+) -> RunConfig:
+    """Build the config of a run that starts from another: model, image size and text length are `stored`'s.
 
     Args:
-        values: what the run itself says; of `data` it goes over what is inherited.
-        stored: the values of the other run's config.
+        values: of the run itself; its `data` goes over what is inherited.
+        stored: the values of the other run's config, whose task may be another.
         tokenizer: the other run's.
         origin: names `values` in messages.
+        build: makes a config of plain values.
 
     Raises:
-        ValueError: `values` have a `model`; and as `load_config`.
+        ValueError: `values` have a `model`; and as `build` does.
     """
     if "model" in values:
         raise ValueError(f"{origin}: model: is the checkpoint's; take it out")
     sizes = {key: stored["data"][key] for key in ("image_size_px", "text_max_tokens")}
-    return build_config(merge({"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}, values), origin)
+    return build(merge({"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}, values), origin)
 
 
 def read_lineage(folder: Path) -> list[dict[str, Any]]:
@@ -96,7 +90,7 @@ def read_lineage(folder: Path) -> list[dict[str, Any]]:
     return [*state["ancestry"], own]
 
 
-def check_architecture(config: Config, parent: Config, folder: Path) -> None:
+def check_architecture(config: RunConfig, parent: RunConfig, folder: Path) -> None:
     """Refuse what names and shapes of weights do not show: other attention heads, another function between layers.
 
     Raises:
@@ -104,7 +98,7 @@ def check_architecture(config: Config, parent: Config, folder: Path) -> None:
     """
     own, its = config.model, parent.model
     pairs: dict[str, tuple[object, object]] = {}
-    if config.task not in MLIM_TASKS:
+    if isinstance(own, MamoModelConfig) and isinstance(its, MamoModelConfig):
         pairs["model.image.name"] = own.image.name, its.image.name
         pairs["model.image.heads"] = own.image.heads, its.image.heads
     if own.text.bert is None and its.text.bert is None:
@@ -127,15 +121,15 @@ def warn_if_not_bit_identical(state: dict[str, Any], now: dict[str, str]) -> Non
         logger.warning("resumed with other last bits: %s", ", ".join(told))
 
 
-def resumed_config(given: Config, resolved_file: Path) -> Config:
-    """The config of the run to continue, with the free keys as given now.
+def resumed_config(given: RunConfig, resolved_file: Path, build: BuildConfig) -> RunConfig:
+    """Return the config of the run to continue, with the keys of `RESUME_MAY_CHANGE` from `given`.
 
     Raises:
         ValueError: the file is missing, or a key that changes the run differs; all such keys are named.
     """
     if not resolved_file.is_file():
         raise ValueError(f"nothing to resume: {resolved_file} does not exist; start without --resume")
-    stored = load_config(resolved_file)
+    stored = build(read_values(resolved_file), str(resolved_file))
     old, new = flatten(stored.model_dump()), flatten(given.model_dump())
     for key in AUTO_KEYS:
         if new[key] == "auto":
@@ -151,4 +145,4 @@ def resumed_config(given: Config, resolved_file: Path) -> Config:
             merged[section][name] = now[section][name]
         else:
             merged[section] = now[section]
-    return build_config(merged, str(resolved_file))
+    return build(merged, str(resolved_file))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.distributed import rank
 
 logger = logging.getLogger(__name__)
@@ -123,13 +123,13 @@ def atomic_write_text(path: Path, text: str) -> None:
         temporary.replace(path)
 
 
-def dump(config: Config, path: Path) -> None:
+def dump(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as YAML."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")
 
 
-def write_config(output_dir: Path, config: Config) -> None:
+def write_config(output_dir: Path, config: RunConfig) -> None:
     """Write the resolved `config.yaml`; from then on the folder holds a run that can be resumed."""
     temporary = output_dir / f".{CONFIG}.writing"
     with add_path_to_oserror(output_dir / CONFIG):

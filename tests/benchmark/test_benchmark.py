@@ -16,10 +16,10 @@ from mamo.benchmark.cases import Case
 from mamo.benchmark.loading import measure_loading, measure_waiting
 from mamo.benchmark.measure import Rounds
 from mamo.benchmark.products import Products
-from mamo.config.load import load_config
 from mamo.config.presets import PRESETS
 from mamo.estimate import count_operations
 from mamo.models.fusion import FusionLayer
+from mamo.tasks.registry import load_config
 
 SMALLEST = Case(
     "tiny", 32, batch_size=4, vocabulary_size=100, queue_size=8, rounds=1, text_tokens=8, pairs=32, square_side=64

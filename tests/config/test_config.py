@@ -1,19 +1,25 @@
 """Configuration: strict, early, all problems at once; whatever is accepted is read."""
 
 import ast
-import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from mamo.config.load import build_config, load_config
+from mamo.config import load
 from mamo.config.presets import PRESETS
-from mamo.config.schema import Config
+from mamo.config.schema import LossWeights, RunConfig
+from mamo.config.unused import all_defaults, defaults, non_defaults
+from mamo.config.values import merge
+from mamo.tasks.pretrain.config import PretrainConfig
+from mamo.tasks.registry import CONFIG_TYPES, build_config, load_config
 from mamo.training.run_dir import dump
 
 ROOT = Path(__file__).parents[2]
+CONFIG_FILES = [*(ROOT / "mamo/config").glob("*.py"), *(ROOT / "mamo/tasks").glob("*/config.py")]
 STUDIES = ROOT / "configs" / "studies"
 FILES = sorted(
     path
@@ -265,30 +271,120 @@ def attributes(path: Path) -> set[tuple[str, str]]:
     return found
 
 
-def properties() -> dict[str, set[str]]:
-    """Properties of the config's sections -> the keys that they read."""
-    tree = ast.parse((ROOT / "mamo" / "config.py").read_text())
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and any(getattr(d, "id", "") == "property" for d in node.decorator_list):
-            found[node.name] = {child.attr for child in ast.walk(node) if isinstance(child, ast.Attribute)}
+def members() -> dict[str, set[str]]:
+    """Properties of the config's classes -> the keys that they read."""
+    found: dict[str, set[str]] = {}
+    for file in CONFIG_FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and any(
+                getattr(d, "id", "") == "property" for d in node.decorator_list
+            ):
+                keys = {child.attr for child in ast.walk(node) if isinstance(child, ast.Attribute)}
+                found.setdefault(node.name, set()).update(keys)
     return found
 
 
 def test_every_key_is_read_somewhere() -> None:
     """Bug: a setting that one can give, and that nothing obeys."""
-    files = [
-        p
-        for p in itertools.chain((ROOT / "mamo").rglob("*.py"), (ROOT / "scripts").glob("*.py"))
-        if p.name not in ("config.py", "contradictions.py")
-    ]
+    files = [*(ROOT / "mamo").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    files = [file for file in files if file not in CONFIG_FILES]
     read = set().union(*map(attributes, files))
-    for name, keys in properties().items():
+    for name, keys in members().items():
         read |= {(owner, key) for owner, attribute in read if attribute == name for key in keys}
     read.add(("model", "preset"))  # what it stands for is filled in while the file is read
-    unread = [
-        ".".join(path)
-        for path in leaves(Config)
-        if not any((owner, path[-1]) in read for owner in ("config", *path[-2:-1]))
-    ]
-    assert not unread
+    paths = {path for config_type in CONFIG_TYPES.values() for path in leaves(config_type)}
+    unread = {
+        ".".join(path) for path in paths if not any((owner, path[-1]) in read for owner in ("config", *path[-2:-1]))
+    }
+    assert unread == FOR_EXTENSIONS
+
+
+FOR_EXTENSIONS = {
+    "losses.extra", "masking.plan", "model.image.settings", "model.text.name", "model.text.settings"
+}  # fmt: skip
+"""Keys that nothing reads yet."""
+
+
+def test_config_modules_are_light() -> None:
+    """Bug: a mistake in a config is answered only after seconds of imports."""
+    names = [str(file.relative_to(ROOT).with_suffix("")).replace("/", ".") for file in CONFIG_FILES]
+    code = f"import sys, {', '.join(names)}; print([n for n in ('torch', 'numpy', 'timm') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(names) > 8
+    assert done.stdout == "[]\n"
+
+
+def filled(config_type: type[RunConfig], **over: Any) -> dict[str, Any]:
+    """Every key of every task at its default, as version 0.1 wrote them into `config.yaml`, for one task."""
+    own = {**defaults(config_type), "output_dir": "x", "model": PRESETS["tiny"], **over}
+    return merge(all_defaults([*CONFIG_TYPES.values(), *reversed(CONFIG_TYPES.values())]), own)
+
+
+@pytest.mark.parametrize("task", CONFIG_TYPES)
+def test_defaults_of_other_tasks_are_dropped(task: str) -> None:
+    """Bug: the config of an old run, which held the keys of all tasks, is refused; or they stay in its config."""
+    values = filled(CONFIG_TYPES[task])
+    if task == "mlim":  # version 0.1 refused other weights
+        values["losses"]["weights"] = {**dict.fromkeys(LossWeights.model_fields, 0.0), "mlm": 1.0, "recon": 1.0}
+    config = build_config(values)
+    assert config == CONFIG_TYPES[task].model_validate(config.model_dump())
+    sections = {"vqa": {"vqa"}, "reasoning": {"reasoning"}, "matching": {"matching"}, "mlim": {"masking", "losses"}}
+    own = sections.get(task, {"masking", "losses", "teacher"})
+    assert config.model_dump().keys() == {*RunConfig.model_fields, *own}
+    assert ("image" in config.model_dump()["model"]) == (task not in ("mlim", "matching"))
+    for section, key, other in (("teacher", "momentum", 0.5), ("vqa", "head", "classifier")):
+        if section not in own:
+            with pytest.raises(ValueError, match=rf"1 problem\(s\)\n  {section}: not used by task {task}; remove it"):
+                build_config({**values, section: {**values[section], key: other}})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_preset_s_values_of_another_network_are_dropped(preset: str) -> None:
+    """Bug: an old MLIM of another preset than `tiny` is refused, or a size that it gives is dropped in silence."""
+    values = {"task": "mlim", "output_dir": "x", "model": merge(PRESETS[preset], {"itc_width": 256})}
+    if preset == "tiny":
+        with pytest.raises(
+            ValueError, match=r"model\.itc_width: not used by task mlim \(only by pretrain, .*reasoning\)"
+        ):
+            build_config(values)
+    else:
+        model = build_config(values).model.model_dump()
+        assert (model["preset"], model["text"]["width"]) == (preset, PRESETS[preset]["text"]["width"])
+        assert "itc_width" not in model
+
+
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    """Bug: a traceback, or a message that does not say what there is."""
+    assert "task: unknown task 'vqaa'; did you mean `vqa`?" in message(tmp_path, "output_dir: x\ntask: vqaa")
+    assert "use one of pretrain, grounding, vqa," in message(tmp_path, "output_dir: x\ntask: 5x")
+    assert "task: give the name of a task (found 3)" in message(tmp_path, "output_dir: x\ntask: 3")
+
+
+def test_unused_keys_are_listed_with_all_other_problems(tmp_path: Path) -> None:
+    """Bug: a person mends one kind of mistake only to learn of the next."""
+    text = message(tmp_path, "task: vqa\nlosses: {queue_size: 3}\nvqa: {heads: 2}\nteacher:\ntraining: {seed: 1}")
+    assert "5 problem(s)" in text
+    for line in ("losses: not used", "teacher: not used", "vqa.heads: unknown key; did you mean `head`?",
+                 "output_dir: missing", "training.seed: unknown key"):  # fmt: skip
+        assert f"\n  {line}" in text
+
+
+class FilipConfig(PretrainConfig):
+    """Of a task that is not the program's."""
+
+    task: str = "filip:Filip"
+    scale: float = 2.0
+
+
+def test_a_task_from_outside_has_a_config_type_too() -> None:
+    """Bug: only the program's own tasks can have keys."""
+    values = {"task": "filip:Filip", "output_dir": "x", "scale": 3.0, "vqa": {"head": "decoder"}}
+    config = load.build_config(values, "config", lambda task: FilipConfig, CONFIG_TYPES)
+    assert isinstance(config, FilipConfig)
+    assert (config.task, config.scale) == ("filip:Filip", 3.0)
+    with pytest.raises(ValueError, match="vqa: not used by task filip:Filip"):
+        load.build_config({**values, "vqa": {"head": "classifier"}}, "config", lambda task: FilipConfig, CONFIG_TYPES)
+    assert non_defaults(config, CONFIG_TYPES) == {
+        "task": "filip:Filip", "output_dir": "x", "scale": 3.0, "model": non_defaults(build_config({"output_dir": "x"}),
+        CONFIG_TYPES)["model"],
+    }  # fmt: skip

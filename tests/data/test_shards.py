@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.data.loader import EpochDataset
 from mamo.data.pairs import PairDataset
@@ -110,7 +110,7 @@ def test_each_epoch_gives_each_pair_once_over_all_processes(folder: Path) -> Non
 
 
 def test_training_reads_no_pair_before_it_is_drawn(
-    folder: Path, tmp_path: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: a run begins by reading every caption of millions, and holds them all in memory."""
     (tmp_path / "one.png").write_bytes(png(200))

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from mamo.config.load import build_config
 from mamo.evaluation.protocols import (
     PROTOCOLS,
     apply_protocol,
@@ -14,6 +13,7 @@ from mamo.evaluation.protocols import (
     scorer_of,
     split_of,
 )
+from mamo.tasks.registry import build_config
 
 MLIM = {
     "masking": {"mode": "modality_aware"},

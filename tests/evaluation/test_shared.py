@@ -20,8 +20,7 @@ import yaml
 from PIL import Image
 
 import mamo.trainer
-from mamo.config.load import build_config, load_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.data.pairs import load_image
 from mamo.data.transforms import eval_transform
@@ -29,6 +28,7 @@ from mamo.evaluation.scorer import EncodedImages, Scorer
 from mamo.evaluator import evaluate
 from mamo.tasks.base import Trained
 from mamo.tasks.pretrain.evaluate import evaluate_pretrained
+from mamo.tasks.registry import build_config, load_config
 from mamo.tasks.restore import load_trained
 from mamo.trainer import train
 from mamo.training import checkpoint, run_dir
@@ -76,7 +76,7 @@ def write_gallery(folder: Path, n_images: int) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def config_of(folder: Path, rerank_k: int = 3) -> Config:
+def config_of(folder: Path, rerank_k: int = 3) -> RunConfig:
     """The run's config, to be evaluated on a gallery."""
     files = {f"{key}_file": str(folder / f"{name}.jsonl") for key, name in (("eval", "pairs"), ("train", "pairs"))}
     files["statements_file"] = str(folder / "statements.jsonl")

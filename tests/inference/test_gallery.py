@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mamo
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.processor import Processor
 from mamo.tasks.base import Trained
 from mamo.trainer import TrainingRun
@@ -25,7 +25,7 @@ TEXTS = ["a red circle", "two blue squares", "a small green triangle"]
 
 
 @pytest.fixture
-def model(tiny: Callable[..., Config]) -> mamo.Model:
+def model(tiny: Callable[..., RunConfig]) -> mamo.Model:
     """Untrained; its weights are spread so that scores differ."""
     run = TrainingRun(tiny(data={"text_max_tokens": 40}, evaluation={"batch_size": 3}))
     torch.manual_seed(1)

@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig
 
 import mamo
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.records import ReasoningRecord, VqaRecord
 from mamo.models.text_encoder import TextEncoder
 from mamo.tasks.reasoning.evaluate import predict_reasoning
+from mamo.tasks.registry import finetune_config
 from mamo.tasks.sources import load_records
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.tasks.vqa.evaluate import Answerer, answer_all
 from mamo.trainer import TrainingRun, train
-from mamo.training.resume import finetune_config
 from mamo.world.vocabulary import scenes_tokenizer
 
 TEXTS = ["a small red circle", "a large blue square is left of a green star"]
@@ -36,13 +36,13 @@ TEXTS = ["a small red circle", "a large blue square is left of a green star"]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder as the examples see it: `runs/scenes`, `a.jpg` and `b.jpg`."""
     import mamo.trainer
-    from mamo.config.load import build_config
+    from mamo.tasks.registry import build_config
     from tests.conftest import TINY, merged
 
     folder = tmp_path_factory.mktemp("home")
     over = {"output_dir": str(folder / "runs/scenes"), "training": {"total_steps": 2, "warmup_steps": 1}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamo.trainer, "plot_curves", lambda output_dir: None)
+        patch.setattr(mamo.trainer, "plot_curves", lambda *_: None)
         train(build_config(merged(TINY, over), "home"), is_resume=False)
         for task in ("vqa", "reasoning"):
             values = {
@@ -223,7 +223,7 @@ def test_what_is_not_ours_is_refused(home: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_a_named_berts_configuration_stays_with_the_weights(tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_named_berts_configuration_stays_with_the_weights(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Bug: a checkpoint, its resumption, its fine-tuning or its export that asks again for a BERT which is gone."""
     bert = tmp_path / "bert-somewhere"
     values = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}

@@ -16,15 +16,15 @@ from PIL import Image
 from torch import nn
 
 import mamo
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.metrics.grounding import best_proposal, grounding_scores
 from mamo.evaluation.probes import fill_masked_words
 from mamo.evaluator import evaluate
 from mamo.tasks.grounding.evaluate import ground_records
+from mamo.tasks.registry import finetune_config
 from mamo.tasks.sources import load_records
 from mamo.trainer import train
-from mamo.training.resume import finetune_config
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import masked_words
 from mamo.world.rendering import render
@@ -46,7 +46,7 @@ def captions() -> list[str]:
 
 
 @pytest.fixture
-def run(tiny: Callable[..., Config], tmp_path: Path, no_curves: None) -> Path:
+def run(tiny: Callable[..., RunConfig], tmp_path: Path, no_curves: None) -> Path:
     """A run of two steps."""
     train(tiny(training={"total_steps": 2, "warmup_steps": 1}, data={"text_max_tokens": 40}), is_resume=False)
     return tmp_path / "run"
@@ -175,7 +175,7 @@ def test_the_box_holds_what_is_connected_to_the_hottest_patch() -> None:
     assert mamo.inference.model._hot_box(heat, (40, 120)) == (40.0, 10.0, 60.0, 20.0)
 
 
-def test_heads_that_are_missing_are_named(tiny: Callable[..., Config], tmp_path: Path, no_curves: None) -> None:
+def test_heads_that_are_missing_are_named(tiny: Callable[..., RunConfig], tmp_path: Path, no_curves: None) -> None:
     """Bug: an attribute error on None."""
     only = {"itc": 0.0, "itm": 0.0, "mim": 0.0, "mrm_image": 0.0, "mrm_text": 0.0}
     train(tiny(training={"total_steps": 1, "warmup_steps": 0}, losses={"weights": only}), is_resume=False)

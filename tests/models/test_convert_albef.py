@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mamo.config.load import build_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.losses.itc import itc_loss, itc_targets
 from mamo.losses.itm import itm_loss
 from mamo.losses.mlm import mlm_loss
@@ -27,6 +26,7 @@ from mamo.models.cross_fusion import CrossFusion
 from mamo.models.heads import ITMHead, MLMHead
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.tasks.pretrain.task import PretrainTask
+from mamo.tasks.registry import build_config
 from mamo.trainer import TrainingRun
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "albef_micro.safetensors"
@@ -36,7 +36,7 @@ B, VOCABULARY = 8, 400
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-def config_of(alpha: float = 0.4, image_size_px: int = 64, **model: Any) -> Config:
+def config_of(alpha: float = 0.4, image_size_px: int = 64, **model: Any) -> RunConfig:
     """The configuration that `micro.pt` was made with, in our words."""
     return build_config(
         {
@@ -62,7 +62,7 @@ def config_of(alpha: float = 0.4, image_size_px: int = 64, **model: Any) -> Conf
     )
 
 
-def task_of(config: Config) -> PretrainTask:
+def task_of(config: RunConfig) -> PretrainTask:
     return PretrainTask(config, build_network(config, VOCABULARY, 0), lambda image: image)
 
 
@@ -418,7 +418,7 @@ def test_concatenated_fusion_is_refused() -> None:
         load(Path("absent"), task_of(config_of(fusion_type="concat")))
 
 
-def test_a_run_starts_from_an_albef_file(tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run_starts_from_an_albef_file(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Bug: `checkpoint: ALBEF.pth` is taken for a folder, or the run's lineage does not tell of it."""
     losses = {"weights": {"mim": 0, "mrm_image": 0, "mrm_text": 0}, "mlm_soft_target_alpha": 0.4}
     cross = {"fusion_type": "cross", "fusion_layers": 1}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.trainer import TrainingRun, train
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "card.py"
@@ -20,7 +20,7 @@ def card(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_the_card_tells_what_the_checkpoint_is(tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_the_card_tells_what_the_checkpoint_is(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Bug: numbers of another step, a tied weight counted twice, losses that were off, a lost ancestor."""
     short = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}
     train(tiny(training=short, output_dir=str(tmp_path / "first")), is_resume=False)

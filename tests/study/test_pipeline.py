@@ -64,7 +64,7 @@ def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     trained: list[str] = []
     real_train, rows = pipeline.train, [row for row in ROWS if row.task == "nlvr2"]
 
-    def counting_train(config: pipeline.Config, is_resume: bool) -> None:
+    def counting_train(config: pipeline.RunConfig, is_resume: bool) -> None:
         if len(trained) == 2 and not is_resume:  # killed as the third stage begins
             trained.append("killed")
             raise KeyboardInterrupt

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.evaluator import evaluate
 from mamo.models.image_encoder import ImageEncoder
+from mamo.tasks.registry import finetune_config
 from mamo.trainer import TrainingRun, train
-from mamo.training.resume import finetune_config
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 SHORT = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}
@@ -30,7 +30,7 @@ FEW = ["evaluation.retrieval_items=6", "evaluation.probe_items=4", "evaluation.r
 
 
 @pytest.fixture
-def parent(tiny: Callable[..., Config], tmp_path: Path) -> Path:
+def parent(tiny: Callable[..., RunConfig], tmp_path: Path) -> Path:
     """A pre-trained run of two steps."""
     train(tiny(training=SHORT, output_dir=str(tmp_path / "parent")), is_resume=False)
     return tmp_path / "parent"

@@ -12,8 +12,8 @@ from mamo.data.builders.questions import build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
 from mamo.data.images import BadSampleError
 from mamo.evaluator import evaluate
+from mamo.tasks.registry import finetune_config
 from mamo.trainer import train
-from mamo.training.resume import finetune_config
 from mamo.world.export import export_scenes
 from mamo.world.scene import SceneWorld
 

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mamo.config.load import build_config
 from mamo.config.values import merge, read_values
 from mamo.models.image_encoder import ImageEncoder
-from mamo.tasks.registry import parts_of
+from mamo.tasks.registry import build_config, finetune_config, parts_of
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.trainer import TrainingRun
-from mamo.training.resume import finetune_config
 from mamo.world.vocabulary import scenes_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "configs" / "finetune"

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from transformers import BertConfig
 
-from mamo.config.load import load_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.images import FREE_SKIPS
 from mamo.data.loader import loader_errors
+from mamo.tasks.registry import load_config
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint, run_dir
 from mamo.world.vocabulary import scenes_tokenizer
@@ -75,7 +75,7 @@ def test_the_script_exits_with_2_and_one_line(tiny_file: Callable[..., Path]) ->
 
 
 def test_starting_from_another_architecture_or_vocabulary(
-    tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
+    tiny: Callable[..., RunConfig], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     """Bug: weights are loaded in part, or words mean other words than in the checkpoint."""
     train(tiny(training=SHORT), is_resume=False)
@@ -95,7 +95,7 @@ def test_starting_from_another_architecture_or_vocabulary(
 
 
 def test_heads_of_attention_are_part_of_the_architecture(
-    tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
+    tiny: Callable[..., RunConfig], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     """Bug: weights of the same shapes mean something else with other heads, and the run goes on in silence."""
     train(tiny(training=SHORT), is_resume=False)
@@ -108,7 +108,7 @@ def test_heads_of_attention_are_part_of_the_architecture(
 
 @pytest.mark.parametrize("key", ["eval_file", "statements_file"])
 def test_files_to_evaluate_on_are_read_before_the_first_step(
-    tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str], tmp_path: Path, key: str
+    tiny: Callable[..., RunConfig], pairs: Callable[..., Any], fails: Callable[..., str], tmp_path: Path, key: str
 ) -> None:
     """Bug: a mistyped file is found after hours of training, and the run can then not be resumed with the right one."""
     data = pairs((), "raise")
@@ -126,7 +126,7 @@ def test_files_to_evaluate_on_are_read_before_the_first_step(
 
 
 def test_a_bert_with_fewer_positions_than_tokens(
-    tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
+    tiny: Callable[..., RunConfig], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     """Bug: an index error out of transformers in the first step, once the folder is claimed."""
     values = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 16}
@@ -136,7 +136,7 @@ def test_a_bert_with_fewer_positions_than_tokens(
     assert "data.text_max_tokens: 24 is more than the 16 positions of" in message
 
 
-def test_a_damaged_start_is_refused(tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_damaged_start_is_refused(tiny: Callable[..., RunConfig], tmp_path: Path, fails: Callable[..., str]) -> None:
     """Bug: a run starts from half a checkpoint, or the good one beside it is not offered."""
     train(tiny(training=SHORT), is_resume=False)
     file = tmp_path / "run" / "checkpoints" / "step-0000006" / "student.safetensors"
@@ -148,7 +148,7 @@ def test_a_damaged_start_is_refused(tiny: Callable[..., Config], tmp_path: Path,
 
 
 def test_a_full_disk_stops_a_run_that_then_resumes(
-    tiny: Callable[..., Config], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., RunConfig], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: closing and drawing fail too on a full disk and hide the message, or the run cannot go on afterwards."""
     config = tiny(training=SHORT)
@@ -162,7 +162,7 @@ def test_a_full_disk_stops_a_run_that_then_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        patch.setattr("mamo.trainer.plot_curves", lambda folder: full({}, folder / "step-0000006"))
+        patch.setattr("mamo.trainer.plot_curves", lambda folder, _: full({}, folder / "step-0000006"))
         message = fails(lambda: train(config, is_resume=False))
     assert "No space left on device" in message
     assert f"{run}/checkpoints/step-0000006" in message
@@ -199,7 +199,7 @@ def counts(run: Path) -> tuple[int, int]:
 
 
 def test_skipped_samples_are_counted_and_named_across_a_resume(
-    tiny: Callable[..., Config], pairs: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    tiny: Callable[..., RunConfig], pairs: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Bug: bad samples vanish in silence, stop a run within its budget, or are forgotten at a resume."""
     config = tiny(data=pairs(BAD, "skip"), training={"total_steps": 8, "checkpoint_every_steps": 4})  # 8 x 8: one epoch
@@ -232,7 +232,7 @@ def _save_then_stop(at: int) -> Callable[..., None]:
 
 
 def test_a_run_out_of_budget_resumes_with_a_larger_one(
-    tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str]
+    tiny: Callable[..., RunConfig], pairs: Callable[..., Any], fails: Callable[..., str]
 ) -> None:
     """Bug: hours of training are lost to a few broken images, since the budget counts as part of the run."""
     training = {"total_steps": 8, "checkpoint_every_steps": 2}
@@ -242,7 +242,7 @@ def test_a_run_out_of_budget_resumes_with_a_larger_one(
     assert counts(Path(config.output_dir))[1] == len(BAD)
 
 
-def test_over_budget_stops(tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str]) -> None:
+def test_over_budget_stops(tiny: Callable[..., RunConfig], pairs: Callable[..., Any], fails: Callable[..., str]) -> None:
     """Bug: a folder that is half gone trains on the other half."""
     config = tiny(data=pairs(range(0, 64, 2), "skip", budget=0.001), training={"total_steps": 8})
     message = fails(lambda: train(config, is_resume=False))
@@ -251,7 +251,7 @@ def test_over_budget_stops(tiny: Callable[..., Config], pairs: Callable[..., Any
     assert ".png" in message
 
 
-def test_workers_tell_a_bad_sample_in_the_same_line(tiny: Callable[..., Config], pairs: Callable[..., Any]) -> None:
+def test_workers_tell_a_bad_sample_in_the_same_line(tiny: Callable[..., RunConfig], pairs: Callable[..., Any]) -> None:
     """Bug: with workers the message is a traceback of another process, or another sample is named."""
     messages = []
     for workers in (0, 2):
@@ -266,7 +266,7 @@ def test_workers_tell_a_bad_sample_in_the_same_line(tiny: Callable[..., Config],
 
 
 def test_policy_raise_stops_the_run(
-    tiny: Callable[..., Config], pairs: Callable[..., Any], fails: Callable[..., str]
+    tiny: Callable[..., RunConfig], pairs: Callable[..., Any], fails: Callable[..., str]
 ) -> None:
     """Bug: the default policy forgives."""
     message = fails(lambda: train(tiny(data=pairs([0], "raise")), is_resume=False))

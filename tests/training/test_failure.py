@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mamo.config.load import load_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.tasks.pretrain.task import PretrainTask
+from mamo.tasks.registry import load_config
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint
 from mamo.training.failure import NonFiniteLoss
@@ -30,7 +30,7 @@ def reproduced(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_bad_weight_is_named_and_reproduced(
-    tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
+    tiny: Callable[..., RunConfig], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     """Bug: the optimizer spreads NaN over all weights before anybody looks, or the file left lacks the fault."""
     short = {"total_steps": 4, "checkpoint_every_steps": 2}
@@ -57,7 +57,7 @@ def test_a_bad_weight_is_named_and_reproduced(
 
 
 def test_a_full_disk_does_not_hide_which_loss_it_was(
-    tiny: Callable[..., Config], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., RunConfig], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: writing what reproduces the failure fails, and that error alone is told."""
     monkeypatch.setattr("mamo.tasks.pretrain.task.mim_loss", lambda *given: torch.tensor(torch.nan, requires_grad=True))
@@ -72,7 +72,7 @@ def test_a_full_disk_does_not_hide_which_loss_it_was(
 
 
 def test_a_loss_that_overflows_later_reproduces_to_the_bit(
-    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: the batch of another step, weights of after the step, or other dropout stand in the file."""
     seen: list[dict[str, torch.Tensor]] = []

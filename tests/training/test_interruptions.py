@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mamo.cli import run as run_script
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.trainer import train
 from mamo.training import checkpoint, run_dir
 from mamo.training.async_writer import AsyncWriter
@@ -44,7 +44,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
 
 
 def test_sigterm_saves_and_leaves_with_143(
-    tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bug: a scheduler's SIGTERM loses the steps since the last checkpoint, or the run that goes on differs."""
     config = tiny(training={"total_steps": 12})
@@ -64,7 +64,7 @@ def test_sigterm_saves_and_leaves_with_143(
 
 
 def test_training_goes_on_while_a_slow_disk_is_written_to(
-    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: a step waits for the disk; weights of later steps get into the checkpoint; two writes at once."""
     training = {"total_steps": 12, "checkpoints_kept": 3}
@@ -90,7 +90,7 @@ def test_training_goes_on_while_a_slow_disk_is_written_to(
 
 
 def test_a_disk_that_fills_in_the_background_is_told(
-    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     """Bug: the thread that writes dies alone, and the run goes on without checkpoints or ends as if all were well."""
     saved = checkpoint.save_file
@@ -136,7 +136,7 @@ def test_the_error_that_ends_a_run_is_not_hidden_by_the_writer() -> None:
 AT_STEP_2 = """
 import multiprocessing, pathlib, sys
 from mamo.cli import run
-from mamo.config import load_config
+from mamo.tasks.registry import load_config
 from mamo.tasks.launch import Run, train
 from mamo.training.loop import Loop
 
@@ -185,7 +185,7 @@ def test_a_dead_loader_is_one_clear_error(tiny_file: Callable[..., Path], where:
     ],
 )
 def test_a_loader_that_dies_while_it_hands_over_is_the_same_error(
-    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, raised: Exception
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, raised: Exception
 ) -> None:
     """Bug: only PyTorch's own words for a dead loader are understood; a socket that broke off ends in a traceback."""
 
@@ -236,7 +236,7 @@ def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callab
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
         "from mamo import distributed\nfrom mamo.cli import run\n"
-        "from mamo.config import load_config\nfrom mamo.tasks import launch\n"
+        "from mamo.tasks.registry import load_config\nfrom mamo.tasks import launch\n"
         "from mamo.training.loop import Loop\n"
         "step = Loop.step\n"
         "def deadly(self, batch, number):\n"
@@ -264,7 +264,7 @@ def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callab
 
 
 @pytest.mark.slow
-def test_memory_and_step_time_stay_flat(tiny: Callable[..., Config]) -> None:
+def test_memory_and_step_time_stay_flat(tiny: Callable[..., RunConfig]) -> None:
     """Bug: something is kept from every step: a graph, a batch, a copy of a checkpoint."""
     training = {"total_steps": 2000, "checkpoint_every_steps": 200}
     config = tiny(training=training, losses={"itm_pool_size": 2}, data={"train_scenes": 8})

@@ -14,8 +14,8 @@ import yaml
 from torch import Tensor
 
 import mamo.trainer
-from mamo.config.load import load_config
 from mamo.distributed import process_group
+from mamo.tasks.registry import load_config
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint, parallel, run_dir
 from mamo.training.parallel import blocks, local_batch_sizes

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.trainer import EXAMPLES, TrainingRun
 from mamo.training.metric_logger import MetricLogger
 from mamo.training.monitors import COLLAPSED_SPREAD, ITM_CLASS_PRIOR, WINDOW_STEPS, LossMonitor, unigram_entropy
@@ -55,7 +55,7 @@ def test_collapsed_features_raise_and_spread_ones_do_not() -> None:
     assert [line.split()[0] for _, line in raised] == ["teacher_spread/text"]
 
 
-def test_a_run_knows_its_trivial_values(tiny: Callable[..., Config]) -> None:
+def test_a_run_knows_its_trivial_values(tiny: Callable[..., RunConfig]) -> None:
     """Bug: candidates of the batch or of the queue left out of log N, padding counted as words, a wrong key."""
     run = TrainingRun(tiny())
     batch = run.example_batch(min(EXAMPLES, 50))

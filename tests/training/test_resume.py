@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import mamo.trainer
-from mamo.config.load import load_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
+from mamo.tasks.registry import load_config
 from mamo.trainer import train
 from mamo.training import precision, run_dir
 
@@ -120,7 +120,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(run_dir.JsonlWriter, "write", write_or_stop)
 
 
-def interrupted(config: Config, step: int) -> None:
+def interrupted(config: RunConfig, step: int) -> None:
     """Run `config` until the metrics of `step` are written."""
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, step)
@@ -128,7 +128,7 @@ def interrupted(config: Config, step: int) -> None:
             train(config, is_resume=False)
 
 
-def test_auto_is_resolved_once(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_resolved_once(tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a resumed run probes the precision again and goes on in another one, or probing moves the first weights."""
     config = tiny(training={"precision": "auto", "device": "auto", "total_steps": 6, "checkpoint_every_steps": 3})
     timed: list[str] = []
@@ -156,7 +156,7 @@ def test_auto_is_resolved_once(tiny: Callable[..., Config], monkeypatch: pytest.
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_name(
-    tiny: Callable[..., Config], caplog: pytest.LogCaptureFixture
+    tiny: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Bug: a resume from a truncated checkpoint fails, or says nothing about going back to the one before it."""
     config = tiny(training={"total_steps": 15})
@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(
     assert ends_of(run, 15) == ends_of(Path(whole.output_dir), 15)
 
 
-def test_resume_needs_a_run_and_its_config(tiny: Callable[..., Config], fails: Callable[..., str]) -> None:
+def test_resume_needs_a_run_and_its_config(tiny: Callable[..., RunConfig], fails: Callable[..., str]) -> None:
     """Bug: a resume with another learning rate or data goes on in silence; a refused one damages the run."""
     config = tiny(training={"total_steps": 6, "checkpoint_every_steps": 3})
     assert "nothing to resume" in fails(lambda: train(config, is_resume=True))
@@ -191,7 +191,7 @@ def test_resume_needs_a_run_and_its_config(tiny: Callable[..., Config], fails: C
 
 
 def test_changed_training_data_is_refused(
-    tiny: Callable[..., Config], tmp_path: Path, fails: Callable[..., str]
+    tiny: Callable[..., RunConfig], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     """Bug: the annotation file is edited between two halves of a run, and sample 7 is another picture."""
     from PIL import Image
@@ -209,7 +209,7 @@ def test_changed_training_data_is_refused(
 
 
 def test_a_run_resumes_after_its_data_folder_moved(
-    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: absolute paths in the data's fingerprint, so that a moved project or another mount is "changed data"."""
     from PIL import Image
@@ -230,7 +230,7 @@ def test_a_run_resumes_after_its_data_folder_moved(
     assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "step-0000006"
 
 
-def test_a_moved_run_resumes_without_its_parent(tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_moved_run_resumes_without_its_parent(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Bug: a resume wants the checkpoint that the run once started from, or the folder's old name."""
     short = {"total_steps": 6, "checkpoint_every_steps": 3}
     train(tiny(output_dir=str(tmp_path / "parent"), training=short), is_resume=False)
@@ -242,7 +242,7 @@ def test_a_moved_run_resumes_without_its_parent(tiny: Callable[..., Config], tmp
     assert (tmp_path / "moved" / "checkpoints" / "last").resolve().name == "step-0000006"
 
 
-def test_a_start_killed_before_its_first_checkpoint_resumes(tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_start_killed_before_its_first_checkpoint_resumes(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Bug: between the first file and the first checkpoint neither a start nor a resume is possible."""
     short = {"total_steps": 4, "checkpoint_every_steps": 4}
     config = tiny(training=short)

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamo.config.schema import Config
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, load_unique_images
 from mamo.data.records import GroundingRecord, boxes_outside
@@ -16,6 +15,7 @@ from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.grounding import grounding_scores, mean_percent, to_image_size, to_image_size_bicubic
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import HeatFrom, Scorer, eval_mode, heatmaps
+from mamo.tasks.grounding.config import GroundingConfig
 from mamo.tasks.sources import load_records
 
 
@@ -66,7 +66,7 @@ def _checked(record: GroundingRecord, width: int, height: int) -> tuple[float, f
     return record.box_xywh
 
 
-def evaluate_grounding(config: Config, predictor: Predictor) -> dict[str, float]:
+def evaluate_grounding(config: GroundingConfig, predictor: Predictor) -> dict[str, float]:
     """Compute `grounding/` metrics in percent of the test expressions or of `data.eval_file`."""
     data, evaluation = config.data, config.evaluation
     records, load_image = load_records(data, GroundingRecord, "test", evaluation.probe_items)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.models.vlm import Mamo
 from mamo.tasks.grounding.batch import ExpressionBatch
+from mamo.tasks.grounding.config import GroundingConfig
 from mamo.tasks.objective import Stage, Views
 from mamo.tasks.pretrain.losses import Itm
 
@@ -24,7 +24,7 @@ class FoilItm(Itm):
     foil is false for certain, and differs from the truth by one word about one object.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: GroundingConfig) -> None:
         super().__init__(config)
         self.unit = 1
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mamo.config.schema import Config
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.predictor import Predictor
 from mamo.tasks.grounding.batch import ExpressionPairs, FoilCollator
+from mamo.tasks.grounding.config import GroundingConfig
 from mamo.tasks.grounding.evaluate import evaluate_grounding
 from mamo.tasks.grounding.losses import FoilItm
 from mamo.tasks.objective import Loss
@@ -25,9 +25,10 @@ SCORERS = {
 class GroundingTask(PretrainTask):
     """The losses of pre-training on images and expressions; foils can replace ITM's drawn negatives."""
 
-    config_type: ClassVar[type[Config]] = Config
+    config_type: ClassVar[type[GroundingConfig]] = GroundingConfig
+    config: GroundingConfig
 
-    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: GroundingConfig, tokenizer: Any, stored: Path | None = None) -> None:
         self.has_foils = config.losses.itm_negatives == "foils"
         super().__init__(config, tokenizer, stored)
         if self.has_foils:

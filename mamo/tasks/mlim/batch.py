@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.config.schema import MaskingConfig
 from mamo.data.collate import MASK_STREAM, Batch, sample_rng, tokenize
 from mamo.data.pairs import Sample
 from mamo.data.tokenizer import is_word_start
 from mamo.masking import draw_image_mask, draw_ratios, draw_text_mask
+from mamo.tasks.mlim.config import MlimMaskingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class MlimCollator:
         self,
         tokenizer: Any,
         text_max_tokens: int,
-        masking: MaskingConfig,
+        masking: MlimMaskingConfig,
         grid: tuple[int, int],
         itm_pool_size: int,
         seed: int,

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config
 from mamo.data.collate import sample_rng, tokenize
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.probes import masked_word_accuracy
 from mamo.evaluation.scorer import eval_mode
 from mamo.masking import draw_image_mask
 from mamo.reports.pictures import img_tag
+from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.network import Mlim
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import masked_words
@@ -98,7 +98,7 @@ def reconstruct(
     return Reconstruction(pictures.float() / 255, torch.cat(predictions), pixels)
 
 
-def evaluate_mlim(config: Config, predictor: Predictor) -> dict[str, float]:
+def evaluate_mlim(config: MlimConfig, predictor: Predictor) -> dict[str, float]:
     """Evaluate on the test scenes; a head that the network does not have leaves its metrics out.
 
     Returns:
@@ -126,7 +126,7 @@ def evaluate_mlim(config: Config, predictor: Predictor) -> dict[str, float]:
     return metrics
 
 
-def reconstructions(config: Config, predictor: Predictor, n_shown: int) -> list[tuple[str, str]]:
+def reconstructions(config: MlimConfig, predictor: Predictor, n_shown: int) -> list[tuple[str, str]]:
     """For the report: test scenes as they are, masked, and filled in. The network stays in eval mode."""
     network = predictor.network
     if config.data.source != "scenes" or network.get_head("recon") is None:
@@ -148,7 +148,7 @@ def reconstructions(config: Config, predictor: Predictor, n_shown: int) -> list[
     return [("Images: whole, masked, and filled in from what is left and the caption", "".join(cells))]
 
 
-def _rendered(scenes: Sequence[Scene], config: Config) -> Tensor:
+def _rendered(scenes: Sequence[Scene], config: MlimConfig) -> Tensor:
     """uint8 [I, 3, H, W]."""
     pictures = np.stack([render(scene, config.data.image_size) for scene in scenes])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2)

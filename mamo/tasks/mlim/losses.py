@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.config.schema import Config
 from mamo.losses.itc import positives
 from mamo.losses.itm import draw_negatives, itm_loss
 from mamo.losses.mlm import mlm_loss
 from mamo.models.heads import ITMHead, MLMHead
 from mamo.tasks.mlim.batch import MlimBatch
+from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.network import ImageDecoder, Mlim, SingleStream
 from mamo.tasks.objective import Loss, Part, Stage, Views
 from mamo.training.monitors import word_entropy
@@ -67,7 +67,7 @@ class Recon(Loss):
     name = "recon"
     reads = ("patches",)
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: MlimConfig) -> None:
         self.counts_masked_only = config.losses.recon_area == "masked"
 
     def heads(self, backbone: SingleStream) -> Heads:  # type: ignore[override]
@@ -99,7 +99,7 @@ class RandomItm(Loss):
     reads = ("itm_cls", "itm_is_valid")
     unit_key = "losses.itm_pool_size"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: MlimConfig) -> None:
         self.unit = config.losses.itm_pool_size
 
     def heads(self, backbone: SingleStream) -> Heads:  # type: ignore[override]

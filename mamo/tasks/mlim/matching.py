@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import eval_mode
 from mamo.tasks.base import Task
+from mamo.tasks.mlim.config import MatchingConfig
 from mamo.tasks.mlim.matching_batch import CataloguePairs, ListingBatch, ListingCollator
 from mamo.tasks.mlim.matching_evaluate import pr_auc, predict_matching
 from mamo.tasks.mlim.network import ItemPairHead, Mlim, PixelEmbedder, build_single_stream, load_published_single_stream
@@ -22,11 +22,12 @@ from mamo.training.monitors import class_entropy
 class MatchingTask(Task):
     """Same item or not; the one loss is `match`."""
 
-    config_type = Config
+    config_type = MatchingConfig
+    config: MatchingConfig
     has_api = False
     network: Mlim
 
-    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: MatchingConfig, tokenizer: Any, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
         stream = build_single_stream(config, tokenizer)
         self.network = Mlim(stream, {"match": ItemPairHead(stream.embedder.width)})
@@ -73,7 +74,7 @@ class MatchingTask(Task):
 
     def describe_image_encoder(self) -> str:
         """See `Task`."""
-        return f"{self.config.model.embedder_layers} convolutions"
+        return f"{len(self.image_encoder.convolutions)} convolutions"
 
     scenes_protocol = "matching"
 

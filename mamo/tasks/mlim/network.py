@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.models.build import bert_config_of
 from mamo.models.fusion import LAYER_NORM_EPS
 from mamo.models.heads import ITMHead, MLMHead
 from mamo.models.init import init_like_bert, init_position
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
 from mamo.models.vlm import Network
+from mamo.tasks.mlim.config import MatchingConfig, MlimConfig
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class Mlim(Network):
         return logits
 
 
-def build_single_stream(config: Config, tokenizer: Any) -> SingleStream:
+def build_single_stream(config: MlimConfig | MatchingConfig, tokenizer: Any) -> SingleStream:
     """MLIM's network without heads, initialised from `seed`."""
     torch.manual_seed(config.seed)
     text_encoder = TextEncoder(bert_config_of(config, len(tokenizer), tokenizer.pad_token_id), config.model.text.layers)
@@ -258,7 +258,7 @@ def build_single_stream(config: Config, tokenizer: Any) -> SingleStream:
     return SingleStream(embedder, text_encoder, tokenizer.mask_token_id)
 
 
-def load_published_single_stream(config: Config, network: Mlim) -> None:
+def load_published_single_stream(config: MlimConfig | MatchingConfig, network: Mlim) -> None:
     """Fill an MLIM with the weights of the BERT that `model.text` names, if any."""
     text = config.model.text
     if text.weights == "bert" and text.bert is not None:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from mamo.config.schema import Config
 from mamo.data.loader import SampleDataset
 from mamo.evaluation.predictor import Predictor
 from mamo.tasks.mlim.batch import MlimCollator
+from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.evaluate import evaluate_mlim, reconstructions
 from mamo.tasks.mlim.losses import MlimMlm, RandomItm, Recon, masked_stage
 from mamo.tasks.mlim.network import Mlim, PixelEmbedder, build_single_stream, load_published_single_stream
@@ -20,13 +20,15 @@ LOSSES: tuple[type[Loss], ...] = (MlimMlm, Recon, RandomItm)
 class MlimTask(ObjectiveTask):
     """One masked pass for MLM and RECON and, where ITM is on, a clean one of twice the samples."""
 
-    config_type = Config
+    config_type = MlimConfig
+    config: MlimConfig
     method = "MLIM"
     has_api = False
     network: Mlim
 
-    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: MlimConfig, tokenizer: Any, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
+        self.masking = config.masking
         weights = dict(config.losses.weights)
         losses = [kind(config) for kind in LOSSES if weights[kind.name] > 0]
         stream = build_single_stream(config, tokenizer)
@@ -58,7 +60,7 @@ class MlimTask(ObjectiveTask):
 
     def describe_image_encoder(self) -> str:
         """See `Task`."""
-        return f"{self.config.model.embedder_layers} convolutions"
+        return f"{len(self.image_encoder.convolutions)} convolutions"
 
     scenes_protocol = "mlim"
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config, MaskingConfig
+from mamo.config.schema import MaskingConfig
 from mamo.data.collate import MASK_STREAM, Batch, sample_rng, tokenize
 from mamo.data.pairs import Sample
 from mamo.data.tokenizer import is_word_start
 from mamo.masking import draw_image_mask, draw_replacements, draw_text_mask
+from mamo.tasks.pretrain.config import PretrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def _pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def pair_collator(
-    config: Config, tokenizer: Any, grid: tuple[int, int], kind: type[PairCollator] = PairCollator
+    config: PretrainConfig, tokenizer: Any, grid: tuple[int, int], kind: type[PairCollator] = PairCollator
 ) -> PairCollator:
     """Tokenizer and masks of a config."""
     return kind(tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config, EvaluationConfig
+from mamo.config.schema import EvaluationConfig
 from mamo.data.images import BadSampleError, BadSamplePolicy
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import clean_caption, read_pairs
@@ -35,6 +35,7 @@ from mamo.evaluation.scorer import (
     eval_mode,
     heatmaps,
 )
+from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import MaskedWord, masked_words
 from mamo.world.probes import PROBES, ProbeItem, probe_items
@@ -43,7 +44,9 @@ from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld, near_duplicate
 
 
-def evaluate_pretrained(predictor: Predictor, config: Config, scores_file: Path | None = None) -> dict[str, float]:
+def evaluate_pretrained(
+    predictor: Predictor, config: PretrainConfig, scores_file: Path | None = None
+) -> dict[str, float]:
     """Evaluate on the test scenes, or on `data.eval_file` and `data.statements_file`.
 
     Args:
@@ -73,7 +76,7 @@ def _scene_items(difficulty: Difficulty, n_items: int) -> tuple[dict[str, list[P
     return {name: probe_items(world, name, n_items) for name in PROBES}, masked_words(world, n_items)
 
 
-def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
+def _on_scenes(scorer: Scorer, config: PretrainConfig) -> dict[str, float]:
     network = scorer.network
     has_itc, has_itm = network.get_head("temperature") is not None, network.get_head("itm") is not None
     world = SceneWorld(config.data.difficulty, WORLD_SEED)
@@ -106,7 +109,11 @@ def _on_scenes(scorer: Scorer, config: Config) -> dict[str, float]:
 
 
 def _grounding(
-    scorer: Scorer, images: EncodedImages, items: Sequence[Expression], image_row: Mapping[int, int], config: Config
+    scorer: Scorer,
+    images: EncodedImages,
+    items: Sequence[Expression],
+    image_row: Mapping[int, int],
+    config: PretrainConfig,
 ) -> dict[str, float]:
     """Which object an expression means, from the heat of `evaluation.grounding_heat`."""
     texts = scorer.encode_texts(*scorer.tokenize([item.text for item in items]))
@@ -119,7 +126,9 @@ def _grounding(
     return grounding_metrics(whole, [item.proposals for item in items], [item.box for item in items])
 
 
-def _pixel_heats(scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression], config: Config) -> Iterator[Tensor]:
+def _pixel_heats(
+    scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression], config: PretrainConfig
+) -> Iterator[Tensor]:
     """Heat that needs the pictures themselves, float32 [N, h, w] a batch of expressions; each is drawn again."""
     world, step = SceneWorld(config.data.difficulty, WORLD_SEED), config.evaluation.batch_size
     for start in range(0, len(items), step):
@@ -130,7 +139,7 @@ def _pixel_heats(scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression
         yield heatmaps(scorer, pictures, texts, rows, torch.tensor(part), config.evaluation.grounding_heat)
 
 
-def _gallery(world: SceneWorld, config: Config) -> list[Scene]:
+def _gallery(world: SceneWorld, config: PretrainConfig) -> list[Scene]:
     """The test scenes to retrieve: the first N, or the first N / 2 and then a near duplicate of each."""
     n = config.evaluation.retrieval_items
     if not config.evaluation.near_duplicates:
@@ -139,7 +148,7 @@ def _gallery(world: SceneWorld, config: Config) -> list[Scene]:
     return [*originals, *(near_duplicate(scene) for scene in originals[: n // 2])]
 
 
-def _rendered(scenes: Sequence[Scene], config: Config) -> Iterator[Tensor]:
+def _rendered(scenes: Sequence[Scene], config: PretrainConfig) -> Iterator[Tensor]:
     """Scenes as batches uint8 [B, 3, H, W]."""
     step = config.evaluation.batch_size
     for start in range(0, len(scenes), step):
@@ -190,7 +199,7 @@ def _match(
     return score
 
 
-def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[str, float]:
+def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) -> dict[str, float]:
     """Retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
     data, network = config.data, scorer.network
     metrics: dict[str, float] = {}
@@ -211,7 +220,7 @@ def _on_pairs(scorer: Scorer, config: Config, scores_file: Path | None) -> dict[
     return metrics
 
 
-def check_files(config: Config) -> None:
+def check_files(config: PretrainConfig) -> None:
     """Read what `evaluate_pretrained` will, but no image. Raises ValueError for a file that cannot be evaluated on."""
     data, n_folds = config.data, config.evaluation.retrieval_folds
     if data.eval_file is not None:
@@ -237,7 +246,7 @@ def _retrieval_in_folds(
     return {name: sum(fold[name] for fold in found) / n_folds for name in found[0]}
 
 
-def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path | None) -> dict[str, float]:
+def _on_statements(scorer: Scorer, path: Path, config: PretrainConfig, scores_file: Path | None) -> dict[str, float]:
     records = read_statements(path)
     images, shown = _load_and_encode(scorer, {record.image: record.image for record in records}, config)
     image_row = {image: row for row, image in enumerate(shown)}
@@ -253,7 +262,7 @@ def _on_statements(scorer: Scorer, path: Path, config: Config, scores_file: Path
 
 
 def _load_and_encode(
-    scorer: Scorer, files: Mapping[str, str | ShardMember], config: Config
+    scorer: Scorer, files: Mapping[str, str | ShardMember], config: PretrainConfig
 ) -> tuple[ReencodedImages, list[str]]:
     """Encodes images by name; returns the names of those that could be loaded, in the order of the rows.
 

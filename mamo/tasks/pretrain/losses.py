@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.config.schema import Config
 from mamo.distributed import all_gather_no_grad, rank
 from mamo.losses.itc import itc_loss, itc_targets, positives
 from mamo.losses.itm import draw_negatives, itm_loss
@@ -22,6 +21,7 @@ from mamo.models.heads import ITMHead, MIMHead, MLMHead, MRMHead
 from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.objective import Loss, Part, Stage, Views
 from mamo.tasks.pretrain.batch import PairBatch
+from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.training.monitors import ITM_CLASS_PRIOR, word_entropy
 
 Heads = dict[str, nn.Module | nn.Parameter]
@@ -51,7 +51,7 @@ def linear_ramp(alpha: float, ramp_steps: int, step: int) -> float:
     return alpha * (min(1.0, step / ramp_steps) if ramp_steps else 1.0)
 
 
-def temperature_of(network: Mamo, config: Config) -> Tensor:
+def temperature_of(network: Mamo, config: PretrainConfig) -> Tensor:
     """Return the learned temperature, or without ITC, which learns it, the configured one."""
     learned = network.get_head("temperature")
     return torch.tensor(config.losses.temperature) if learned is None else learned
@@ -63,7 +63,7 @@ class Itc(Loss):
     name = "itc"
     reads = ("image_feature", "text_feature")
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         if config.losses.itc_candidates == "teacher":
             self.targets = ("image_feature", "text_feature")
@@ -157,7 +157,7 @@ class Itm(Loss):
     reads = ("itm_cls", "itm_is_valid")
     unit_key = "losses.itm_pool_size"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         self.unit = config.losses.itm_pool_size
 
@@ -213,7 +213,7 @@ class Mim(Loss):
     name = "mim"
     reads = ("fused_patches",)
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         self.targets = (f"patch_{config.losses.mim_target}",)
 
@@ -260,7 +260,7 @@ class Mlm(Loss):
     name = "mlm"
     reads = ("fused_words",)
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PretrainConfig) -> None:
         self.alpha, self.ramp_steps = config.losses.mlm_soft_target_alpha, config.losses.mlm_soft_target_ramp_steps
         if self.alpha > 0:
             self.targets = ("word_probs",)

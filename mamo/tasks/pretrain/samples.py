@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mamo.config.schema import Config, DataConfig
+from mamo.config.schema import DataConfig
 from mamo.data.collate import sample_rng
 from mamo.data.images import BadSampleError
 from mamo.data.pairs import load_image
@@ -13,6 +13,7 @@ from mamo.data.records import GroundingRecord
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.predictor import Predictor
 from mamo.reports.pictures import Picture, Samples, network_pictures
+from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.sources import load_records
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import MaskedWord, masked_words
@@ -24,7 +25,7 @@ GALLERY = 60
 _LONG_CHARS = 4  # of a word that is worth asking for: not "a", "of", "the"
 
 
-def select_samples(config: Config, n: int) -> Samples | None:
+def select_samples(config: PretrainConfig, n: int) -> Samples | None:
     """`n` exhibits, or as many as there are, of what the config evaluates retrieval or grounding on; None without."""
     data = config.data
     if data.source == "scenes":
@@ -101,11 +102,15 @@ def _word_of(index: int, caption: str) -> Iterator[MaskedWord]:
         yield MaskedWord(index, "word", caption, *word.span(), (word[0],))
 
 
-def sample_pictures(predictor: Predictor, config: Config, rows: int) -> list[tuple[str, str]]:
+def sample_pictures(predictor: Predictor, config: PretrainConfig, rows: int) -> list[tuple[str, str]]:
     """Draw what a network with the heads of pre-training makes of test scenes or of the pairs of `data.eval_file`.
 
     Returns:
         (title, HTML fragment) of each kind of picture, with about `rows` rows.
     """
     samples = select_samples(config, max(GALLERY, rows))
-    return [] if samples is None else network_pictures(predictor, config, samples, rows)
+    return (
+        []
+        if samples is None
+        else network_pictures(predictor, config, config.masking, config.losses.mim_target, samples, rows)
+    )

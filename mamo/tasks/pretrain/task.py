@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.data.loader import SampleDataset
 from mamo.distributed import all_gather_no_grad, world_size
 from mamo.evaluation.predictor import Predictor
@@ -27,6 +26,7 @@ from mamo.models.vlm import Mamo
 from mamo.queue import FeatureQueue
 from mamo.tasks.objective import Loss, ObjectiveTask, Targets, Views, compute_views, schedule_stages
 from mamo.tasks.pretrain.batch import PairBatch, pair_collator
+from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
 from mamo.tasks.pretrain.losses import LOSSES, sphere_spread
 from mamo.tasks.pretrain.samples import sample_pictures
@@ -39,11 +39,13 @@ from mamo.training.run_dir import STATEMENT_SCORES
 class PretrainTask(ObjectiveTask):
     """MAMO: the losses of `losses` on image-text pairs, with a momentum teacher and a queue."""
 
-    config_type = Config
+    config_type = PretrainConfig
+    config: PretrainConfig
     method = "MAMO"
 
-    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: PretrainConfig, tokenizer: Any, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
+        self.masking = config.masking
         losses = self.make_losses()
         self.network = build_network(config, losses, len(tokenizer), tokenizer.pad_token_id)
         own = [stage for loss in losses for stage in loss.stages()]
@@ -110,7 +112,7 @@ class PretrainTask(ObjectiveTask):
         return f"ITC shortlist of {self.config.evaluation.rerank_k}, then ITM"
 
 
-def build_network(config: Config, losses: Sequence[Loss], vocabulary_size: int, pad_token_id: int) -> Mamo:
+def build_network(config: PretrainConfig, losses: Sequence[Loss], vocabulary_size: int, pad_token_id: int) -> Mamo:
     """Build the backbone and the heads of the losses, initialised from `seed` and, where named, published weights.
 
     Heads are drawn in the order of the config's weights, whatever the order of the passes.

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mamo.config.schema import Config
 from mamo.data.collate import tokenize
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, load_unique_images
@@ -17,6 +16,7 @@ from mamo.evaluation.metrics.statements import StatementRecord, interval_by_sent
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import eval_mode
 from mamo.tasks.reasoning.batch import is_ordered, same_number_of_images
+from mamo.tasks.reasoning.config import ReasoningConfig
 from mamo.tasks.sources import load_records
 from mamo.training.run_dir import STATEMENT_SCORES
 
@@ -81,7 +81,7 @@ def write_logits(file: Path, logits: Mapping[str, float], records: Sequence[Reas
     write_scores(file, np.array([logits[record.identifier] for record in records]), statements)
 
 
-def evaluate_reasoning(config: Config, predictor: Predictor, folder: Path) -> dict[str, float]:
+def evaluate_reasoning(config: ReasoningConfig, predictor: Predictor, folder: Path) -> dict[str, float]:
     """Compute `reasoning/` accuracy, consistency, majority and interval in percent; write the logits.
 
     NLVR2's subsets are those of the files `balanced-NAME` and `unbalanced-NAME` next to `data.eval_file`.

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import Config
 from mamo.data.record_dataset import RecordDataset
 from mamo.data.records import ReasoningRecord
 from mamo.evaluation.predictor import Predictor
 from mamo.models.build import build_backbone, load_published
 from mamo.tasks.base import Task
 from mamo.tasks.reasoning.batch import ReasoningBatch, ReasoningCollator, same_number_of_images
+from mamo.tasks.reasoning.config import ReasoningConfig
 from mamo.tasks.reasoning.evaluate import evaluate_reasoning
 from mamo.tasks.reasoning.head import ReasoningHead
 from mamo.tasks.reasoning.network import ReasoningNetwork
@@ -26,10 +26,11 @@ from mamo.training.monitors import class_entropy
 class ReasoningTask(Task):
     """True or false; the one loss is `truth`."""
 
-    config_type = Config
+    config_type = ReasoningConfig
+    config: ReasoningConfig
     network: ReasoningNetwork
 
-    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: ReasoningConfig, tokenizer: Any, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
         backbone = build_backbone(config, len(tokenizer), tokenizer.pad_token_id)
         self.network = ReasoningNetwork(backbone, ReasoningHead(backbone.fusion, config.reasoning.cross_layers))

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamo.config.schema import Config
 from mamo.data.collate import tokenize
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, file_records, image_names, load_unique_images
@@ -25,6 +24,7 @@ from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import eval_mode
 from mamo.tasks.sources import load_records
 from mamo.tasks.vqa.batch import ANSWER_MAX_TOKENS
+from mamo.tasks.vqa.config import VqaConfig
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder, answer_likelihood
 from mamo.tasks.vqa.network import VqaNetwork
 
@@ -177,7 +177,7 @@ def refuse_overlap(train: Sequence[VqaRecord], evaluation: Sequence[VqaRecord], 
             raise ValueError(f"{files}: {len(found)} {what} are in the training data too, the first is {name}")
 
 
-def refuse_training_questions(config: Config, train_files: list[str]) -> None:
+def refuse_training_questions(config: VqaConfig, train_files: list[str]) -> None:
     """Raise ValueError where `data.eval_file` shares a question or an image with training files.
 
     A training file that is gone cannot be compared; the log says so. Scenes cannot overlap.
@@ -192,7 +192,7 @@ def refuse_training_questions(config: Config, train_files: list[str]) -> None:
         refuse_overlap(file_records(found, VqaRecord)[0], held_out, config.data.eval_file)
 
 
-def evaluate_vqa(config: Config, answers: list[str], predictor: Predictor, folder: Path) -> dict[str, float]:
+def evaluate_vqa(config: VqaConfig, answers: list[str], predictor: Predictor, folder: Path) -> dict[str, float]:
     """Compute the official accuracy in percent, by answer type, with the image and (`question_only/`) without it.
 
     Writes the submission file; where the split's answers are withheld, nothing is computed.

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mamo.config.schema import Config
 from mamo.data.record_dataset import LoadImage, RecordDataset
 from mamo.data.records import VqaRecord
 from mamo.evaluation.predictor import Predictor
@@ -19,6 +18,7 @@ from mamo.models.build import build_backbone, load_published
 from mamo.tasks.base import Task
 from mamo.tasks.sources import check_records, load_records, record_dataset
 from mamo.tasks.vqa.batch import ANSWERS, VqaBatch, VqaCollator, answer_list, read_answers
+from mamo.tasks.vqa.config import VqaConfig
 from mamo.tasks.vqa.evaluate import SUBMISSION, evaluate_vqa, refuse_training_questions
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder, answer_likelihood
 from mamo.tasks.vqa.losses import classifier_loss, decoder_loss, list_scores
@@ -32,10 +32,11 @@ logger = logging.getLogger(__name__)
 class VqaTask(Task):
     """Answers to questions about images; the one loss is `answer`."""
 
-    config_type = Config
+    config_type = VqaConfig
+    config: VqaConfig
     network: VqaNetwork
 
-    def __init__(self, config: Config, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: VqaConfig, tokenizer: Any, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
         if stored is None:
             self.answers = answer_list(self.training_records[0], config.vqa.answer_min_count)
@@ -60,7 +61,7 @@ class VqaTask(Task):
     def train_dataset(self) -> RecordDataset[VqaRecord]:
         """Open the training questions; refuse those that the evaluation asks too."""
         if self.config.evaluation.enabled:
-            refuse_training_questions(self.config, self.config.data.train_files)
+            self.check_held_out(self.config.data.train_files)
         return record_dataset(*self.training_records, self.config.data)
 
     def init_new_parameters(self, folder: Path, new: tuple[str, ...]) -> None:
@@ -97,6 +98,10 @@ class VqaTask(Task):
     def check_evaluation_files(self) -> None:
         """Read the evaluation questions."""
         check_records(self.config.data, VqaRecord)
+
+    def check_held_out(self, train_files: list[str]) -> None:
+        """Refuse questions and images that the network was trained on."""
+        refuse_training_questions(self.config, train_files)
 
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
         """Answer the evaluation questions, with the image and without it."""

@@ -9,18 +9,18 @@ import torch
 import yaml
 from torch.nn import functional
 
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.pairs_reader import clean_caption
 from mamo.evaluation.metrics.grounding import to_image_size, to_image_size_bicubic
 from mamo.tasks.base import Trained
 from mamo.tasks.grounding import task
+from mamo.tasks.registry import finetune_config
 from mamo.trainer import TrainingRun
-from mamo.training.resume import finetune_config
 
 WEIGHTS = {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}
 
 
-def config(folder: Path, pretrained: Path, **data: object) -> Config:
+def config(folder: Path, pretrained: Path, **data: object) -> RunConfig:
     values = {
         "task": "grounding",
         "output_dir": str(folder / "run"),
@@ -69,7 +69,7 @@ def test_a_record_without_a_foil_is_named(pretrained: Path, tmp_path: Path) -> N
 
 
 def test_heat_of_records_is_resized_as_albefs_protocol_does(
-    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Bug: numbers on RefCOCO+ that are not its protocol's, or flat heat at the border of the embedded world."""
     used: list[object] = []

@@ -13,14 +13,12 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 import mamo
-from mamo.config.load import build_config, load_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.config.values import merge, read_values
 from mamo.evaluator import evaluate
-from mamo.tasks.registry import parts_of
+from mamo.tasks.registry import build_config, finetune_config, load_config, parts_of
 from mamo.trainer import TrainingRun, train
 from mamo.training import run_dir
-from mamo.training.resume import finetune_config
 from mamo.world.vocabulary import scenes_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -45,12 +43,12 @@ BASE = {
 }  # fmt: skip
 
 
-def mlim(folder: Path, **over: Any) -> Config:
+def mlim(folder: Path, **over: Any) -> RunConfig:
     """A pre-training of MLIM."""
     return build_config(merge(merge({**BASE, "output_dir": str(folder)}, MLIM), over))
 
 
-def matching(folder: Path, parent: Path, *overrides: str, is_resume: bool = False) -> Config:
+def matching(folder: Path, parent: Path, *overrides: str, is_resume: bool = False) -> RunConfig:
     """Its fine-tuning, as the command makes it."""
     values = {**BASE, "task": "matching", "output_dir": str(folder)}
     values["data"] = {"train_scenes": 20, "workers": 0}
@@ -66,7 +64,7 @@ def pretrained_mlim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("mlim") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamo.trainer, "plot_curves", lambda output_dir: None)
+        patch.setattr(mamo.trainer, "plot_curves", lambda *_: None)
         train(mlim(folder), is_resume=False)
     return folder
 
@@ -75,7 +73,7 @@ class Stop(Exception):
     """An in-process stand-in for a kill."""
 
 
-def interrupted(config: Config, step: int) -> None:
+def interrupted(config: RunConfig, step: int) -> None:
     """Run `config` until the metrics of `step` are written."""
     write = run_dir.JsonlWriter.write
 
@@ -212,12 +210,12 @@ def test_modality_dropout_is_read(pretrained_mlim: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("over", "problem"),
     [
-        ({"losses": {"weights": {"itc": 1}}}, "losses.weights.itc: is no loss of MLIM"),
-        ({"losses": {"weights": {"mrm_text": 1}}}, "losses.weights.mrm_text: is no loss of MLIM"),
-        ({"losses": {"queue_size": 8}}, "losses.queue_size: task mlim (MLIM) does not read it"),
-        ({"teacher": {"momentum": 0.9}}, "teacher: task mlim does not read it"),
-        ({"masking": {"mode": "joint"}}, "masking.mode: joint is no mode of MLIM"),
-        ({"model": {"fusion_layers": 5}}, "model.fusion_layers: task mlim (MLIM) does not read it"),
+        ({"losses": {"weights": {"itc": 1}}}, "losses.weights.itc: not used by task mlim (only by pretrain, grounding); remove it"),
+        ({"losses": {"weights": {"mrm_text": 1}}}, "losses.weights.mrm_text: not used by task mlim"),
+        ({"losses": {"queue_size": 8}}, "losses.queue_size: not used by task mlim"),
+        ({"teacher": {"momentum": 0.9}}, "teacher: not used by task mlim; remove it"),
+        ({"masking": {"mode": "joint"}}, "masking.mode: Input should be 'modality_aware' (found 'joint')"),
+        ({"model": {"fusion_layers": 5}}, "model.fusion_layers: not used by task mlim"),
         ({"losses": {"weights": {"mlm": 0, "recon": 0, "itm": 0}}}, "losses.weights: every loss of MLIM is switched"),
         ({"losses": {"itm_pool_size": 5}}, "losses.itm_pool_size: 5 does not divide"),
         ({"data": {"source": "pairs", "train_file": "a", "eval_file": "b"}}, "evaluation.enabled: MLIM's pre-training"),
@@ -234,12 +232,12 @@ def test_what_mlim_does_not_read_is_refused(over: dict[str, Any], problem: str |
 @pytest.mark.parametrize(
     ("over", "problem"),
     [
-        ({"losses": {"weights": {"recon": 1}}}, "losses.weights.recon: is no loss of MAMO"),
-        ({"losses": {"recon_area": "image"}}, "losses.recon_area: task pretrain (MAMO) does not read it"),
-        ({"masking": {"mode": "modality_aware"}}, "masking.mode: modality_aware is no mode of MAMO"),
-        ({"masking": {"light_ratio": 0.3}}, "masking.light_ratio: task pretrain (MAMO) does not read it"),
-        ({"model": {"embedder_layers": 4}}, "model.embedder_layers: task pretrain (MAMO) does not read it"),
-        ({"matching": {"modality_dropout": 0.0}}, "matching: task pretrain does not read it"),
+        ({"losses": {"weights": {"recon": 1}}}, "losses.weights.recon: not used by task pretrain (only by mlim); remove it"),
+        ({"losses": {"recon_area": "image"}}, "losses.recon_area: not used by task pretrain"),
+        ({"masking": {"mode": "modality_aware"}}, "masking.mode: Input should be 'alternate' or 'joint'"),
+        ({"masking": {"light_ratio": 0.3}}, "masking.light_ratio: not used by task pretrain"),
+        ({"model": {"embedder_layers": 4}}, "model.embedder_layers: not used by task pretrain"),
+        ({"matching": {"modality_dropout": 0.0}}, "matching: not used by task pretrain; remove it"),
         ({"task": "matching", "data": {"source": "records"}}, "data.source: records contradicts task matching"),
     ],
 )

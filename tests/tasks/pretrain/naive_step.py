@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.config.load import build_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.data.pairs import Sample, hash_id
 from mamo.models.build import build_network
 from mamo.models.vlm import Backbone
 from mamo.tasks.pretrain.batch import PairBatch, pair_collator
 from mamo.tasks.pretrain.task import PixelNorm, PretrainTask
+from mamo.tasks.registry import build_config
 from mamo.world.vocabulary import scenes_tokenizer
 
 LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")
@@ -38,7 +38,7 @@ def tokenizer() -> Any:
 
 def tiny(
     names: tuple[str, ...] = LOSS_NAMES, mode: str = "alternate", fusion_type: str = "concat", **losses: Any
-) -> Config:
+) -> RunConfig:
     weights = {name: float(name in names) for name in LOSS_NAMES}
     return build_config(
         {
@@ -58,7 +58,7 @@ def tiny(
     )
 
 
-def make(config: Config) -> tuple[PretrainTask, PairBatch]:
+def make(config: RunConfig) -> tuple[PretrainTask, PairBatch]:
     """A task whose teacher differs from its student, and a batch with repeated images and captions."""
     network = build_network(config, len(tokenizer()), tokenizer().pad_token_id)
     encoder = network.backbone.image_encoder
@@ -76,7 +76,7 @@ def make(config: Config) -> tuple[PretrainTask, PairBatch]:
     return task, collator(drawn)
 
 
-def make_exact(config: Config) -> tuple[PretrainTask, PairBatch]:
+def make_exact(config: RunConfig) -> tuple[PretrainTask, PairBatch]:
     """The same in float64, with four past samples in the queue: one of image 1, one with the caption of sample 0."""
     task, batch = make(config)
     for module in task.modules().values():

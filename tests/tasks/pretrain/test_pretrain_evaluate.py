@@ -11,7 +11,6 @@ from PIL import Image
 from torch import nn
 from transformers import BertConfig
 
-from mamo.config.load import build_config
 from mamo.config.schema import EvaluationConfig
 from mamo.evaluation.metrics.statements import read_scores
 from mamo.evaluation.scorer import EncodedImages, Scorer
@@ -22,6 +21,7 @@ from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder
 from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.pretrain.evaluate import _gallery, _retrieval_in_folds, evaluate_pretrained
+from mamo.tasks.registry import build_config
 from mamo.tasks.sources import load_tokenizer
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import masked_words

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mamo.config.load import build_config
-from mamo.config.schema import Config
+from mamo.config.schema import RunConfig
 from mamo.tasks.pretrain.samples import select_samples
+from mamo.tasks.registry import build_config
 
 
-def config_of(**data: object) -> Config:
+def config_of(**data: object) -> RunConfig:
     data = {"image_size_px": 16, "train_file": "unused.jsonl", **data}
     return build_config({"output_dir": "unused", "data": data, "evaluation": {"enabled": "eval_file" in data}})
 

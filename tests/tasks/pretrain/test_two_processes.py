@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mamo.config.load import build_config
 from mamo.data.pairs import Sample, hash_id
 from mamo.distributed import all_reduce_sum, rank, world_size
 from mamo.models.build import build_network
 from mamo.tasks.pretrain.batch import pair_collator
 from mamo.tasks.pretrain.task import PixelNorm, PretrainTask
+from mamo.tasks.registry import build_config
 from mamo.world.vocabulary import scenes_tokenizer
 
 IMAGE_IDS = (0, 1, 2, 2, 3, 4, 0, 5)  # images 0 and 2 twice, image 0 once in each half

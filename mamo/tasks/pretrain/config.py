@@ -1,0 +1,36 @@
+"""Config of MAMO's pre-training."""
+
+from collections.abc import Iterator
+
+from mamo.config.schema import LossConfig, MamoConfig, MaskingConfig, TeacherConfig
+
+
+class PretrainConfig(MamoConfig):
+    """The losses of `losses` on image-text pairs, which fine-tune retrieval too."""
+
+    task: str = "pretrain"
+    masking: MaskingConfig = MaskingConfig()
+    losses: LossConfig = LossConfig()
+    teacher: TeacherConfig = TeacherConfig()
+
+    @property
+    def pass_unit(self) -> int:
+        """Return the size of ITM's pools, which lie within a forward pass."""
+        return self.losses.itm_pool_size if self.losses.weights.itm else 1
+
+    def problems(self) -> Iterator[str]:
+        """Yield also contradictions between losses and micro-batches."""
+        yield from super().problems()
+        training = self.training
+        if self.losses.itc_candidates == "batch" and training.micro_batch != training.batch_size_global:
+            yield "losses.itc_candidates: batch contrasts within a forward pass; use teacher with micro-batches"
+
+    def cross_fusion_problems(self) -> Iterator[str]:
+        """Yield also the losses at fused image tokens."""
+        names = [name for name in ("mim", "mrm_image") if getattr(self.losses.weights, name)]
+        if names:
+            yield (
+                f"model.fusion_type: cross gives no fused image tokens, from which {' and '.join(names)} would learn; "
+                f"set {' and '.join(f'losses.weights.{name}' for name in names)} to 0 or use concat"
+            )
+        yield from super().cross_fusion_problems()

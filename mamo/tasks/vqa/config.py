@@ -1,0 +1,33 @@
+"""Config of visual question answering."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from mamo.config.schema import MamoConfig, Positive, Section
+
+
+class VqaSettings(Section):
+    """Visual question answering."""
+
+    head: Literal["decoder", "classifier"] = "decoder"
+    """`decoder` writes answers word by word and is ranked over the answer list; `classifier` chooses from the list."""
+    answer_min_count: Positive = 9
+    """An answer is on the list if it is the commonest one to at least this many training questions."""
+
+
+class VqaConfig(MamoConfig):
+    """Answers to questions about images."""
+
+    file_source: ClassVar[Literal["pairs", "records"] | None] = "records"
+
+    task: str = "vqa"
+    vqa: VqaSettings = VqaSettings()
+
+    def cross_fusion_problems(self) -> Iterator[str]:
+        """Yield also the decoder."""
+        yield from super().cross_fusion_problems()
+        if self.vqa.head == "decoder":
+            yield (
+                "model.fusion_type: cross gives no fused image tokens, which task vqa reads; use concat or "
+                "vqa.head: classifier"
+            )
