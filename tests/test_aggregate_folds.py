@@ -1,21 +1,19 @@
-"""`scripts/aggregate_folds.py`: six runs' held-out statements as one accuracy."""
+"""`mamo aggregate-folds`: the held-out statements of six runs as one accuracy."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mamo.cli import main
 from mamo.evaluation.metrics.statements import StatementRecord, write_scores
 from mamo.training.run_dir import STATEMENT_SCORES
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "aggregate_folds.py"
-
 
 def make_run(folder: Path, directory: str, recall: float, shift: float, metric: str = "statements/accuracy") -> str:
-    """A run that held out `directory` and tells true from false at the threshold `shift`."""
+    """A run that held out `directory` and separates true from false at the threshold `shift`."""
     folder.mkdir()
     labels = [True, False, False]
     records = [StatementRecord(f"/x/{k}.png", f"sentence {k}", label, directory) for k, label in enumerate(labels)]
@@ -27,15 +25,14 @@ def make_run(folder: Path, directory: str, recall: float, shift: float, metric: 
     return str(folder)
 
 
-def pool(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+def aggregate(*arguments: str) -> None:
+    main(["aggregate-folds", *arguments])
 
 
-def test_folds_are_pooled(tmp_path: Path) -> None:
+def test_folds_are_aggregated(tmp_path: Path) -> None:
     """Bug: the mean of six accuracies at threshold 0, or a threshold fitted on the statements that it judges."""
     runs = [make_run(tmp_path / f"fold-{k}", str(k), 10.0 * k, shift=3.0) for k in range(3)]
-    done = pool(*runs, "--to", str(tmp_path / "results.json"))
-    assert done.returncode == 0, done.stderr
+    aggregate(*runs, "--to", str(tmp_path / "results.json"))
     (entry,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
     assert entry["metrics"]["itc/i2t_r1"] == pytest.approx(10.0)
     assert entry["metrics"]["statements/accuracy"] == 100  # at threshold 0 all would be called true
@@ -43,11 +40,10 @@ def test_folds_are_pooled(tmp_path: Path) -> None:
     assert entry["checkpoint"][2] == "fold-2/checkpoints/step-1"
 
 
-def test_judgements_are_pooled_at_the_logit_that_decides(tmp_path: Path) -> None:
+def test_predictions_are_aggregated_at_the_threshold_of_the_head(tmp_path: Path) -> None:
     """Bug: a threshold fitted to a head that has its own, or an interval that is the mean of six."""
     runs = [make_run(tmp_path / f"fold-{k}", str(k), 0.0, 3.0, "reasoning/accuracy") for k in range(3)]
-    done = pool(*runs, "--to", str(tmp_path / "results.json"))
-    assert done.returncode == 0, done.stderr
+    aggregate(*runs, "--to", str(tmp_path / "results.json"))
     (entry,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
     assert entry["protocol"] == "records-reasoning-folds"
     metrics = entry["metrics"]
@@ -56,20 +52,16 @@ def test_judgements_are_pooled_at_the_logit_that_decides(tmp_path: Path) -> None
     assert not any(name.startswith("statements/") for name in metrics)
 
 
-def test_what_cannot_be_pooled_is_told(tmp_path: Path) -> None:
+def test_folds_that_cannot_be_aggregated(tmp_path: Path, fails: Callable[..., str]) -> None:
     """Bug: a fold counted twice, and a traceback for a run that was never evaluated."""
     first, again = (make_run(tmp_path / name, "4", 1.0, 0.0) for name in ("a", "b"))
     (tmp_path / "empty").mkdir()
-    for runs, message in (((first, again), "directory 4 was held out"), ((str(tmp_path / "empty"),), "no evaluated")):
-        done = pool(*runs, "--to", str(tmp_path / "r.json"))
-        assert done.returncode == 2
-        assert message in done.stderr
+    for runs, message in (((first, again), "also held out directory 4"), ((str(tmp_path / "empty"),), "no evaluated")):
+        assert message in fails(lambda runs=runs: aggregate(*runs, "--to", str(tmp_path / "r.json")))
         assert not (tmp_path / "r.json").exists()
 
 
-def test_runs_of_two_kinds_are_not_pooled(tmp_path: Path) -> None:
+def test_runs_of_two_tasks_are_not_aggregated(tmp_path: Path, fails: Callable[..., str]) -> None:
     """Bug: ITM scores and logits of a head in one accuracy, or a KeyError."""
     runs = [make_run(tmp_path / "a", "0", 1.0, 0.0), make_run(tmp_path / "b", "1", 1.0, 0.0, "reasoning/accuracy")]
-    done = pool(*runs, "--to", str(tmp_path / "r.json"))
-    assert done.returncode == 2
-    assert "different protocols" in done.stderr
+    assert "different protocols" in fails(lambda: aggregate(*runs, "--to", str(tmp_path / "r.json")))

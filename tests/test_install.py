@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, TOOL = PYPROJECT["project"], PYPROJECT["tool"]
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}  # PYTHONPATH may lead here
 CHECK = """
 import importlib, pkgutil, sys, warnings
@@ -24,8 +26,12 @@ import mamo
 for module in pkgutil.walk_packages(mamo.__path__, "mamo."):
     importlib.import_module(module.name)
 from mamo.tasks.registry import load_config
-from mamo.tasks.launch import train
+from mamo.cli import main
+from mamo.config.shipped import find_config
+from mamo.trainer import train
+assert load_config(find_config("scenes", "pretrain")).output_dir == "runs/scenes"
 train(load_config(Path("tiny.yaml")), is_resume=False)
+main(["pretrain", "--config", "tiny.yaml", "--resume"])
 model = mamo.load("run")
 model.save_pretrained("exported")
 assert mamo.load("exported").encode_text(["a red circle"]).equal(model.encode_text(["a red circle"]))
@@ -34,14 +40,27 @@ print("works from", mamo.__file__)
 """
 
 
-def build_wheel(folder: Path) -> Path:
-    """The project's wheel, built in `folder`."""
+def build_wheel(folder: Path, *options: str) -> Path:
+    """Build the wheel of the files that git tracks, in `folder`."""
     source = folder / "source"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)  # without what lies about here
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source)]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", *options, "-w", str(folder), str(source)]
     subprocess.run(pip, check=True, capture_output=True, text=True)
     (wheel,) = folder.glob("mamo-*.whl")
     return wheel
+
+
+def expected_files(source: Path) -> set[str]:
+    """Names in the wheel: modules, `py.typed`, the shipped configs and the finished cells of the studies."""
+    modules = {str(path.relative_to(source)) for path in (source / "mamo").rglob("*.py")}
+    configs = {
+        path for folder in ("pretrain", "finetune", "studies") for path in (source / "configs" / folder).glob("*.yaml")
+    }
+    configs.add(source / "configs/studies/results/cells.jsonl")
+    return modules | {"mamo/py.typed"} | {f"mamo/{path.relative_to(source)}" for path in configs}
 
 
 def make_environment(folder: Path) -> Path:
@@ -72,9 +91,40 @@ def use(python: Path, folder: Path, tiny: dict[str, object]) -> subprocess.Compl
     )
 
 
-def test_the_version_is_told_in_the_changes() -> None:
-    """Bug: a release without a word of what it brings."""
-    assert f"**{PROJECT['version']}**" in (ROOT / "README.md").read_text().partition("\n## Changes\n")[2]
+def test_the_version_is_in_the_changelog() -> None:
+    """Bug: a release without a list of its changes."""
+    assert f"\n## {PROJECT['version']}\n" in (ROOT / "mamo/CHANGELOG.md").read_text()
+
+
+def test_every_package_is_listed() -> None:
+    """Bug: pyproject.toml does not list a new package, and the wheel lacks it."""
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "mamo").rglob("__init__.py")}
+    assert set(TOOL["setuptools"]["packages"]) == packages | {"mamo.configs"}
+
+
+def test_a_wheel_has_the_command_and_the_configs(tmp_path: Path) -> None:
+    """Bug: an installed package knows no config by name, or writes the tables of a study into itself."""
+    pytest.importorskip("setuptools", minversion="77")  # else the build needs the index; the slow test below builds so
+    site = tmp_path / "site"
+    with zipfile.ZipFile(build_wheel(tmp_path, "--no-build-isolation")) as archive:
+        names = set(archive.namelist())
+        archive.extractall(site)
+    assert expected_files(tmp_path / "source") == {name for name in names if name.startswith("mamo/")}
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert "mamo = mamo.cli:main" in (site / entry_points).read_text()
+
+    def mamo(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "mamo", *words]
+        environment = {**CLEAN, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    unknown = mamo("pretrain", "--config", "scnes")
+    assert unknown.stderr == "error: config file not found: scnes; shipped configs: scenes, scenes_1h, mlim_scenes\n"
+    mistake = mamo("pretrain", "--config", "scenes", "sead=1")
+    assert mistake.stderr.startswith(f"error: {site}/mamo/configs/pretrain/scenes.yaml: 1 problem(s)")
+    printed = mamo("study", "--config", "losses", "--jobs", "0")
+    assert printed.stdout.splitlines() == [f"runs/studies/results/losses{suffix}" for suffix in (".csv", ".md")]
+    assert not list(site.rglob("losses.md"))
 
 
 @pytest.mark.slow
@@ -85,9 +135,7 @@ def test_a_wheel_works_with_what_it_declares(tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    source = tmp_path / "source"
-    sources = {str(path.relative_to(source)) for path in (source / "mamo").rglob("*.py")}
-    assert sources | {"mamo/py.typed"} == {name for name in names if name.startswith("mamo/")}
+    assert expected_files(tmp_path / "source") == {name for name in names if name.startswith("mamo/")}
     python = make_environment(tmp_path / "venv")
     where = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],

@@ -103,7 +103,9 @@ def test_a_kill_around_an_evaluation_loses_and_doubles_none(
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_results_are_cut_back_to_the_checkpoint(tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_cut_back_to_the_checkpoint(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bug: an evaluation of weights that no checkpoint holds any more stays in `results.json`."""
     counted(monkeypatch)
     config = tiny(training={"total_steps": 8, "checkpoint_every_steps": 4}, evaluation={**EVALUATION, "every_steps": 2})

@@ -18,6 +18,7 @@ from mamo.benchmark.memory import measure_checkpoint, measure_memory
 from mamo.benchmark.processes import measure_processes
 from mamo.benchmark.reranking import measure_galleries, measure_gallery_memory, measure_reranking
 from mamo.benchmark.scale import scale_plan
+from mamo.benchmark.sections import LOADING
 from mamo.benchmark.shortcuts import measure_shortcuts
 from mamo.benchmark.step import measure_passes, measure_step
 
@@ -53,8 +54,6 @@ SECTIONS: dict[str, Section] = {
     "checkpoint": measure_checkpoint,
     "shortcuts": measure_shortcuts,
 }
-LOADING = "loading"
-"""The section that is measured once, whatever the presets."""
 
 
 def run_benchmark(

@@ -12,7 +12,7 @@ one is known.
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -68,6 +68,12 @@ class GroundingRecord(TaskRecord):
     foil: str = ""
 
 
+TaskName = Literal["vqa", "reasoning", "grounding"]
+TASK_RECORDS: dict[TaskName, type[VqaRecord | ReasoningRecord | GroundingRecord]] = {
+    "vqa": VqaRecord,
+    "reasoning": ReasoningRecord,
+    "grounding": GroundingRecord,
+}
 Record = TypeVar("Record", bound=TaskRecord)
 
 

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -192,7 +193,9 @@ def _tables(shards: Sequence[Path], workers: int) -> list[Rows]:
     """The rows of each shard. Raises ValueError with the mistakes of all shards, the first ten of them whole."""
     if workers > 1:
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context) as pool:
+        ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; this process handles it
+        n_workers = min(workers, len(shards))
+        with concurrent.futures.ProcessPoolExecutor(n_workers, context, signal.signal, ignore_interrupts) as pool:
             results = list(pool.map(_table_or_problem, shards, chunksize=1))
     else:
         results = [_table_or_problem(shard) for shard in shards]

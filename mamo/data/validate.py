@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,15 +14,9 @@ from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption, read_pairs
 from mamo.data.record_dataset import file_records, image_names
-from mamo.data.records import GroundingRecord, ReasoningRecord, VqaRecord, boxes_outside, read_task_records
+from mamo.data.records import TASK_RECORDS, GroundingRecord, TaskName, boxes_outside, read_task_records
 
 _MAX_LISTED = 10
-TaskName = Literal["vqa", "reasoning", "grounding"]
-TASK_RECORDS: dict[TaskName, type[VqaRecord | ReasoningRecord | GroundingRecord]] = {
-    "vqa": VqaRecord,
-    "reasoning": ReasoningRecord,
-    "grounding": GroundingRecord,
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from mamo.training.run_dir import CONFIG
 
 logger = logging.getLogger(__name__)
 
+MAMO = (sys.executable, "-m", "mamo")
+"""The program that runs a cell."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -78,26 +80,27 @@ def _is_trained(cell: Trial, runs: Path) -> bool:
     return step_folder(runs / cell.config_hash, cell.config.training.total_steps).is_dir()
 
 
-def command(cell: Trial, runs: Path, scripts: Path) -> list[str]:
-    """What runs a cell, or goes on with it where it was begun; `scripts` holds `pretrain.py` and `finetune.py`."""
+def command(cell: Trial, runs: Path, program: Sequence[str] = MAMO) -> list[str]:
+    """Return the command line that runs a cell, or resumes it; `program` takes the arguments of the `mamo` command."""
     folder = runs / cell.config_hash
     start = [] if cell.pretraining is None else [f"checkpoint={runs / cell.pretraining.config_hash}"]
-    script = scripts / ("finetune.py" if start else "pretrain.py")
     resume = ["--resume"] if (folder / CONFIG).exists() else []
-    base = [sys.executable, str(script), "--config", str(cell.file), *resume]
+    base = [*program, "finetune" if start else "pretrain", "--config", str(cell.file), *resume]
     return [*base, *cell.overrides, *start, f"output_dir={folder}"]
 
 
-def shell_lines(study: Study, seeds: SeedSet, runs: Path, results: Path, scripts: Path) -> list[str]:
+def shell_lines(study: Study, seeds: SeedSet, runs: Path, results: Path, program: Sequence[str] = MAMO) -> list[str]:
     """The commands of the cells that remain, one chain a line, in any order and on any machine that shares `runs`."""
     remaining = harvest_finished(study.cells(seeds), runs, results)
     return [
-        " && ".join(shlex.join(["python", *command(cell, runs, scripts)[1:]]) for cell in chain.runs)
+        " && ".join(shlex.join(["python", *command(cell, runs, program)[1:]]) for cell in chain.runs)
         for chain in pipelines(remaining, runs)
     ]
 
 
-def run_study(study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path, scripts: Path) -> list[Path]:
+def run_study(
+    study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path, program: Sequence[str] = MAMO
+) -> list[Path]:
     """Run the cells that remain, `jobs` at a time, and write the report as they finish; returns the report's files.
 
     Raises:
@@ -112,12 +115,17 @@ def run_study(study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path
     cells = harvest_finished(study.cells(seeds), runs, results)
     logger.info("%s: %d cells to run, %d finished", study.name, len(cells), len(read_rows(results)))
     if cells and jobs:
-        run_cells(cells, jobs, runs, results, scripts, report)
+        run_cells(cells, jobs, runs, results, program, report)
     return report()
 
 
 def run_cells(
-    cells: Sequence[Trial], jobs: int, runs: Path, results: Path, scripts: Path, after_each: Callable[[], object]
+    cells: Sequence[Trial],
+    jobs: int,
+    runs: Path,
+    results: Path,
+    program: Sequence[str],
+    after_each: Callable[[], object],
 ) -> None:
     """Run cells, `jobs` chains at a time, the processor's cores shared evenly; `after_each` follows a finished chain.
 
@@ -137,7 +145,7 @@ def run_cells(
         if is_stopped.is_set():
             return False
         with _log(cell, runs).open("ab") as log:
-            words = command(cell, runs, scripts)
+            words = command(cell, runs, program)
             process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
         processes.add(process)
         try:

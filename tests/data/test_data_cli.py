@@ -1,8 +1,7 @@
-"""scripts/data.py as a user runs it: output, exit codes, and no traceback."""
+"""`mamo data` as a user runs it: output, exit codes, and no traceback."""
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mamo.cli import main
 from mamo.data.pairs_reader import read_pairs
 from mamo.world import rendering
 from mamo.world.captions import captions
@@ -33,15 +33,17 @@ Data = Callable[..., Result]
 
 
 @pytest.fixture
-def data(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Data:
-    """Runs the script as `__main__` in this process, because importing torch anew takes seconds."""
+def data(capsys: pytest.CaptureFixture[str]) -> Data:
+    """Runs the command in this process, because importing torch anew takes seconds."""
 
     def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
+        code = 0
+        try:
+            main(["data", *map(str, arguments)])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         captured = capsys.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
+        return Result(code, captured.out, captured.err)
 
     return run
 

@@ -1,26 +1,21 @@
-"""`scripts/card.py`: the facts of a checkpoint, taken from the checkpoint."""
+"""`mamo card`: the facts of a checkpoint, taken from the checkpoint."""
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mamo.cli import main
 from mamo.config.schema import RunConfig
 from mamo.trainer import TrainingRun, train
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "card.py"
-
-
-def card(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
-
 
 @pytest.mark.usefixtures("no_curves")
-def test_the_card_tells_what_the_checkpoint_is(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_the_card_describes_the_checkpoint(
+    tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
+) -> None:
     """Bug: numbers of another step, a tied weight counted twice, losses that were off, a lost ancestor."""
     short = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}
     train(tiny(training=short, output_dir=str(tmp_path / "first")), is_resume=False)
@@ -33,21 +28,21 @@ def test_the_card_tells_what_the_checkpoint_is(tiny: Callable[..., RunConfig], t
     train(config, is_resume=False)
     entries = [{"protocol": "p", "split": "s", "step": step, "metrics": {"itc/i2t_r1": 10.0 * step}} for step in (1, 2)]
     (tmp_path / "second/results.json").write_text(json.dumps({"evaluations": entries}))
-    done = card(str(tmp_path / "second"))
-    assert done.returncode == 0, done.stderr
+    capsys.readouterr()
+    main(["card", str(tmp_path / "second")])
+    card = capsys.readouterr().out
     n_parameters = sum(parameter.numel() for parameter in TrainingRun(config).task.network.parameters())
-    assert f"{n_parameters:,} parameters" in done.stdout
-    assert "losses itc, itm, mlm, mrm_image, mrm_text |" in done.stdout
-    assert "| steps | 2 of 2, 8 samples each, adamw |" in done.stdout
-    assert "first/checkpoints/step-0000002, step 2, data `" in done.stdout
-    assert "| itc/i2t_r1 | 20.0 |" in done.stdout
-    assert "10.0" not in done.stdout
+    assert f"{n_parameters:,} parameters" in card
+    assert "losses itc, itm, mlm, mrm_image, mrm_text |" in card
+    assert "| steps | 2 of 2, 8 samples each, adamw |" in card
+    assert "first/checkpoints/step-0000002, step 2, data `" in card
+    assert "| itc/i2t_r1 | 20.0 |" in card
+    assert "10.0" not in card
 
-    first = card(str(tmp_path / "first/checkpoints/step-0000001"), "--to", str(tmp_path / "card.md"))
-    assert first.returncode == 0, first.stderr
+    main(["card", str(tmp_path / "first/checkpoints/step-0000001"), "--to", str(tmp_path / "card.md")])
+    assert capsys.readouterr().out == ""
     assert "Random weights." in (tmp_path / "card.md").read_text()
     shutil.copytree(tmp_path / "first/checkpoints/step-0000001", tmp_path / "kept")  # a copy under a name of its own
-    assert "| steps | 1 of 2," in card(str(tmp_path / "kept")).stdout
-    missing = card(str(tmp_path / "nowhere"))
-    assert missing.returncode == 2
-    assert "no checkpoint found" in missing.stderr
+    main(["card", str(tmp_path / "kept")])
+    assert "| steps | 1 of 2," in capsys.readouterr().out
+    assert "no checkpoint found" in fails(lambda: main(["card", str(tmp_path / "nowhere")]))

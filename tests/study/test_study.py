@@ -1,4 +1,4 @@
-"""Studies: what they ask for, that nothing runs twice, what they report; a script stands in for the training."""
+"""Studies: their cells, that nothing runs twice, their reports; a script replaces the training."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
 folder, seed = Path(settings["output_dir"]), int(settings["seed"])
 script = Path(sys.argv[0])
 with script.with_name("calls").open("a") as calls:
-    calls.write(json.dumps([script.name, *sys.argv[1:]]) + "\\n")
+    calls.write(json.dumps(sys.argv[1:]) + "\\n")
 folder.mkdir(exist_ok=True)
 (folder / "config.yaml").write_text("seed: 1")
 if seed == 2 and "--resume" not in sys.argv:
@@ -75,23 +75,25 @@ def study(tmp_path: Path, tiny_file: Callable[..., Path]) -> Callable[..., Study
     return make
 
 
+Program = tuple[str, ...]
+
+
 @pytest.fixture
-def scripts(tmp_path: Path) -> Path:
-    """Stand in for training: note that they were called, fail for seed 2 the first time, else write a run's files."""
-    return stand_ins(tmp_path / "scripts", FAKE_TRAINING)
+def program(tmp_path: Path) -> Program:
+    """Stand in for `mamo`: record each call, fail for seed 2 the first time, else write a run's files."""
+    return stand_in(tmp_path / "program", FAKE_TRAINING)
 
 
-def stand_ins(folder: Path, text: str) -> Path:
-    """The folder with both scripts."""
+def stand_in(folder: Path, text: str) -> Program:
+    """The command line of a script with this text."""
     folder.mkdir()
-    for name in ("pretrain.py", "finetune.py"):
-        (folder / name).write_text(text)
-    return folder
+    (folder / "mamo.py").write_text(text)
+    return sys.executable, str(folder / "mamo.py")
 
 
-def calls(scripts: Path) -> list[list[str]]:
-    """The command lines that the stand-ins were called with."""
-    path = scripts / "calls"
+def calls(program: Program) -> list[list[str]]:
+    """The arguments of the calls of the stand-in."""
+    path = Path(program[1]).with_name("calls")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -180,24 +182,24 @@ def test_a_grid_is_every_combination(study: Callable[..., Study]) -> None:
     assert (masking.image_ratio, masking.text_ratio) == (0.5, 0.3)
 
 
-def test_cells_run_once_and_failed_ones_go_on(study: Callable[..., Study], scripts: Path, tmp_path: Path) -> None:
+def test_cells_run_once_and_failed_ones_go_on(study: Callable[..., Study], program: Program, tmp_path: Path) -> None:
     """Bug: finished cells run again, one failed cell stops the rest, a begun cell starts anew in its full folder."""
     runs, results, made = tmp_path / "runs", tmp_path / "results", study()
-    printed = shell_lines(made, "explore", runs, results, scripts)
+    printed = shell_lines(made, "explore", runs, results, program)
     assert len(printed) == 6
-    assert not calls(scripts)
+    assert not calls(program)
     with pytest.raises(ValueError, match=r"2 of 6 cells failed(.|\n)*plain, seed 2: see .*log\.txt"):
-        run_study(made, "explore", 2, runs, results, scripts)
-    assert len(calls(scripts)) == 6
+        run_study(made, "explore", 2, runs, results, program)
+    assert len(calls(program)) == 6
     assert len(read_rows(results)) == 4
-    run_study(made, "explore", 2, runs, results, scripts)
-    again = calls(scripts)[6:]
+    run_study(made, "explore", 2, runs, results, program)
+    again = calls(program)[6:]
     assert len(again) == 2
     assert all("--resume" in words and "seed=2" in words for words in again)
-    assert run_study(made, "explore", 2, runs, results, scripts) == [
+    assert run_study(made, "explore", 2, runs, results, program) == [
         results / f"mine{s}" for s in (".csv", ".md", ".png")
     ]
-    assert len(calls(scripts)) == 8
+    assert len(calls(program)) == 8
     for folder in runs.glob("*/"):
         assert not (folder / "checkpoints").exists()
         assert (folder / "metrics.jsonl").exists()
@@ -206,15 +208,15 @@ def test_cells_run_once_and_failed_ones_go_on(study: Callable[..., Study], scrip
     assert [cell.variant for cell in harvest_finished(other.cells("explore"), runs, results)] == ["new"] * 3
 
 
-def test_what_a_cluster_finished_is_taken_over(study: Callable[..., Study], scripts: Path, tmp_path: Path) -> None:
+def test_what_a_cluster_finished_is_taken_over(study: Callable[..., Study], program: Program, tmp_path: Path) -> None:
     """Bug: the printed commands do not run, or what they leave is never found."""
     runs, results, made = tmp_path / "runs", tmp_path / "results", study()
     runs.mkdir()
-    for line in shell_lines(made, "confirm", runs, results, scripts):
+    for line in shell_lines(made, "confirm", runs, results, program):
         assert line.startswith("python ")
         subprocess.run([sys.executable, *line.split()[1:]], check=True)
-    run_study(made, "confirm", 0, runs, results, scripts)
-    assert len(read_rows(results)) == len(calls(scripts)) == 2
+    run_study(made, "confirm", 0, runs, results, program)
+    assert len(read_rows(results)) == len(calls(program)) == 2
 
 
 def test_a_damaged_results_file_is_named(tmp_path: Path) -> None:
@@ -267,7 +269,9 @@ def test_identity_of_a_fine_tuning_covers_both_stages(two_stages: Callable[..., 
     assert longer.config_hash != plain.config_hash
 
 
-def test_fine_tunings_share_their_pretraining(two_stages: Callable[..., Study], scripts: Path, tmp_path: Path) -> None:
+def test_fine_tunings_share_their_pretraining(
+    two_stages: Callable[..., Study], program: Program, tmp_path: Path
+) -> None:
     """Bug: a pre-training runs for each of its fine-tunings, or again after a failure of theirs; a fine-tuning starts
     before it or from another; weights go while a cell still needs them, or stay for ever."""
     runs, results, made = tmp_path / "runs", tmp_path / "results", two_stages(explore_seeds=[2])
@@ -277,15 +281,15 @@ def test_fine_tunings_share_their_pretraining(two_stages: Callable[..., Study], 
     with pytest.raises(
         ValueError, match=rf"3 of 3 cells failed(.|\n)*tuned, seed 2: see .*{shared.config_hash}\.log\.txt"
     ):
-        run_study(made, "explore", 2, runs, results, scripts)  # the stand-ins fail the first time
-    assert [words[0] for words in calls(scripts)] == ["pretrain.py"] * 2
+        run_study(made, "explore", 2, runs, results, program)  # the stand-ins fail the first time
+    assert [words[0] for words in calls(program)] == ["pretrain"] * 2
     with pytest.raises(ValueError, match="3 of 3 cells failed"):
-        run_study(made, "explore", 2, runs, results, scripts)
-    assert sorted(words[0] for words in calls(scripts)[2:]) == ["finetune.py"] * 3 + ["pretrain.py"] * 2
+        run_study(made, "explore", 2, runs, results, program)
+    assert sorted(words[0] for words in calls(program)[2:]) == ["finetune"] * 3 + ["pretrain"] * 2
     assert weights.is_dir()
-    run_study(made, "explore", 1, runs, results, scripts)
-    last = calls(scripts)[7:]
-    assert [(words[0], "--resume" in words) for words in last] == [("finetune.py", True)] * 3
+    run_study(made, "explore", 1, runs, results, program)
+    last = calls(program)[7:]
+    assert [(words[0], "--resume" in words) for words in last] == [("finetune", True)] * 3
     assert sum(f"checkpoint={runs / shared.config_hash}" in words for words in last) == 2
     assert not list(runs.glob("*/checkpoints"))
     rows = read_rows(results)
@@ -293,38 +297,38 @@ def test_fine_tunings_share_their_pretraining(two_stages: Callable[..., Study], 
     row = rows[made.cell("other", 2).config_hash]
     assert (row["steps"], row["samples"], row["settings"]["pretraining.losses.weights.mim"]) == (60, 480, 0.5)
     assert row["train_s"] == 4.0  # a batch of 8 at 4 a second, in both stages
-    run_study(made, "explore", 1, runs, results, scripts)
-    assert len(calls(scripts)) == 10
+    run_study(made, "explore", 1, runs, results, program)
+    assert len(calls(program)) == 10
 
 
-def test_printed_chains_run(two_stages: Callable[..., Study], scripts: Path, tmp_path: Path) -> None:
+def test_printed_chains_run(two_stages: Callable[..., Study], program: Program, tmp_path: Path) -> None:
     """Bug: a cluster gets a fine-tuning apart from the pre-training that it waits for, or one of them not at all."""
     runs, results, made = tmp_path / "runs", tmp_path / "results", two_stages()
     runs.mkdir()
-    lines = shell_lines(made, "confirm", runs, results, scripts)
+    lines = shell_lines(made, "confirm", runs, results, program)
     assert len(lines) == 2
     for line in lines:
         subprocess.run(line.replace("python ", f"{sys.executable} "), shell=True, check=True)
-    assert [words[0][:3] for words in calls(scripts)] == ["pre", "fin", "fin", "pre", "fin"]
-    run_study(made, "confirm", 0, runs, results, scripts)
+    assert [words[0][:3] for words in calls(program)] == ["pre", "fin", "fin", "pre", "fin"]
+    run_study(made, "confirm", 0, runs, results, program)
     assert len(read_rows(results)) == 3
 
 
 KILLED_ONCE = """
 import os, runpy, signal, sys
 from pathlib import Path
-mark = Path(sys.argv[0]).with_suffix(".calls")
+mark = Path(sys.argv[0]).with_name(f"{sys.argv[1]}.calls")
 with mark.open("a") as calls:
     calls.write("x")
 if mark.name == "finetune.calls" and mark.read_text() == "x":
     os.kill(os.getpid(), signal.SIGKILL)
-sys.path[0] = SCRIPTS
-runpy.run_path(os.path.join(SCRIPTS, Path(sys.argv[0]).name), run_name="__main__")
-""".replace("SCRIPTS", repr(str(ROOT / "scripts")))
+sys.path.pop(0)
+runpy.run_module("mamo", run_name="__main__")
+"""
 
 
 def test_two_real_stages_killed_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bug: what the study plans is not what the scripts take; a study killed between its stages pre-trains again."""
+    """Bug: the commands of a study are not those of the program; a study killed between its stages pre-trains again."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     small = ["training.total_steps=2", "training.batch_size_global=4", "training.warmup_steps=1", "model.text.layers=1"]
     small += [f"finetune.{word}" for word in small[:3]] + ["finetune.evaluation.probe_items=8"]
@@ -336,11 +340,11 @@ def test_two_real_stages_killed_between_them(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(values))
     made = read_study(path, small)
-    given = (1, tmp_path / "runs", tmp_path / "results", stand_ins(tmp_path / "scripts", KILLED_ONCE))
+    given = (1, tmp_path / "runs", tmp_path / "results", stand_in(tmp_path / "program", KILLED_ONCE))
     with pytest.raises(ValueError, match="1 of 1 cells failed"):
         run_study(made, "explore", *given)
     run_study(made, "explore", *given)
-    counts = {path.name: len(path.read_text()) for path in given[3].glob("*.calls")}
+    counts = {path.name: len(path.read_text()) for path in (tmp_path / "program").glob("*.calls")}
     assert counts == {"pretrain.calls": 1, "finetune.calls": 2}
     (row,) = read_rows(given[2]).values()
     assert (row["steps"], row["samples"]) == (4, 16)
@@ -400,7 +404,7 @@ def test_a_killed_study_goes_on(study: Callable[..., Study], tmp_path: Path) -> 
     hangs = 'import os\nif len(script.with_name("calls").open().readlines()) == 3:\n'
     hangs += '    Path("PIPE").write_text(str(os.getpid()))\n'
     hangs = hangs.replace("PIPE", str(pipe))
-    slow = stand_ins(
+    slow = stand_in(
         tmp_path / "slow", FAKE_TRAINING.replace("if seed == 2 and", f"{hangs}    time.sleep(60)\nif False and")
     )
     results = tmp_path / "results"
@@ -409,9 +413,9 @@ import signal
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from mamo.study.execute import run_study
-from mamo.study.plan import read_study
+from mamo.study.spec import read_study
 folder = Path({str(tmp_path)!r})
-run_study(read_study(folder / "mine.yaml"), "explore", 1, folder / "runs", folder / "results", folder / "slow")
+run_study(read_study(folder / "mine.yaml"), "explore", 1, folder / "runs", folder / "results", {slow!r})
 """
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
     pid = int(pipe.read_text())  # waits until the third cell has begun

@@ -36,7 +36,9 @@ CHILDREN: dict[str, dict[str, Any]] = {
 EVALUATION = {"enabled": True, "probe_items": 6, "batch_size": 4, "rerank_k": 3, "grounding_heat": "image_encoder"}
 
 
-def child(kind: str, pretrained: Path, folder: Path, *overrides: str, is_resume: bool = False, **over: Any) -> RunConfig:
+def child(
+    kind: str, pretrained: Path, folder: Path, *overrides: str, is_resume: bool = False, **over: Any
+) -> RunConfig:
     """The config of a fine-tuning, as the command makes it."""
     values = {
         "output_dir": str(folder / kind),

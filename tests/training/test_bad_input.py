@@ -242,7 +242,9 @@ def test_a_run_out_of_budget_resumes_with_a_larger_one(
     assert counts(Path(config.output_dir))[1] == len(BAD)
 
 
-def test_over_budget_stops(tiny: Callable[..., RunConfig], pairs: Callable[..., Any], fails: Callable[..., str]) -> None:
+def test_over_budget_stops(
+    tiny: Callable[..., RunConfig], pairs: Callable[..., Any], fails: Callable[..., str]
+) -> None:
     """Bug: a folder that is half gone trains on the other half."""
     config = tiny(data=pairs(range(0, 64, 2), "skip", budget=0.001), training={"total_steps": 8})
     message = fails(lambda: train(config, is_resume=False))

@@ -137,7 +137,7 @@ AT_STEP_2 = """
 import multiprocessing, pathlib, sys
 from mamo.cli import run
 from mamo.tasks.registry import load_config
-from mamo.tasks.launch import Run, train
+from mamo.trainer import train
 from mamo.training.loop import Loop
 
 step = Loop.step
@@ -214,9 +214,9 @@ def test_sigterm_does_not_cut_off_what_a_process_has_to_tell(outlasts_error: boo
     """Bug: one of two processes dies, and torchrun ends the other before it has said so."""
     code = (
         "import os, signal\n"
-        "from mamo.training.termination import Sigterm\n"
+        "from mamo.training.preemption import PreemptionHandler\n"
         "try:\n"
-        f"    with Sigterm(outlasts_error={outlasts_error}):\n"
+        f"    with PreemptionHandler(outlasts_error={outlasts_error}):\n"
         "        raise RuntimeError('lost contact')\n"
         "except RuntimeError as error:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -236,7 +236,7 @@ def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callab
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
         "from mamo import distributed\nfrom mamo.cli import run\n"
-        "from mamo.tasks.registry import load_config\nfrom mamo.tasks import launch\n"
+        "from mamo.config.load import load_config\nfrom mamo import trainer\n"
         "from mamo.training.loop import Loop\n"
         "step = Loop.step\n"
         "def deadly(self, batch, number):\n"
@@ -244,12 +244,12 @@ def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callab
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, batch, number)\n"
         "Loop.step = deadly\n"
-        "class Late(distributed.ProcessLost):\n"  # torchrun's SIGTERM comes before the message, every time
+        "class Late(distributed.RankLostError):\n"  # torchrun's SIGTERM comes before the message, every time
         "    def __init__(self, *told):\n"
         "        time.sleep(2)\n"
         "        super().__init__(*told)\n"
-        "distributed.ProcessLost = Late\n"
-        "run(lambda: launch.train(load_config(Path(sys.argv[1])), False))\n"
+        "distributed.RankLostError = Late\n"
+        "run(lambda: trainer.train(load_config(Path(sys.argv[1])), False))\n"
     )
     ends = []
     for name, script in (("whole", [str(ROOT / "scripts/pretrain.py"), "--config"]), ("killed", [str(killer)])):

@@ -210,7 +210,10 @@ def test_modality_dropout_is_read(pretrained_mlim: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("over", "problem"),
     [
-        ({"losses": {"weights": {"itc": 1}}}, "losses.weights.itc: not used by task mlim (only by pretrain, grounding); remove it"),
+        (
+            {"losses": {"weights": {"itc": 1}}},
+            "losses.weights.itc: not used by task mlim (only by pretrain, grounding); remove it",
+        ),
         ({"losses": {"weights": {"mrm_text": 1}}}, "losses.weights.mrm_text: not used by task mlim"),
         ({"losses": {"queue_size": 8}}, "losses.queue_size: not used by task mlim"),
         ({"teacher": {"momentum": 0.9}}, "teacher: not used by task mlim; remove it"),
@@ -232,7 +235,10 @@ def test_what_mlim_does_not_read_is_refused(over: dict[str, Any], problem: str |
 @pytest.mark.parametrize(
     ("over", "problem"),
     [
-        ({"losses": {"weights": {"recon": 1}}}, "losses.weights.recon: not used by task pretrain (only by mlim); remove it"),
+        (
+            {"losses": {"weights": {"recon": 1}}},
+            "losses.weights.recon: not used by task pretrain (only by mlim); remove it",
+        ),
         ({"losses": {"recon_area": "image"}}, "losses.recon_area: not used by task pretrain"),
         ({"masking": {"mode": "modality_aware"}}, "masking.mode: Input should be 'alternate' or 'joint'"),
         ({"masking": {"light_ratio": 0.3}}, "masking.light_ratio: not used by task pretrain"),

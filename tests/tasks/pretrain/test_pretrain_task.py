@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from mamo.tasks.pretrain.targets import feature_std, linear_ramp
 from torch import Tensor, nn
 
-from mamo.tasks.pretrain.targets import feature_std, linear_ramp
 from mamo.teacher import momentum_at
 from mamo.training.optim import make_optimizer
 from tests.tasks.pretrain.naive_step import CAPTIONS, LOSS_NAMES, B, Naive, gradients, make, make_exact, tiny

@@ -1,0 +1,27 @@
+"""Print the card of a checkpoint as Markdown: `mamo card RUN_OR_STEP_FOLDER [--to FILE]`.
+
+The card holds the method, the training data, the lineage and every evaluation in the folder of the run.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Read the arguments, print or write the card."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="a run folder (its last checkpoint) or a step folder")
+    parser.add_argument("--to", type=Path, help="file to write; without it the card is printed")
+    arguments = parser.parse_args(argv)
+    from mamo.reports.card import model_card  # here, so that --help imports no torch
+    from mamo.tasks.registry import load_config
+    from mamo.training import checkpoint
+    from mamo.training.run_dir import CONFIG
+
+    folder = checkpoint.resolve(arguments.checkpoint)
+    text = model_card(folder, load_config(folder / CONFIG))
+    if arguments.to is None:
+        print(text, end="")
+    else:
+        arguments.to.write_text(text, "utf-8")

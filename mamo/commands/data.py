@@ -1,0 +1,134 @@
+"""Prepare data: validate and check files, index shards, train a tokenizer, export scenes, build data sets."""
+
+import argparse
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mamo.data.builders.captions import build_karpathy, build_vg
+from mamo.data.builders.nlvr import NlvrCounts, build_nlvr
+from mamo.data.builders.nlvr2 import build_nlvr2
+from mamo.data.builders.questions import build_vgqa, build_vqa2
+from mamo.data.builders.refcoco import build_refcoco
+from mamo.data.builders.report import BuildReport
+from mamo.data.builders.web import build_cc3m, build_sbu
+from mamo.data.records import TASK_RECORDS
+from mamo.world.export import LAYOUTS
+from mamo.world.scene import DIFFICULTIES, SPLITS
+
+Outcome = tuple[list[str], bool]
+"""The lines to print, and whether nothing is missing."""
+BUILDERS: dict[str, Callable[[Path, Path], BuildReport | NlvrCounts]] = {
+    "coco": functools.partial(build_karpathy, "coco"),
+    "flickr30k": functools.partial(build_karpathy, "flickr30k"),
+    "vg": build_vg,
+    "cc3m": build_cc3m,
+    "sbu": build_sbu,
+    "vqa2": build_vqa2,
+    "vgqa": build_vgqa,
+    "nlvr": build_nlvr,
+    "nlvr2": build_nlvr2,
+    "refcoco": build_refcoco,
+}
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Read the arguments, do the work, print its lines; return 1 on a gap."""
+    arguments = make_parser(prog).parse_args(argv)
+    lines, is_complete = arguments.execute(arguments)
+    print("\n".join(lines))
+    return 0 if is_complete else 1
+
+
+def make_parser(prog: str | None) -> argparse.ArgumentParser:
+    """Return the parser of the command line; `execute` of its result does the work."""
+    main = argparse.ArgumentParser(prog, description=__doc__)
+    commands = main.add_subparsers(dest="command", required=True)
+
+    def add(name: str, execute: Callable[[argparse.Namespace], Outcome], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(execute=execute)
+        return command
+
+    validate = add("validate", _validate, "check every row of a pairs file, or of (a glob of) tar shards")
+    check = add("check", _check, "decode every image; exit code 1 on a gap")
+    tokenizer = add("tokenizer", _tokenizer, "train WordPiece on pairs files or text, one caption a line")
+    tokenizer.add_argument("files", type=Path, nargs="+")
+    tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
+    index = add("index", _index, "write the position of each pair in a folder of tar shards")
+    index.add_argument("folder", type=Path)
+    index.add_argument("--workers", type=int, default=1, help="processes that read shards")
+    overlap = add("audit", _audit, "find images that pre-training and evaluation share; exit code 1 if any")
+    overlap.add_argument("train", type=Path, help="pairs file of the pre-training data")
+    overlap.add_argument("eval", type=Path, help="pairs file of the evaluation set")
+    overlap.add_argument("--train-split", help="of a Karpathy file")
+    overlap.add_argument("--eval-split", help="of a Karpathy file")
+    export = add("export", _export, "write the embedded data set as files")
+    export.add_argument("source", choices=["scenes"])
+    export.add_argument("--difficulty", choices=DIFFICULTIES, default="easy")
+    export.add_argument("--split", choices=SPLITS, default="train")
+    export.add_argument("--layout", choices=LAYOUTS, default="pairs", help="JSON Lines, or a data set's official files")
+    for name, default in (("--seed", 0), ("--count", 1000), ("--image-size-px", 96)):
+        export.add_argument(name, type=int, default=default)
+    build = add("build", _build, "convert a public release to records; exit code 1 on a gap")
+    build.add_argument("source", choices=list(BUILDERS))
+    build.add_argument("--from", type=Path, required=True, dest="release")
+    for reader in (validate, check):
+        reader.add_argument("file", type=Path)
+        reader.add_argument("--task", choices=["pairs", *TASK_RECORDS], default="pairs", help="kind of its rows")
+    for reader in (validate, check, tokenizer):
+        reader.add_argument("--split", help="needed for Karpathy files: train, val or test")
+    for writer in (tokenizer, export, build):
+        writer.add_argument("--to", type=Path, required=True, help="folder to write")
+    return main
+
+
+def _validate(arguments: argparse.Namespace) -> Outcome:
+    from mamo.data.validate import validate_pairs, validate_records  # here, so that --help imports no torch
+
+    if arguments.task == "pairs":
+        return validate_pairs(arguments.file, arguments.split), True
+    return validate_records(arguments.file, arguments.task), True
+
+
+def _check(arguments: argparse.Namespace) -> Outcome:
+    from mamo.data.validate import check_pairs, check_records
+
+    is_pairs = arguments.task == "pairs"
+    report = check_pairs(arguments.file, arguments.split) if is_pairs else check_records(arguments.file, arguments.task)
+    return report.lines(), report.is_complete
+
+
+def _tokenizer(arguments: argparse.Namespace) -> Outcome:
+    from mamo.data.tokenizer import train_tokenizer
+
+    n_tokens = train_tokenizer(arguments.files, arguments.size, arguments.to, arguments.split)
+    return [f"{arguments.to}: {n_tokens} tokens"], True
+
+
+def _index(arguments: argparse.Namespace) -> Outcome:
+    from mamo.data.shards import index_folder
+
+    pairs = index_folder(arguments.folder, arguments.workers)
+    return [f"{arguments.folder}: {len(pairs)} pairs in {len(pairs.shards)} shards"], True
+
+
+def _audit(arguments: argparse.Namespace) -> Outcome:
+    from mamo.data.audit import audit
+
+    found = audit(arguments.train, arguments.eval, arguments.train_split, arguments.eval_split)
+    return found.lines(), found.is_complete
+
+
+def _export(arguments: argparse.Namespace) -> Outcome:
+    from mamo.world.export import export_scenes
+    from mamo.world.scene import SceneWorld
+
+    size = (arguments.image_size_px, arguments.image_size_px)
+    world = SceneWorld(arguments.difficulty, arguments.seed)
+    return [str(export_scenes(world, arguments.split, arguments.count, size, arguments.to, arguments.layout))], True
+
+
+def _build(arguments: argparse.Namespace) -> Outcome:
+    built = BUILDERS[arguments.source](arguments.release, arguments.to)
+    return built.lines(), built.is_complete

@@ -1,0 +1,33 @@
+"""Context managers that several commands share."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0 of those that `torchrun` started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def errors_on_rank_0() -> Iterator[None]:
+    """Report a mistake on rank 0 only; the other ranks exit with code 2 in silence.
+
+    Use it around work in which every rank finds the same mistake, such as reading a config.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        if is_first_rank() or os.environ.get("MAMO_TRACEBACK"):
+            raise
+        raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Add the way to continue to the message of an interrupted training run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("continue with --resume") from None

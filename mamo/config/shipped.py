@@ -1,0 +1,43 @@
+"""Find shipped configs by name: in the checkout, or in the copy that the wheel holds."""
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+Folder = Literal["pretrain", "finetune", "studies"]
+_PACKAGED = Path(__file__).parents[1] / "configs"  # exists in a wheel only
+_CHECKOUT = Path(__file__).parents[2] / "configs"
+_NOT_STUDIES = ("base_", "published")
+
+
+def config_folder(folder: Folder) -> Path:
+    """Return the folder of shipped configs of one command."""
+    return (_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT) / folder
+
+
+def is_packaged(file: Path) -> bool:
+    """Return whether a config is the copy in an installed wheel."""
+    return file.is_relative_to(_PACKAGED)
+
+
+def config_names(folder: Folder) -> list[str]:
+    """Return the names of the shipped configs of one command, sorted."""
+    names = sorted(file.stem for file in config_folder(folder).glob("*.yaml"))
+    return [name for name in names if not name.startswith(_NOT_STUDIES)] if folder == "studies" else names
+
+
+def find_config(text: str, folder: Folder) -> Path:
+    """Return the config file at the path `text`, or else the shipped config of that name.
+
+    Raises:
+        ValueError: neither exists; the message lists the nearest names.
+    """
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        return path
+    names = config_names(folder)
+    if text in names:
+        return config_folder(folder) / f"{text}.yaml"
+    containing = [name for name in names if path.stem in name]
+    near = dict.fromkeys([*containing, *difflib.get_close_matches(path.stem, names, cutoff=0.5)])
+    raise ValueError(f"config file not found: {text}; shipped configs: {', '.join(near or names)}")
