@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from mamo.config import schema as module
 from mamo.config.schema import Config, Section
 
-BEGIN, END = "<!-- keys: written by scripts/keys.py -->", "<!-- /keys -->"
+BEGIN, END = "<!-- table: keys -->", "<!-- /table -->"
 
 
 def config_table() -> str:
