@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from mamo.config.schema import DEFAULT_TASK, RunConfig, Section
 from mamo.config.unused import Types, section_at
 
-BEGIN, END = "<!-- keys: written by scripts/keys.py -->", "<!-- /keys -->"
+BEGIN, END = "<!-- table: keys -->", "<!-- /table -->"
 
 
 def config_table(types: Types) -> str:

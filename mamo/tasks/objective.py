@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mamo.config.schema import BaseMaskingConfig
 from mamo.distributed import all_reduce_sum
 from mamo.tasks.base import Task
 

@@ -236,7 +236,7 @@ def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callab
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
         "from mamo import distributed\nfrom mamo.cli import run\n"
-        "from mamo.config.load import load_config\nfrom mamo import trainer\n"
+        "from mamo.tasks.registry import load_config\nfrom mamo import trainer\n"
         "from mamo.training.loop import Loop\n"
         "step = Loop.step\n"
         "def deadly(self, batch, number):\n"
