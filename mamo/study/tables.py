@@ -17,6 +17,7 @@ from mamo.config.reference import config_table
 from mamo.evaluation.protocols import PROTOCOLS
 from mamo.study.pipeline import ROWS, table_of
 from mamo.study.published import published_table
+from mamo.tasks.registry import CONFIG_TYPES
 
 REFERENCE = Path("configs/reference")
 STUDIES = Path("configs/studies")
@@ -274,7 +275,7 @@ def recipes_table(root: Path) -> str:
 
 def keys_table(root: Path) -> str:
     """Every key of a config file."""
-    return config_table()
+    return config_table(CONFIG_TYPES)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
