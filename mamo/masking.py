@@ -1,6 +1,6 @@
-"""Masks drawn as data: exact counts from a given random generator, never touching special or padding tokens.
+"""Draw masks as data: exact counts from a passed random generator, never at special or padding tokens.
 
-The caller seeds the generator from (seed, epoch, sample), so a mask does not depend on who draws it or when.
+The caller seeds the generator from (seed, epoch, sample), so a mask depends on nothing else.
 Legend: P patches, L text tokens.
 """
 
@@ -13,7 +13,7 @@ BoolArray = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 def mask_count(n: int, ratio: float) -> int:
-    """Number of masked elements among `n`: `ratio * n` rounded half up, at least 1, and at least one of two is kept."""
+    """Return the number of masked elements among `n`: `ratio * n` rounded half up, at least 1, and below n if n > 1."""
     return min(max(1, int(ratio * n + 0.5)), max(1, n - 1))
 
 
@@ -65,7 +65,8 @@ def draw_text_mask(
 
     Args:
         is_maskable: bool [L], True at ordinary tokens, False at special and padding tokens.
-        is_word_start: bool [L]; given, whole words are drawn: `mask_count(words, ratio)` words, every piece of each.
+        is_word_start: bool [L], to draw whole words: `mask_count(words, ratio)` words, every piece of each. None draws
+            single tokens.
 
     Returns:
         Ascending int64 positions. Without `is_word_start` there are `mask_count(tokens, ratio)` of them. A caption
@@ -85,10 +86,10 @@ def draw_text_mask(
 def draw_replacements(
     rng: np.random.Generator, hidden_ids: IntArray, mask_token_id: int, ordinary_ids: IntArray
 ) -> IntArray:
-    """What stands in a caption for its chosen tokens, BERT's way (Devlin et al. 2019, section 3.1).
+    """Draw the replacements of a caption's chosen tokens, as BERT does (Devlin et al. 2019, section 3.1).
 
-    Each becomes [MASK] with probability 0.8, a random one of `ordinary_ids` with 0.1 (which may be itself), and stays
-    with 0.1: all are predicted, so that the network cannot trust any token.
+    Each becomes [MASK] with probability 0.8, a random one of `ordinary_ids` (possibly itself) with 0.1, and stays with
+    0.1. All are predicted, so that the network cannot rely on any token.
 
     Args:
         hidden_ids: int64 [K], the chosen tokens.
@@ -96,18 +97,18 @@ def draw_replacements(
     Returns:
         int64 [K].
     """
-    fate = rng.random(hidden_ids.shape)
+    u = rng.random(hidden_ids.shape)
     random_ids = rng.choice(ordinary_ids, size=hidden_ids.shape)
-    replaced: IntArray = np.where(fate < 0.8, mask_token_id, np.where(fate < 0.9, random_ids, hidden_ids))
+    replaced: IntArray = np.where(u < 0.8, mask_token_id, np.where(u < 0.9, random_ids, hidden_ids))
     return replaced
 
 
 def draw_ratios(
     rng: np.random.Generator, image_ratio: float, text_ratio: float, light_ratio: float
 ) -> tuple[float, float]:
-    """(image, text) ratios of one sample under modality-aware masking (MLIM): one of three modes, equally often.
+    """Draw the (image, text) mask ratios of one sample under modality-aware masking (MLIM).
 
-    The image alone is masked, the text alone is masked, or both are, lightly; 0 is an untouched modality.
+    Three modes are equally likely: only the image is masked, only the text, or both lightly. 0 masks nothing.
     """
     modes = ((image_ratio, 0.0), (0.0, text_ratio), (light_ratio, light_ratio))
     return modes[int(rng.integers(len(modes)))]

@@ -1,14 +1,14 @@
-"""A ring buffer of teacher features: further ITC candidates from past samples."""
+"""Ring buffer of teacher features of past samples, as further ITC candidates."""
 
 import torch
 from torch import Tensor, nn
 
 
 class FeatureQueue(nn.Module):
-    """The last `size` (image feature, text feature, image id, caption id) tuples, oldest overwritten first.
+    """Queue of the last `size` (image feature, text feature, image id, caption id) tuples, oldest overwritten first.
 
-    Any number of samples may be pushed at once; `size` need not be a multiple of it. State lives in buffers, so a
-    checkpoint holds it. Slots that were never filled are not returned.
+    Any number of samples may be pushed at once; `size` need not be a multiple of it. The state is in buffers, so that a
+    checkpoint holds it. `is_filled` marks the rows that hold a sample.
     """
 
     image_feature: Tensor
@@ -30,20 +30,20 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, image_feature: Tensor, text_feature: Tensor, image_id: Tensor, caption_id: Tensor) -> None:
-        """Append [N, D] features and [N] ids of one global batch; of more than `size` samples the last are kept."""
+        """Append [N, D] features and [N] ids of one global batch; of more than `size` samples only the last ones."""
         if self.size == 0:
             return
         n = image_feature.shape[0]
-        kept = min(n, self.size)
-        start = self.position + (n - kept)
-        slots = (start + torch.arange(kept, device=self.position.device)) % self.size
-        self.image_feature[slots] = image_feature[n - kept :].to(self.image_feature.dtype)
-        self.text_feature[slots] = text_feature[n - kept :].to(self.text_feature.dtype)
-        self.image_id[slots] = image_id[n - kept :]
-        self.caption_id[slots] = caption_id[n - kept :]
+        pushed = min(n, self.size)
+        start = self.position + (n - pushed)
+        rows = (start + torch.arange(pushed, device=self.position.device)) % self.size
+        self.image_feature[rows] = image_feature[n - pushed :].to(self.image_feature.dtype)
+        self.text_feature[rows] = text_feature[n - pushed :].to(self.text_feature.dtype)
+        self.image_id[rows] = image_id[n - pushed :]
+        self.caption_id[rows] = caption_id[n - pushed :]
         self.position.add_(n).remainder_(self.size)
         self.filled.add_(n).clamp_(max=self.size)
 
     def is_filled(self) -> Tensor:
-        """bool [size], True at slots that hold a sample."""
+        """Return bool [size], True at rows that hold a sample."""
         return torch.arange(self.size, device=self.filled.device) < self.filled

@@ -12,9 +12,9 @@ from mamo.models.heads import MLMHead
 
 
 def momentum_at(config: TeacherConfig, step: int, total_steps: int) -> float:
-    """Momentum of the update that follows optimizer step `step` (0-based).
+    """Return the momentum of the update after optimizer step `step` (0-based).
 
-    `cosine`: 1 - (1 - m) * (cos(pi * step / total_steps) + 1) / 2, from m to 1 (BYOL's schedule).
+    `cosine` is 1 - (1 - m) * (cos(pi * step / total_steps) + 1) / 2, from m to 1 (BYOL's schedule).
     """
     if config.schedule == "constant":
         return config.momentum
@@ -22,17 +22,17 @@ def momentum_at(config: TeacherConfig, step: int, total_steps: int) -> float:
 
 
 class Teacher(nn.Module):
-    """A copy of `student` that starts equal, follows by `update`, has no gradient and stays in eval mode.
+    """Moving average of `student`: starts as a copy, moves by `update`, has no gradient and stays in eval mode.
 
-    `mlm`, a copy of the student's masked-word head, is there where its guesses are targets too (momentum distillation);
-    what it shares with the student, its copy shares with the copy.
+    `mlm` is a copy of the student's masked-word head, where its predictions are targets (momentum distillation). The
+    parameters that the head shares with the student are shared between the copies, too.
     """
 
     def __init__(self, student: nn.Module, mlm: MLMHead | None = None) -> None:
         super().__init__()
         self.module: nn.Module
         self.mlm: MLMHead | None
-        self.module, self.mlm = copy.deepcopy((student, mlm))  # in one call, so that what is shared stays shared
+        self.module, self.mlm = copy.deepcopy((student, mlm))  # in one call, so that shared parameters stay shared
         self.requires_grad_(False)
         self.eval()
 
@@ -43,20 +43,20 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def copy_head(self, mlm: MLMHead) -> None:
-        """Take over the masked-word head of a student, without the embeddings that it shares."""
+        """Copy the masked-word head of a student, without the embeddings that it shares."""
         assert self.mlm is not None
         for mine, theirs in zip(self.mlm.bert_named_tensors().values(), mlm.bert_named_tensors().values()):
             mine.copy_(theirs)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Always eval: dropout in the targets would be noise."""
+        """Stay in eval mode: dropout in the targets would be noise."""
         return super().train(False)
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float, mlm: MLMHead | None = None) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student; call once per optimizer step.
+        """Move the teacher to momentum * teacher + (1 - momentum) * student. Call once per optimizer step.
 
-        `mlm` is the student's masked-word head, not read by a teacher that has none.
+        `mlm` is the student's masked-word head; a teacher without one ignores it.
         """
         source = nn.ModuleList([student] if self.mlm is None or mlm is None else [student, mlm])
         mine: list[Tensor] = list(self.parameters())

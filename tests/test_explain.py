@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from mamo.explain import default_layer, grad_cam, image_grad_cam, occlusion, with_weights
+from mamo.explain import default_layer, grad_cam, image_grad_cam, occlusion
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
 from mamo.models.heads import ITMHead
@@ -35,7 +35,7 @@ def test_explicit_attention_equals_the_fused() -> None:
     """Bug: Grad-CAM explains a slightly different network (another scale, another mask) from the one that scores."""
     fusion, _ = make()
     tokens, is_valid = fusion.join(*inputs())
-    found, weights = with_weights(fusion.layers[0], tokens, is_valid)
+    found, weights = fusion.layers[0].forward_with_weights(tokens, is_valid)
     torch.testing.assert_close(found, fusion.layers[0](tokens, is_valid), atol=1e-5, rtol=0)
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3, 4, 7 + L))
 
@@ -52,9 +52,9 @@ def test_heat_equals_finite_differences(layer: int) -> None:
         original = torch.empty(0)
         for index, module in enumerate(fusion.layers):
             if index == layer:
-                _, original = with_weights(module, tokens, valid)
+                _, original = module.forward_with_weights(tokens, valid)
                 value = module.project(tokens, tokens)[2]
-                tokens = module.finish(tokens, (original + change) @ value)
+                tokens = module.output_and_mlp(tokens, (original + change) @ value)
             else:
                 tokens = module(tokens, valid)
         logits = itm(tokens[:, 7])
@@ -116,7 +116,7 @@ def test_heat_of_cross_attention_equals_finite_differences(layer: int) -> None:
             weights = (module.image_query(tokens) @ key.transpose(-1, -2) / (D // 4) ** 0.5).softmax(dim=-1)
             if index == layer:
                 original, weights = weights, weights + change
-            tokens = module.finish_image(tokens, weights @ value)
+            tokens = module.cross_output_and_mlp(tokens, weights @ value)
         logits = itm(tokens[:, 0])
         return logits[:, 1] - logits[:, 0], original
 

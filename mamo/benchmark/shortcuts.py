@@ -18,6 +18,7 @@ from mamo.benchmark.measure import Precision, Rounds, seconds
 from mamo.benchmark.step import PASSES
 from mamo.models.fusion import gather_tokens
 from mamo.models.image_encoder import ImageEncoder
+from mamo.models.towers import ImageTower
 from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.trainer import TrainingRun
@@ -106,9 +107,9 @@ def _reading_late(fusions: list[Any]) -> Iterator[None]:
     for fusion in fusions:
         last = fusion.layers[-1]
 
-        def late(tokens: Tensor, is_valid: Tensor, read: Tensor | None = None, whole: Any = last.forward) -> Tensor:
+        def late(tokens: Tensor, is_valid: Tensor, at: Tensor | None = None, whole: Any = last.forward) -> Tensor:
             fused: Tensor = whole(tokens, is_valid)
-            return fused if read is None else gather_tokens(fused, read)
+            return fused if at is None else gather_tokens(fused, at)
 
         last.forward = late
     try:
@@ -119,23 +120,25 @@ def _reading_late(fusions: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _encoding_all(encoder: ImageEncoder) -> Iterator[None]:
+def _encoding_all(encoder: ImageTower) -> Iterator[None]:
     """The masked image is encoded with all its patches, of which the masked ones are hidden from attention."""
+    assert isinstance(encoder, ImageEncoder)  # of the benchmark's config
     whole = encoder.encode
 
-    def encode(tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+    def encode(embedded: Tensor, visible: Tensor | None = None) -> Tensor:
         if visible is None:
-            return whole(tokens)
+            return whole(embedded)
         prefix = torch.arange(encoder.num_prefix_tokens, device=visible.device).expand(len(visible), -1)
-        slots = torch.cat([prefix, visible + encoder.num_prefix_tokens], dim=1)
-        is_seen = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter(1, slots, True)
-        bias = torch.zeros(is_seen.shape, dtype=tokens.dtype, device=tokens.device)
+        positions = torch.cat([prefix, visible + encoder.num_prefix_tokens], dim=1)
+        is_seen = torch.zeros(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
+        is_seen = is_seen.scatter(1, positions, True)
+        bias = torch.zeros(is_seen.shape, dtype=embedded.dtype, device=embedded.device)
         bias = bias.masked_fill(~is_seen, -torch.inf)[:, None, None]
         vit = encoder.vit
-        hidden = vit.norm_pre(tokens)
+        hidden = vit.norm_pre(embedded)
         for block in vit.blocks:
             hidden = block(hidden, attn_mask=bias)
-        return gather_tokens(vit.norm(hidden), slots)
+        return gather_tokens(vit.norm(hidden), positions)
 
     encoder.encode = encode  # type: ignore[method-assign]
     try:

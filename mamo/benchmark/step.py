@@ -145,8 +145,8 @@ def parts_of(network: nn.Module) -> dict[str, list[nn.Module]]:
     """The transformer layers of both encoders and of the fusion, and the heads: what takes and gives gradients."""
     backbone: Any = network.backbone
     return {
-        "image_encoder": list(backbone.image_encoder.vit.blocks),
-        "text_encoder": list(backbone.text_encoder.bert.encoder.layer),
+        "image_encoder": list(backbone.image_encoder.layers),
+        "text_encoder": list(backbone.text_encoder.layers),
         "fusion": list(backbone.fusion.layers),
         "heads": [head for name, head in network.named_children() if name != "backbone"],
     }

@@ -207,8 +207,8 @@ class Scorer:
         """Batches of (pair numbers int64 [B], fused tokens at the text positions `slots` [B, W, D])."""
         fusion = self.network.backbone.fusion
         for pairs, image, place, text, is_valid in self._embedded(images, texts, image_indices, text_rows):
-            read = fusion.text_positions(slots[pairs].to(self.device))
-            yield pairs, fusion.fuse(image, text, is_valid, read=read, image_indices=place)
+            output_positions = fusion.text_positions(slots[pairs].to(self.device))
+            yield pairs, fusion.fuse(image, text, is_valid, output_positions, image_indices=place)
 
     def _embedded(
         self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor

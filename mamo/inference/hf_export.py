@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from mamo.config.schema import RunConfig
 from mamo.evaluation.predictor import Predictor
+from mamo.models.text_encoder import TextEncoder
 from mamo.models.vlm import Network
 from mamo.tasks.registry import build_config
 from mamo.tasks.restore import restore_task
@@ -55,8 +56,9 @@ def write_exported(
     }  # tied ones by their first name
     tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items() if key in once}
     save_file(tensors, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
-    if config.model.text.bert is not None:
-        network.backbone.text_encoder.bert.config.save_pretrained(folder / BERT)
+    text_encoder = network.backbone.text_encoder
+    if config.model.text.bert is not None and isinstance(text_encoder, TextEncoder):
+        text_encoder.bert.config.save_pretrained(folder / BERT)
     for name, text in carried.items():
         (folder / name).write_text(text, "utf-8")
     (folder / CARD).write_text(_HEADER + card, "utf-8")

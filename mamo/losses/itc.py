@@ -1,4 +1,4 @@
-"""Image-text contrast. Legend: B batch, N candidates, D width of the ITC space."""
+"""Image-text contrast (ITC). Legend: B batch, N candidates, D width of the ITC space."""
 
 import torch
 from torch import Tensor
@@ -6,38 +6,38 @@ from torch.nn import functional
 
 
 def positives(image_id: Tensor, caption_id: Tensor, other_image_id: Tensor, other_caption_id: Tensor) -> Tensor:
-    """bool [B, N]: True where two samples show the same image or carry the same caption (both int64 hashes)."""
+    """Return bool [B, N], True where two samples have the same image or the same caption (both int64 hashes)."""
     same_image = image_id[:, None] == other_image_id[None, :]
     same_caption = caption_id[:, None] == other_caption_id[None, :]
     return same_image | same_caption  # [B, N]
 
 
-def itc_targets(similarity: Tensor, own: Tensor, is_excluded: Tensor, alpha: float) -> Tensor:
-    """Soft targets: alpha * softmax(teacher similarity / temperature) + (1 - alpha) * one-hot (ALBEF, section 3.2).
+def itc_targets(similarity: Tensor, positive_index: Tensor, is_excluded: Tensor, alpha: float) -> Tensor:
+    """Compute soft targets: alpha * softmax(teacher logits) + (1 - alpha) * one-hot (ALBEF, section 3.2).
 
     Args:
-        similarity: float [B, N], the teacher's similarities already divided by the temperature.
-        own: int64 [B], the index of each sample's own candidate.
-        is_excluded: bool [B, N], candidates that count neither for nor against.
-        alpha: share of the teacher's opinion.
+        similarity: float [B, N], the teacher's logits: its similarities divided by the temperature.
+        positive_index: int64 [B], the candidate of each sample's own pair.
+        is_excluded: bool [B, N], candidates that are neither positive nor negative.
+        alpha: weight of the teacher's probabilities.
 
     Returns:
         float32 [B, N], rows that sum to 1, zero where excluded.
     """
-    one_hot = functional.one_hot(own, similarity.shape[1]).float()
+    one_hot = functional.one_hot(positive_index, similarity.shape[1]).float()
     if alpha == 0:
         return one_hot
-    opinion = similarity.float().masked_fill(is_excluded, -torch.inf).softmax(dim=1)
-    return alpha * opinion + (1 - alpha) * one_hot
+    teacher_probs = similarity.float().masked_fill(is_excluded, -torch.inf).softmax(dim=1)
+    return alpha * teacher_probs + (1 - alpha) * one_hot
 
 
 def itc_loss(similarity: Tensor, targets: Tensor, is_excluded: Tensor, n_global: Tensor | int) -> Tensor:
-    """Cross-entropy of one direction: - sum_b sum_n targets[b, n] * log softmax(similarity[b])[n] / n_global.
+    """Compute the cross-entropy of one direction, - sum_bn targets[b, n] * log softmax(similarity[b])[n] / n_global.
 
     Args:
-        similarity: float [B, N], online features against candidates, divided by the temperature.
+        similarity: float [B, N], the student's features against the candidates, divided by the temperature.
         targets: float [B, N] from `itc_targets`.
-        is_excluded: bool [B, N], False at each sample's own candidate.
+        is_excluded: bool [B, N], as for `itc_targets`; False at each sample's own candidate.
         n_global: samples of the global batch.
     """
     log_probability = similarity.float().masked_fill(is_excluded, -torch.inf).log_softmax(dim=1)

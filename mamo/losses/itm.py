@@ -1,4 +1,4 @@
-"""Image-text matching with hard negatives. Legend: B batch, N pools, S pool size."""
+"""Image-text matching (ITM) with hard negatives. Legend: B batch, N pools, S pool size."""
 
 import torch
 from torch import Tensor
@@ -6,19 +6,19 @@ from torch.nn import functional
 
 
 def draw_negatives(similarity: Tensor, is_positive: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row one column that is no positive, with probability proportional to exp(similarity).
+    """Draw for each row a column that is no positive, with probability proportional to exp(similarity).
 
-    The Gumbel-max trick: argmax(similarity + noise) with standard Gumbel noise samples from softmax(similarity), needs
-    no random state of its own and cannot overflow.
+    Uses the Gumbel-max trick: argmax(similarity + noise) with standard Gumbel noise is a sample of softmax(similarity).
+    It needs no random state of its own and cannot overflow.
 
     Args:
-        similarity: float [N, S, S], ITC logits of row against column within each pool; infinities and NaN are read as
-            the largest, smallest and zero finite logit.
+        similarity: float [N, S, S], ITC logits of row against column within each pool. Infinities become the largest or
+            smallest finite logit, NaN becomes 0.
         is_positive: bool [N, S, S], pairs that must not be drawn (the diagonal among them).
         noise: float [N, S, S], standard Gumbel.
 
     Returns:
-        (negative, has_negative): int64 [N, S] columns, and bool [N, S], False where a pool offers no negative at all
+        (negative, has_negative): int64 [N, S] columns, and bool [N, S], False where a pool has no negative
         (a pool of one, or one in which every sample matches); the column is then the row itself and must be ignored.
     """
     finite = torch.nan_to_num(similarity.detach().float(), nan=0.0, posinf=1e4, neginf=-1e4).clamp(-1e4, 1e4)
@@ -29,7 +29,7 @@ def draw_negatives(similarity: Tensor, is_positive: Tensor, noise: Tensor) -> tu
 
 
 def itm_loss(logits: Tensor, is_match: Tensor, is_valid: Tensor, n_global: Tensor | int) -> Tensor:
-    """Two-class cross-entropy, sum over valid pairs / n_global.
+    """Compute the two-class cross-entropy, sum over valid pairs / n_global.
 
     Args:
         logits: float [M, 2], class 1 = match.

@@ -1,4 +1,4 @@
-"""Masked image modelling. Legend: B batch, K masked patches, D width of the target."""
+"""Masked image modelling (MIM). Legend: B batch, K masked patches, D width of the target."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,10 @@ def patchify(image: Tensor, patch_size_px: tuple[int, int]) -> Tensor:
 
 
 def mim_loss(prediction: Tensor, target: Tensor, n_global: Tensor | int) -> Tensor:
-    """Squared error to the standardised target, mean over D, sum over patches / n_global.
+    """Compute the squared error to the standardised target, mean over D, sum over patches / n_global.
 
     The target of each patch is standardised over D (zero mean, unit variance), as MAE does with pixels and data2vec
-    with features: the paper does not state a norm, and without one the scale of the moving teacher would weigh the
-    loss.
+    with features. The paper does not state a norm; without one the scale of the moving teacher would scale the loss.
 
     Args:
         prediction: float [B, K, D].

@@ -1,4 +1,4 @@
-"""Masked representation modelling. Legend: M masked positions, D width of fusion."""
+"""Masked representation modelling (MRM). Legend: M masked positions, D width of fusion."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,10 @@ from torch.nn import functional
 
 
 def mrm_loss(prediction: Tensor, target: Tensor, n_global: Tensor | int) -> Tensor:
-    """|| p / |p| - t / |t| ||^2 = 2 - 2 cos(p, t), sum over masked positions / n_global.
+    """Compute || p / |p| - t / |t| ||^2 = 2 - 2 cos(p, t), sum over masked positions / n_global.
 
     Args:
-        prediction: float [M, D], the online predictor's output (or [B, K, D]).
+        prediction: float [M, D] (or [B, K, D]), the student's predictor's output.
         target: float of the same shape, the teacher's fused token of the clean pair, without gradient.
         n_global: masked positions of this modality in the global batch.
     """

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention by whichever of two equal ways is the faster.
+"""Scaled dot-product attention, by the faster of two equal implementations.
 
 Legend: B batch, A heads, R queries, S keys, d width of a head.
 """
@@ -14,12 +14,12 @@ BERT_ATTENTION = "mamo"
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v.
+    """Compute softmax(q k^T / sqrt(d)) v.
 
-    PyTorch's fused kernel everywhere, except while training on a CPU in bf16, where its backward takes three to five
-    times as long as that of two plain batched products, or with dropout, which it does not have there: what PyTorch
-    falls back to takes a seventh to a third longer at 25 to 62 tokens and as long at 197. They give the same result,
-    from the same random numbers.
+    PyTorch's fused kernel, except while training on a CPU in bf16 or with dropout. In bf16 its backward pass takes
+    three to five times as long there as that of two plain batched products. With dropout it does not exist there:
+    PyTorch's fallback takes a seventh to a third longer at 25 to 62 tokens and as long at 197. Both give the same
+    result, from the same random numbers.
 
     Args:
         query: float [B, A, R, d].
@@ -38,7 +38,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dr
 def explicit_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float = 0.0
 ) -> Tensor:
-    """The same as `attention`, written as two batched products around a softmax; scale and mask ride on the first."""
+    """Compute `attention` as two batched products around a softmax; the first applies scale and mask."""
     n_batch, n_heads, n_queries, width = query.shape
     flat = [tensor.reshape(n_batch * n_heads, -1, width) for tensor in (query, key, value)]
     if mask is None:
@@ -51,6 +51,20 @@ def explicit_attention(
     return torch.bmm(weight, flat[2]).view(n_batch, n_heads, n_queries, width)
 
 
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Compute softmax(q k^T / sqrt(d)), float [B, A, R, S], of arguments as those of `attention`.
+
+    The weights require a gradient even where no argument does.
+    """
+    score = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if mask is not None:
+        score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
+    weights: Tensor = score.softmax(dim=-1)
+    if not weights.requires_grad:
+        weights.requires_grad_()
+    return weights
+
+
 def _for_bert(
     module: nn.Module,
     query: Tensor,
@@ -60,7 +74,7 @@ def _for_bert(
     dropout: float = 0.0,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """`attention` with the signature and layout ([B, R, A, d] out) that transformers expects of an implementation."""
+    """Adapt `attention` to the signature and output layout ([B, R, A, d]) that transformers expects."""
     return attention(query, key, value, attention_mask, dropout).transpose(1, 2).contiguous(), None
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a pre-training run."""
+"""Build the backbone from a configuration, and load published weights into a network."""
 
 import functools
 import logging
@@ -12,16 +12,17 @@ from transformers import BertConfig
 
 from mamo.config.schema import MamoConfig, RunConfig
 from mamo.models.cross_fusion import CrossFusion
-from mamo.models.fusion import Fusion
+from mamo.models.fusion import Fusion, FusionEncoder
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
+from mamo.models.towers import ImageTower
 from mamo.models.vlm import Backbone, Mamo
 
 logger = logging.getLogger(__name__)
 
 
 def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) -> Backbone:
-    """The part of the network that all tasks share, initialised from `seed`."""
+    """Build the part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
     model = config.model
     image_encoder = ImageEncoder(
@@ -39,18 +40,27 @@ def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) 
 
 
 def load_published(config: MamoConfig, network: Mamo) -> None:
-    """Fill a network with the published weights that `model` names, if any."""
+    """Load the published weights that `model` names, if any, into a network.
+
+    Raises:
+        ValueError: the tower cannot load them, or they do not fit it.
+    """
     model, backbone = config.model, network.backbone
+    image_encoder, text_encoder = backbone.image_encoder, backbone.text_encoder
     if model.image.weights != "random":
-        report = load_image_weights(backbone.image_encoder, model.image.weights)
+        if not isinstance(image_encoder, ImageEncoder):
+            raise ValueError(f"model.image.weights: {type(image_encoder).__name__} loads none; use random")
+        report = load_image_weights(image_encoder, model.image.weights)
         logger.info("image encoder from %s: %s", model.image.weights, report)
     if model.text.weights == "bert" and model.text.bert is not None:
-        report = load_bert_weights(backbone.text_encoder, backbone.fusion, model.text.bert, network.get_head("mlm"))
+        if not isinstance(text_encoder, TextEncoder):
+            raise ValueError(f"model.text.weights: {type(text_encoder).__name__} loads none; use random")
+        report = load_bert_weights(text_encoder, backbone.fusion, model.text.bert, network.get_head("mlm"))
         logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
 
 
-def _fusion(config: MamoConfig, image_encoder: ImageEncoder, bert: BertConfig) -> Fusion | CrossFusion:
-    """The fusion of a config, as wide as the text encoder: its layers can be BERT's upper ones."""
+def _fusion(config: MamoConfig, image_encoder: ImageTower, bert: BertConfig) -> FusionEncoder:
+    """Build the fusion of a config, as wide as BERT, so that its layers can be BERT's upper ones."""
     sizes: dict[str, Any] = {
         "width": bert.hidden_size,
         "layers": config.model.fusion_layers,
@@ -67,13 +77,14 @@ def _fusion(config: MamoConfig, image_encoder: ImageEncoder, bert: BertConfig) -
 
 
 def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Bring stored position embeddings of another image size to the grid of a network, by parameter name.
+    """Return functions that resample stored position embeddings to a network's grid, by parameter name.
 
-    Bicubic, class tokens untouched (as timm and MAE do).
+    The resampling is bicubic and leaves class tokens unchanged (as timm and MAE do).
 
     Args:
-        module: a network in which one part has patches (`grid`, `patch_size_px`); the parts that have positions on its
-            grid name them with `position_parameters`.
+        module: a network in which one part has patches (`grid`, `patch_size_px`). The parts with positions on its grid
+            name them with `position_parameters`.
+        old_image_size_px: height and width of the images that the stored positions are for.
     """
     parts = dict(module.named_modules())
     (encoder,) = (part for part in parts.values() if hasattr(part, "patch_size_px"))
@@ -89,6 +100,11 @@ def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -
 
 
 def bert_config_of(config: RunConfig, vocabulary_size: int, pad_token_id: int) -> BertConfig:
+    """Return the BERT configuration of a config: that of `model.text.bert`, or one of the sizes in `model.text`.
+
+    Raises:
+        ValueError: the named BERT has too few words or positions for the tokenizer or the text length.
+    """
     text = config.model.text
     if text.bert is None:
         bert = BertConfig(

@@ -1,7 +1,7 @@
-"""Weights of the public ALBEF implementation (Li et al. 2021): its published checkpoints' names, brought to ours.
+"""Load checkpoints of the public ALBEF implementation (Li et al. 2021).
 
-Its file holds the network, a momentum copy of it (names with `_m`), and queues. The layout is that of pre-training and
-of the fine-tuned retrieval models; the other tasks' models have further parts and are refused.
+Its file holds the network, a momentum copy of it (names with `_m`), and queues. Supported is the layout of pre-training
+and of the fine-tuned retrieval models. The models of other tasks have further parts and are refused.
 """
 
 import math
@@ -14,36 +14,42 @@ from torch import Tensor, nn
 
 from mamo.models.cross_fusion import CrossFusion, CrossLayer
 from mamo.models.heads import MLMHead
+from mamo.models.image_encoder import ImageEncoder
+from mamo.models.text_encoder import TextEncoder
 from mamo.models.vlm import Backbone, Mamo
 from mamo.models.weights import WeightReport, check_keys, read_weights
 
 _POSITIONS = "visual_encoder.pos_embed"
 _NEVER_READ = ("image_queue", "text_queue", "idx_queue", "queue_ptr", "text_encoder.embeddings.position_ids")
 _HEADS = ("itm_head.", "text_encoder.cls.", "vision_proj.", "text_proj.", "temp")
-"""What a network may lack or have too much of: heads of losses that are not in use."""
+"""Keys of heads, which file and network need not both have: their losses may be off."""
 
 
 def load_albef(path: Path, network: Mamo, teacher: Backbone, teacher_mlm: MLMHead | None = None) -> WeightReport:
-    """Fill a network with cross-attention fusion, and its teacher, from an ALBEF checkpoint.
+    """Load an ALBEF checkpoint into a network with cross-attention fusion, and into its teacher.
 
-    Positions of patches are resampled (bicubic) where the image size differs. The queues are left out: they hold
-    features of other data, and fill anew. A file without momentum copy starts the teacher as a copy of the student.
+    Positions of patches are resampled (bicubic) where the image size differs. The queues are not loaded: they hold
+    features of other data, and refill. Without a momentum copy in the file the teacher starts as a copy of the student.
 
     Args:
-        path: `.pth` as published (only tensors are read, no code is run) or `.safetensors`, of the same names.
-        network: filled in place; untouched when an error is raised, and so is the teacher.
+        path: `.pth` as published (only tensors are read, no code is run) or `.safetensors`, with the same names.
+        network: filled in place; unchanged when an error is raised, and so is the teacher.
         teacher: the teacher's backbone.
-        teacher_mlm: its masked-word head, if it has one.
+        teacher_mlm: the teacher's masked-word head, if it has one.
 
     Returns:
-        Names of ALBEF's for what was loaded, interpolated or unused; names of ours for what is new.
+        ALBEF's names of the loaded, interpolated and unused tensors, and our names of the new ones.
 
     Raises:
-        ValueError: unreadable, of another layout, or of other sizes; names what is missing, unused or differs.
+        ValueError: the file is unreadable or has another layout or other sizes; names what is missing, unused or
+            differs.
     """
-    if not isinstance(network.backbone.fusion, CrossFusion):
+    backbone = network.backbone
+    if not isinstance(backbone.fusion, CrossFusion):
         raise ValueError(f"{path}: ALBEF's weights need model.fusion_type: cross")
-    # fine-tuned models have the text encoder without an MLM head, and so without the level `bert`
+    if not isinstance(backbone.image_encoder, ImageEncoder) or not isinstance(backbone.text_encoder, TextEncoder):
+        raise ValueError(f"{path}: ALBEF's weights need a timm ViT and a BERT")
+    # a fine-tuned model's text encoder has no MLM head, and so its keys lack the level `bert`
     plain = re.compile(r"^(text_encoder(_m)?)\.bert\.")
     state = {plain.sub(r"\1.", key): value for key, value in read_weights(path).items()}
     online, momentum = _split(state)
@@ -72,7 +78,7 @@ def load_albef(path: Path, network: Mamo, teacher: Backbone, teacher_mlm: MLMHea
 
 
 def _split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The network's and its momentum copy's tensors, the latter under the former's names."""
+    """Split the tensors into those of the network and of its momentum copy, the latter under the former's names."""
     online: dict[str, Tensor] = {}
     momentum: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -84,7 +90,7 @@ def _split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 
 def _check_tie(state: dict[str, Tensor], path: Path) -> None:
-    """Take out the decoder of the MLM head, which repeats the word embeddings and its own bias."""
+    """Remove the MLM head's decoder; raise ValueError unless it repeats the word embeddings and the head's bias."""
     for copy, original in (("decoder.weight", "embeddings.word_embeddings.weight"), ("decoder.bias", None)):
         repeated = state.pop(f"text_encoder.cls.predictions.{copy}", None)
         origin = state.get(f"text_encoder.{original or 'cls.predictions.bias'}")
@@ -93,7 +99,9 @@ def _check_tie(state: dict[str, Tensor], path: Path) -> None:
 
 
 def _views(backbone: Backbone, mlm: MLMHead | None) -> dict[str, Tensor]:
-    """A network's own memory under ALBEF's names."""
+    """Return views of a network's memory under ALBEF's names."""
+    assert isinstance(backbone.image_encoder, ImageEncoder)
+    assert isinstance(backbone.text_encoder, TextEncoder)
     text = backbone.text_encoder.bert
     views = _prefixed("visual_encoder.", backbone.image_encoder.vit)
     views |= _prefixed("text_encoder.", text)
@@ -113,7 +121,7 @@ def _prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def _prepare(found: dict[str, Tensor], wanted: dict[str, Tensor], backbone: Backbone, path: Path) -> WeightReport:
-    """Bring `found` to the backbone's image size, and check that it fills `wanted`, heads aside."""
+    """Resample `found` to the backbone's image size, and check that its tensors fit `wanted`, heads excepted."""
     interpolated = []
     positions, target = found.get(_POSITIONS), wanted[_POSITIONS]
     if positions is not None and positions.shape[1] != target.shape[1]:

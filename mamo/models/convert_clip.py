@@ -1,4 +1,4 @@
-"""CLIP and SigLIP image towers as transformers stores them: renamed to timm's layout, compared with their config.json.
+"""Convert CLIP and SigLIP image towers from transformers' layout to timm's, and check them against their config.json.
 
 Legend: D width, P patches.
 """
@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, SiglipVisionConfig
 from transformers.activations import ACT2FN
 
 _PREFIXES = ("vision_model.", "")
-"""Of the tower's names: in a whole model, and in a tower saved alone by transformers 5."""
+"""Prefixes of the tower's keys: in a whole model, and in a tower that transformers 5 saved by itself."""
 _LAYER, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
 _NAMES = (
     (r"embeddings\.class_embedding", "cls_token"),
@@ -27,34 +27,35 @@ _NAMES = (
     (rf"{_LAYER}self_attn\.out_proj{_KIND}", r"blocks.\1.attn.proj.\2"),
     (rf"{_LAYER}self_attn\.qkv{_KIND}", r"blocks.\1.attn.qkv.\2"),  # as `_joined` names it
 )
-_BESIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
-_BESIDE_IN_TOWER = ("head.", "embeddings.position_ids")
-"""SigLIP's pooling head; a buffer that old files carry."""
+_NON_TOWER_KEYS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+_UNUSED_IN_TOWER = ("head.", "embeddings.position_ids")
+"""SigLIP's pooling head; a buffer of old files."""
 _SAME_FUNCTION = 2e-3
-"""GELU and its approximation by tanh, which SigLIP was trained with, differ by 0.0005 at most, QuickGELU by 0.02."""
+"""Tolerance: GELU and its tanh approximation (SigLIP's) differ by 0.0005 at most, GELU and QuickGELU by 0.02."""
 
 
 def from_transformers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The tower's weights in timm's names, and the names of what is no part of it; None for another layout.
+    """Return the tower's weights under timm's names, and the keys outside the tower; None for another layout.
 
-    Positions are [1, num_prefix_tokens + P, D], as stored. What has no counterpart in timm keeps its name, to be refused.
+    Positions are [1, num_prefix_tokens + P, D], as stored. A key without a counterpart in timm stays as it is, so that
+    the caller refuses it.
     """
     prefix = next((start for start in _PREFIXES if f"{start}embeddings.patch_embedding.weight" in state), None)
     if prefix is None:
         return None
-    starts = (*_BESIDE, *(prefix + name for name in _BESIDE_IN_TOWER))
-    beside = tuple(sorted(key for key in state if key.startswith(starts)))
+    starts = (*_NON_TOWER_KEYS, *(prefix + name for name in _UNUSED_IN_TOWER))
+    non_tower_keys = tuple(sorted(key for key in state if key.startswith(starts)))
     tower: dict[str, Tensor] = {}
-    for key, value in _joined({key: value for key, value in state.items() if key not in beside}).items():
+    for key, value in _joined({key: value for key, value in state.items() if key not in non_tower_keys}).items():
         name = _timm_name(key.removeprefix(prefix)) if key.startswith(prefix) else None
         if name in ("cls_token", "pos_embed"):
             value = value.reshape(1, -1, value.shape[-1])
         tower[name or key] = value
-    return tower, beside
+    return tower, non_tower_keys
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value of each layer as one tensor under `qkv`, in this order; incomplete ones as they are."""
+    """Join query, key and value of each layer, in this order, under `qkv`; leave incomplete ones as they are."""
     joined = dict(state)
     for key in state:
         parts = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
@@ -64,15 +65,16 @@ def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _timm_name(name: str) -> str | None:
+    """Return timm's name of a key without prefix; None for one without a counterpart."""
     found = (match.expand(ours) for theirs, ours in _NAMES if (match := re.fullmatch(theirs, name)))
     return next(found, None)
 
 
 def check_config(source: Path, vit: VisionTransformer) -> None:
-    """Refuse what names and shapes of weights do not show, where a config.json lies beside them.
+    """Check, against a config.json in the weights' folder, the differences that weight shapes cannot show.
 
     Raises:
-        ValueError: other numbers of attention heads or another function between the layers than the encoder's.
+        ValueError: another number of attention heads or another activation than the encoder's.
     """
     file = (source if source.is_dir() else source.parent) / "config.json"
     if not file.is_file():

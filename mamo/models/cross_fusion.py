@@ -1,22 +1,31 @@
 """Text-to-image cross-attention fusion (ALBEF, Li et al. 2021): BERT layers whose text tokens also attend to the image.
 
-The image has no fused outputs: its tokens are keys and values alone, the same whatever the text says.
+The image has no fused outputs: its tokens are only keys and values, the same for every text.
 
-Legend: B batch, N image tokens, L text tokens, R tokens read, D width, A attention heads, d = D / A, K layers.
+Legend: B batch, N image tokens, L text tokens, R output tokens, D width, A attention heads, d = D / A, K layers.
 """
 
 import torch
 from torch import Tensor, nn
 
-from mamo.models.attention import attention
-from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer, chunk_views, gather_tokens, index_rows
+from mamo.models.attention import attention, attention_weights
+from mamo.models.fusion import (
+    LAYER_NORM_EPS,
+    FusionEncoder,
+    PostNormLayer,
+    Slices,
+    chunk_views,
+    gather_tokens,
+    index_rows,
+)
 from mamo.models.init import init_like_bert
 
 
-class CrossLayer(FusionLayer):
+class CrossLayer(PostNormLayer):
     """Equal to Hugging Face's ``BertLayer`` with ``add_cross_attention``, its self-attention not causal.
 
-    ``x = LN(x + Attention(x)); x = LN(x + CrossAttention(x, image)); x = LN(x + W2 gelu(W1 x))``.
+    ``x = LN(x + Attention(x)); x = LN(x + CrossAttention(x, image)); x = LN(x + W2 gelu(W1 x))``. Its methods are
+    called directly, so it defines no ``forward``.
     """
 
     def __init__(self, width: int, heads: int, mlp_width: int, image_width: int, dropout: float = 0.0) -> None:
@@ -29,34 +38,40 @@ class CrossLayer(FusionLayer):
             init_like_bert(module)
 
     def project_image(self, image_tokens: Tensor) -> Tensor:
-        """Encoded image tokens float [B, N, D_image] -> keys and values [B, 2, A, N, d]."""
+        """Project encoded image tokens float [B, N, D_image] to keys and values [B, 2, A, N, d]."""
         both: Tensor = self.cross_key_value(image_tokens).unflatten(-1, (2, self.heads, -1))  # [B, N, 2, A, d]
         return both.permute(0, 2, 3, 1, 4)
 
-    def attend_text(self, tokens: Tensor, is_valid: Tensor, read: Tensor | None = None) -> Tensor:
-        """The self-attention branch: float [B, L, D] -> [B, L, D], or [B, R, D] at ``read`` int64 [B, R]."""
-        kept = tokens if read is None else gather_tokens(tokens, read)
-        query, key, value = self.project(tokens, kept)
-        mixed = attention(query, key, value, is_valid[:, None, None, :], self.attention_dropout_p)
-        return self.add(kept, mixed, self.out, self.norm1)
+    def attend_text(self, tokens: Tensor, is_valid: Tensor, output_positions: Tensor | None = None) -> Tensor:
+        """Compute the self-attention branch: float [B, L, D] -> [B, L, D], or [B, R, D] at int64 [B, R]."""
+        queries_in = tokens if output_positions is None else gather_tokens(tokens, output_positions)
+        query, key, value = self.project(tokens, queries_in)
+        attn_output = attention(query, key, value, is_valid[:, None, None, :], self.attention_dropout_p)
+        return self.add(queries_in, attn_output, self.out, self.norm1)
 
     def image_query(self, tokens: Tensor) -> Tensor:
-        """Queries [B, A, R, d] of float [B, R, D]."""
+        """Project float [B, R, D] to queries [B, A, R, d] of the cross-attention."""
         query: Tensor = self.cross_query(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return query
 
-    def finish_image(self, tokens: Tensor, mixed: Tensor) -> Tensor:
-        """What follows cross-attention: tokens [B, R, D] and mixed values [B, A, R, d] -> float [B, R, D]."""
-        return self.transform(self.add(tokens, mixed, self.cross_out, self.cross_norm))
+    def cross_output_and_mlp(self, tokens: Tensor, attn_output: Tensor) -> Tensor:
+        """Compute the layer after its cross-attention: [B, R, D], ``attn_output`` [B, A, R, d] -> float [B, R, D]."""
+        return self.transform(self.add(tokens, attn_output, self.cross_out, self.cross_norm))
 
     def attend_image(self, tokens: Tensor, key_value: Tensor) -> Tensor:
-        """Cross-attention and MLP: float [B, R, D], with keys and values from :meth:`project_image`, -> [B, R, D]."""
+        """Compute cross-attention and MLP: float [B, R, D], keys and values of `project_image` -> [B, R, D]."""
         key, value = key_value.unbind(1)
-        mixed = attention(self.image_query(tokens), key, value, None, self.attention_dropout_p)
-        return self.finish_image(tokens, mixed)
+        attn_output = attention(self.image_query(tokens), key, value, None, self.attention_dropout_p)
+        return self.cross_output_and_mlp(tokens, attn_output)
+
+    def attend_image_with_weights(self, tokens: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `attend_image` and its attention weights [B, A, R, N], on which the result depends."""
+        key, value = key_value.unbind(1)
+        weights = attention_weights(self.image_query(tokens), key)
+        return self.cross_output_and_mlp(tokens, weights @ value), weights
 
     def bert_named_tensors(self) -> dict[str, Tensor]:
-        """As :meth:`FusionLayer.bert_named_tensors`, with the cross-attention."""
+        """Return views as `PostNormLayer.bert_named_tensors`, with the cross-attention."""
         views = super().bert_named_tensors()
         views |= chunk_views(self.cross_query, "crossattention.self", ("query",))
         views |= chunk_views(self.cross_key_value, "crossattention.self", ("key", "value"))
@@ -65,13 +80,14 @@ class CrossLayer(FusionLayer):
         return views
 
 
-class CrossFusion(nn.Module):
-    """Text tokens attend to text and image in every layer; the fused tokens are the text's.
+class CrossFusion(FusionEncoder):
+    """Cross-attention fusion: text tokens attend to text and image in every layer; only the text has fused tokens.
 
-    What does not depend on the other side is computed once for each image (the keys and values of every layer,
-    :meth:`embed_image`) and for each text (the first layer's self-attention, :meth:`embed_text`), however many pairs
-    they take part in.
+    Computed once for each image are the keys and values of every layer (`embed_image`), once for each text the first
+    layer's self-attention (`embed_text`).
     """
+
+    has_patch_outputs = False
 
     def __init__(
         self,
@@ -84,22 +100,15 @@ class CrossFusion(nn.Module):
         num_prefix_tokens: int,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         if layers < 1:
             raise ValueError(f"fusion needs at least one layer, not {layers}")
-        self.width, self.heads, self.grid, self.num_prefix_tokens = width, heads, grid, num_prefix_tokens
+        super().__init__(width, heads, mlp_width, grid, num_prefix_tokens, dropout)
         self.layers = nn.ModuleList([CrossLayer(width, heads, mlp_width, image_width, dropout) for _ in range(layers)])
 
-    def text_positions(self, positions: Tensor) -> Tensor:
-        """Text token indices (int64, any shape) -> positions among the fused tokens, for ``read``: the same."""
-        return positions
-
     def embed_image(self, image_tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Keys and values of every layer.
+        """Project image tokens float [B, N, D_image] to keys and values of every layer.
 
-        Args:
-            image_tokens: float [B, N, D_image], encoded: all of them or the visible ones.
-            visible: not read: what is masked is simply not there to attend to.
+        ``visible`` is not used: masked patches are absent from ``image_tokens``, and nothing attends to them.
 
         Returns:
             float [B, K, 2, A, N, d].
@@ -107,47 +116,44 @@ class CrossFusion(nn.Module):
         return torch.stack([layer.project_image(image_tokens) for layer in self._layers()], dim=1)
 
     def embed_text(self, text_tokens: Tensor, is_valid: Tensor) -> Tensor:
-        """Encoded text tokens float [B, L, D], ``is_valid`` bool [B, L] -> after the first self-attention [B, L, D]."""
+        """Run the first self-attention: encoded text float [B, L, D], ``is_valid`` bool [B, L] -> [B, L, D]."""
         return self._layers()[0].attend_text(text_tokens, is_valid)
-
-    def forward(self, image: Tensor, text: Tensor, text_is_valid: Tensor, read: Tensor | None = None) -> Tensor:
-        """Fuse.
-
-        Args:
-            image: float [B, K, 2, A, N, d], from :meth:`embed_image`.
-            text: float [B, L, D], from the text encoder.
-            text_is_valid: bool [B, L], False for padding.
-            read: int64 [B, R], the text positions that the caller needs; the last layer computes only these. None for
-                all.
-
-        Returns:
-            float [B, L, D], or [B, R, D].
-        """
-        return self.fuse(image, self.embed_text(text, text_is_valid), text_is_valid, read)
 
     def fuse(
         self,
         image: Tensor,
         text: Tensor,
         text_is_valid: Tensor,
-        read: Tensor | None = None,
+        output_positions: Tensor | None = None,
         image_indices: Tensor | None = None,
     ) -> Tensor:
-        """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`.
-
-        With ``image_indices``, int64 [B], each text meets the image of that number, float [I, K, 2, A, N, d].
-        """
+        """Run the layers on the text tokens; the last one computes only ``output_positions``."""
         tokens, layers = text, self._layers()
-        # unbind, whose backward stacks the layers' gradients once; that of an index fills all layers for each
+        # unbind: its backward stacks the gradients of all layers once; indexing would fill all layers for each
         for index, (layer, key_value) in enumerate(zip(layers, image.unbind(1))):
-            needed = read if layer is layers[-1] else None
+            needed = output_positions if layer is layers[-1] else None
             if index > 0:
                 tokens = layer.attend_text(tokens, text_is_valid, needed)
             elif needed is not None:
                 tokens = gather_tokens(tokens, needed)
-            # a layer at a time: those of all layers for all pairs would be the largest tensor of a step
+            # one layer at a time: the keys and values of all layers and pairs would be the largest tensor of a step
             tokens = layer.attend_image(tokens, index_rows(key_value, image_indices))
         return tokens
+
+    def fuse_with_weights(
+        self, image: Tensor, text: Tensor, text_is_valid: Tensor, layer: int
+    ) -> tuple[Tensor, Tensor, Slices]:
+        """Record the cross-attention weights [B, A, L, N] of a layer; see `FusionEncoder.fuse_with_weights`."""
+        tokens, weights = text, torch.empty(0)
+        for index, module in enumerate(self._layers()):
+            if index > 0:
+                tokens = module.attend_text(tokens, text_is_valid)
+            if index == layer:
+                tokens, weights = module.attend_image_with_weights(tokens, image[:, index])
+            else:
+                tokens = module.attend_image(tokens, image[:, index])
+        everything = slice(None)
+        return tokens[:, 0], weights, (everything, everything, everything, slice(self.num_prefix_tokens, None))
 
     def _layers(self) -> list[CrossLayer]:
         return [layer for layer in self.layers if isinstance(layer, CrossLayer)]

@@ -1,15 +1,18 @@
-"""The fusion encoder: BERT-compatible transformer layers over the concatenated image and text tokens.
+"""The fusion encoder: its interface, and BERT-compatible layers over the concatenated image and text tokens.
 
-Legend: B batch, P patches, L text tokens, S all tokens (image first), R tokens read, D width, A attention heads.
+Legend: B batch, P patches, L text tokens, S fused tokens (image first), R output tokens, D width, A attention heads.
 """
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.bert.modeling_bert import BertLayer
 
-from mamo.models.attention import attention
+from mamo.models.attention import attention, attention_weights
 from mamo.models.init import init_like_bert, init_position
+from mamo.models.layers import LayeredModule
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 
@@ -20,11 +23,11 @@ def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
 
 
 def index_rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
-    """Rows [N, ...] at int64 [M], in which one may occur several times -> [M, ...]; None for the rows as they are.
+    """Index rows [N, ...] at int64 [M], repeats allowed -> [M, ...]. None returns the rows unchanged.
 
-    The same values two ways. On a CPU indexing is slower than `index_select`, its backward pass several times; on a
-    GPU that of `index_select` adds up what comes from one row in no fixed order, and a run would not continue to the
-    same bits.
+    Two ways, equal in value. On a CPU indexing is slower than `index_select`, its backward pass several times. On a GPU
+    the backward pass of `index_select` sums repeated rows in no fixed order, so a resumed run would not give the same
+    bits.
     """
     if chosen is None:
         return rows
@@ -32,15 +35,15 @@ def index_rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
 
 
 def chunk_views(stacked: nn.Linear, prefix: str, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The memory of a linear layer that stands for several, as ``PREFIX.NAME.weight`` and ``.bias`` of each."""
+    """Split a stacked linear layer into views of its memory, named ``PREFIX.NAME.weight`` and ``.bias``."""
     parts = zip(names, stacked.weight.detach().chunk(len(names)), stacked.bias.detach().chunk(len(names)))
     return {f"{prefix}.{name}.{key}": part for name, *both in parts for key, part in zip(("weight", "bias"), both)}
 
 
-class FusionLayer(nn.Module):
-    """A post-norm transformer layer, equal to Hugging Face's ``BertLayer`` (Devlin et al. 2019) with fused qkv.
+class PostNormLayer(nn.Module):
+    """Parts of a post-norm transformer layer, with the parameters of Hugging Face's ``BertLayer`` and fused qkv.
 
-    ``x = LN(x + Attention(x)); x = LN(x + W2 gelu(W1 x))``, dropout on attention weights and on both branches.
+    It defines no ``forward``: `FusionLayer` runs the parts in one, `CrossLayer`'s are called one by one.
     """
 
     def __init__(self, width: int, heads: int, mlp_width: int, dropout: float = 0.0) -> None:
@@ -57,56 +60,52 @@ class FusionLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.apply(init_like_bert)
 
-    def forward(self, tokens: Tensor, is_valid: Tensor | None, read: Tensor | None = None) -> Tensor:
-        """Transform tokens, all of them or only those that are read.
-
-        Args:
-            tokens: float [B, S, D].
-            is_valid: bool [B, S], False for padding, which no token attends to; None if all are valid.
-            read: int64 [B, R], the positions to compute (their queries, output projection and MLP alone; keys and
-                values still come from all tokens); None for all.
-
-        Returns:
-            float [B, S, D] or [B, R, D].
-        """
-        kept = tokens if read is None else gather_tokens(tokens, read)
-        query, key, value = self.project(tokens, kept)
-        mask = None if is_valid is None else is_valid[:, None, None, :]  # [B, 1, 1, S]
-        return self.finish(kept, attention(query, key, value, mask, self.attention_dropout_p))
-
     @property
     def attention_dropout_p(self) -> float:
         """Dropout of attention weights: none outside training."""
         return self.dropout_p if self.training else 0.0
 
-    def finish(self, kept: Tensor, mixed: Tensor) -> Tensor:
-        """What follows attention: tokens ``kept`` [B, R, D] and mixed values [B, A, R, D/A] -> float [B, R, D]."""
-        return self.transform(self.add(kept, mixed, self.out, self.norm1))
+    def project(self, tokens: Tensor, queries_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project to queries, keys and values.
 
-    def add(self, kept: Tensor, mixed: Tensor, out: nn.Module, norm: nn.Module) -> Tensor:
-        """Attention's residual branch: ``norm(kept + out(mixed))``, of shapes as in :meth:`finish`."""
-        added: Tensor = norm(kept + self.dropout(out(mixed.transpose(1, 2).reshape(kept.shape))))
-        return added
-
-    def transform(self, tokens: Tensor) -> Tensor:
-        """The MLP's residual branch: float [B, R, D] -> [B, R, D]."""
-        updated: Tensor = self.norm2(tokens + self.dropout(self.fc2(functional.gelu(self.fc1(tokens)))))
-        return updated
-
-    def project(self, tokens: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, A, R, D/A] of ``kept`` [B, R, D]; keys and values [B, A, S, D/A] of ``tokens`` [B, S, D]."""
+        Args:
+            tokens: float [B, S, D], for keys and values [B, A, S, D/A].
+            queries_in: float [B, R, D], for queries [B, A, R, D/A].
+        """
         shape = (tokens.shape[0], -1, 3, self.heads, self.width // self.heads)
-        if kept is tokens:
+        if queries_in is tokens:
             query, key, value = self.qkv(tokens).view(shape).permute(2, 0, 3, 1, 4)  # each [B, A, S, D/A]
             return query, key, value
         weight, bias, width = self.qkv.weight, self.qkv.bias, self.width
-        query = functional.linear(kept, weight[:width], bias[:width]).view(shape[0], -1, *shape[3:]).transpose(1, 2)
+        query = functional.linear(queries_in, weight[:width], bias[:width])
+        query = query.view(shape[0], -1, *shape[3:]).transpose(1, 2)
         both = functional.linear(tokens, weight[width:], bias[width:]).view(shape[0], -1, 2, *shape[3:])
         key, value = both.permute(2, 0, 3, 1, 4)
         return query, key, value
 
+    def add(self, queries_in: Tensor, attn_output: Tensor, out: nn.Module, norm: nn.Module) -> Tensor:
+        """Compute the residual branch of an attention: ``norm(queries_in + out(attn_output))``.
+
+        Args:
+            queries_in: float [B, R, D].
+            attn_output: float [B, A, R, D/A].
+            out, norm: of this attention.
+        """
+        merged = attn_output.transpose(1, 2).reshape(queries_in.shape)  # [B, R, D]
+        added: Tensor = norm(queries_in + self.dropout(out(merged)))
+        return added
+
+    def transform(self, tokens: Tensor) -> Tensor:
+        """Compute the residual branch of the MLP: float [B, R, D] -> [B, R, D]."""
+        updated: Tensor = self.norm2(tokens + self.dropout(self.fc2(functional.gelu(self.fc1(tokens)))))
+        return updated
+
+    def output_and_mlp(self, queries_in: Tensor, attn_output: Tensor) -> Tensor:
+        """Compute the layer after its attention: [B, R, D], ``attn_output`` [B, A, R, D/A] -> float [B, R, D]."""
+        return self.transform(self.add(queries_in, attn_output, self.out, self.norm1))
+
     def bert_named_tensors(self) -> dict[str, Tensor]:
-        """The layer's own memory under the names of a Hugging Face ``BertLayer``'s state dict."""
+        """Return views of the layer's memory under the names of a Hugging Face ``BertLayer``'s state dict."""
         views = chunk_views(self.qkv, "attention.self", ("query", "key", "value"))
         modules = {
             "attention.output.dense": self.out,
@@ -119,33 +118,154 @@ class FusionLayer(nn.Module):
             views |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         return views
 
-    def load_bert_layer(self, layer: BertLayer) -> None:
-        """Copy the weights of a Hugging Face BERT layer.
+
+class FusionLayer(PostNormLayer):
+    """A post-norm transformer layer, equal to Hugging Face's ``BertLayer`` (Devlin et al. 2019).
+
+    ``x = LN(x + Attention(x)); x = LN(x + W2 gelu(W1 x))``, dropout on attention weights and on both branches.
+    """
+
+    def forward(self, tokens: Tensor, is_valid: Tensor | None, output_positions: Tensor | None = None) -> Tensor:
+        """Transform tokens at all positions, or only at some.
+
+        Args:
+            tokens: float [B, S, D].
+            is_valid: bool [B, S], False for padding, which no token attends to; None if all are valid.
+            output_positions: int64 [B, R], the positions to compute: queries, output projection and MLP only there,
+                keys and values of all tokens. None for all.
+
+        Returns:
+            float [B, S, D] or [B, R, D].
+        """
+        queries_in = tokens if output_positions is None else gather_tokens(tokens, output_positions)
+        query, key, value = self.project(tokens, queries_in)
+        mask = None if is_valid is None else is_valid[:, None, None, :]  # [B, 1, 1, S]
+        return self.output_and_mlp(queries_in, attention(query, key, value, mask, self.attention_dropout_p))
+
+    def forward_with_weights(self, tokens: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `forward` of all tokens and its attention weights [B, A, S, S], on which the result depends."""
+        query, key, value = self.project(tokens, tokens)
+        weights = attention_weights(query, key, is_valid[:, None, None, :])
+        return self.output_and_mlp(tokens, weights @ value), weights
+
+
+Slices = tuple[slice, slice, slice, slice]
+
+
+class FusionEncoder(LayeredModule, ABC):
+    """Fuses image and text tokens. The parts of the work that do not depend on the other side are done once for each
+    image (`embed_image`) and each text (`embed_text`), in however many pairs they occur.
+
+    ``width`` is D, ``heads`` A; ``mlp_width`` and ``dropout_p`` are those of its layers; ``grid`` is the rows and
+    columns of patches. The fused tokens are ``num_prefix_tokens`` class tokens and P patches, together
+    ``num_image_positions``, then the text. Without ``has_patch_outputs`` they are only the text, and
+    ``num_image_positions`` is 0.
+    """
+
+    has_patch_outputs: ClassVar[bool] = True
+    layers: nn.ModuleList
+
+    def __init__(
+        self, width: int, heads: int, mlp_width: int, grid: tuple[int, int], num_prefix_tokens: int, dropout_p: float
+    ) -> None:
+        super().__init__()
+        self.width, self.heads, self.mlp_width, self.dropout_p = width, heads, mlp_width, dropout_p
+        self.grid, self.num_prefix_tokens = grid, num_prefix_tokens
+        self.num_image_positions = num_prefix_tokens + grid[0] * grid[1] if self.has_patch_outputs else 0
+
+    @abstractmethod
+    def embed_image(self, image_tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Compute the part that depends only on the image.
+
+        Args:
+            image_tokens: float [B, num_prefix_tokens + P, D_image], encoded, or
+                [B, num_prefix_tokens + P_visible, D_image] with ``visible``.
+            visible: int64 [B, P_visible], the patches that were encoded; the others are masked. None for all.
+
+        Returns:
+            float [B, ...], one row an image.
+        """
+
+    @abstractmethod
+    def embed_text(self, text_tokens: Tensor, is_valid: Tensor) -> Tensor:
+        """Compute the part that depends only on the text: float [B, L, D_text], bool [B, L] -> [B, L, D]."""
+
+    @abstractmethod
+    def fuse(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_is_valid: Tensor,
+        output_positions: Tensor | None = None,
+        image_indices: Tensor | None = None,
+    ) -> Tensor:
+        """Fuse embedded images with embedded texts.
+
+        Args:
+            image: from `embed_image`, [B, ...] or, with ``image_indices``, [I, ...].
+            text: float [B, L, D], from `embed_text`.
+            text_is_valid: bool [B, L], False for padding.
+            output_positions: int64 [B, R], the fused tokens to compute, from `text_positions` and `patch_positions`.
+                None for all.
+            image_indices: int64 [B], the image of each text; None pairs them row by row.
+
+        Returns:
+            float [B, S, D] or [B, R, D].
+        """
+
+    def forward(
+        self, image: Tensor, text: Tensor, text_is_valid: Tensor, output_positions: Tensor | None = None
+    ) -> Tensor:
+        """Fuse as `fuse`, with ``text`` float [B, L, D_text] from the text encoder."""
+        return self.fuse(image, self.embed_text(text, text_is_valid), text_is_valid, output_positions)
+
+    def fuse_with_weights(
+        self, image: Tensor, text: Tensor, text_is_valid: Tensor, layer: int
+    ) -> tuple[Tensor, Tensor, Slices]:
+        """Fuse as `fuse`, recording the attention of one layer, for Grad-CAM.
+
+        Returns:
+            The fused [CLS] float [B, D], the attention weights [B, A, ...] of ``layer``, on which it depends, and the
+            slices of the weights with which text tokens attend to patches.
 
         Raises:
-            ValueError: if a size differs.
+            ValueError: the fusion records no attention.
         """
-        attention, mlp = layer.attention.self, layer.intermediate.dense
-        theirs = (mlp.in_features, attention.num_attention_heads, mlp.out_features)
-        ours = (self.width, self.heads, self.fc1.out_features)
-        if theirs != ours:
-            raise ValueError(
-                f"a BERT layer of (width, heads, MLP width) {theirs} does not fit a fusion layer of {ours}"
-            )
-        state = layer.state_dict()
-        for name, view in self.bert_named_tensors().items():
-            view.copy_(state[name])
+        raise ValueError(
+            f"{type(self).__name__} records no attention, which Grad-CAM in the fusion needs; set "
+            "evaluation.grounding_heat to image_encoder or occlusion"
+        )
+
+    def text_positions(self, positions: Tensor) -> Tensor:
+        """Map text token indices (int64, any shape) to positions among the fused tokens."""
+        return positions + self.num_image_positions
+
+    def patch_positions(self, patches: Tensor) -> Tensor:
+        """Map patch indices (int64, any shape) to positions among the fused tokens.
+
+        Raises:
+            ValueError: the fusion has no patch outputs.
+        """
+        if not self.has_patch_outputs:
+            raise ValueError(f"{type(self).__name__} gives no fused image tokens")
+        return patches + self.num_prefix_tokens
+
+    def is_valid(self, text_is_valid: Tensor) -> Tensor:
+        """Return which fused tokens are valid, bool [B, S]: all of the image, and those of the text in bool [B, L]."""
+        return functional.pad(text_is_valid, (self.num_image_positions, 0), value=True)
+
+    def position_parameters(self) -> dict[str, int]:
+        """See `ImageTower.position_parameters`."""
+        return {}
 
 
-class Fusion(nn.Module):
+class Fusion(FusionEncoder):
     """Concatenated self-attention over image and text tokens, with outputs for both modalities.
 
-    Image tokens are projected, get a learned position and a learned modality embedding, and are normalised; a masked
-    slot holds a learned mask token instead of an encoded patch. Text tokens come from the text encoder, post-norm and
-    with their positions in them, and only get a modality embedding that starts at zero: the layers see at the start
-    what BERT's upper layers expect. The paper does not state how image tokens enter; this follows MAE's decoder.
-
-    Token order: ``num_prefix_tokens`` class tokens, P patches (together ``num_image_positions``), then the text.
+    Image tokens are projected, get a learned position and a learned modality embedding, and are normalised. A masked
+    position holds a learned mask token instead of an encoded patch. Text tokens come post-norm and with positions from
+    the text encoder, and get a modality embedding that starts at zero, so that the layers start with the input that
+    BERT's upper layers expect. The paper does not state how image tokens enter; this follows MAE's decoder.
     """
 
     def __init__(
@@ -160,11 +280,9 @@ class Fusion(nn.Module):
         text_width: int,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         if layers < 1:
             raise ValueError(f"fusion needs at least one layer, not {layers}")
-        self.width, self.heads, self.grid, self.num_prefix_tokens = width, heads, grid, num_prefix_tokens
-        self.num_image_positions = num_prefix_tokens + grid[0] * grid[1]
+        super().__init__(width, heads, mlp_width, grid, num_prefix_tokens, dropout)
         self.image_projection = nn.Linear(image_width, width)
         self.image_position = nn.Parameter(torch.empty(1, self.num_image_positions, width))
         self.image_modality = nn.Parameter(torch.empty(width))
@@ -180,23 +298,11 @@ class Fusion(nn.Module):
             nn.init.trunc_normal_(embedding, std=0.02, a=-0.04, b=0.04)
 
     def position_parameters(self) -> dict[str, int]:
-        """See `ImageEncoder.position_parameters`."""
+        """See `ImageTower.position_parameters`."""
         return {"image_position": self.num_prefix_tokens}
 
-    def patch_positions(self, patches: Tensor) -> Tensor:
-        """Patch indices (int64, any shape) -> positions among the fused tokens, for ``read``."""
-        return patches + self.num_prefix_tokens
-
-    def text_positions(self, positions: Tensor) -> Tensor:
-        """Text token indices (int64, any shape) -> positions among the fused tokens, for ``read``."""
-        return positions + self.num_image_positions
-
     def embed_image(self, image_tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Bring encoded image tokens to their slots.
-
-        Args:
-            image_tokens: float [B, num_prefix_tokens + P, D_image], or [B, num_prefix_tokens + P_visible, D_image] with ``visible``.
-            visible: int64 [B, P_visible], the patches that were encoded; the other slots get the mask token.
+        """Project image tokens and add positions; fill masked positions with the mask token.
 
         Returns:
             float [B, num_prefix_tokens + P, D].
@@ -204,57 +310,48 @@ class Fusion(nn.Module):
         tokens = self.image_projection(image_tokens)
         if visible is not None:
             prefix = torch.arange(self.num_prefix_tokens, device=visible.device).expand(visible.shape[0], -1)
-            slots = torch.cat([prefix, self.patch_positions(visible)], dim=1)  # [B, num_prefix_tokens + P_visible]
+            positions = torch.cat([prefix, self.patch_positions(visible)], dim=1)  # [B, num_prefix_tokens + P_visible]
             masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], self.num_image_positions, -1)
-            tokens = masked.scatter(1, slots.unsqueeze(-1).expand(-1, -1, self.width), tokens)
+            tokens = masked.scatter(1, positions.unsqueeze(-1).expand(-1, -1, self.width), tokens)
         embedded: Tensor = self.dropout(self.image_norm(tokens + (self.image_position + self.image_modality)))
         return embedded
 
     def embed_text(self, text_tokens: Tensor, is_valid: Tensor) -> Tensor:
-        """Bring encoded text tokens float [B, L, D_text], of which ``is_valid`` bool [B, L], to the fusion: [B, L, D].
-
-        What an image does not change: done once for a text that meets several images.
-        """
+        """Project text tokens and add the modality embedding: float [B, L, D_text] -> [B, L, D]."""
         embedded: Tensor = self.text_projection(text_tokens) + self.text_modality
         return embedded
-
-    def forward(self, image: Tensor, text: Tensor, text_is_valid: Tensor, read: Tensor | None = None) -> Tensor:
-        """Fuse embedded image tokens with encoded text tokens.
-
-        Args:
-            image: float [B, num_prefix_tokens + P, D], from :meth:`embed_image`.
-            text: float [B, L, D_text], from the text encoder.
-            text_is_valid: bool [B, L], False for padding.
-            read: int64 [B, R], positions among the S = num_prefix_tokens + P + L fused tokens that the caller needs; the last
-                layer computes only these. None for all.
-
-        Returns:
-            float [B, S, D], image tokens first, or [B, R, D].
-        """
-        return self.fuse(image, self.embed_text(text, text_is_valid), text_is_valid, read)
 
     def fuse(
         self,
         image: Tensor,
         text: Tensor,
         text_is_valid: Tensor,
-        read: Tensor | None = None,
+        output_positions: Tensor | None = None,
         image_indices: Tensor | None = None,
     ) -> Tensor:
-        """As :meth:`forward`, of a text float [B, L, D] from :meth:`embed_text`.
-
-        With ``image_indices``, int64 [B], each text meets the image of that number, float [I, num_prefix_tokens + P, D].
-        """
+        """Run the layers on the concatenated tokens; the last one computes only ``output_positions``."""
         tokens, is_valid = self.join(index_rows(image, image_indices), text, text_is_valid)
         for layer in self.layers[:-1]:
             tokens = layer(tokens, is_valid)
-        fused: Tensor = self.layers[-1](tokens, is_valid, read)
+        fused: Tensor = self.layers[-1](tokens, is_valid, output_positions)
         return fused
 
-    def join(self, image: Tensor, text: Tensor, text_is_valid: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens [B, S, D] that enter the first layer, and which are valid, bool [B, S]; both sides embedded."""
-        return torch.cat([image, text], dim=1), self.is_valid(text_is_valid)
+    def fuse_with_weights(
+        self, image: Tensor, text: Tensor, text_is_valid: Tensor, layer: int
+    ) -> tuple[Tensor, Tensor, Slices]:
+        """Record the self-attention weights [B, A, S, S] of a layer; see `FusionEncoder.fuse_with_weights`."""
+        tokens, is_valid = self.join(image, text, text_is_valid)
+        weights = torch.empty(0)
+        for index, module in enumerate(self.layers):
+            assert isinstance(module, FusionLayer)
+            if index == layer:
+                tokens, weights = module.forward_with_weights(tokens, is_valid)
+            else:
+                tokens = module(tokens, is_valid)
+        first, everything = self.num_image_positions, slice(None)
+        words_to_patches = (everything, everything, slice(first, None), slice(self.num_prefix_tokens, first))
+        return tokens[:, first], weights, words_to_patches
 
-    def is_valid(self, text_is_valid: Tensor) -> Tensor:
-        """Which fused tokens are valid, bool [B, S]: all of the image's, and of the text's those in bool [B, L]."""
-        return functional.pad(text_is_valid, (self.num_image_positions, 0), value=True)
+    def join(self, image: Tensor, text: Tensor, text_is_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Concatenate embedded image and text: the first layer's input [B, S, D], and its validity bool [B, S]."""
+        return torch.cat([image, text], dim=1), self.is_valid(text_is_valid)

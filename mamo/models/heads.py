@@ -1,7 +1,9 @@
-"""The heads on the fused tokens.
+"""Heads on the fused tokens.
 
-Legend: N tokens of all samples, B batch, K masked slots a sample, D fusion width, V vocabulary.
+Legend: N tokens of all samples, B batch, K masked patches a sample, D fusion width, V vocabulary.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,11 @@ from torch.nn import functional
 
 from mamo.models.fusion import LAYER_NORM_EPS, FusionLayer
 from mamo.models.init import init_like_bert
+from mamo.models.layers import LayeredModule
 
 
 def fp32_linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
-    """`layer(hidden)`, not coarser than fp32: scores that are ranked would tie in bf16."""
+    """Compute `layer(hidden)` in fp32 or finer: scores that are ranked would tie in bf16."""
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     return functional.linear(hidden.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
 
@@ -20,8 +23,8 @@ def fp32_linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
 class MLMHead(nn.Module):
     """BERT's masked-word head: dense, GELU, LayerNorm, then a decoder that shares the word embeddings' weight.
 
-    Where the fusion width differs from the embeddings' width, the dense layer maps the one to the other.
-    ``decoder.weight`` *is* ``word_embeddings.weight``: a state dict of a network names this memory twice.
+    Where the fusion width differs from the embeddings' width, the dense layer maps between them. ``decoder.weight``
+    *is* ``word_embeddings.weight``: a network's state dict holds this memory under two names.
     """
 
     def __init__(self, width: int, word_embeddings: nn.Embedding) -> None:
@@ -35,24 +38,24 @@ class MLMHead(nn.Module):
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Fused tokens float [N, D] -> vocabulary logits [N, V]."""
+        """Compute vocabulary logits [N, V] of fused tokens float [N, D]."""
         logits: Tensor = self.decoder(self.transform(hidden))
         return logits
 
     def transform(self, hidden: Tensor) -> Tensor:
-        """What the decoder reads: float [..., D] -> [..., D_embedding]."""
+        """Compute the decoder's input: float [..., D] -> [..., D_embedding]."""
         transformed: Tensor = self.norm(functional.gelu(self.dense(hidden)))
         return transformed
 
     def bert_named_tensors(self) -> dict[str, Tensor]:
-        """The head's own memory, without the shared weight, under the names of BERT's ``cls.predictions``."""
+        """Return views of the head's memory, without the shared weight, under BERT's names in ``cls.predictions``."""
         views = {f"transform.dense.{key}": value for key, value in self.dense.state_dict().items()}
         views |= {f"transform.LayerNorm.{key}": value for key, value in self.norm.state_dict().items()}
         return views | {"bias": self.decoder.bias.detach()}
 
 
 class ITMHead(nn.Module):
-    """Image-text matching: does this text belong to this image?"""
+    """Image-text matching: classifies whether a text belongs to an image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,19 +63,19 @@ class ITMHead(nn.Module):
         self.apply(init_like_bert)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Fused text [CLS] float [B, D] -> logits [B, 2], of (mismatch, match).
+        """Compute logits [B, 2] of (mismatch, match) from the fused text [CLS], float [B, D].
 
-        Not coarser than fp32: in bf16 many pairs would tie, and re-ranking orders pairs by these logits.
+        In fp32 or finer: re-ranking orders pairs by these logits, and in bf16 many would tie.
         """
         return fp32_linear(self.classifier, hidden)
 
 
-class MIMHead(nn.Module):
-    """Predicts what stands in the masked image slots from their fused tokens.
+class MIMHead(LayeredModule):
+    """Predicts the content of masked patches from their fused tokens.
 
-    ``blocks=0`` (the paper's default, Table 10) is the MLP Linear-GELU-Linear; 1 to 6 are transformer blocks among
-    the masked slots' tokens, then one Linear. The paper does not state the blocks' input; the masked slots' fused
-    tokens already hold what the visible ones gave them.
+    ``blocks=0`` (the paper's default, Table 10) is the MLP Linear-GELU-Linear. 1 to 6 are transformer blocks among the
+    masked patches' tokens, then one Linear. The paper does not state the blocks' input. The fused tokens of the masked
+    patches have already attended to the visible ones.
     """
 
     def __init__(self, width: int, out_width: int, blocks: int = 0, heads: int = 1) -> None:
@@ -83,8 +86,13 @@ class MIMHead(nn.Module):
         self.project = nn.Sequential(*hidden, nn.Linear(width, out_width))
         self.project.apply(init_like_bert)
 
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The transformer blocks."""
+        return list(self.blocks)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        """Fused tokens of the masked slots float [B, K, D] -> predictions [B, K, D_out].
+        """Predict [B, K, D_out] from the fused tokens of the masked patches, float [B, K, D].
 
         ``D_out`` is the image encoder's width (teacher features) or ``3 * patch_px**2`` (pixels).
         """
@@ -95,7 +103,7 @@ class MIMHead(nn.Module):
 
 
 class MRMHead(nn.Module):
-    """The online side's predictor for masked representation modeling: Linear-GELU-Linear, D -> hidden -> D."""
+    """The student's predictor for masked representation modelling: Linear-GELU-Linear, D -> hidden -> D."""
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
@@ -103,6 +111,6 @@ class MRMHead(nn.Module):
         self.apply(init_like_bert)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Fused tokens float [..., D] -> predictions of the teacher's fused tokens [..., D]."""
+        """Predict the teacher's fused tokens [..., D] from the student's, float [..., D]."""
         predictions: Tensor = self.layers(tokens)
         return predictions

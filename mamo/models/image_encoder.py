@@ -1,11 +1,11 @@
-"""The image encoder: a timm VisionTransformer by name, encoding whole images or their visible patches alone.
+"""The image encoder: a timm VisionTransformer by name, on all patches or only the visible ones, and its weights.
 
-Legend: B batch, H height and W width in pixels, P patches, D width.
+Legend: B batch, H height and W width in pixels, P patches, D width, A heads, S tokens.
 """
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,15 @@ from torch import Tensor, nn
 
 from mamo.models.convert_clip import check_config, from_transformers
 from mamo.models.init import init_by_fan_in, init_position
+from mamo.models.towers import ImageTower
 from mamo.models.weights import WeightReport, check_keys, read_weights
 
-# What follows the token features in a timm model: a classifier, a pooling layer, the norm of a pooled feature.
+# Parts of a timm model after the token features: a classifier, a pooling layer, the norm of a pooled feature.
 _CLASSIFIER_PREFIXES = ("head.", "head_dist.", "pre_logits.", "attn_pool.", "fc_norm.")
 
 
-class ImageEncoder(nn.Module):
-    """Any timm VisionTransformer with absolute position embeddings, by name.
-
-    ``width`` is D, ``grid`` the rows and columns of patches, ``num_prefix_tokens`` the class tokens before the patches (0 or 1),
-    ``mean`` and ``std`` the pixel statistics that the model's published weights expect.
-
-    Raises ValueError for an unknown name, a model of another family, one whose patches overlap, one with register
-    tokens, and an image size that the patch size does not divide.
-    """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
+class ImageEncoder(ImageTower):
+    """A timm VisionTransformer with absolute position embeddings, by name."""
 
     def __init__(
         self,
@@ -47,56 +38,74 @@ class ImageEncoder(nn.Module):
         width: int | None = None,
         depth: int | None = None,
         heads: int | None = None,
-        drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
+        """Build the network with random weights; None keeps the size of the named model.
+
+        Raises:
+            ValueError: an unknown name, a model of another family, one whose patches overlap, one with register
+                tokens, or an image size that the patch size does not divide.
+        """
         _check(name, image_size_px, patch_size_px, width, heads)
         overrides = {"patch_size": patch_size_px, "embed_dim": width, "depth": depth, "num_heads": heads}
         options: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
-        # global_pool="" leaves out the pooling layers, which nothing would read, and keeps the norm of the tokens
-        vit: Any = timm.create_model(
-            name, img_size=image_size_px, num_classes=0, global_pool="", drop_path_rate=drop_path, **options
+        # global_pool="" omits the pooling layers, which would get no gradient, and keeps the norm of the tokens
+        vit: Any = timm.create_model(name, img_size=image_size_px, num_classes=0, global_pool="", **options)
+        super().__init__(
+            width=vit.embed_dim,
+            grid=tuple(vit.patch_embed.grid_size),
+            patch_size_px=tuple(vit.patch_embed.patch_size),
+            mean=vit.pretrained_cfg["mean"],
+            std=vit.pretrained_cfg["std"],
+            num_prefix_tokens=vit.num_prefix_tokens,
         )
         vit.apply(init_by_fan_in)
         init_position(vit.pos_embed, vit.patch_embed.grid_size, 0 if vit.no_embed_class else vit.num_prefix_tokens)
         self.name = name
         self.vit = vit
-        self.width: int = vit.embed_dim
-        self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
-        self.patch_size_px: tuple[int, int] = tuple(vit.patch_embed.patch_size)
-        self.num_prefix_tokens: int = vit.num_prefix_tokens
-        self.mean: tuple[float, ...] = tuple(vit.pretrained_cfg["mean"])
-        self.std: tuple[float, ...] = tuple(vit.pretrained_cfg["std"])
-        for name, value in (("pixel_mean", self.mean), ("pixel_std", self.std)):
-            self.register_buffer(name, 255 * torch.tensor(value).view(3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Encode images, or (He et al. 2022, MAE) only their visible patches with the class token.
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """timm's blocks."""
+        return list(self.vit.blocks)
 
-        Args:
-            image: float [B, 3, H, W], normalised with ``mean`` and ``std``.
-            visible: int64 [B, P_visible], patch indices in row-major order; None encodes every patch.
+    def embed(self, image: Tensor) -> Tensor:
+        """Embed uint8 or normalised float images [B, 3, H, W].
 
         Returns:
-            float [B, num_prefix_tokens + P, D], or [B, num_prefix_tokens + P_visible, D], after the final norm. The class token comes
-            first, then the patches in the order of ``visible``.
+            float [B, num_prefix_tokens + P, D]: the class token and the patches with their positions.
         """
-        return self.encode(self.embed(image), visible)
+        image = self.normalize(image).to(self.vit.patch_embed.proj.weight.dtype)
+        tokens: Tensor = self.vit._pos_embed(self.vit.patch_embed(image))
+        return tokens
+
+    def encode(self, embedded: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Encode all embedded tokens, or (He et al. 2022, MAE) only the visible patches with the class token.
+
+        The tokens are returned after the final norm.
+        """
+        vit, tokens = self.vit, embedded
+        if visible is not None:
+            prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+            seen = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, self.width))  # [B, P_visible, D]
+            tokens = torch.cat([prefix, seen], dim=1) if self.num_prefix_tokens else seen
+        encoded: Tensor = vit.norm(vit.blocks(vit.norm_pre(tokens)))
+        return encoded
 
     def position_parameters(self) -> dict[str, int]:
-        """Names of the position embeddings on the grid, and how many prefix tokens come before it in each."""
+        """See `ImageTower.position_parameters`."""
         return {"vit.pos_embed": 0 if self.vit.no_embed_class else self.num_prefix_tokens}
 
     def use_fused_attention(self, is_fused: bool) -> None:
-        """Choose timm's fused attention or its plain products."""
+        """Choose between timm's fused attention and its plain matrix products."""
         for block in self.vit.blocks:
             block.attn.fused_attn = is_fused
 
     @contextmanager
     def recording_attention(self) -> Iterator[list[Tensor]]:
-        """Within the block each `encode` appends its layers' attention weights [B, A, S, S], in order, to the list.
+        """Record attention weights [B, A, S, S]; see `ImageTower.recording_attention`.
 
-        The encoding depends on them (plain products instead of the fused kernel), so it can be differentiated by them.
+        Within the context attention runs as plain products, so that the encoding depends on the recorded weights and
+        can be differentiated by them.
         """
         weights: list[Tensor] = []
         was_fused = [block.attn.fused_attn for block in self.vit.blocks]
@@ -113,54 +122,32 @@ class ImageEncoder(nn.Module):
             for block, is_fused in zip(self.vit.blocks, was_fused):
                 block.attn.fused_attn = is_fused
 
-    def normalize(self, image: Tensor) -> Tensor:
-        """Standardise uint8 [..., 3, H, W] with the pixel statistics -> float32."""
-        return (image.float() - self.pixel_mean) / self.pixel_std
-
-    def embed(self, image: Tensor) -> Tensor:
-        """float [B, 3, H, W] -> class token and embedded patches with their positions, float [B, num_prefix_tokens + P, D]."""
-        if image.dtype == torch.uint8:
-            image = self.normalize(image)
-        image = image.to(self.vit.patch_embed.proj.weight.dtype)
-        tokens: Tensor = self.vit._pos_embed(self.vit.patch_embed(image))
-        return tokens
-
-    def encode(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Transform embedded tokens, or only the visible ones; with `embed`, several views share one embedding."""
-        vit = self.vit
-        if visible is not None:
-            prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
-            seen = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, self.width))  # [B, P_visible, D]
-            tokens = torch.cat([prefix, seen], dim=1) if self.num_prefix_tokens else seen
-        encoded: Tensor = vit.norm(vit.blocks(vit.norm_pre(tokens)))
-        return encoded
-
 
 def choose_attention(network: nn.Module, device: torch.device, precision: str) -> None:
-    """Give the image encoders within a network the share of what `mamo.models.attention` decides for the rest.
+    """Choose the attention of the image encoders in a network, as `mamo.models.attention` does for the other layers.
 
-    Training in bf16 on a CPU takes the plain products. An evaluation of what was so trained takes them too: in bf16
-    either way rounds differently, which moved recalls by 0.2 points and a probe by 0.8.
+    Training in bf16 on a CPU uses plain products, and so does the evaluation of such a network: the two ways round
+    differently in bf16, which moved recalls by 0.2 points and a probe by 0.8.
     """
     for part in network.modules():
-        if isinstance(part, ImageEncoder):
+        if isinstance(part, ImageTower):
             part.use_fused_attention(device.type != "cpu" or precision != "bf16")
 
 
 def _check(
     name: str, image_size_px: tuple[int, int], patch_size_px: int | None, width: int | None, heads: int | None
 ) -> None:
-    """Refuse what :class:`ImageEncoder` cannot encode, before any weight is allocated."""
+    """Raise ValueError for a model that :class:`ImageEncoder` cannot encode, before any weight is allocated."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models("*vit*"), n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"image encoder {name!r} is not a timm model{hint}")
     with torch.device("meta"):
         vit: Any = timm.create_model(name, num_classes=0)
     reason = _why_refused(vit)
     if reason is not None:
         raise ValueError(
-            f"image encoder {name!r} is refused: {reason}. Choose a timm VisionTransformer with absolute position"
+            f"image encoder {name!r} is not supported: {reason}. Choose a timm VisionTransformer with absolute position"
             " embeddings, such as vit_base_patch16_224"
         )
     patch_px = patch_size_px or vit.patch_embed.patch_size[0]
@@ -172,7 +159,7 @@ def _check(
     if math.prod(side // patch_px for side in image_size_px) < 2:
         raise ValueError(
             f"image size {image_size_px[0]}x{image_size_px[1]} px is one patch of {patch_px} px of image encoder "
-            f"{name!r}: choose a larger image, of which some patches can be masked"
+            f"{name!r}: choose a larger image, so that patches can be masked"
         )
     heads = heads or vit.blocks[0].attn.num_heads
     if (width or vit.embed_dim) % heads != 0:
@@ -180,6 +167,7 @@ def _check(
 
 
 def _why_refused(vit: Any) -> str | None:
+    """Return the reason why a timm model is not supported, or None."""
     if not isinstance(vit, VisionTransformer):
         return f"it is a {type(vit).__name__}"
     if vit.num_prefix_tokens != int(vit.has_class_token):
@@ -192,32 +180,32 @@ def _why_refused(vit: Any) -> str | None:
 
 
 def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
-    """Fill the encoder from published weights, resampling the position embeddings to the encoder's grid.
+    """Fill the encoder from published weights; resample the position embeddings to its grid.
 
-    Read are timm's own layout (ViT, DeiT also under ``model``, CLIP and SigLIP towers) and CLIP or SigLIP models, whole
-    or the image tower alone, as OpenAI, open_clip and Hugging Face's transformers store them, of which the image tower
-    is taken. Whether a CLIP was trained with QuickGELU does not show in its weights: name the encoder accordingly
-    (``vit_*_clip_quickgelu_*`` for OpenAI's). A transformers config.json beside the weights says it, and is compared.
+    Supported are timm's own layout (ViT, DeiT also under ``model``, CLIP and SigLIP towers) and CLIP or SigLIP models,
+    whole or only the image tower, in the layouts of OpenAI, open_clip and Hugging Face's transformers. Of a whole model
+    the image tower is loaded. The weights do not show whether a CLIP was trained with QuickGELU: name the encoder
+    accordingly (``vit_*_clip_quickgelu_*`` for OpenAI's). A transformers config.json in the same folder is compared.
 
     Args:
-        encoder: filled in place; untouched when an error is raised.
-        source: ``"timm"`` (the published weights of the encoder's name, needs network), or a local .safetensors, .pt
-            or .pth file, or a folder that holds .safetensors files. Position embeddings in a file are taken as a
-            square grid where their number is a square, else as the encoder's own grid.
+        encoder: filled in place; unchanged when an error is raised.
+        source: ``"timm"`` (the published weights of the encoder's name, needs network), a local .safetensors, .pt or
+            .pth file, or a folder of .safetensors files. Position embeddings in a file are read as a square grid where
+            their number is a square, else as the encoder's own grid.
 
     Raises:
-        ValueError: naming the keys that are missing, unused (other than a classifier's, a pooling head's or a text
-            tower's) or of another shape; or what of a transformers config.json is not as in the encoder.
+        ValueError: naming the keys that are missing, unused (other than those of a classifier, a pooling head or a text
+            tower) or of another shape, or the values of a transformers config.json that differ from the encoder's.
     """
     if source == "timm":
         try:
             state = timm.create_model(encoder.name, pretrained=True).state_dict()
-        except RuntimeError as error:  # timm's, where nothing was published
+        except RuntimeError as error:  # timm's, for a model without published weights
             raise ValueError(f"no weights of {encoder.name} in timm: {error}; name a file, or use random") from None
     else:
         state = read_weights(Path(source))
     own = encoder.vit.state_dict()
-    state, beside = _image_tower(state, encoder.vit, Path(source))
+    state, non_tower_keys = _image_tower(state, encoder.vit, Path(source))
     heads = tuple(sorted(key for key in state if key.startswith(_CLASSIFIER_PREFIXES) and key not in own))
     state = {key: value for key, value in state.items() if key not in heads}
     interpolated: tuple[str, ...] = ()
@@ -225,23 +213,23 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
         interpolated = ("pos_embed",)
     check_keys(state, own, source)
     encoder.vit.load_state_dict(state)
-    return WeightReport(loaded=tuple(sorted(state)), interpolated=interpolated, unused=heads + beside)
+    return WeightReport(loaded=tuple(sorted(state)), interpolated=interpolated, unused=heads + non_tower_keys)
 
 
 def _image_tower(
     state: dict[str, Tensor], vit: VisionTransformer, source: Path
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Weights in timm's names and the names of what is no part of the image tower; timm's own files as they are.
+    """Return weights under timm's names, and the keys outside the image tower. timm's own files stay unchanged.
 
-    timm renames what OpenAI and open_clip store under ``visual.``. It would also resample, unasked, patches of another
-    size and positions: both are put back as they were, to be refused and to be resampled with a report.
+    timm renames the keys that OpenAI and open_clip store under ``visual.``, and resamples patches of another size and
+    positions. Both are restored here: such patches are refused, positions are resampled with a report.
     """
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if (found := from_transformers(state)) is not None:
         check_config(source, vit)
         return found
-    beside = tuple(sorted(key for key in state if not key.startswith("visual.")))
-    if len(beside) == len(state):
+    non_tower_keys = tuple(sorted(key for key in state if not key.startswith("visual.")))
+    if len(non_tower_keys) == len(state):
         return state, ()
     positions = state.get("visual.positional_embedding", state.get("visual.trunk.pos_embed"))
     patches = state.get("visual.conv1.weight", state.get("visual.trunk.patch_embed.proj.weight"))
@@ -250,11 +238,11 @@ def _image_tower(
     for name, stored in (("pos_embed", positions), ("patch_embed.proj.weight", patches)):
         if stored is not None and name in tower:
             tower[name] = stored[None] if name == "pos_embed" and stored.ndim == 2 else stored
-    return tower, beside
+    return tower, non_tower_keys
 
 
 def _resample_positions(encoder: ImageEncoder, state: dict[str, Tensor]) -> bool:
-    """Bring ``state["pos_embed"]`` to the encoder's grid; return whether that changed it."""
+    """Resample ``state["pos_embed"]`` to the encoder's grid; return whether it changed."""
     num_prefix_tokens = 0 if encoder.vit.no_embed_class else encoder.num_prefix_tokens
     n_patches = state["pos_embed"].shape[1] - num_prefix_tokens
     side = math.isqrt(n_patches)

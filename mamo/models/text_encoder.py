@@ -1,9 +1,10 @@
-"""The text encoder: the lower layers of a Hugging Face BERT, and the loading of BERT weights.
+"""The text encoder: the lower layers of a Hugging Face BERT, and its weights.
 
 Legend: B batch, L text tokens, D width, V vocabulary.
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,20 +12,20 @@ from transformers import BertConfig, BertModel
 
 from mamo.hub import hub_folder
 from mamo.models.attention import BERT_ATTENTION
-from mamo.models.cross_fusion import CrossFusion
-from mamo.models.fusion import Fusion, FusionLayer
+from mamo.models.fusion import FusionEncoder, PostNormLayer
 from mamo.models.heads import MLMHead
 from mamo.models.init import init_by_fan_in
+from mamo.models.towers import TextTower
 from mamo.models.weights import WeightReport, check_keys, read_weights
 
-# What follows the layers in a BERT: the pre-training heads, the pooler; and a buffer that old files carry.
+# Parts of a BERT outside the encoder: the pre-training heads, the pooler, and a buffer of old files.
 _HEAD_PREFIXES = ("cls.", "pooler.", "embeddings.position_ids")
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(TextTower):
     """The lower ``layers`` layers of ``transformers.BertModel``, without its pooler.
 
-    ``width`` is D. Dropout is what ``bert_config`` says; its ``num_hidden_layers`` is replaced by ``layers``.
+    Dropout is that of ``bert_config``; its ``num_hidden_layers`` is replaced by ``layers``.
     """
 
     def __init__(self, bert_config: BertConfig, layers: int) -> None:
@@ -38,35 +39,34 @@ class TextEncoder(nn.Module):
         self.bert.apply(init_by_fan_in)
         self.width: int = config.hidden_size
 
-    def forward(self, input_ids: Tensor, is_valid: Tensor) -> Tensor:
-        """Encode token ids int64 [B, L], with ``is_valid`` bool [B, L] False for padding -> float [B, L, D]."""
-        # a mask that is 4-D already passes through transformers untouched: no masking utilities, no host sync
-        mask = is_valid[:, None, None, :]  # [B, 1, 1, L]
-        encoded: Tensor = self.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return encoded
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """BERT's layers."""
+        return list(self.bert.encoder.layer)
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """See `TextTower.word_embeddings`."""
+        embeddings: nn.Embedding = self.bert.embeddings.word_embeddings
+        return embeddings
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """BERT's embedding of words and positions: token ids int64 [..., T] -> float [..., T, D]."""
+        """Embed words and positions as BERT does: token ids int64 [..., L] -> float [..., L, D]."""
         embedded: Tensor = self.bert.embeddings(input_ids=input_ids.flatten(0, -2))
         return embedded.view(*input_ids.shape, -1)
 
     def transform(self, embedded: Tensor, is_valid: Tensor) -> Tensor:
-        """The layers alone, on tokens float [B, S, D] of any origin, with ``is_valid`` bool [B, S] -> [B, S, D]."""
-        encoded: Tensor = self.bert.encoder(embedded, attention_mask=is_valid[:, None, None, :]).last_hidden_state
+        """Run BERT's layers on embedded tokens float [B, L, D], with ``is_valid`` bool [B, L] -> float [B, L, D]."""
+        mask = is_valid[:, None, None, :]  # [B, 1, 1, L]
+        encoded: Tensor = self.bert.encoder(embedded, attention_mask=mask).last_hidden_state
         return encoded
-
-    @property
-    def word_embeddings(self) -> nn.Embedding:
-        """The embedding [V, D] of the vocabulary, which the MLM head shares."""
-        embeddings: nn.Embedding = self.bert.embeddings.word_embeddings
-        return embeddings
 
 
 def bert_config_from(source: str) -> BertConfig:
-    """Read a BERT configuration from a folder with ``config.json`` or, with network, by hub name.
+    """Read a BERT configuration from a folder with ``config.json``, or by hub name (needs network).
 
     Raises:
-        ValueError: if there is none, or it describes another family of models.
+        ValueError: there is none, or it describes another family of models.
     """
     try:
         folder = Path(source) if Path(source).exists() else hub_folder(source, ("config.json",))
@@ -82,17 +82,17 @@ def bert_config_from(source: str) -> BertConfig:
 
 
 def load_bert_weights(
-    text_encoder: TextEncoder, fusion: Fusion | CrossFusion | None, source: str, mlm_head: MLMHead | None = None
+    text_encoder: TextEncoder, fusion: FusionEncoder | None, source: str, mlm_head: MLMHead | None = None
 ) -> WeightReport:
-    """Initialise the text encoder from BERT's embeddings and lower layers, the fusion layers from its upper layers.
+    """Load BERT's embeddings and lower layers into the text encoder, its upper layers into the fusion layers.
 
     Args:
         text_encoder: filled in place.
-        fusion: its layers are filled in place; what BERT does not have, cross-attention among it, stays and is
-            reported as new. None where the text encoder has all layers.
+        fusion: its layers are filled in place. Parameters that BERT lacks, such as cross-attention, keep their values
+            and are reported as new. None where the text encoder has all layers.
         source: a folder or file of weights (.safetensors preferred; .bin and .pt are read with ``weights_only``), or
             a hub name (needs network). Keys may carry the prefix ``bert.`` and the old ``LayerNorm.gamma/beta``.
-        mlm_head: filled from ``cls.predictions`` when given.
+        mlm_head: filled from ``cls.predictions``; None loads no head.
 
     Raises:
         ValueError: naming the keys that are missing, unused (other than those of heads) or of another shape. BERT must
@@ -106,7 +106,8 @@ def load_bert_weights(
     parameters = fusion.named_parameters() if fusion is not None else ()
     new = [name for name, _ in parameters if not name.startswith("layers.")]
     for index, layer in enumerate(fusion.layers if fusion is not None else ()):
-        assert isinstance(layer, FusionLayer)
+        if not isinstance(layer, PostNormLayer):
+            raise ValueError(f"a fusion layer of {type(layer).__name__} does not have the parameters of a BERT layer")
         for name, view in layer.bert_named_tensors().items():
             key = f"encoder.layer.{n_text + index}.{name}"
             if name.startswith("crossattention.") and key not in state:  # a plain BERT
@@ -124,12 +125,13 @@ def load_bert_weights(
 
 
 def _modern_name(key: str) -> str:
+    """Rename a key of an old BERT file to its current form."""
     key = key.removeprefix("bert.")
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _check_heads(path: Path, text_encoder: TextEncoder, fusion: Fusion | CrossFusion | None) -> None:
-    """The number of attention heads leaves no trace in the weights' shapes: compare it with config.json where it is."""
+def _check_heads(path: Path, text_encoder: TextEncoder, fusion: FusionEncoder | None) -> None:
+    """Compare the number of attention heads, which weight shapes do not show, with a config.json in the folder."""
     config_file = (path if path.is_dir() else path.parent) / "config.json"
     if not config_file.is_file():
         return
@@ -143,7 +145,7 @@ def _check_heads(path: Path, text_encoder: TextEncoder, fusion: Fusion | CrossFu
 
 
 def _download(source: str) -> Path:
-    """Fetch a hub repository's configuration and weights, as .safetensors where it has them."""
+    """Download a hub repository's configuration and weights, .safetensors where it has them."""
     try:
         return hub_folder(source, ("*.safetensors",), ("config.json",))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The MAMO network: encoders, fusion and projections (the part that has a teacher copy), and the heads.
+"""The MAMO network: a backbone of encoders, fusion and projections, which the teacher copies, and the heads.
 
 Legend: B batch, L text tokens, P patches, D width.
 """
@@ -9,22 +9,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.models.cross_fusion import CrossFusion
-from mamo.models.fusion import Fusion
+from mamo.models.fusion import FusionEncoder
 from mamo.models.heads import ITMHead, MIMHead, MLMHead, MRMHead
-from mamo.models.image_encoder import ImageEncoder
 from mamo.models.init import init_by_fan_in
-from mamo.models.text_encoder import TextEncoder
+from mamo.models.towers import ImageTower, TextTower
 
 
 class Backbone(nn.Module):
-    """Encoders, fusion and contrastive projections: everything that the momentum teacher copies."""
+    """Encoders, fusion and contrastive projections: the part that the momentum teacher copies."""
 
     def __init__(
         self,
-        image_encoder: ImageEncoder,
-        text_encoder: TextEncoder,
-        fusion: Fusion | CrossFusion,
+        image_encoder: ImageTower,
+        text_encoder: TextTower,
+        fusion: FusionEncoder,
         itc_width: int,
     ) -> None:
         super().__init__()
@@ -37,23 +35,21 @@ class Backbone(nn.Module):
         self.text_projection.apply(init_by_fan_in)
 
     def image_feature(self, image_tokens: Tensor) -> Tensor:
-        """Encoded image tokens [B, num_prefix_tokens + P, D] -> L2-normalised fp32 features [B, D_itc] for ITC.
-
-        Reads the class token, or the mean patch of encoders without one.
-        """
-        pooled = image_tokens[:, 0] if self.image_encoder.num_prefix_tokens else image_tokens.mean(dim=1)
+        """Pool and project image tokens [B, num_prefix_tokens + P, D] to L2-normalised fp32 ITC features [B, D_itc]."""
+        pooled = self.image_encoder.pool(image_tokens)
         return functional.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def text_feature(self, text_tokens: Tensor) -> Tensor:
-        """Encoded text tokens [B, L, D] -> L2-normalised fp32 features [B, D_itc] for ITC, from [CLS]."""
-        return functional.normalize(self.text_projection(text_tokens[:, 0]).float(), dim=-1)
+        """Pool and project text tokens [B, L, D] to L2-normalised fp32 ITC features [B, D_itc]."""
+        pooled = self.text_encoder.pool(text_tokens)
+        return functional.normalize(self.text_projection(pooled).float(), dim=-1)
 
 
 class Network(nn.Module):
     """A backbone with heads.
 
-    Heads lie at the network by their names: `network.itm`, `network.mlm`, ...; see `get_head`. The names of parameters
-    begin with `backbone.` or with the name of their head.
+    Heads are attributes: `network.itm`, `network.mlm`, ...; see `get_head`. The names of parameters begin with
+    `backbone.` or with the name of their head.
     """
 
     backbone: Any

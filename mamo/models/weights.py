@@ -1,4 +1,4 @@
-"""Weight files: reading them without unpickling code, and saying what of them was used."""
+"""Read weight files without unpickling code, and report which of their tensors were used."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,35 +7,37 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-NAMES_TOLD = 6
+NAMES_SHOWN = 6
 """Names of each kind in the text of a report."""
-PROBLEMS_TOLD = 24
+PROBLEMS_SHOWN = 24
+"""Problems in the message of an error."""
 
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What a weight file filled: names of parameters of ours, and (``unused``) names in the file."""
+    """Names of the parameters that a weight file filled, and (``unused``) names in the file."""
 
     loaded: tuple[str, ...]
     interpolated: tuple[str, ...] = ()  # loaded after resampling to another grid
-    new: tuple[str, ...] = ()  # not in the file, left at their random start
-    unused: tuple[str, ...] = ()  # in the file, belonging to heads that we do not have
+    new: tuple[str, ...] = ()  # not in the file, left at their initial values
+    unused: tuple[str, ...] = ()  # in the file, of heads that the network does not have
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} tensors loaded"
         for label, names in (("interpolated", self.interpolated), ("new", self.new), ("unused", self.unused)):
-            told = ", ".join(names[:NAMES_TOLD]) + (", ..." if len(names) > NAMES_TOLD else "")
-            text += f", {len(names)} {label}" + (f" ({told})" if names else "")
+            shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+            text += f", {len(names)} {label}" + (f" ({shown})" if names else "")
         return text
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors by name from a .safetensors, .pt, .pth or .bin file, or a folder of them, without unpickling code.
 
-    In a folder, .safetensors files go before ``pytorch_model.bin``. A dict under ``model`` or ``state_dict`` is opened.
+    In a folder, .safetensors files take precedence over ``pytorch_model.bin``. A dict under ``model`` or ``state_dict``
+    is unwrapped.
 
     Raises:
-        ValueError: if nothing is there, or the file holds anything but tensors.
+        ValueError: there is no such file or folder, or the file holds anything but tensors.
     """
     if path.is_dir():
         files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
@@ -70,6 +72,6 @@ def check_keys(found: dict[str, Tensor], wanted: dict[str, Tensor], source: str)
         if key in found and found[key].shape != value.shape
     ]
     if problems:
-        told = "; ".join(problems[:PROBLEMS_TOLD])
-        more = f"; and {len(problems) - PROBLEMS_TOLD} more" if len(problems) > PROBLEMS_TOLD else ""
-        raise ValueError(f"weights of {source} do not fit: {told}{more}")
+        shown = "; ".join(problems[:PROBLEMS_SHOWN])
+        more = f"; and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
+        raise ValueError(f"weights of {source} do not fit: {shown}{more}")

@@ -171,13 +171,14 @@ def rebuilt_pictures(
     backbone, mim = scorer.network.backbone, scorer.network.mim
     texts = scorer.encode_texts(*scorer.tokenize(captions))
     partly = _partly_seen(scorer, batch, visible)
-    slots = backbone.fusion.patch_positions(masked)
+    positions = backbone.fusion.patch_positions(masked)
     said = []
     for start in range(0, len(batch), scorer.batch_size):
         rows = slice(start, start + scorer.batch_size)
         image, text = partly.tokens[rows].to(scorer.device), texts.tokens[rows].to(scorer.device)
         is_valid = (torch.arange(text.shape[1]) < texts.lengths[rows, None]).to(scorer.device)
-        said.append(mim(backbone.fusion.fuse(image, text, is_valid, read=slots[rows].to(scorer.device))).float().cpu())
+        fused = backbone.fusion.fuse(image, text, is_valid, positions[rows].to(scorer.device))
+        said.append(mim(fused).float().cpu())
     size = backbone.image_encoder.patch_size_px
     patches = _patches(batch.float(), size)  # [I, P, 3 * h * w]
     known = []

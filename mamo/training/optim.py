@@ -1,15 +1,13 @@
 """Optimizer and learning-rate schedule."""
 
 import math
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mamo.config.schema import TrainingConfig
-
-_IN_A_LAYER = re.compile(r"\b(layers|layer|blocks)\.\d+\.")
+from mamo.models.layers import transformer_layers
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -30,11 +28,12 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
 
 
 def layer_matrices(network: nn.Module) -> list[Tensor]:
-    """The trainable weights of the linear maps inside transformer layers: not embeddings, projections or heads."""
+    """Return the trainable weights of the linear maps in `transformer_layers`: no embeddings, projections or heads."""
     return [
         module.weight
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and _IN_A_LAYER.search(name) and module.weight.requires_grad
+        for layer in transformer_layers(network)
+        for module in layer.modules()
+        if isinstance(module, nn.Linear) and module.weight.requires_grad
     ]
 
 

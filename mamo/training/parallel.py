@@ -13,29 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from transformers.models.bert.modeling_bert import BertLayer
 
 from mamo.config.schema import RunConfig, TrainingConfig
 from mamo.distributed import all_reduce_sum, world_size
-from mamo.models.fusion import FusionLayer
-from mamo.tasks.vqa.heads import DecoderLayer
+from mamo.models.layers import forward_layers
 from mamo.training.precision import cast_parameters
 
 if TYPE_CHECKING:
     from mamo.tasks.base import Task  # below the tasks: for annotations
 
-BLOCKS = (Block, BertLayer, FusionLayer, DecoderLayer)
-"""The transformer layers: the unit of checkpointing, compilation and sharding. The layers of cross-attention fusion are
-none: they are entered by parts, not through `forward`, and stay as they are (sharded with what is left)."""
 COMPILED_VARIANTS = 64
-"""Shapes and modes for which one kind of block may be compiled before it runs uncompiled."""
+"""Shapes and modes for which one kind of layer may be compiled before it runs uncompiled."""
 
 
 def local_batch_sizes(training: TrainingConfig, unit: int = 1, unit_key: str = "") -> tuple[int, int]:
@@ -90,23 +84,22 @@ def check_combination(training: TrainingConfig) -> None:
         )
 
 
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """The transformer layers within `module`, without those that another one holds."""
-    if type(module) in BLOCKS:
-        return [module]
-    return [block for child in module.children() for block in blocks(child)]
-
-
 def apply_compile_and_checkpointing(training: TrainingConfig, modules: Mapping[str, nn.Module]) -> None:
-    """Compile the blocks of all modules and checkpoint those of the student, as configured; names stay as they are."""
+    """Compile the layers of all modules and checkpoint those of the student, as configured; parameter names stay.
+
+    Raises:
+        ValueError: either is configured, and a layer has no `forward`.
+    """
+    if not (training.compile or training.activation_checkpointing):
+        return
     if training.compile:
         torch._dynamo.config.recompile_limit = max(COMPILED_VARIANTS, torch._dynamo.config.recompile_limit)
     for name, module in modules.items():
-        for block in blocks(module):
+        for layer in forward_layers(module):
             if training.compile:
-                block.forward = torch.compile(block.forward)
+                layer.forward = torch.compile(layer.forward)
             if training.activation_checkpointing and name == "student":
-                block.forward = functools.partial(_checkpointed, block.forward)
+                layer.forward = functools.partial(_checkpointed, layer.forward)
 
 
 def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: Any) -> Any:
@@ -179,7 +172,7 @@ def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]: 
 class FSDP(SingleProcess):
     """FSDP2: weights, gradients and optimizer state of student and teacher are split over the processes.
 
-    A block's weights are gathered when it runs. The scalar temperature, which cannot be split, is replicated.
+    A layer's weights are gathered when it runs. The scalar temperature, which cannot be split, is replicated.
     """
 
     def __init__(self, config: RunConfig, task: "Task", optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -188,8 +181,8 @@ class FSDP(SingleProcess):
         self.device = device
         self.scalars = [p for p in task.network.parameters() if p.ndim == 0 and p.requires_grad]
         self.whole = copy.deepcopy(task.network).to("cpu")  # to evaluate
-        for block in blocks(self.whole):
-            vars(block).pop("forward", None)
+        for layer in forward_layers(self.whole):
+            vars(layer).pop("forward", None)
         names = {parameter: name for name, parameter in task.network.named_parameters()}
         self.student = ForwardRedirect(task.network, task.losses)
         self._shard(self.student)
@@ -205,7 +198,7 @@ class FSDP(SingleProcess):
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         if self.precision == "bf16":
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        for part in [*blocks(module), module]:
+        for part in [*forward_layers(module), module]:
             fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=set(self.scalars))
             assert isinstance(part, FSDPModule)
             part.set_gradient_divide_factor(1.0)  # a sum instead of FSDP's average

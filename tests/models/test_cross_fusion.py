@@ -10,6 +10,7 @@ from mamo.models.fusion import Fusion, gather_tokens
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
 from mamo.models.vlm import Backbone, Mamo
+from mamo.tasks.reasoning.head import ReasoningHead
 
 B, N, L, D, HEADS, MLP = 3, 7, 5, 32, 4, 48
 
@@ -135,7 +136,11 @@ def test_losses_on_fused_image_tokens_are_refused() -> None:
     image_encoder = ImageEncoder("vit_tiny_patch16_224", (16, 24), patch_size_px=8, width=24, depth=1, heads=2)
     body = Backbone(image_encoder, TextEncoder(bert().config, 1), fusion(), itc_width=8)
     for head in ({"mim_width": 24}, {"mrm_image": True}):
-        with pytest.raises(ValueError, match="cross-attention fusion gives none"):
+        with pytest.raises(ValueError, match="CrossFusion gives none"):
             Mamo(body, **head)
+    with pytest.raises(ValueError, match="CrossFusion gives no fused image tokens"):
+        body.fusion.patch_positions(torch.tensor([0]))
+    with pytest.raises(ValueError, match="reasoning reads fused image tokens, and CrossFusion gives none"):
+        ReasoningHead(body.fusion, 1)
     with pytest.raises(ValueError, match="at least one layer"):
         fusion(layers=0)

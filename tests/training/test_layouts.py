@@ -15,10 +15,11 @@ from torch import Tensor
 
 import mamo.trainer
 from mamo.distributed import process_group
+from mamo.models.layers import transformer_layers
 from mamo.tasks.registry import load_config
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint, parallel, run_dir
-from mamo.training.parallel import blocks, local_batch_sizes
+from mamo.training.parallel import local_batch_sizes
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -237,7 +238,7 @@ def test_checkpointed_and_compiled_blocks_compute_the_same(tmp_path: Path, monke
         assert all(gradient.dtype == torch.float32 for gradient in others.values())
     assert len(compiled) == 2 * 2 * (1 + 1 + 2)  # precisions, student and teacher, layers
     network = TrainingRun(load_config(plain)).task.network
-    assert len(blocks(network)) == 4
+    assert len(transformer_layers(network)) == 4
 
 
 def main() -> None:

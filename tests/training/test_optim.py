@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from mamo.config.schema import TrainingConfig
+from mamo.models.layers import LayeredModule
 from mamo.training import checkpoint
 from mamo.training.optim import layer_matrices, learning_rate_at, make_optimizer, parameter_groups
 
@@ -73,8 +74,8 @@ def test_first_step_equals_adamw_by_hand() -> None:
         old = {name: p.detach().clone() for name, p in layer.named_parameters()}
 
 
-class Layered(nn.Module):
-    """An embedding, two layers and a head, named as networks name them."""
+class Layered(LayeredModule):
+    """An embedding, two layers and a head."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ class FoilItm(Itm):
         valid = (batch.is_valid, batch.foil_is_valid)
         is_valid = torch.cat([functional.pad(value, (0, longest - value.shape[1])) for value in valid])
         cls = fusion.text_positions(torch.zeros(2 * n, 1, dtype=torch.int64, device=text.device))
-        fused = fusion(torch.cat([views["whole"], views["whole"]]), both, is_valid, read=cls)
+        fused = fusion(torch.cat([views["whole"], views["whole"]]), both, is_valid, output_positions=cls)
         return {"itm_cls": fused[:, 0], "itm_is_valid": torch.ones(2 * n, dtype=torch.bool, device=text.device)}
 
     def count(self, batch: Any) -> int:

@@ -16,6 +16,7 @@ from mamo.models.fusion import LAYER_NORM_EPS
 from mamo.models.heads import ITMHead, MLMHead
 from mamo.models.init import init_like_bert, init_position
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
+from mamo.models.towers import PixelNormalizer
 from mamo.models.vlm import Network
 from mamo.tasks.mlim.config import MatchingConfig, MlimConfig
 
@@ -28,25 +29,25 @@ GRID_LAYERS = 3
 """Deconvolutions of the decoder that keep the size, before those that double it."""
 
 
-class PixelEmbedder(nn.Module):
+class PixelEmbedder(PixelNormalizer):
     """Convolutions whose kernel is their stride, 2: a pixel feeds exactly one embedding, so masking leaks nothing.
 
     Each of ``layers`` halves the sides, so a patch has ``2**layers`` pixels a side; then a linear layer to the width.
     The paper states 7 layers of about 200 K parameters but not their channels, nor the activation: we let the channels
     double from 16 to 128 and use GELU, 176 K parameters at a width of 1024.
 
-    ``grid``, ``patch_size_px``, ``mean`` and ``std`` are named as those of `ImageEncoder`; there is no class token.
+    ``width``, ``grid`` and ``patch_size_px`` are named as those of `ImageTower`; there is no class token.
     """
 
     num_prefix_tokens = 0
-    pixel_mean: Tensor
-    pixel_std: Tensor
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __init__(self, layers: int, image_size_px: tuple[int, int], width: int) -> None:
-        """Raises ValueError where ``2**layers`` does not divide a side of the image."""
-        super().__init__()
+        """Build the network with random weights.
+
+        Raises:
+            ValueError: ``2**layers`` does not divide a side of the image.
+        """
+        super().__init__(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         side = 2**layers
         if any(pixels % side for pixels in image_size_px):
             raise ValueError(
@@ -63,16 +64,12 @@ class PixelEmbedder(nn.Module):
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
             assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
-        for name, value in (("pixel_mean", self.mean), ("pixel_std", self.std)):
-            self.register_buffer(name, 255 * torch.tensor(value).view(3, 1, 1), persistent=False)
         self.convolutions = nn.ModuleList(convolutions)
         self.project = nn.Linear(channels[-1], width)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Embed images uint8 [B, 3, H, W], or float normalised ones: one embedding a patch, row-major [B, P, D]."""
-        if image.dtype == torch.uint8:
-            image = (image.float() - self.pixel_mean) / self.pixel_std
-        hidden = image.to(self.project.weight.dtype)
+        """Embed each patch of images uint8 or normalised float [B, 3, H, W], row-major -> float [B, P, D]."""
+        hidden = self.normalize(image).to(self.project.weight.dtype)
         for convolution in self.convolutions:
             hidden = functional.gelu(convolution(hidden))
         embedded: Tensor = self.project(hidden.flatten(2).transpose(1, 2))
@@ -99,14 +96,14 @@ class SingleStream(nn.Module):
         self.dropout = nn.Dropout(text_encoder.bert.config.hidden_dropout_prob)
 
     def position_parameters(self) -> dict[str, int]:
-        """See `ImageEncoder.position_parameters`."""
+        """See `ImageTower.position_parameters`."""
         return {"image_position": 0}
 
     def embed_image(self, image: Tensor, is_masked: Tensor | None = None) -> Tensor:
-        """What stands in the image slots.
+        """Embed images for the image positions of the stream.
 
         Args:
-            image: uint8 [B, 3, H, W].
+            image: uint8 or normalised float [B, 3, H, W].
             is_masked: bool [B, P]; None masks nothing.
 
         Returns:
@@ -132,21 +129,21 @@ class SingleStream(nn.Module):
         """Transform patches and words together.
 
         Args:
-            image: uint8 [B, 3, H, W].
+            image: uint8 or normalised float [B, 3, H, W].
             input_ids: int64 [B, L], [CLS] first, masked words replaced already.
             is_valid: bool [B, L], False for padding.
             is_masked_patch: bool [B, P], patches replaced by [MASK].
-            has_image, has_text: bool [B], False where a modality is missing: no token attends to it, whatever stands
-                there. [CLS], which every pair has, stays. None for everywhere.
+            has_image, has_text: bool [B], False where a modality is missing: no token attends to it. [CLS], which every
+                pair has, stays valid. None for everywhere.
 
         Returns:
-            float [B, P + L, D], patches first. The outputs at missing or padded places mean nothing.
+            float [B, P + L, D], patches first. The outputs at missing or padded positions mean nothing.
         """
         tokens = torch.cat([self.embed_image(image, is_masked_patch), self.text_encoder.embed(input_ids)], dim=1)
         return self.text_encoder.transform(tokens, self.is_given(is_valid, has_image, has_text))
 
     def is_given(self, is_valid: Tensor, has_image: Tensor | None, has_text: Tensor | None) -> Tensor:
-        """Which places of the stream hold something: bool [B, P + L], from what `forward` takes."""
+        """Return which positions of the stream are present, bool [B, P + L]; arguments as those of `forward`."""
         sees_image = is_valid.new_ones(len(is_valid), self.n_patches)
         if has_image is not None:
             sees_image = sees_image & has_image[:, None]
@@ -156,11 +153,11 @@ class SingleStream(nn.Module):
         return torch.cat([sees_image, is_valid], dim=1)
 
     def cls(self, tokens: Tensor) -> Tensor:
-        """The output of [CLS], float [B, D], of the stream's tokens [B, P + L, D]."""
+        """Return the output of [CLS], float [B, D], of the stream's tokens [B, P + L, D]."""
         return tokens[:, self.n_patches]
 
     def mean(self, tokens: Tensor, is_given: Tensor) -> Tensor:
-        """The mean of the tokens [B, P + L, D] at the given places, bool [B, P + L], float [B, D]."""
+        """Average the tokens [B, P + L, D] at the positions in bool [B, P + L] -> float [B, D]."""
         weight = is_given.to(tokens.dtype)
         return torch.einsum("bn,bnd->bd", weight / weight.sum(dim=1, keepdim=True), tokens)
 
@@ -168,7 +165,7 @@ class SingleStream(nn.Module):
 class ImageDecoder(nn.Module):
     """Deconvolutions from the patches' outputs on their grid back to pixels, and a sigmoid.
 
-    Three keep the size of the grid, then one for each layer of the embedder doubles it; the last gives the colours.
+    Three keep the size of the grid, then one for each layer of the embedder doubles it; the last outputs the colours.
     The paper states 10 of them and about 2.8 M parameters, not their sizes: kernels of 3, and of 4 where they double,
     with 128 channels that halve over the last layers make 2.69 M at a width of 1024.
     """
@@ -190,7 +187,7 @@ class ImageDecoder(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Outputs at the patches float [B, P, D] -> pixels float32 [B, 3, H, W] between 0 and 1."""
+        """Decode patch outputs float [B, P, D] to pixels float32 [B, 3, H, W] between 0 and 1."""
         hidden = tokens.transpose(1, 2).reshape(len(tokens), -1, *self.grid)  # [B, D, h, w]
         *inner, last = self.layers
         for layer in inner:
@@ -200,11 +197,11 @@ class ImageDecoder(nn.Module):
 
 
 class ItemPairHead(nn.Module):
-    """Do two listings show the same item? An MLP on a + b, |a - b| and a * b of the means a and b of their outputs.
+    """Classifies whether two listings show the same item: an MLP on a + b, |a - b| and a * b.
 
-    The paper does not state how it combines two items. Exchanging them changes nothing here, as it should. No loss of
-    MLIM's pre-training but the optional ITM reads [CLS], so the means start from more: PR AUC of 72.2 in 400 steps of
-    fine-tuning, where [CLS] came to 60.7 (one seed).
+    a and b are the mean outputs of the two listings. The paper does not state how it combines two items. Exchanging
+    them changes nothing here. No loss of MLIM's pre-training but the optional ITM reads [CLS], so the means start from
+    better features: PR AUC of 72.2 in 400 steps of fine-tuning, against 60.7 with [CLS] (one seed).
     """
 
     def __init__(self, width: int) -> None:
@@ -215,7 +212,7 @@ class ItemPairHead(nn.Module):
         self.apply(init_like_bert)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """float [B, D] each -> logits float32 [B]."""
+        """Compute logits float32 [B] of two means, float [B, D] each."""
         joined = torch.cat([a + b, (a - b).abs(), a * b], dim=-1)
         logit: Tensor = self.classifier(functional.gelu(self.norm(self.dense(joined))))
         return logit[:, 0].float()
@@ -233,10 +230,10 @@ class Mlim(Network):
     def match_items(
         self, image: Tensor, input_ids: Tensor, is_valid: Tensor, has_image: Tensor, has_text: Tensor
     ) -> Tensor:
-        """Logits float32 [B] that two listings are of the same item.
+        """Compute logits float32 [B] that two listings are of the same item.
 
         Args:
-            image: uint8 [B, 2, 3, H, W].
+            image: uint8 or normalised float [B, 2, 3, H, W].
             input_ids, is_valid: int64 and bool [B, 2, L].
             has_image, has_text: bool [B, 2], see `SingleStream.forward`.
         """
@@ -251,7 +248,7 @@ class Mlim(Network):
 
 
 def build_single_stream(config: MlimConfig | MatchingConfig, tokenizer: Any) -> SingleStream:
-    """MLIM's network without heads, initialised from `seed`."""
+    """Build MLIM's network without heads, initialised from `seed`."""
     torch.manual_seed(config.seed)
     text_encoder = TextEncoder(bert_config_of(config, len(tokenizer), tokenizer.pad_token_id), config.model.text.layers)
     embedder = PixelEmbedder(config.model.embedder_layers, config.data.image_size, text_encoder.width)
@@ -259,7 +256,7 @@ def build_single_stream(config: MlimConfig | MatchingConfig, tokenizer: Any) -> 
 
 
 def load_published_single_stream(config: MlimConfig | MatchingConfig, network: Mlim) -> None:
-    """Fill an MLIM with the weights of the BERT that `model.text` names, if any."""
+    """Load the weights of the BERT that `model.text` names, if any, into an MLIM."""
     text = config.model.text
     if text.weights == "bert" and text.bert is not None:
         report = load_bert_weights(network.backbone.text_encoder, None, text.bert, network.get_head("mlm"))

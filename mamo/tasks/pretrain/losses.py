@@ -187,7 +187,7 @@ class Itm(Loss):
         text_choice, image_choice = torch.cat([own, text_rows, own]), torch.cat([own, own, image_indices])
         cls = fusion.text_positions(torch.zeros(3 * n, 1, dtype=torch.int64, device=text.device))
         words = index_rows(text, text_choice)
-        fused = fusion.fuse(views["whole"], words, batch.is_valid[text_choice], read=cls, image_indices=image_choice)
+        fused = fusion.fuse(views["whole"], words, batch.is_valid[text_choice], cls, image_choice)
         is_valid = torch.cat([torch.ones_like(own, dtype=torch.bool), has_text.flatten(), has_image.flatten()])
         return {"itm_cls": fused[:, 0], "itm_is_valid": is_valid}
 

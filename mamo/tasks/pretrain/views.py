@@ -148,7 +148,7 @@ def _fuse(
         positions[str(patches)] = fusion.patch_positions(batch.masked_patches)
     if words in wanted:
         positions[str(words)] = fusion.text_positions(batch.text_slots)
-    fused = fusion(image, text, batch.is_valid, read=torch.cat(list(positions.values()), dim=1))
+    fused = fusion(image, text, batch.is_valid, output_positions=torch.cat(list(positions.values()), dim=1))
     return dict(zip(positions, fused.split([value.shape[1] for value in positions.values()], dim=1)))
 
 
@@ -184,7 +184,7 @@ def _word_probs(teacher: Teacher, batch: PairBatch, views: Views, wanted: frozen
     fusion, is_valid = teacher.backbone.fusion, batch.text_slot_is_valid
     assert teacher.mlm is not None
     positions = fusion.text_positions(batch.text_slots)
-    fused = fusion(views["whole"], views["masked_words"], batch.is_valid, read=positions)
+    fused = fusion(views["whole"], views["masked_words"], batch.is_valid, output_positions=positions)
     probs = teacher.mlm(fused[is_valid]).float().softmax(dim=1)  # [M, V]
     padded = probs.new_zeros(*is_valid.shape, probs.shape[1])
     padded[is_valid] = probs

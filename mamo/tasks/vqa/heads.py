@@ -1,4 +1,4 @@
-"""The two answer heads of VQA on the fused tokens of image and question: a decoder of words, and a classifier.
+"""The answer heads of VQA on the fused tokens of image and question: a decoder of words, and a classifier.
 
 Legend: B questions, K answers a question, T answer tokens, S fused tokens, A heads, D fusion width, V vocabulary,
 N answers of the list.
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mamo.models.attention import attention
-from mamo.models.fusion import LAYER_NORM_EPS, Fusion, FusionLayer
+from mamo.models.fusion import LAYER_NORM_EPS, FusionEncoder, FusionLayer
 from mamo.models.heads import MLMHead, fp32_linear
 from mamo.models.init import init_like_bert
-from mamo.models.text_encoder import TextEncoder
+from mamo.models.layers import LayeredModule
+from mamo.models.towers import TextTower
 
 
 class DecoderLayer(nn.Module):
@@ -33,38 +34,38 @@ class DecoderLayer(nn.Module):
         self.cross = FusionLayer(width, heads, mlp_width, dropout)
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_is_valid: Tensor) -> Tensor:
-        """Answers float [B, K, T, D] given their question's memory [B, S, D], valid where bool [B, S] -> [B, K, T, D].
+        """Transform answers float [B, K, T, D] with their question's memory [B, S, D], valid where bool [B, S].
 
-        A token attends to itself and those before it, so what pads an answer's end changes nothing before it.
+        A token attends to itself and the tokens before it, so padding at an answer's end changes nothing before it.
         """
         b, k, t, d = tokens.shape
         query, key, value = self.qkv(tokens).view(b * k, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B K, A, T, .]
         is_before = torch.ones(t, t, dtype=torch.bool, device=tokens.device).tril()
         dropout_p = self.dropout_p if self.training else 0.0
-        mixed = attention(query, key, value, is_before, dropout_p).transpose(1, 2).reshape(tokens.shape)
-        tokens = self.norm(tokens + self.dropout(self.out(mixed))).view(b, k * t, d)
+        attn_output = attention(query, key, value, is_before, dropout_p).transpose(1, 2).reshape(tokens.shape)
+        tokens = self.norm(tokens + self.dropout(self.out(attn_output))).view(b, k * t, d)
         query, key, value = self.cross.project(memory, tokens)  # each memory is projected once for its K answers
-        mixed = attention(query, key, value, memory_is_valid[:, None, None, :], dropout_p)
-        return self.cross.finish(tokens, mixed).view(b, k, t, d)
+        attn_output = attention(query, key, value, memory_is_valid[:, None, None, :], dropout_p)
+        return self.cross.output_and_mlp(tokens, attn_output).view(b, k, t, d)
 
     def init_from(self, layer: FusionLayer) -> None:
-        """Start both attentions and the MLP where a fusion layer stands: it attends to words and to patches alike."""
+        """Copy a fusion layer into both attentions and the MLP: it attends to words and to patches."""
         self.cross.load_state_dict(layer.state_dict())
         for mine, theirs in ((self.qkv, layer.qkv), (self.out, layer.out), (self.norm, layer.norm1)):
             mine.load_state_dict(theirs.state_dict())
 
 
-class AnswerDecoder(nn.Module):
-    """Writes an answer token by token (ALBEF's way), in as many decoder layers as there are fusion layers.
+class AnswerDecoder(LayeredModule):
+    """Generates an answer token by token (as ALBEF does), with as many decoder layers as there are fusion layers.
 
-    The embedding of words and positions is the text encoder's own; only what follows is this head's.
+    Words and positions are embedded by the text encoder.
     """
 
-    def __init__(self, fusion: Fusion, text_encoder: TextEncoder) -> None:
+    layers: nn.ModuleList
+
+    def __init__(self, fusion: FusionEncoder, text_encoder: TextTower) -> None:
         super().__init__()
-        sample = fusion.layers[0]
-        assert isinstance(sample, FusionLayer)
-        width, mlp_width, dropout = fusion.width, sample.fc1.out_features, sample.dropout_p
+        width, mlp_width, dropout = fusion.width, fusion.mlp_width, fusion.dropout_p
         same = text_encoder.width == width
         self.project = nn.Identity() if same else nn.Linear(text_encoder.width, width)
         self.project.apply(init_like_bert)
@@ -72,7 +73,7 @@ class AnswerDecoder(nn.Module):
         self.words = MLMHead(width, text_encoder.word_embeddings)
 
     def forward(self, embedded: Tensor, memory: Tensor, memory_is_valid: Tensor) -> Tensor:
-        """Vocabulary logits of the token after each.
+        """Compute vocabulary logits of each next token.
 
         Args:
             embedded: float [B, K, T, D_text], the answers' tokens so far, from the text encoder's embedding.
@@ -80,23 +81,28 @@ class AnswerDecoder(nn.Module):
             memory_is_valid: bool [B, S], False for padding.
 
         Returns:
-            float [B, K, T, V], not coarser than fp32.
+            float [B, K, T, V], in fp32 or finer.
         """
         tokens = self.project(embedded)
         for layer in self.layers:
             tokens = layer(tokens, memory, memory_is_valid)
         return fp32_linear(self.words.decoder, self.words.transform(tokens))
 
-    def init_from(self, fusion: Fusion) -> None:
-        """Start the layers where the fusion's stand, which know words and patches already."""
+    def init_from(self, fusion: FusionEncoder) -> None:
+        """Copy the fusion's layers, which are trained on words and patches.
+
+        Raises:
+            ValueError: the fusion's layers are of another kind than `FusionLayer`.
+        """
         for mine, theirs in zip(self.layers, fusion.layers, strict=True):
             assert isinstance(mine, DecoderLayer)
-            assert isinstance(theirs, FusionLayer)
+            if not isinstance(theirs, FusionLayer):
+                raise ValueError(f"an answer decoder starts from FusionLayer layers, not {type(theirs).__name__}")
             mine.init_from(theirs)
 
 
 class AnswerClassifier(nn.Module):
-    """One of a list of N answers (METER's and ViLT's way): Linear, LayerNorm, GELU, Linear on the fused [CLS]."""
+    """Classifier over a list of N answers (as METER's and ViLT's): Linear, LayerNorm, GELU, Linear on fused [CLS]."""
 
     def __init__(self, width: int, n_answers: int) -> None:
         super().__init__()
@@ -106,12 +112,12 @@ class AnswerClassifier(nn.Module):
         self.apply(init_like_bert)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Fused text [CLS] float [B, D] -> logits [B, N], each of "is this an answer?", not coarser than fp32."""
+        """Compute a logit of each answer, [B, N] in fp32 or finer, from the fused text [CLS], float [B, D]."""
         return fp32_linear(self.classifier, functional.gelu(self.norm(self.dense(hidden))))
 
 
 def answer_likelihood(logits: Tensor, ids: Tensor, is_valid: Tensor) -> Tensor:
-    """Log-likelihood of answers, the sum over their tokens after [CLS], [SEP] included.
+    """Compute the log-likelihood of answers, the sum over their tokens after [CLS], [SEP] included.
 
     Args:
         logits: float [..., T - 1, V], of the token after each of the first T - 1.

@@ -25,7 +25,7 @@ class VqaNetwork(Mamo):
         assert isinstance(self.answer, AnswerClassifier)
         fusion, text = self.backbone.fusion, self.backbone.text_encoder(input_ids, is_valid)
         cls = fusion.text_positions(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
-        logits: Tensor = self.answer(fusion(image, text, is_valid, read=cls)[:, 0])
+        logits: Tensor = self.answer(fusion(image, text, is_valid, output_positions=cls)[:, 0])
         return logits
 
     def remember(self, image: Tensor, input_ids: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -252,9 +252,9 @@ class PlantedBackbone:
     def text_positions(self, positions):
         return positions + 1
 
-    def fuse(self, image, text, is_valid, read, image_indices):
-        assert is_valid.gather(1, read - 1).all()
-        fused = text.gather(1, (read - 1)[..., None].expand(-1, -1, 3)).clone()
+    def fuse(self, image, text, is_valid, output_positions, image_indices):
+        assert is_valid.gather(1, output_positions - 1).all()
+        fused = text.gather(1, (output_positions - 1)[..., None].expand(-1, -1, 3)).clone()
         fused[:, :, 1] = fused[:, :, 0]
         fused[:, :, 0] = image[image_indices, :1, 0]
         return fused
