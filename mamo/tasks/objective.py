@@ -230,9 +230,10 @@ class ObjectiveTask(Task):
     """Name of the method whose losses these are."""
     masking: BaseMaskingConfig
     """The masks of its views."""
+    masking_mode: str
 
     def describe_method(self) -> str:
         """See `Task`: masking and losses."""
         masking, losses = self.masking, ", ".join(self.weights)
         ratios = f"{masking.image_ratio:.0%} of patches, {masking.text_ratio:.0%} of words"
-        return f"{self.method}, {masking.mode} masking ({ratios}); losses {losses}"
+        return f"{self.method}, {self.masking_mode} masking ({ratios}); losses {losses}"

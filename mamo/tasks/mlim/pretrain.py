@@ -28,7 +28,7 @@ class MlimTask(ObjectiveTask):
 
     def __init__(self, config: MlimConfig, tokenizer: Any, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
-        self.masking = config.masking
+        self.masking, self.masking_mode = config.masking, config.masking.mode
         weights = dict(config.losses.weights)
         losses = [kind(config) for kind in LOSSES if weights[kind.name] > 0]
         stream = build_single_stream(config, tokenizer)

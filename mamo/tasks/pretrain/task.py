@@ -45,7 +45,7 @@ class PretrainTask(ObjectiveTask):
 
     def __init__(self, config: PretrainConfig, tokenizer: Any, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
-        self.masking = config.masking
+        self.masking, self.masking_mode = config.masking, config.masking.mode
         losses = self.make_losses()
         self.network = build_network(config, losses, len(tokenizer), tokenizer.pad_token_id)
         own = [stage for loss in losses for stage in loss.stages()]
