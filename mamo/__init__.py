@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mamo.entry import build, train
     from mamo.inference.loading import load
     from mamo.inference.model import (
         BadSampleError,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadSampleError", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
-    "Model", "Processor", "TokenizerMismatchError", "load",
+    "Model", "Processor", "TokenizerMismatchError", "build", "load", "train",
 ]  # fmt: skip
 
 
@@ -38,6 +39,10 @@ def __getattr__(name: str) -> Any:
         return version("mamo")
     if name not in __all__:
         raise AttributeError(f"module 'mamo' has no attribute {name!r}")
+    if name in ("build", "train"):
+        from mamo import entry
+
+        return getattr(entry, name)
     from mamo.inference import loading, model
 
     return loading.load if name == "load" else getattr(model, name)

@@ -9,6 +9,7 @@ from mamo.config.values import apply_override, read_values
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.protocols import apply_protocol, check_lineage, protocol_name
 from mamo.evaluation.results import result_entry
+from mamo.imports import no_code_from
 from mamo.models.image_encoder import choose_attention
 from mamo.reports.card import model_card
 from mamo.reports.page import write_report
@@ -45,10 +46,12 @@ def evaluate(
     values["checkpoint"] = str(folder)
     for override in overrides:
         apply_override(values, override)
-    config = build_config(values, f"{folder / CONFIG} under {protocol}")
+    with no_code_from(folder):
+        config = build_config(values, f"{folder / CONFIG} under {protocol}")
+        trained_on = build_config(stored, str(folder / CONFIG))
     name = check_lineage(protocol, [*ancestry, own]) + protocol_name(protocol, config).removeprefix(protocol)
     task, predictor = restore_task(folder, config, choose_device("auto"))
-    task.check_held_out(build_config(stored).data.train_files)
+    task.check_held_out(trained_on.data.train_files)
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
@@ -57,7 +60,7 @@ def evaluate(
         atomic_write_text(to / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
         if pictures:
             shown = task.report(predictor, pictures, to)
-            card = model_card(folder, build_config(stored, str(folder / CONFIG)))
+            card = model_card(folder, trained_on)
             write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder, card)
 
     choose_attention(predictor.network, predictor.device, precision)

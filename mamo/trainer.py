@@ -36,7 +36,7 @@ from mamo.reports.card import model_card
 from mamo.reports.curves import plot_curves
 from mamo.reports.page import write_report
 from mamo.reports.pictures import SHOWN
-from mamo.tasks.registry import build_config, build_task, load_config
+from mamo.tasks.registry import build_config, build_task, load_config, load_stored_config
 from mamo.tasks.restore import without_published
 from mamo.tasks.sources import load_tokenizer
 from mamo.teacher import Teacher
@@ -122,7 +122,7 @@ class TrainingRun:
         if self.config.from_scratch:
             logger.info("from_scratch: architecture, vocabulary and sizes of %s, none of its weights", folder)
             return
-        old = load_config(folder / run_dir.CONFIG)
+        old = load_stored_config(folder)
         check_architecture(self.config, old, folder)
         old_size = old.data.image_size
         modules = self.task.modules()

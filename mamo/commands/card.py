@@ -15,12 +15,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("--to", type=Path, help="file to write; without it the card is printed")
     arguments = parser.parse_args(argv)
     from mamo.reports.card import model_card  # here, so that --help imports no torch
-    from mamo.tasks.registry import load_config
+    from mamo.tasks.registry import load_stored_config
     from mamo.training import checkpoint
-    from mamo.training.run_dir import CONFIG
 
     folder = checkpoint.resolve(arguments.checkpoint)
-    text = model_card(folder, load_config(folder / CONFIG))
+    text = model_card(folder, load_stored_config(folder))
     if arguments.to is None:
         print(text, end="")
     else:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mamo.commands.shared import errors_on_rank_0, resumable
 from mamo.config.shipped import find_config
+from mamo.imports import add_folder_of
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -21,7 +22,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with errors_on_rank_0():
         from mamo.tasks.registry import load_config  # here, so that --help imports no torch
 
-        config = load_config(find_config(arguments.config, "pretrain"), arguments.overrides)
+        file = find_config(arguments.config, "pretrain")
+        add_folder_of(file)
+        config = load_config(file, arguments.overrides)
     if arguments.plan:
         from mamo.estimate import print_estimate  # here, so that a mistake in the config is reported at once
 

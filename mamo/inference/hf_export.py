@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from mamo.config.schema import RunConfig
 from mamo.evaluation.predictor import Predictor
+from mamo.imports import no_code_from
 from mamo.models.text_encoder import TextEncoder
 from mamo.models.vlm import Network
 from mamo.tasks.registry import build_config
@@ -75,7 +76,8 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, RunCon
         values = json.loads((folder / CONFIG).read_text("utf-8"))
         if not isinstance(values, dict) or not isinstance(values.get("mamo"), dict):
             raise ValueError(f"its {CONFIG} is of another kind of model")
-        config = build_config(values["mamo"], str(folder / CONFIG))
+        with no_code_from(folder):
+            config = build_config(values["mamo"], str(folder / CONFIG))
         task, predictor = restore_task(folder, config, device, weights=WEIGHTS, tokenizer=".")
     except CheckpointError:
         raise

@@ -11,12 +11,11 @@ from mamo.hub import hub_folder
 from mamo.inference.hf_export import FILES, WEIGHTS, is_exported, read_exported
 from mamo.inference.model import Model, model_of
 from mamo.reports.card import model_card
-from mamo.tasks.registry import TASKS, load_config
+from mamo.tasks.registry import load_stored_config, task_class
 from mamo.tasks.restore import restore_task
 from mamo.training import checkpoint
 from mamo.training.checkpoint import CheckpointError
 from mamo.training.precision import choose_device
-from mamo.training.run_dir import CONFIG
 
 
 def load(path: str | Path, device: str | torch.device = "auto", precision: Literal["fp32", "bf16"] = "fp32") -> Model:
@@ -56,8 +55,8 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Liter
         raise CheckpointError(f"{path}: no folder; give a run, a step or an exported folder{_near(folder)}")
     folder = checkpoint.resolve(folder)
     try:
-        config = load_config(folder / CONFIG)
-        if not TASKS[config.task].has_api:
+        config = load_stored_config(folder)
+        if not task_class(config.task).has_api:
             raise CheckpointError(
                 f"{folder} is an MLIM (task {config.task}), which only `mamo finetune` and `mamo evaluate` read"
             )

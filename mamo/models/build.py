@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from mamo.config.schema import MamoConfig, RunConfig
+from mamo.imports import import_class, is_import_path, validate_settings
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, FusionEncoder
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
-from mamo.models.towers import ImageTower
+from mamo.models.towers import ImageTower, TextTower
 from mamo.models.vlm import Backbone, Mamo
 
 logger = logging.getLogger(__name__)
@@ -24,19 +25,42 @@ logger = logging.getLogger(__name__)
 def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) -> Backbone:
     """Build the part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
-    model = config.model
-    image_encoder = ImageEncoder(
-        model.image.name,
-        config.data.image_size,
-        patch_size_px=model.image.patch_size_px,
-        width=model.image.width,
-        depth=model.image.depth,
-        heads=model.image.heads,
-    )
+    image_encoder = _image_encoder(config)
     bert = bert_config_of(config, vocabulary_size, pad_token_id)
-    text_encoder = TextEncoder(bert, model.text.layers)
-    fusion = _fusion(config, image_encoder, bert)
-    return Backbone(image_encoder, text_encoder, fusion, model.itc_width)
+    text_encoder = _text_encoder(config, bert, vocabulary_size, pad_token_id)
+    fusion = _fusion(config, image_encoder, text_encoder, bert)
+    return Backbone(image_encoder, text_encoder, fusion, config.model.itc_width)
+
+
+def _image_encoder(config: MamoConfig) -> ImageTower:
+    image = config.model.image
+    if is_import_path(image.name):
+        tower: Any = import_class(image.name, ImageTower, "model.image.name")
+        settings = validate_settings(tower.settings_type, image.settings, "model.image.settings")
+        built: ImageTower = tower(image, config.data.image_size, settings)
+        return built
+    if image.settings:
+        raise ValueError("model.image.settings: only for a tower named by its import path in model.image.name")
+    return ImageEncoder(
+        image.name,
+        config.data.image_size,
+        patch_size_px=image.patch_size_px,
+        width=image.width,
+        depth=image.depth,
+        heads=image.heads,
+    )
+
+
+def _text_encoder(config: MamoConfig, bert: BertConfig, vocabulary_size: int, pad_token_id: int) -> TextTower:
+    text = config.model.text
+    if text.name is None:
+        return TextEncoder(bert, text.layers)
+    if not is_import_path(text.name):
+        raise ValueError(f"model.text.name: {text.name!r} is no import path, module:Class; use null for BERT")
+    tower: Any = import_class(text.name, TextTower, "model.text.name")
+    settings = validate_settings(tower.settings_type, text.settings, "model.text.settings")
+    built: TextTower = tower(text, vocabulary_size, config.data.text_max_tokens, pad_token_id, settings)
+    return built
 
 
 def load_published(config: MamoConfig, network: Mamo) -> None:
@@ -59,7 +83,7 @@ def load_published(config: MamoConfig, network: Mamo) -> None:
         logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
 
 
-def _fusion(config: MamoConfig, image_encoder: ImageTower, bert: BertConfig) -> FusionEncoder:
+def _fusion(config: MamoConfig, image_encoder: ImageTower, text_encoder: TextTower, bert: BertConfig) -> FusionEncoder:
     """Build the fusion of a config, as wide as BERT, so that its layers can be BERT's upper ones."""
     sizes: dict[str, Any] = {
         "width": bert.hidden_size,
@@ -71,9 +95,14 @@ def _fusion(config: MamoConfig, image_encoder: ImageTower, bert: BertConfig) -> 
         "num_prefix_tokens": image_encoder.num_prefix_tokens,
         "dropout": config.model.dropout,
     }
-    if config.model.fusion_type == "cross":
-        return CrossFusion(**sizes)
-    return Fusion(**sizes, text_width=bert.hidden_size)
+    if config.model.fusion_type == "concat":
+        return Fusion(**sizes, text_width=text_encoder.width)
+    if text_encoder.width != bert.hidden_size:
+        raise ValueError(
+            f"model.fusion_type: cross needs a text tower of its width {bert.hidden_size}, this one has "
+            f"{text_encoder.width}; use concat, or model.text.width"
+        )
+    return CrossFusion(**sizes)
 
 
 def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -6,9 +6,10 @@ Legend: B batch, H and W height and width in pixels, P patches in a grid, L text
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from mamo.models.layers import LayeredModule
@@ -53,7 +54,13 @@ class ImageTower(PixelNormalizer, LayeredModule, ABC):
 
     ``width`` is D, ``grid`` the rows and columns of patches, ``patch_size_px`` the height and width of a patch,
     ``num_prefix_tokens`` the class tokens before the patches (0 or 1), ``mean`` and ``std`` the pixel statistics.
+
+    A config names a tower of one's own by its import path (`model.image.name: module:Class`). It is built by
+    ``Class(config, image_size_px, settings)``: `model.image`, the height and width of the images, and
+    `model.image.settings` as ``settings_type``.
     """
+
+    settings_type: ClassVar[type[BaseModel] | None] = None
 
     def __init__(
         self,
@@ -129,7 +136,14 @@ class ImageTower(PixelNormalizer, LayeredModule, ABC):
 
 
 class TextTower(LayeredModule, ABC):
-    """A text encoder: embeds tokens, then transforms them. ``width`` is D."""
+    """A text encoder: embeds tokens, then transforms them. ``width`` is D.
+
+    A config names a tower of one's own by its import path (`model.text.name: module:Class`). It is built by
+    ``Class(config, vocabulary_size, text_max_tokens, pad_token_id, settings)``: `model.text`, the size of the
+    vocabulary, the longest text, the id of padding, and `model.text.settings` as ``settings_type``.
+    """
+
+    settings_type: ClassVar[type[BaseModel] | None] = None
 
     width: int
 

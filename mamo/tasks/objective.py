@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from mamo.config.schema import BaseMaskingConfig
@@ -101,13 +102,15 @@ class Loss(ABC):
     """
 
     name: ClassVar[str]
+    settings_type: ClassVar[type[BaseModel] | None] = None
+    """Type of its own settings, in `losses.extra`."""
     reads: tuple[str, ...]
     targets: tuple[str, ...] = ()
     unit: int = 1
     unit_key: str = ""
 
-    def __init__(self, config: Any) -> None:
-        """Take the settings from the run's config."""
+    def __init__(self, config: Any, settings: Any = None) -> None:
+        """Take what it needs from the run's config, and its own settings."""
 
     def heads(self, backbone: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
         """Build the heads that the loss adds to the network, by name."""

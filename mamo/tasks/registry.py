@@ -7,6 +7,7 @@ from typing import Any
 
 from mamo.config import load
 from mamo.config.schema import RunConfig
+from mamo.imports import import_class, is_import_path, no_code_from
 from mamo.tasks.base import Task
 from mamo.tasks.grounding.task import GroundingTask
 from mamo.tasks.mlim.matching import MatchingTask
@@ -15,6 +16,7 @@ from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.reasoning.task import ReasoningTask
 from mamo.tasks.vqa.task import VqaTask
 from mamo.training import resume
+from mamo.training.run_dir import CONFIG
 
 TASKS: dict[str, type[Task]] = {
     "pretrain": PretrainTask,
@@ -34,6 +36,8 @@ def task_class(name: str) -> type[Task]:
     """
     if name in TASKS:
         return TASKS[name]
+    if is_import_path(name):
+        return import_class(name, Task, "task")  # type: ignore[type-abstract]
     near = difflib.get_close_matches(name, TASKS, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(TASKS)}"
     raise ValueError(f"task: unknown task {name!r}; {hint}")
@@ -64,6 +68,12 @@ CONFIG_TYPES = {name: task.config_type for name, task in TASKS.items()}
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a config file and apply `section.key=value` overrides; see `mamo.config.load.build_config`."""
     return load.load_config(path, overrides, config_type_of, CONFIG_TYPES)
+
+
+def load_stored_config(folder: Path) -> RunConfig:
+    """Read the config of a checkpoint; a class that it names is never imported from the checkpoint's folder."""
+    with no_code_from(folder):
+        return load_config(folder / CONFIG)
 
 
 def build_config(values: dict[str, Any], origin: str = "config") -> RunConfig:

@@ -8,9 +8,10 @@ from mamo.config.schema import MamoModelConfig, RunConfig
 from mamo.data.processor import Processor
 from mamo.data.tokenizer import read_tokenizer
 from mamo.evaluation.predictor import Predictor
+from mamo.imports import no_code_from
 from mamo.models.build import position_resamplers
 from mamo.tasks.base import Task
-from mamo.tasks.registry import build_task, load_config
+from mamo.tasks.registry import build_task, load_stored_config
 from mamo.training import checkpoint
 from mamo.training.run_dir import BERT, CONFIG
 
@@ -31,8 +32,9 @@ def restore_task(
         CheckpointError: the weights cannot be read or do not fit the config.
     """
     words = read_tokenizer(str(folder / tokenizer))
-    task = build_task(without_published(config, folder), words, folder)
-    stored = load_config(folder / CONFIG) if (folder / CONFIG).is_file() else config
+    with no_code_from(folder):
+        task = build_task(without_published(config, folder), words, folder)
+    stored = load_stored_config(folder) if (folder / CONFIG).is_file() else config
     resamplers = position_resamplers(task.network, stored.data.image_size)
     checkpoint.load_transfer(folder, weights, task.network, strict_prefix="", resample=resamplers)
     processor = Processor(words, config.data.image_size, config.data.text_max_tokens)

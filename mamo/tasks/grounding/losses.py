@@ -24,7 +24,7 @@ class FoilItm(Itm):
     foil is false for certain, and differs from the truth by one word about one object.
     """
 
-    def __init__(self, config: GroundingConfig) -> None:
+    def __init__(self, config: GroundingConfig, settings: None = None) -> None:
         super().__init__(config)
         self.unit = 1
 

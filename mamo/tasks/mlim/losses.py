@@ -67,7 +67,7 @@ class Recon(Loss):
     name = "recon"
     reads = ("patches",)
 
-    def __init__(self, config: MlimConfig) -> None:
+    def __init__(self, config: MlimConfig, settings: None = None) -> None:
         self.counts_masked_only = config.losses.recon_area == "masked"
 
     def heads(self, backbone: SingleStream) -> Heads:  # type: ignore[override]
@@ -99,7 +99,7 @@ class RandomItm(Loss):
     reads = ("itm_cls", "itm_is_valid")
     unit_key = "losses.itm_pool_size"
 
-    def __init__(self, config: MlimConfig) -> None:
+    def __init__(self, config: MlimConfig, settings: None = None) -> None:
         self.unit = config.losses.itm_pool_size
 
     def heads(self, backbone: SingleStream) -> Heads:  # type: ignore[override]

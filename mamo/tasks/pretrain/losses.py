@@ -63,7 +63,7 @@ class Itc(Loss):
     name = "itc"
     reads = ("image_feature", "text_feature")
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, settings: None = None) -> None:
         self.config = config
         if config.losses.itc_candidates == "teacher":
             self.targets = ("image_feature", "text_feature")
@@ -157,7 +157,7 @@ class Itm(Loss):
     reads = ("itm_cls", "itm_is_valid")
     unit_key = "losses.itm_pool_size"
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, settings: None = None) -> None:
         self.config = config
         self.unit = config.losses.itm_pool_size
 
@@ -213,7 +213,7 @@ class Mim(Loss):
     name = "mim"
     reads = ("fused_patches",)
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, settings: None = None) -> None:
         self.config = config
         self.targets = (f"patch_{config.losses.mim_target}",)
 
@@ -260,7 +260,7 @@ class Mlm(Loss):
     name = "mlm"
     reads = ("fused_words",)
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, settings: None = None) -> None:
         self.alpha, self.ramp_steps = config.losses.mlm_soft_target_alpha, config.losses.mlm_soft_target_ramp_steps
         if self.alpha > 0:
             self.targets = ("word_probs",)

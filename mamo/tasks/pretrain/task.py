@@ -21,6 +21,7 @@ from torch.nn import functional
 from mamo.data.loader import SampleDataset
 from mamo.distributed import all_gather_no_grad, world_size
 from mamo.evaluation.predictor import Predictor
+from mamo.imports import import_class, import_value, is_import_path, validate_settings
 from mamo.models.build import build_backbone, load_published
 from mamo.models.vlm import Mamo
 from mamo.queue import FeatureQueue
@@ -30,7 +31,7 @@ from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
 from mamo.tasks.pretrain.losses import LOSSES, sphere_spread
 from mamo.tasks.pretrain.samples import sample_pictures
-from mamo.tasks.pretrain.views import PLANS, encoding_stages, masked_stages, teacher_stages
+from mamo.tasks.pretrain.views import PLANS, FusedPass, encoding_stages, masked_stages, teacher_stages
 from mamo.tasks.sources import pair_dataset
 from mamo.teacher import Teacher, momentum_at
 from mamo.training.run_dir import STATEMENT_SCORES
@@ -43,17 +44,34 @@ class PretrainTask(ObjectiveTask):
     config: PretrainConfig
     method = "MAMO"
 
-    def __init__(self, config: PretrainConfig, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(
+        self, config: PretrainConfig, tokenizer: Any, stored: Path | None = None, network: Mamo | None = None
+    ) -> None:
+        """Build the network, or take one of one's own.
+
+        Args:
+            config, tokenizer, stored: see `Task`.
+            network: trained in place of the config's. Sizes are the network's.
+
+        Raises:
+            ValueError: the network does not fit the config's losses, images or tokenizer.
+        """
         super().__init__(config, tokenizer, stored)
         self.masking, self.masking_mode = config.masking, config.masking.mode
         losses = self.make_losses()
-        self.network = build_network(config, losses, len(tokenizer), tokenizer.pad_token_id)
+        if network is None:
+            network = build_network(config, losses, len(tokenizer), tokenizer.pad_token_id)
+        else:
+            check_network(network, config, losses, len(tokenizer))
+        self.network = network
         own = [stage for loss in losses for stage in loss.stages()]
-        stages = [*encoding_stages(), *own, *masked_stages(PLANS[config.masking.mode])]
-        self.use_losses(losses, {name: w for name, w in config.losses.weights if w > 0}, stages)
+        stages = [*encoding_stages(), *own, *masked_stages(self.masking_plan())]
+        weights = {name: weight for name, weight in config.losses.weights if weight > 0}
+        weights |= {loss.name: weight for loss, weight in self.extra_losses}
+        self.use_losses(losses, weights, stages)
         self.target_names = tuple(dict.fromkeys(name for loss in losses for name in loss.targets))
         self.teacher_schedule = schedule_stages(teacher_stages(), self.target_names)
-        self.queue = FeatureQueue(config.losses.queue_size, config.model.itc_width)
+        self.queue = FeatureQueue(config.losses.queue_size, self.network.backbone.image_projection.out_features)
         self.collator = pair_collator(config, tokenizer, self.network.backbone.image_encoder.grid)
         for loss in losses:
             loss.check(world_size())
@@ -61,7 +79,44 @@ class PretrainTask(ObjectiveTask):
     def make_losses(self) -> list[Loss]:
         """Build the losses whose weight is not 0, in the order of their passes."""
         weights = dict(self.config.losses.weights)
-        return [kind(self.config) for kind in LOSSES if weights[kind.name] > 0]
+        own = [kind(self.config) for kind in LOSSES if weights[kind.name] > 0]
+        return [*own, *(loss for loss, _ in self.extra_losses)]
+
+    @functools.cached_property
+    def extra_losses(self) -> list[tuple[Loss, float]]:
+        """The losses of `losses.extra`, each with its weight.
+
+        An entry is an import path, or a section with the path as `class`, a `weight` (1 if left out) and the settings
+        of the class.
+        """
+        found: list[tuple[Loss, float]] = []
+        for number, entry in enumerate(self.config.losses.extra):
+            key = f"losses.extra.{number}"
+            values = {"class": entry} if isinstance(entry, str) else dict(entry)
+            path, weight = values.pop("class", None), values.pop("weight", 1.0)
+            if not isinstance(path, str) or not is_import_path(path):
+                raise ValueError(f"{key}: give the class as module:Class (found {path!r})")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+                raise ValueError(f"{key}.weight: give a number above 0 (found {weight!r})")
+            kind: Any = import_class(path, Loss, key)
+            found.append((kind(self.config, validate_settings(kind.settings_type, values, key)), float(weight)))
+        names = [*dict(self.config.losses.weights), *(loss.name for loss, _ in found)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"losses.extra: two losses have the name {name!r}; give each class a name of its own")
+        return found
+
+    def masking_plan(self) -> tuple[FusedPass, ...]:
+        """Return the plan of `masking.plan`, or of the mode."""
+        path = self.config.masking.plan
+        if path is None:
+            return PLANS[self.config.masking.mode]
+        if not is_import_path(path):
+            raise ValueError(f"masking.plan: give it as module:NAME (found {path!r})")
+        plan = import_value(path, "masking.plan")
+        if not isinstance(plan, tuple) or not plan or not all(isinstance(part, FusedPass) for part in plan):
+            raise ValueError(f"masking.plan: {path} is no tuple of mamo.tasks.pretrain.views.FusedPass")
+        return plan
 
     @functools.cached_property
     def teacher(self) -> Teacher:
@@ -125,6 +180,26 @@ def build_network(config: PretrainConfig, losses: Sequence[Loss], vocabulary_siz
     network = Mamo(backbone, heads)
     load_published(config, network)
     return network
+
+
+def check_network(network: Mamo, config: PretrainConfig, losses: Sequence[Loss], vocabulary_size: int) -> None:
+    """Raise ValueError, naming every disagreement, where a network does not fit the losses, images or tokenizer."""
+    backbone = network.backbone
+    encoder = backbone.image_encoder
+    size = tuple(n * side for n, side in zip(encoder.grid, encoder.patch_size_px))
+    problems = [
+        f"losses.weights.{loss.name}: the network has no head {name!r}"
+        for loss in losses
+        for name in loss.heads(backbone)
+        if network.get_head(name) is None
+    ]
+    if size != config.data.image_size:
+        problems.append(f"data.image_size_px: {config.data.image_size} in the config, {size} in the network")
+    n_words = backbone.text_encoder.word_embeddings.num_embeddings
+    if n_words < vocabulary_size:
+        problems.append(f"data.tokenizer: {vocabulary_size} tokens, {n_words} in the network")
+    if problems:
+        raise ValueError("the network does not fit the config:\n  " + "\n  ".join(problems))
 
 
 def teacher_spread(views: Views) -> dict[str, Tensor]:
