@@ -44,16 +44,16 @@ def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision
             scorer.encode_images(torch.split(images, scorer.batch_size)),
             scorer.encode_texts(*scorer.tokenize(captions)),
         )
-        products = Products(lambda: scorer.match(encoded, texts, image_indices, text_rows), device)
+        products = Products(lambda: scorer.itm_scores(encoded, texts, image_indices, text_rows), device)
         again = slice(0, scorer.batch_size)
 
         def encode_again() -> None:
             repeated = scorer.encode_images([images[image_indices[again]]])
-            scorer.match(repeated, texts, torch.arange(len(image_indices[again])), text_rows[again])
+            scorer.itm_scores(repeated, texts, torch.arange(len(image_indices[again])), text_rows[again])
 
         for number in range(case.rounds + 1):
             before, rate = products.seconds(), square_rate(device, "fp32", case.square_side)
-            match_s = seconds(lambda: scorer.match(encoded, texts, image_indices, text_rows), device) / case.pairs
+            match_s = seconds(lambda: scorer.itm_scores(encoded, texts, image_indices, text_rows), device) / case.pairs
             again_s = seconds(encode_again, device) / len(image_indices[again])
             if number == 0:
                 continue
@@ -111,7 +111,7 @@ def measure_gallery_memory(case: Case, folder: Path, device: torch.device, preci
             rows = torch.arange(min(case.pairs, len(gallery.tokens)))
             synchronise(device)
             torch.cuda.reset_peak_memory_stats(device)
-            scorer.match(gallery, texts, rows, rows % SHORTLIST)
+            scorer.itm_scores(gallery, texts, rows, rows % SHORTLIST)
             peak = torch.cuda.max_memory_allocated(device) / 2**20
             found[f"growth/{case.preset}/gallery_{len(gallery.tokens)}/device_peak_mib"] = peak
     return found

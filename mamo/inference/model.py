@@ -24,8 +24,9 @@ from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.processor import ImageLike, Processor
+from mamo.data.records import Box
 from mamo.data.transforms import eval_transform
-from mamo.evaluation.metrics.grounding import Box, best_proposal, to_image_size
+from mamo.evaluation.metrics.grounding import best_proposal, to_image_size
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
 from mamo.inference.gallery import EmptyGalleryError, Gallery, indexed, indexed_texts
@@ -158,7 +159,7 @@ class Model(ModelHubMixin):
             raise ValueError(f"match: {len(images)} images and {len(texts)} texts; give pairs")
         with torch.inference_mode():
             rows = torch.arange(len(images))
-            return self._scorer.match(self._images(images), self._texts(texts), rows, rows).sigmoid()
+            return self._scorer.itm_scores(self._images(images), self._texts(texts), rows, rows).sigmoid()
 
     def index(self, images: Sequence[ImageLike], cache: str | Path | None = None) -> Gallery[str]:
         """A gallery that texts retrieve from, each image encoded once; see `Gallery`. Raises EmptyGalleryError.
@@ -239,7 +240,9 @@ class Model(ModelHubMixin):
         with torch.inference_mode():
             texts = self._scorer.encode_texts(torch.tensor([joined]), torch.tensor([len(joined)]))
             row = torch.zeros(1, dtype=torch.int64)
-            (words,) = self._scorer.fill(self._images([image]), texts, row, row, torch.tensor([slots])).tolist()
+            (words,) = self._scorer.predict_masked(
+                self._images([image]), texts, row, row, torch.tensor([slots])
+            ).tolist()
         for slot, token in zip(slots, words, strict=True):
             joined[slot] = token
         return str(tokenizer.decode(joined[1:-1]))

@@ -119,7 +119,7 @@ def _rankings(
     if scorer.network.get_head("itm") is None:
         return shortlists[0][:, :TOP].tolist(), shortlists[1][:, :TOP].tolist(), "ITC"
     pairs, *places = union_of_pairs(*shortlists)
-    score = scorer.match(images, texts, pairs[:, 0], pairs[:, 1])
+    score = scorer.itm_scores(images, texts, pairs[:, 0], pairs[:, 1])
     best = [s.gather(1, score[place].topk(min(TOP, k), dim=1).indices) for s, place in zip(shortlists, places)]
     return best[0].tolist(), best[1].tolist(), "ITM among the shortlist of ITC"
 

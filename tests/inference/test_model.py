@@ -118,7 +118,7 @@ def test_match_similarity_and_words(run: Path, pictures: list[Image.Image], capt
     with torch.inference_mode():
         images = scorer.encode_images([torch.stack([model.processor.pixels(picture) for picture in pictures])])
         rows = torch.arange(N)
-        logits = scorer.match(images, scorer.encode_texts(*scorer.tokenize(captions)), rows, rows)
+        logits = scorer.itm_scores(images, scorer.encode_texts(*scorer.tokenize(captions)), rows, rows)
         items = [item for item in masked_words(WORLD, N) if item.word_class == "colour"][:6]
         expected = fill_masked_words(scorer, images, items, {k: k for k in range(N)})
     probability = model.match(pictures, captions)

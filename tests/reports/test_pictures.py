@@ -149,7 +149,7 @@ def test_the_ranking_is_by_itm_within_the_shortlist_of_itc(scorer: Scorer) -> No
         texts = scorer.encode_texts(*scorer.tokenize(captions))
         to_texts, to_images, by = pictures._rankings(scorer, images, captions, rerank_k=6)
         rows = torch.cartesian_prod(torch.arange(n), torch.arange(n))
-        itm = scorer.match(images, texts, rows[:, 0], rows[:, 1]).view(n, n)
+        itm = scorer.itm_scores(images, texts, rows[:, 0], rows[:, 1]).view(n, n)
         itc = images.feature @ texts.feature.T
     assert by.startswith("ITM")
     for found, first, then in ((to_texts, itc, itm), (to_images, itc.T, itm.T)):
