@@ -69,7 +69,7 @@ def test_a_run_and_an_evaluation_write_their_page(tiny: Callable[..., RunConfig]
         assert not re.search(r"https?://|<script|<link", text)
         page = Page(text)
         assert [re.split("[,:]", heading)[0] for heading in page.headings] == [
-            "Numbers", "Images to texts", "Texts to images", "What an expression means", "Masked words",
+            "Numbers", "Images to texts", "Texts to images", "Expressions", "Masked words",
             "Masked patches", "Probes", "Losses and metrics", "Speed", "The card of the checkpoint",
         ]  # fmt: skip
         assert {f"#s{k}" for k in range(len(page.headings))} == page.links
