@@ -36,9 +36,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func._overloadpacket not in flop_registry:
             with self:
-                decomposed = func.decompose(
-                    *args, **kwargs
-                )  # composite operations arrive whole in inference
+                decomposed = func.decompose(*args, **kwargs)  # composite operations arrive whole in inference
             if decomposed is not NotImplemented:
                 return decomposed
         out = func(*args, **kwargs)

@@ -188,7 +188,7 @@ def test_heads_that_are_missing_are_named(tiny: Callable[..., RunConfig], tmp_pa
         lambda: model.index_texts(["x"]),
         lambda: model.ground(picture, "x"),
     ):
-        with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; train it on with"):
+        with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; fine-tune it with"):
             call()
     assert model.fill_mask(picture, "a [MASK]")
     model.network.mlm = None
@@ -265,7 +265,7 @@ class Evil:
 def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a truncated file that loads in part, a pickle whose code runs."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(mamo.CheckpointError, match="no folder; give a run"):
+    with pytest.raises(mamo.CheckpointError, match="no such folder; give a run"):
         mamo.load(tmp_path / "nowhere")
     with pytest.raises(mamo.CheckpointError, match=rf"Did you mean {tmp_path / 'run'}\?"):
         mamo.load(tmp_path / "rum")
