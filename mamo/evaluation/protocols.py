@@ -159,7 +159,12 @@ def apply_protocol(protocol: str, values: dict[str, Any], is_compatible: Callabl
 
 
 def protocol_of(config: RunConfig, scenes_name: str) -> str:
-    """Return the protocol of a run's own evaluation; `NAME-custom` where the config differs from what it fixes."""
+    """Return the protocol of a run's own evaluation; `NAME-custom` where the config differs from what it fixes.
+
+    Args:
+        config: of the run.
+        scenes_name: last part of the task's protocols in the embedded world.
+    """
     data = config.data
     if data.source == "records":
         return f"records-{config.task}"

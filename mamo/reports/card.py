@@ -14,11 +14,11 @@ from mamo.training.run_dir import RESULTS
 def model_card(folder: Path, config: RunConfig) -> str:
     """Return the card of a verified step folder (`checkpoint.resolve`); `config` is the folder's own."""
     state = json.loads((folder / "state.json").read_text())
-    training = config.training
+    training, (height, width) = config.training, config.data.image_size
     facts = {
         "method": state.get("method", f"task {config.task}"),
         "preset": f"`{config.model.preset}`, {_parameters(folder):,} parameters",
-        "image": f"{state.get('image_encoder', 'image encoder')}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
+        "image": f"{state.get('image_encoder', 'image encoder')}, {height} x {width} px",
         "steps": (
             f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each, "
             f"{training.optimizer}"

@@ -43,7 +43,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """N pictures [H, W, 3], the caption of each, which is no other's, and what is asked of them by their number.
+    """N pictures [H, W, 3] with one distinct caption each, and the expressions and masked words on them by index.
 
     Files of expressions have no captions.
     """
@@ -51,7 +51,7 @@ class Samples:
     pictures: list[Picture]
     captions: list[str]
     expressions: list[Expression]
-    """With gold boxes, in pixels of the pictures; none of pairs."""
+    """With gold boxes, in pixels of the pictures; empty for image-text pairs."""
     masked_words: list[MaskedWord]
 
 
@@ -65,7 +65,13 @@ def network_pictures(
 ) -> list[tuple[str, str]]:
     """Build one (title, HTML) section per available head. The network is left in eval mode.
 
-    `rows` is the number of queries, expressions and images of each kind. The other arguments are those of `Scorer`.
+    Args:
+        predictor: the network with its processor.
+        config: of the run; evaluation settings and seed.
+        masking: masking settings of the masked patches.
+        mim_target: target of MIM.
+        samples: the pictures to show.
+        rows: number of queries, expressions and images of each kind.
     """
     network: Mamo = predictor.network.eval()
     scorer = Scorer(predictor, config.evaluation.batch_size)

@@ -157,8 +157,8 @@ def _trial(variant: str, overrides: Sequence[str], seed: int, stages: Sequence[t
 def changed_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that are not at their default, by section.
 
-    Keys of other tasks count with the value at which they change nothing: a preset's sizes of an image encoder that
-    MLIM does not have, say. So neither a new key nor one that leaves a task's type makes finished trials unknown.
+    Keys of other tasks count with the value at which they change nothing, such as a preset's sizes of an image encoder
+    that MLIM does not have. So neither a new key nor one that leaves a task's type changes the hash of finished trials.
     """
     return non_defaults(config, CONFIG_TYPES)
 

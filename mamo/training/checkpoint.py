@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
     >>> import mamo
     >>> mamo.load("runs/nowhere/else")
     Traceback (most recent call last):
-    mamo.training.checkpoint.CheckpointError: runs/nowhere/else: no such folder; give a run, a step or an exported folder
+    mamo.training.checkpoint.CheckpointError: runs/nowhere/else: no such folder; give a run, ...
     """
 
 

@@ -273,7 +273,7 @@ def test_the_evaluations_of_a_run_are_drawn_against_the_step(tmp_path: Path, mon
 
 
 def test_the_green_band_is_the_one_that_runs_are_compared_with(
-    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: curves.png shows another band, or another line in it, than `compare_runs` judges a run by."""
     figures: list[Any] = []
@@ -295,7 +295,7 @@ def test_the_green_band_is_the_one_that_runs_are_compared_with(
             for step in range(1, 121)
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    curves.plot_curves(run)
+    curves.plot_curves(run, load_config)
     (figure,) = figures
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
     assert [name for name, axis in panels.items() if axis.collections] == ["loss/mlm", "loss/itm", "learning_rate"]
