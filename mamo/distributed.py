@@ -1,6 +1,6 @@
-"""The processes of a run and the few collective operations that they need; with one process each is the identity.
+"""Process group of a run and its collectives; with a single process each collective is the identity.
 
-`torchrun` starts the processes and says who is who in the environment; without it there is one process and no group.
+`torchrun` starts the processes and sets the environment variables. Without it there is one process and no group.
 """
 
 import contextlib
@@ -18,30 +18,30 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 STEP_TIMEOUT = timedelta(minutes=10)
-"""How long an operation within a step may take before the others are given up."""
+"""Timeout of a collective within a step; after it the other ranks count as lost."""
 WAIT_TIMEOUT = timedelta(days=2)
-"""How long the others wait while the first process evaluates or writes."""
+"""Timeout of the other ranks while rank 0 evaluates or writes."""
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out", re.IGNORECASE)
-_cpu_group: Any = None  # a process group, which may wait long
+_cpu_group: Any = None  # gloo group with `WAIT_TIMEOUT`
 
 
 class RankLostError(ConnectionError):
-    """Another process of the run ended or cannot be reached."""
+    """Another rank of the run ended or cannot be reached."""
 
 
 def rank() -> int:
-    """Number of this process, 0 without a process group."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 without a process group."""
+    """Return the number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join the processes that `torchrun` started; nothing to join without it.
+    """Join the process group that `torchrun` started; do nothing without `torchrun`.
 
     Args:
         device: `training.device`; unless it is `cpu`, each process takes the GPU of its local rank where there is one.
@@ -54,7 +54,7 @@ def process_group(device: str) -> Iterator[None]:
     if is_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, number, count = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    # after a restart torchrun's store still holds the addresses of the processes before, to which none can connect
+    # after a restart torchrun's store still holds the addresses of the previous processes, which are gone
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"start-{restart}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
@@ -69,10 +69,10 @@ def process_group(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def detect_lost_ranks() -> Iterator[None]:
-    """Tell in one message that another process died or did not answer in `STEP_TIMEOUT`.
+    """Convert a failed collective into one `RankLostError` message.
 
     Raises:
-        ProcessLost: instead of what the failed operation raised.
+        RankLostError: another rank died or did not answer within the timeout; replaces the collective's own error.
     """
     try:
         yield
@@ -80,13 +80,13 @@ def detect_lost_ranks() -> Iterator[None]:
         if world_size() == 1 or not _LOST.search(str(error)):
             raise
         raise RankLostError(
-            f"process {rank()} of {world_size()} lost contact with another one, which was killed or failed (see its "
-            f"own message): {str(error).splitlines()[0]}. Continue from the last checkpoint with --resume"
+            f"process {rank()} of {world_size()} lost contact with another process, which was killed or failed (see "
+            f"its own message): {str(error).splitlines()[0]}. Continue from the last checkpoint with --resume"
         ) from error
 
 
 def all_gather_no_grad(tensor: Tensor) -> Tensor:
-    """[B, ...] of each process -> [world * B, ...] in rank order, without gradient."""
+    """Gather [B, ...] of each rank -> [world * B, ...] in rank order, without gradient."""
     if world_size() == 1:
         return tensor.detach()
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -95,7 +95,7 @@ def all_gather_no_grad(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum over processes, without gradient."""
+    """Sum over ranks, without gradient."""
     if world_size() == 1:
         return tensor.detach()
     summed = tensor.detach().clone()
@@ -104,7 +104,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """The plain Python value (or CPU tensors) of every process, in rank order; waits for all of them."""
+    """Gather a plain Python value (or CPU tensors) of every rank, in rank order; waits for all ranks."""
     if world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size()
@@ -113,13 +113,14 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def map_over_ranks(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """`work` of every part, in order, in every process; process r does parts r, r + world, r + 2 world, ...
+    """Map `work` over `parts`, divided among the ranks. Every rank returns all results, in order.
 
-    Every process must bring equally many parts. What `work` gives is sent around: plain Python values or CPU tensors.
-    A result hence never depends on the number of processes, as long as that of a part depends on the part alone.
+    Rank r processes parts r, r + world, r + 2 world, ... Every rank must pass the same number of parts. Results are
+    gathered as plain Python values or CPU tensors. They do not depend on the number of ranks if `work` depends only on
+    its part.
 
     Raises:
-        ValueError, OSError: what `work` raised, in every process alike.
+        ValueError, OSError: what `work` raised, on every rank.
     """
     own: list[R] | Exception
     try:
@@ -137,7 +138,7 @@ def map_over_ranks(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
 
 def run_on_all_ranks(work: Callable[[], T]) -> T:
-    """Call `work` in every process; of several that raise, the first tells its error and the others end in silence."""
+    """Run `work` on every rank. The lowest rank that failed re-raises; the others exit with code 2."""
     result, error = None, None
     try:
         result = work()

@@ -210,7 +210,7 @@ def test_tables_are_fresh() -> None:
     results = ROOT / "configs/studies/results"
     for name in ("methods", "losses", "mlim", "mim_target"):
         study = read_study(ROOT / f"configs/studies/{name}.yaml")
-        assert (results / f"{name}.md").read_text() == markdown(study, list(study.cells("all")), read_rows(results))
+        assert (results / f"{name}.md").read_text() == markdown(study, list(study.trials("all")), read_rows(results))
 
 
 def test_a_new_result_changes_its_table(tmp_path: Path) -> None:

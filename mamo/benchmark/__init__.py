@@ -1,1 +1,1 @@
-"""Speed and memory on the machine at hand, as ratios to what that machine can do."""
+"""Benchmark: speed and memory on this machine, relative to the machine's own limits."""

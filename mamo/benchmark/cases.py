@@ -1,7 +1,7 @@
-"""What is measured: the network of a preset at fixed shapes, with made-up pairs that wait in memory.
+"""Define the measured cases: the network of a preset at fixed shapes, with synthetic pairs in memory.
 
-The shapes are those at which ALBEF's own code was measured (see `step.PEER_GFLOP`): captions fill all their tokens,
-so no padding is left to skip.
+The shapes are those at which ALBEF's own code was measured (see `step.PEER_GFLOP`). Captions use all their tokens, so
+that there is no padding to skip.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mamo.benchmark.measure import Precision
+from mamo.benchmark.timing import Precision
 from mamo.config.schema import RunConfig
 from mamo.config.values import merge
 from mamo.data.pairs import Sample
@@ -30,7 +30,7 @@ ALBEF: dict[str, Any] = {
         "mlm_soft_target_alpha": 0.4,
     },
 }
-"""What `configs/pretrain/albef.yaml` says beside sizes: three losses, cross-attention fusion, momentum distillation."""
+"""Settings of `configs/pretrain/albef.yaml` except sizes: three losses, cross-attention, momentum distillation."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class Case:
     vocabulary_size: int
     queue_size: int
     rounds: int
-    """Measurements of which the median is taken."""
+    """Number of measurements; the median is reported."""
     text_tokens: int = 25
     patch_size_px: int = 16
     pairs: int = 2048
-    """Image-text pairs that are scored in a round of the evaluation."""
+    """Image-text pairs scored per round of the evaluation."""
     square_side: int = 2048
-    """Side of the square product measured beside everything."""
+    """Side of the square matrix product that measures the machine's rate in each round."""
     method: Literal["mamo", "albef"] = "mamo"
     activation_checkpointing: bool = False
     processes: int = 1
-    """Processes that share the batch; ITM's pools fill the part of one."""
+    """Processes that share the batch; ITM's pool is the local batch of one process."""
 
     def config(self, folder: Path, device: str, precision: str) -> RunConfig:
-        """The configuration of the case; its tokenizer is written into `folder`."""
+        """Build the configuration of the case; its tokenizer is written into `folder`."""
         tokenizer = folder / f"tokenizer-{self.vocabulary_size}"
         if not tokenizer.exists():
             words = [f"w{number}" for number in range(self.vocabulary_size - len(SPECIAL_TOKENS))]
@@ -91,31 +91,31 @@ GPU_BATCH_SIZE, GPU_ROUNDS, GPU_PAIRS = 64, 15, 16_384
 
 
 def has_peer_shapes(case: Case) -> bool:
-    """Whether ALBEF's own code was measured at these shapes."""
+    """Return whether ALBEF's own code was measured at these shapes."""
     peer = CASES.get(case.preset)
     return peer is not None and all(getattr(case, name) == getattr(peer, name) for name in PEER_SHAPES)
 
 
 def case_for(preset: str, device: torch.device) -> Case:
-    """The case of a preset; a GPU gets batches that fill it."""
+    """Return the case of a preset; a GPU gets larger batches, which fill it."""
     case = CASES[preset]
     if device.type == "cuda":
         case = replace(case, batch_size=GPU_BATCH_SIZE, rounds=GPU_ROUNDS, pairs=GPU_PAIRS, square_side=8192)
     return case
 
 
-def made_up_captions(count: int, n_words: int, vocabulary_size: int, seed: int = 0) -> list[str]:
-    """`count` captions of `n_words` words each."""
+def synthetic_captions(count: int, n_words: int, vocabulary_size: int, seed: int = 0) -> list[str]:
+    """Generate `count` captions of `n_words` words each."""
     words = np.random.default_rng(seed).integers(vocabulary_size - len(SPECIAL_TOKENS), size=(count, n_words))
     return [" ".join(f"w{word}" for word in row) for row in words]
 
 
-def made_up_batch(run: TrainingRun, size: int, n_words: tuple[int, ...] = ()) -> PairBatch:
-    """`size` pairs of noise, each image and caption distinct; captions of `n_words[i % len]` words."""
+def synthetic_batch(run: TrainingRun, size: int, n_words: tuple[int, ...] = ()) -> PairBatch:
+    """Generate `size` pairs of noise with distinct images and captions; captions of `n_words[i % len]` words."""
     config = run.config.data
     rng = np.random.default_rng(0)
     lengths = n_words or (config.text_max_tokens - 2,)
-    captions = made_up_captions(size, max(lengths), len(run.tokenizer))
+    captions = synthetic_captions(size, max(lengths), len(run.tokenizer))
     samples = [
         Sample(
             image=torch.from_numpy(rng.integers(0, 256, (3, *config.image_size), dtype=np.uint8)),
@@ -131,8 +131,10 @@ def made_up_batch(run: TrainingRun, size: int, n_words: tuple[int, ...] = ()) ->
     return batch
 
 
-def build(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[TrainingRun, Loop, PairBatch]:
-    """A run of the case, a loop that writes nothing, and a process's batch on the device."""
+def build_case(
+    case: Case, folder: Path, device: torch.device, precision: Precision
+) -> tuple[TrainingRun, Loop, PairBatch]:
+    """Build a run of the case, a loop that writes nothing, and one process's batch on the device."""
     run = TrainingRun(case.config(folder, device.type, precision))
     run.task.network.train()
-    return run, run.dry_run_loop(precision, folder), made_up_batch(run, case.batch_size // case.processes).to(device)
+    return run, run.dry_run_loop(precision, folder), synthetic_batch(run, case.batch_size // case.processes).to(device)

@@ -1,18 +1,18 @@
-"""How a step's time grows with the batch and with the image."""
+"""Measure how a step's time grows with batch size and image size."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from mamo.benchmark.cases import Case, build
-from mamo.benchmark.measure import Precision, Rounds, seconds
+from mamo.benchmark.cases import Case, build_case
+from mamo.benchmark.timing import Precision, Rounds, seconds
 
 ROUNDS = 3
 
 
 def measure_growth(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Seconds a sample at half and twice the batch and at twice the side of the image."""
+    """Measure seconds per sample at half and twice the batch size and at twice the image side."""
     grown = {
         f"batch_{case.batch_size // 2}": replace(case, batch_size=max(2, case.batch_size // 2)),
         f"batch_{case.batch_size}": case,
@@ -21,7 +21,7 @@ def measure_growth(case: Case, folder: Path, device: torch.device, precision: Pr
     }
     found: dict[str, float] = {}
     for name, other in grown.items():
-        _, loop, batch = build(other, folder, device, precision)
+        _, loop, batch = build_case(other, folder, device, precision)
         rounds = Rounds()
         for step in range(ROUNDS + 1):
             sample_s = seconds(lambda: loop.step(batch, step), device) / len(batch)  # noqa: B023 (called at once)

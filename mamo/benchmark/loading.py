@@ -1,6 +1,6 @@
-"""Loading of training samples: samples a second of one core, and the share of step time spent waiting for them.
+"""Measure data loading: samples per second of one core, and the share of step time spent waiting for data.
 
-Seconds a core are those of the processor (`time.process_time`), so that other work on the machine hardly counts.
+Seconds are processor seconds (`time.process_time`), so that other load on the machine hardly matters.
 """
 
 import functools
@@ -8,7 +8,6 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 from mamo.benchmark.cases import Case
-from mamo.benchmark.measure import Precision, Rounds
+from mamo.benchmark.timing import Precision, Rounds
 from mamo.config.schema import DataConfig
 from mamo.data.loader import SampleDataset
 from mamo.data.pairs import PairDataset
@@ -28,13 +27,13 @@ from mamo.world.datasets import ScenePairs
 
 STORED_PX = 256
 STORED = 64
-"""JPEG files of a measurement."""
+"""Number of JPEG files in a measurement."""
 JPEG_QUALITY = 90
 WAIT_STEPS = 8
 
 
 def measure_loading(folder: Path, rounds: int, n_stored: int = STORED, side_px: int = STORED_PX) -> dict[str, float]:
-    """Samples a second of one core: scenes as drawn, JPEGs as files and in shards with the full augmentation."""
+    """Measure samples per second of one core: rendered scenes, and augmented JPEGs from files and from shards."""
     files, n_bytes = write_jpegs(folder / "jpeg", n_stored, side_px)
     write_shards(folder / "jpeg", folder / "shards", n_stored)
     index_folder(folder / "shards")
@@ -69,26 +68,26 @@ def _rate(source: SampleDataset, count: int) -> float:
 def measure_waiting(
     case: Case, folder: Path, device: torch.device, precision: Precision, workers: int
 ) -> dict[str, float]:
-    """Share of the time of training steps on drawn scenes that is spent waiting for the loader."""
+    """Measure the share of step time spent waiting for the loader, on rendered scenes."""
     run = TrainingRun(case.config(folder, device.type, precision))
     run.task.network.train()
     loop = run.dry_run_loop(precision, folder)
     batches = run.batches(0, workers)
-    for step in range(2):  # the processes start, kernels are chosen
+    for step in range(2):  # warm-up: workers start, kernels are chosen
         loop.step(next(batches).to(device), step)
     waited, started = 0.0, time.perf_counter()
     for step in range(2, 2 + WAIT_STEPS):
         mark = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - mark
-        loop.step(batch.to(device), step)  # reads the losses back, so the device has finished
+        loop.step(batch.to(device), step)  # reads the losses, so the device has finished
     share = waited / (time.perf_counter() - started)
     batches.close()  # type: ignore[attr-defined]
     return {f"loading/{case.preset}/wait_share": share, f"loading/{case.preset}/workers": float(workers)}
 
 
 def write_jpegs(folder: Path, count: int, side_px: int) -> tuple[Path, int]:
-    """JPEGs whose spectrum falls as a photograph's (amplitude 1/f); returns the pairs file and the bytes of all."""
+    """Write JPEGs with the spectrum of photographs (amplitude 1/f); return the pairs file and the total bytes."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     rows, n_bytes = [], 0
@@ -97,7 +96,7 @@ def write_jpegs(folder: Path, count: int, side_px: int) -> tuple[Path, int]:
     for number in range(count):
         spectrum = np.fft.rfft2(rng.standard_normal((3, side_px, side_px))) / frequency
         texture = np.fft.irfft2(spectrum, s=(side_px, side_px))
-        colours = texture + 2 * texture.mean(axis=0, keepdims=True)  # colours of a photograph go along with each other
+        colours = texture + 2 * texture.mean(axis=0, keepdims=True)  # colour channels of photographs are correlated
         pixels = (128 + 48 * colours / colours.std()).clip(0, 255).astype(np.uint8)
         stream = io.BytesIO()
         Image.fromarray(pixels.transpose(1, 2, 0).copy()).save(stream, "JPEG", quality=JPEG_QUALITY)
@@ -110,7 +109,7 @@ def write_jpegs(folder: Path, count: int, side_px: int) -> tuple[Path, int]:
 
 
 def write_shards(jpegs: Path, folder: Path, count: int, n_shards: int = 2) -> None:
-    """The same pictures in tar shards of img2dataset's layout."""
+    """Write the same images in tar shards of img2dataset's layout."""
     folder.mkdir()
     for shard in range(n_shards):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
@@ -120,15 +119,3 @@ def write_shards(jpegs: Path, folder: Path, count: int, n_shards: int = 2) -> No
                 info = tarfile.TarInfo(f"{number:05d}.txt")
                 info.size = len(caption)
                 tar.addfile(info, io.BytesIO(caption))
-
-
-def profile_operations(work: dict[str, Callable[[], object]], repeats: int = 50) -> dict[str, float]:
-    """Milliseconds of the processor of each piece of work."""
-    spent = {}
-    for name, function in work.items():
-        function()
-        started = time.process_time()
-        for _ in range(repeats):
-            function()
-        spent[name] = 1000 * (time.process_time() - started) / repeats
-    return spent

@@ -1,7 +1,7 @@
-"""Peak memory of training steps beside what `--plan` predicts, and what saving and resuming take.
+"""Measure peak memory of training steps against the prediction of `--plan`, and the time to save and resume.
 
-On a CPU the peak is that of the process (as Linux counts it), so it is measured in a fresh one, above what the imported
-libraries occupy.
+On a CPU the peak is that of the process, as Linux counts it. It is measured in a fresh process, above the memory of the
+imported libraries.
 """
 
 import multiprocessing
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from mamo import estimate
-from mamo.benchmark.cases import Case, build
-from mamo.benchmark.measure import Precision, Rounds, seconds
+from mamo.benchmark.cases import Case, build_case
+from mamo.benchmark.timing import Precision, Rounds, seconds
 from mamo.trainer import TrainingRun, load_checkpoint
 from mamo.training import run_dir
 from mamo.training.async_writer import AsyncWriter
@@ -24,14 +24,14 @@ Result = TypeVar("Result")
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """`function(*arguments)`, both importable by name, in a process of its own with as many threads as this one."""
+    """Run `function(*arguments)`, both importable by name, in a new process with as many threads as this one."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
         return pool.apply(function, arguments)
 
 
 def measure_memory(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Peak of two steps, its prediction and their ratio, plainly and with activation checkpointing."""
+    """Measure the peak of two steps, its prediction and their ratio, with and without activation checkpointing."""
     found: dict[str, float] = {}
     prefix = f"memory/{case.preset}"
     for name, is_checkpointed in ((prefix, False), (f"{prefix}/checkpointing", True)):
@@ -49,17 +49,17 @@ def measure_memory(case: Case, folder: Path, device: torch.device, precision: Pr
 
 
 def predicted_mib(case: Case, folder: Path, device: torch.device, precision: Precision) -> float:
-    """What `--plan` says that a step of the case needs at most, in MiB."""
-    run, loop, batch = build(case, folder, device, precision)
+    """Predict the peak memory of a step as `--plan` does, in MiB."""
+    run, loop, batch = build_case(case, folder, device, precision)
     in_passes = estimate.peak_bytes(lambda: loop.backward(batch, 0))
     return sum(estimate.memory_bytes(run, in_passes + estimate.batch_bytes(batch)).values()) / 2**20
 
 
 def peak_mib(case: Case, folder: Path, device: torch.device, precision: Precision) -> float:
-    """Most memory in use while building a run and taking two steps, in MiB, above what was in use before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is in use now
+    """Measure the peak memory of building a run and two steps, in MiB above the memory in use before."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use now
     before = _peak_resident_mib()
-    _, loop, batch = build(case, folder, device, precision)
+    _, loop, batch = build_case(case, folder, device, precision)
     for step in range(2):
         loop.step(batch, step)
     if device.type == "cuda":
@@ -68,13 +68,13 @@ def peak_mib(case: Case, folder: Path, device: torch.device, precision: Precisio
 
 
 def _peak_resident_mib() -> float:
-    """Most resident memory of this process by Linux's own count; `ru_maxrss` would include what its parent once had."""
+    """Return the peak resident memory by Linux's own count; `ru_maxrss` would include memory of the parent process."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) / 1024
 
 
 def measure_checkpoint(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Seconds that a save stops training for, seconds from the checkpoint to a run that can go on, and its size."""
+    """Measure the seconds that a save stops training, the seconds to resume, and the size of a checkpoint."""
     folder = folder / f"checkpoint-{case.preset}"
     folder.mkdir()
     run = TrainingRun(case.config(folder, device.type, precision))
@@ -82,8 +82,8 @@ def measure_checkpoint(case: Case, folder: Path, device: torch.device, precision
     run_dir.write_config(run.output_dir, run.config)
     run.tokenizer.save_pretrained(run.output_dir / "tokenizer")
     loop = run.loop([])
-    _, _, batch = build(case, folder, device, precision)
-    loop.step(batch, 0)  # the optimizer's state exists from now on
+    _, _, batch = build_case(case, folder, device, precision)
+    loop.step(batch, 0)  # creates the optimizer state
     rounds = Rounds()
     for number in range(1, 4):
         started = time.perf_counter()

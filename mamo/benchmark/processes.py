@@ -1,4 +1,4 @@
-"""How samples a second grow with the number of processes: on a CPU they share its threads, else each has a GPU."""
+"""Measure how samples per second grow with the number of processes (CPU: threads are shared; GPU: one each)."""
 
 import os
 import socket
@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from mamo.benchmark.cases import Case, build
-from mamo.benchmark.measure import Precision, Rounds, seconds
+from mamo.benchmark.cases import Case, build_case
+from mamo.benchmark.timing import Precision, Rounds, seconds
 from mamo.distributed import process_group, world_size
 
 ROUNDS = 3
@@ -18,13 +18,14 @@ WARM_UP_STEPS = 2
 
 
 def measure_processes(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Samples a second by one process and by more of them (DDP), and their ratio; each process has the case's batch.
+    """Measure samples per second with one and with more processes (DDP), and their ratio; each has the case's batch.
 
-    The processes count 1, 2, 4, ... up to the GPUs; on a CPU 1 and 2, and both have as many threads in all.
+    The numbers of processes are 1, 2, 4, ... up to the number of GPUs; on a CPU 1 and 2, with the same total of
+    threads.
     """
     most = torch.cuda.device_count() if device.type == "cuda" else 2
     counts = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    case.config(folder, device.type, precision)  # writes the tokenizer, which all processes read
+    case.config(folder, device.type, precision)  # writes the tokenizer for all processes
     rounds = Rounds()
     for _ in range(ROUNDS):
         rates = {count: samples_per_s(count, case, folder, device, precision) for count in counts}
@@ -34,10 +35,10 @@ def measure_processes(case: Case, folder: Path, device: torch.device, precision:
 
 
 def samples_per_s(count: int, case: Case, folder: Path, device: torch.device, precision: Precision) -> float:
-    """Samples a second of all `count` processes together.
+    """Measure samples per second of all `count` processes together.
 
     Raises:
-        torch.multiprocessing.ProcessRaisedException: a process failed; with its traceback.
+        torch.multiprocessing.ProcessRaisedException: a process failed; contains its traceback.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,16 +62,16 @@ def _measure(
     precision: Precision,
     step_s: Path,
 ) -> None:
-    """Process `number` of `count`: take the steps; the first one writes the seconds of one."""
+    """Run process `number` of `count`: take the steps; process 0 writes the seconds per step."""
     names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
     torch.set_num_threads(threads)
     with process_group(device.type):
         assert world_size() == count
-        _, loop, batch = build(case, folder, device, precision)
+        _, loop, batch = build_case(case, folder, device, precision)
         loop.join()
         for step in range(WARM_UP_STEPS):
             loop.step(batch, step)
-        taken_s = seconds(lambda: loop.step(batch, WARM_UP_STEPS), device, STEPS)  # each waits for all gradients
+        taken_s = seconds(lambda: loop.step(batch, WARM_UP_STEPS), device, STEPS)  # each step waits for all gradients
     if number == 0:
         step_s.write_text(str(taken_s))

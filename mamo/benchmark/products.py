@@ -1,8 +1,8 @@
-"""The floor of a computation: the seconds its matrix products take alone, one after the other.
+"""Measure the floor of a computation: the seconds of its matrix products run one after the other.
 
-Every product, convolution and attention of a computation is recorded with the sizes and strides of its operands, then
-each distinct one is run by itself. What a step takes beyond their sum is everything else: norms, activations, copies,
-the optimizer, the interpreter.
+Every product, convolution and attention of a computation is recorded with the sizes and strides of its operands; then
+each distinct one is timed by itself. The rest of a step's time is norms, activations, copies, the optimizer and the
+interpreter.
 """
 
 from collections import Counter
@@ -15,15 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from mamo.benchmark.measure import seconds
+from mamo.benchmark.timing import seconds
 
 SHORTEST_S = 5e-4
-"""A product is repeated until this time is over, so that the clock does not matter."""
+"""A product is repeated for at least this time, so that clock resolution does not matter."""
 MOST_REPEATS = 200
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the products by operation, sizes, strides and precision."""
+    """Count the products by operation, sizes, strides and precision."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -36,7 +36,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func._overloadpacket not in flop_registry:
             with self:
-                decomposed = func.decompose(*args, **kwargs)  # composite ones reach this mode whole in inference
+                decomposed = func.decompose(*args, **kwargs)  # composite operations arrive whole in inference
             if decomposed is not NotImplemented:
                 return decomposed
         out = func(*args, **kwargs)
@@ -47,7 +47,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Products:
-    """The matrix products of one call of `work`.
+    """Matrix products of one call of `work`.
 
     `operations` counts a multiplication and an addition as two. Attention is recorded as two plain products around a
     softmax on every device.
@@ -63,7 +63,7 @@ class Products:
         self._repeats: dict[Any, int] = {}
 
     def seconds(self) -> float:
-        """The sum over the recorded products of the seconds each takes alone, here and now."""
+        """Measure the seconds of each recorded product by itself, now, and return the sum."""
         total = 0.0
         for call, count in self.calls.items():
             func, arguments = call
@@ -77,7 +77,7 @@ class Products:
 
 
 def _described(argument: Any) -> Any:
-    """Something hashable from which `_made` makes an equal argument; contents do not matter."""
+    """Describe an argument as a hashable value from which `_made` makes an equal one; contents do not matter."""
     if isinstance(argument, Tensor):
         return Tensor, tuple(argument.shape), argument.stride(), argument.dtype
     return (list, *argument) if isinstance(argument, list) else argument

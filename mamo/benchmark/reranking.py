@@ -1,4 +1,4 @@
-"""Re-ranking: image-text pairs scored a second, against the floor, the peers, and encoding the image for every pair."""
+"""Measure re-ranking: pairs scored per second, against the floor, the peers, and encoding the image for every pair."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,24 +6,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mamo.benchmark.cases import Case, has_peer_shapes, made_up_captions
-from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, synchronise
+from mamo.benchmark.cases import Case, has_peer_shapes, synthetic_captions
 from mamo.benchmark.products import Products
+from mamo.benchmark.timing import Precision, Rounds, seconds, square_rate, synchronise
 from mamo.evaluation.metrics.retrieval import rank_by_similarity
 from mamo.evaluation.scorer import EncodedImages, Scorer
 from mamo.trainer import TrainingRun
 from mamo.training.precision import cast_parameters
 
 PEER_MFLOP = {"tiny": 152.0, "small": 1900.0}
-"""ALBEF's own evaluation loop in the same measure as `step.PEER_GFLOP`, a pair, in units of 1e6 operations."""
+"""ALBEF's own evaluation loop, per pair, in the measure of `step.PEER_GFLOP` but units of 1e6 operations."""
 SHORTLIST = 16
-"""Texts that each image is scored with."""
+"""Texts scored with each image."""
 
 
 def measure_reranking(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Pairs a second of `Scorer.match`, with every image and text encoded once before.
+    """Measure pairs per second of `Scorer.itm_scores`, with every image and text encoded once before.
 
-    `reranking/PRESET/albef` is the same by cross-attention fusion, measured where ALBEF's own loop was.
+    `reranking/PRESET/albef` is the same with cross-attention fusion, at the shapes where ALBEF's own loop was measured.
     """
     found = _rerank(case, folder, device, precision).summary(f"reranking/{case.preset}")
     if has_peer_shapes(case):
@@ -35,7 +35,7 @@ def measure_reranking(case: Case, folder: Path, device: torch.device, precision:
 def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision) -> Rounds:
     run, scorer, images = _ready(case, folder, device, precision)
     network = run.task.network
-    captions = made_up_captions(SHORTLIST, case.text_tokens - 2, case.vocabulary_size)
+    captions = synthetic_captions(SHORTLIST, case.text_tokens - 2, case.vocabulary_size)
     image_indices = torch.arange(case.pairs) // SHORTLIST
     text_rows = torch.arange(case.pairs) % SHORTLIST
     rounds = Rounds()
@@ -44,16 +44,16 @@ def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision
             scorer.encode_images(torch.split(images, scorer.batch_size)),
             scorer.encode_texts(*scorer.tokenize(captions)),
         )
-        products = Products(lambda: scorer.match(encoded, texts, image_indices, text_rows), device)
+        products = Products(lambda: scorer.itm_scores(encoded, texts, image_indices, text_rows), device)
         again = slice(0, scorer.batch_size)
 
         def encode_again() -> None:
             repeated = scorer.encode_images([images[image_indices[again]]])
-            scorer.match(repeated, texts, torch.arange(len(image_indices[again])), text_rows[again])
+            scorer.itm_scores(repeated, texts, torch.arange(len(image_indices[again])), text_rows[again])
 
         for number in range(case.rounds + 1):
             before, rate = products.seconds(), square_rate(device, "fp32", case.square_side)
-            match_s = seconds(lambda: scorer.match(encoded, texts, image_indices, text_rows), device) / case.pairs
+            match_s = seconds(lambda: scorer.itm_scores(encoded, texts, image_indices, text_rows), device) / case.pairs
             again_s = seconds(encode_again, device) / len(image_indices[again])
             if number == 0:
                 continue
@@ -72,7 +72,7 @@ def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision
 
 
 def _ready(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[TrainingRun, Scorer, Tensor]:
-    """A run in evaluation, its scorer and images uint8 [pairs / SHORTLIST, 3, H, W]."""
+    """Build a run in eval mode, its scorer and images uint8 [pairs / SHORTLIST, 3, H, W]."""
     run = TrainingRun(case.config(folder, device.type, precision))
     run.task.network.eval()
     batch_size = run.config.evaluation.batch_size
@@ -85,7 +85,7 @@ def _ready(case: Case, folder: Path, device: torch.device, precision: Precision)
 def measure_galleries(
     case: Case, device: torch.device, sizes: tuple[int, ...] = (1_000, 5_000, 25_000)
 ) -> dict[str, float]:
-    """Seconds to rank 1,000 queries by similarity in galleries of several sizes, and the memory of the device."""
+    """Measure the seconds to rank 1,000 queries by similarity in galleries of several sizes."""
     found: dict[str, float] = {}
     width = 256
     query = torch.nn.functional.normalize(torch.randn(1_000, width, device=device), dim=1)
@@ -100,18 +100,18 @@ def measure_galleries(
 
 
 def measure_gallery_memory(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Peak memory of a GPU while the same pairs are scored out of a gallery of one and of four times the images."""
+    """Measure the peak GPU memory of scoring the same pairs in a gallery and in one of four times the images."""
     run, scorer, images = _ready(case, folder, device, precision)
     found: dict[str, float] = {}
     with cast_parameters(precision, [run.task.network]), torch.inference_mode():
-        texts = scorer.encode_texts(*scorer.tokenize(made_up_captions(SHORTLIST, 8, case.vocabulary_size)))
+        texts = scorer.encode_texts(*scorer.tokenize(synthetic_captions(SHORTLIST, 8, case.vocabulary_size)))
         one = scorer.encode_images(torch.split(images, scorer.batch_size))
         for factor in (1, 4):
             gallery = EncodedImages(one.tokens.repeat(factor, 1, 1), one.feature.repeat(factor, 1))
             rows = torch.arange(min(case.pairs, len(gallery.tokens)))
             synchronise(device)
             torch.cuda.reset_peak_memory_stats(device)
-            scorer.match(gallery, texts, rows, rows % SHORTLIST)
+            scorer.itm_scores(gallery, texts, rows, rows % SHORTLIST)
             peak = torch.cuda.max_memory_allocated(device) / 2**20
             found[f"growth/{case.preset}/gallery_{len(gallery.tokens)}/device_peak_mib"] = peak
     return found

@@ -1,16 +1,16 @@
-"""What a run takes on many devices, from what one was measured to take.
+"""Predict the time of a run on many devices from the measured time on one.
 
-With N devices and a global batch of B pairs, plain data parallelism, a step takes
+With plain data parallelism over N devices and a global batch of B pairs, a step takes
 
     T(N) = s B / N  +  max(0, r - h s B / N)  +  g
 
-    s       measured seconds a pair on one device, at the share B / N that each then has
+    s       measured seconds per pair on one device, at the local batch size B / N
     r       the ring all-reduce of the gradients, 2 (N - 1) / N * 4 bytes * parameters / bandwidth + 2 (N - 1) latency
-    h       the share of the step during which gradients are already sent: the backward pass, from its first bucket on
+    h       the share of the step that overlaps the all-reduce: the backward pass after its first bucket
     g       the features and ids of the global batch, (N - 1) / N * B * (2 * 4 * width + 2 * 8) bytes / bandwidth
 
-where the bandwidth is that of the slowest link in the ring: within a machine, or between machines. What it leaves out:
-slower devices that the others wait for, and evaluation.
+where the bandwidth is that of the slowest link in the ring: within a machine, or between machines. Stragglers and
+evaluation are not included.
 """
 
 import math
@@ -22,19 +22,19 @@ GRADIENT_BYTES, FEATURE_BYTES, ID_BYTES = 4, 4, 8
 
 @dataclass(frozen=True)
 class Links:
-    """How devices are joined; bandwidth is one direction of one device, as a ring all-reduce reaches it."""
+    """Links between devices; bandwidth is one direction of one device, as a ring all-reduce reaches it."""
 
     devices_a_machine: int = 8
     within_bytes_per_s: float = 300e9
-    """NVLink of the fourth generation, of 450e9 by its data sheet."""
+    """NVLink 4; its data sheet lists 450e9."""
     between_bytes_per_s: float = 40e9
-    """One 400 Gbit/s adapter a device, of 50e9."""
+    """One 400 Gbit/s adapter per device, nominally 50e9."""
     latency_s: float = 10e-6
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained."""
+    """Size of a training run."""
 
     pairs: int
     batch_size_global: int
@@ -43,12 +43,12 @@ class Recipe:
 
 
 PAPER = Recipe(pairs=764_000 * 512, batch_size_global=512, parameters=200_089_661)
-"""`configs/pretrain/paper.yaml`: 40 epochs of 9.78 million captions. Where an epoch means each of the 4.02 million
-images once, the hours are 0.41 of these."""
+"""`configs/pretrain/paper.yaml`: 40 epochs of 9.78 million captions. If an epoch is each of the 4.02 million images
+once, the hours are 0.41 of these."""
 
 
 def step_seconds(recipe: Recipe, pair_s: float, n_devices: int, links: Links) -> float:
-    """T(N) above, for `pair_s` measured seconds a pair on one device."""
+    """Compute T(N) for `pair_s` measured seconds per pair on one device."""
     n, batch = n_devices, recipe.batch_size_global
     compute_s = pair_s * batch / n
     if n == 1:
@@ -62,15 +62,15 @@ def step_seconds(recipe: Recipe, pair_s: float, n_devices: int, links: Links) ->
 
 
 def run_hours(recipe: Recipe, pair_s: float, n_devices: int, links: Links) -> float:
-    """Hours of the whole run."""
+    """Compute the hours of the whole run."""
     steps = math.ceil(recipe.pairs / recipe.batch_size_global)
     return steps * step_seconds(recipe, pair_s, n_devices, links) / 3600
 
 
 def scale_plan(pair_s: float, device: str, recipe: Recipe = PAPER, links: Links | None = None) -> dict[str, float]:
-    """Hours and step seconds of the paper's run on 1, 8 and 64 devices like the one measured (`device`: its kind).
+    """Predict hours and step seconds of the paper's run on 1, 8 and 64 devices of the measured kind (`device`).
 
-    On a CPU the predictions for 8 and 64 devices are of the arithmetic alone: its links are not these.
+    On a CPU the predictions for 8 and 64 devices cover only the arithmetic: its links are not these.
     """
     links = links or Links()
     found: dict[str, float] = {}

@@ -7,4 +7,4 @@ SectionName = Literal[
 ]
 """Sections that are measured for each preset."""
 LOADING = "loading"
-"""The section that is measured once, whatever the presets."""
+"""Section that is measured once, independent of the presets."""

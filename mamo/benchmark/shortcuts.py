@@ -1,6 +1,6 @@
-"""What each saving of work is worth: the time of a forward and backward pass with and without it, results equal.
+"""Measure the speedup of each shortcut: time of forward and backward pass with and without it, with equal results.
 
-"Without" is written here in the plain way, so that the network carries no switch for it.
+The slow variants are written here in the plain way, so that the network needs no switches for them.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.benchmark.cases import Case, build, made_up_batch
-from mamo.benchmark.measure import Precision, Rounds, seconds
+from mamo.benchmark.cases import Case, build_case, synthetic_batch
 from mamo.benchmark.step import PASSES
+from mamo.benchmark.timing import Precision, Rounds, seconds
 from mamo.models.fusion import gather_tokens
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.towers import ImageTower
@@ -25,15 +25,15 @@ from mamo.trainer import TrainingRun
 from mamo.training.loop import Loop
 
 MIXED_WORDS = (16, 9, 8, 11)
-"""Words of the captions, in turn: about as long and as uneven as COCO's, whose mean is 10 or 11."""
+"""Caption lengths in words, cyclic: similar to COCO's, whose mean is 10 or 11."""
 
 
 def measure_shortcuts(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Seconds without over seconds with each shortcut, and the largest relative difference of the losses."""
-    run, loop, _ = build(case, folder, device, precision)
-    batch = made_up_batch(run, case.batch_size, MIXED_WORDS).to(device)
+    """Measure the speedup of each shortcut and the largest relative difference of the losses."""
+    run, loop, _ = build_case(case, folder, device, precision)
+    batch = synthetic_batch(run, case.batch_size, MIXED_WORDS).to(device)
     found: dict[str, float] = {}
-    for name, (without, work) in shortcuts(run, loop, batch).items():
+    for name, (without, work) in shortcut_variants(run, loop, batch).items():
         rounds = Rounds()
         difference = _largest_difference(loop, batch, without, work)
         for number in range(case.rounds + 1):
@@ -50,8 +50,8 @@ def measure_shortcuts(case: Case, folder: Path, device: torch.device, precision:
 Without = tuple[Callable[[], AbstractContextManager[None]], Callable[[], dict[str, Tensor]]]
 
 
-def shortcuts(run: TrainingRun, loop: Loop, batch: PairBatch) -> dict[str, Without]:
-    """Each shortcut's name, a block in which it is not taken, and the forward and backward pass to run in the block."""
+def shortcut_variants(run: TrainingRun, loop: Loop, batch: PairBatch) -> dict[str, Without]:
+    """Return by shortcut: a context that disables it, and the forward and backward pass to run in that context."""
     backbone = run.task.network.backbone
     teacher: Any = run.task.modules()["teacher"]
     fusions = [backbone.fusion, teacher.module.fusion]
@@ -60,7 +60,7 @@ def shortcuts(run: TrainingRun, loop: Loop, batch: PairBatch) -> dict[str, Witho
         return _plain(loop, batch)
 
     return {
-        "clean_encodings": (nullcontext, lambda: _each_pass_alone(loop, batch)),
+        "clean_encodings": (nullcontext, lambda: _separate_passes(loop, batch)),
         "last_layer_restriction": (lambda: _reading_late(fusions), plain),
         "visible_only": (lambda: _encoding_all(backbone.image_encoder), plain),
         "padding_removal": (nullcontext, lambda: _plain(loop, _padded(batch, run.config.data.text_max_tokens))),
@@ -74,15 +74,15 @@ def _plain(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
 
 
 def _padded(batch: PairBatch, n_tokens: int) -> PairBatch:
-    """The captions filled up to the most tokens that the config allows, not to the longest of the batch."""
+    """Pad the captions to the token limit of the config instead of the longest caption of the batch."""
     missing = n_tokens - batch.input_ids.shape[1]
-    names = ("input_ids", "masked_input_ids", "is_valid")  # the filling is not valid, so its ids mean nothing
+    names = ("input_ids", "masked_input_ids", "is_valid")  # padding is not valid, so its ids do not matter
     filled: dict[str, Any] = {name: functional.pad(getattr(batch, name), (0, missing)) for name in names}
     return replace(batch, **filled)
 
 
-def _each_pass_alone(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
-    """Every pass encodes what it needs itself (the masked text pass also the clean caption: one call encodes both)."""
+def _separate_passes(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
+    """Let every pass encode its own inputs; the masked text pass also encodes the clean caption in its call."""
     task = loop.task
     assert isinstance(task, ObjectiveTask)
     before = task.weights, task.active, task.schedule
@@ -103,7 +103,7 @@ def _each_pass_alone(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
 
 @contextmanager
 def _reading_late(fusions: list[Any]) -> Iterator[None]:
-    """The last fusion layer computes every position; what is read is picked afterwards."""
+    """Compute every position in the last fusion layer and select the needed ones afterwards."""
     for fusion in fusions:
         last = fusion.layers[-1]
 
@@ -121,7 +121,7 @@ def _reading_late(fusions: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def _encoding_all(encoder: ImageTower) -> Iterator[None]:
-    """The masked image is encoded with all its patches, of which the masked ones are hidden from attention."""
+    """Encode all patches of the masked image, with masked patches hidden from attention."""
     assert isinstance(encoder, ImageEncoder)  # of the benchmark's config
     whole = encoder.encode
 
@@ -153,7 +153,7 @@ def _largest_difference(
     without: Callable[[], AbstractContextManager[None]],
     work: Callable[[], dict[str, Tensor]],
 ) -> float:
-    """Largest difference of a loss between the two ways, as a share of the loss."""
+    """Return the largest relative difference of a loss between the two variants."""
     ours = _plain(loop, batch)
     with without():
         theirs = work()

@@ -1,4 +1,4 @@
-"""The pre-training step against its floor, against the peers, and where its time goes."""
+"""Measure the pre-training step against its floor and the peers, and the share of each of its parts."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.benchmark.cases import Case, build, has_peer_shapes
-from mamo.benchmark.measure import Precision, Rounds, seconds, square_rate, synchronise
+from mamo.benchmark.cases import Case, build_case, has_peer_shapes
 from mamo.benchmark.products import Products
+from mamo.benchmark.timing import Precision, Rounds, seconds, square_rate, synchronise
 from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.training.loop import Loop
 
 PEER_GFLOP = {"tiny": 5.1, "small": 89.0, "base": 416.0}
-"""ALBEF's own code at the shapes of `cases.CASES`: seconds an image times the fp32 rate of a 2048-sided product, both
+"""ALBEF's own code at the shapes of `cases.CASES`: seconds per image times the fp32 rate of a 2048-sided product, both
 measured in one run with two threads, in units of 1e9 operations (AVX-512 server, PyTorch 2.13, medians of five)."""
 PASSES = {
     "masked_image": ("mim", "mrm_image"),
@@ -28,9 +28,10 @@ PASSES = {
 
 
 def measure_step(case: Case, folder: Path, device: torch.device) -> dict[str, float]:
-    """Seconds a step, samples a second, floor and shares, in both precisions; the keys without one are the faster's.
+    """Measure seconds per step, samples per second, floor and shares, in both precisions.
 
-    `step/PRESET/albef` is the ALBEF baseline in fp32, measured where ALBEF's own code was.
+    Keys without a precision are those of the faster one. `step/PRESET/albef` is the ALBEF baseline in fp32, at the
+    shapes where ALBEF's own code was measured.
     """
     found: dict[str, float] = {}
     precisions: list[Precision] = ["fp32", "bf16"] if device.type == "cpu" else ["bf16"]
@@ -45,12 +46,12 @@ def measure_step(case: Case, folder: Path, device: torch.device) -> dict[str, fl
 
 
 def _step_in(precision: Precision, case: Case, folder: Path, device: torch.device) -> Rounds:
-    _, loop, batch = build(case, folder, device, precision)
+    _, loop, batch = build_case(case, folder, device, precision)
     products = Products(lambda: loop.backward(batch, 0), device)
     loop.task.network.zero_grad(set_to_none=True)
     rounds = Rounds()
     for step in range(case.rounds + 1):
-        # the step stands between two measurements of its floor, since the machine may be slower a moment later
+        # the step is timed between two measurements of its floor, as the speed of the machine may change
         before, fp32_rate, rate = products.seconds(), _rate(device, "fp32", case), _rate(device, precision, case)
         step_s = seconds(lambda: loop.step(batch, step), device)  # noqa: B023 (called at once)
         if step == 0:
@@ -77,12 +78,12 @@ def _rate(device: torch.device, precision: Precision, case: Case) -> float:
 
 
 def measure_passes(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Share of the step of each pass and each module.
+    """Measure the share of the step of each pass and each module.
 
-    The target pass and what follows the backward pass are timed as they are. The online passes share the encodings of
-    the clean image and caption: what one costs is the time that a step saves without its losses, and `shared` the rest.
+    The target pass and the work after the backward pass are timed directly. The online passes share the encodings of
+    the clean image and caption: the cost of one is the time that a step saves without its losses; `shared` is the rest.
     """
-    _, loop, batch = build(case, folder, device, precision)
+    _, loop, batch = build_case(case, folder, device, precision)
     weights = dict(loop.task.weights)
     passes, modules = Rounds(), Rounds()
     for number in range(case.rounds + 1):
@@ -110,7 +111,7 @@ def measure_passes(case: Case, folder: Path, device: torch.device, precision: Pr
 
 
 def _three_parts(loop: Loop, batch: PairBatch, weights: Mapping[str, float]) -> tuple[float, float, float]:
-    """Seconds of the target pass, of the online forward passes and of the backward pass, for these losses."""
+    """Measure the seconds of the target pass, the online forward passes and the backward pass, for these losses."""
     task, device = loop.task, loop.device
     assert isinstance(task, ObjectiveTask)
     before = task.weights, task.active, task.schedule
@@ -133,16 +134,16 @@ def _three_parts(loop: Loop, batch: PairBatch, weights: Mapping[str, float]) -> 
 
 
 def _module_seconds(loop: Loop, batch: PairBatch, device: torch.device) -> dict[str, float]:
-    """Seconds in each part of the online network, forward and backward, of one step."""
+    """Measure the seconds in each part of the online network, forward and backward, of one step."""
     spent: dict[str, float] = {}
-    with timing_modules(parts_of(loop.task.network), device, spent):
+    with timing_modules(module_groups(loop.task.network), device, spent):
         loop.backward(batch, 0)
     loop.task.network.zero_grad(set_to_none=True)
     return spent
 
 
-def parts_of(network: nn.Module) -> dict[str, list[nn.Module]]:
-    """The transformer layers of both encoders and of the fusion, and the heads: what takes and gives gradients."""
+def module_groups(network: nn.Module) -> dict[str, list[nn.Module]]:
+    """Group the modules to time: the transformer layers of both encoders and of the fusion, and the heads."""
     backbone: Any = network.backbone
     return {
         "image_encoder": list(backbone.image_encoder.layers),
@@ -156,7 +157,7 @@ def parts_of(network: nn.Module) -> dict[str, list[nn.Module]]:
 def timing_modules(
     parts: Mapping[str, list[nn.Module]], device: torch.device, spent: dict[str, float]
 ) -> Iterator[None]:
-    """Within the block, `spent` gathers the seconds of `NAME_forward` and `NAME_backward` of each part."""
+    """Collect in `spent` the seconds of `NAME_forward` and `NAME_backward` of each part within the block."""
     handles: list[Any] = []
     started: dict[str, float] = {}
 

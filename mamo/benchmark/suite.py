@@ -1,4 +1,4 @@
-"""All sections of the benchmark over the presets, as one flat table of numbers."""
+"""Run all sections of the benchmark over the presets; the result is one flat table of numbers."""
 
 import json
 import logging
@@ -13,7 +13,6 @@ import torch
 from mamo.benchmark.cases import Case
 from mamo.benchmark.growth import measure_growth
 from mamo.benchmark.loading import measure_loading, measure_waiting
-from mamo.benchmark.measure import Precision, Rounds, square_rate
 from mamo.benchmark.memory import measure_checkpoint, measure_memory
 from mamo.benchmark.processes import measure_processes
 from mamo.benchmark.reranking import measure_galleries, measure_gallery_memory, measure_reranking
@@ -21,6 +20,7 @@ from mamo.benchmark.scale import scale_plan
 from mamo.benchmark.sections import LOADING
 from mamo.benchmark.shortcuts import measure_shortcuts
 from mamo.benchmark.step import measure_passes, measure_step
+from mamo.benchmark.timing import Precision, Rounds, square_rate
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,9 @@ SECTIONS: dict[str, Section] = {
 def run_benchmark(
     cases: Sequence[Case], device: torch.device, only: Sequence[str] = (), loading_images: int = 64
 ) -> Iterator[dict[str, float]]:
-    """Measure the sections `only` (default: all) for each case, and yield each section's numbers when it is done.
+    """Measure the sections `only` (default: all) for each case; yield each section's numbers when it is done.
 
-    Numbers by key, `SECTION/PRESET/NAME`: medians, `..._spread` the range between quartiles as a share of them.
+    Keys are `SECTION/PRESET/NAME` for medians and `..._spread` for the interquartile range as a share of the median.
     """
     names = list(only) or [LOADING, *SECTIONS]
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,7 +77,7 @@ def run_benchmark(
 
 
 def faster_precision(device: torch.device, case: Case) -> Precision:
-    """The precision whose square product is the faster: what the sections other than `step` use."""
+    """Return the precision with the faster square product, for all sections other than `step`."""
     if device.type == "cuda":
         return "bf16"
     rates = Rounds()
@@ -89,7 +89,7 @@ def faster_precision(device: torch.device, case: Case) -> Precision:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describe the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "machine/device": name,
@@ -100,7 +100,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
-    """The lines of a Markdown table: key, median, spread."""
+    """Yield the lines of a Markdown table: key, median, spread."""
     yield "| key | median | spread |"
     yield "|---|---|---|"
     for key, value in found.items():
@@ -111,5 +111,5 @@ def table(found: dict[str, Any]) -> Iterator[str]:
 
 
 def write_json(found: dict[str, Any], file: Path) -> None:
-    """All numbers by their keys, as one flat object."""
+    """Write all numbers as one flat JSON object."""
     file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

@@ -21,4 +21,4 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
     verdict = compare_runs(arguments.run, arguments.reference)
     print("\n".join(verdict.lines()))
-    return 1 if verdict.departures else 0
+    return 1 if verdict.deviations else 0

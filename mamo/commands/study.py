@@ -1,8 +1,8 @@
 """Run a study and report it: `mamo study --config losses [--jobs N] [section.key=value ...]`.
 
-`--config` takes a path, or the name of a shipped study of `configs/studies`. Finished cells are skipped, interrupted
+`--config` takes a path, or the name of a shipped study of `configs/studies`. Finished trials are skipped, interrupted
 ones are resumed, and the tables are written after each. Settings override the study's base config,
-`finetune.key=value` its fine-tuning. `--reproduced` compares all finished cells with the numbers of the papers.
+`finetune.key=value` its fine-tuning. `--reproduced` compares all finished trials with the numbers of the papers.
 """
 
 import argparse
@@ -54,15 +54,15 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     mode.add_argument("--config", metavar="FILE_OR_NAME", help="the file of the study")
     mode.add_argument("--reproduced", action="store_true", help="compare the papers with all studies")
     parser.add_argument("--seeds", choices=["explore", "confirm", "all"], default="explore", help="the set of seeds")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; 0: run none, report those that finished")
-    parser.add_argument("--print", action="store_true", help="print the commands of the cells to run, for a cluster")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time; 0: run none, report those that finished")
+    parser.add_argument("--print", action="store_true", help="print the commands of the trials to run, for a cluster")
     parser.add_argument("--measure", action="store_true", help="print the cost of a step of each variant; run nothing")
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of the cells' runs")
-    parser.add_argument("--results", type=Path, help="finished cells and tables (default: `results` beside the file)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of the trials' runs")
+    parser.add_argument("--results", type=Path, help="finished trials and tables (default: `results` next to the file)")
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     return parser
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Leave by an exception, which stops the running cells."""
+    """Leave by an exception, which stops the running trials."""
     raise Preempted("terminated; run the same command again to continue")

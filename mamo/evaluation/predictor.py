@@ -1,4 +1,4 @@
-"""A network that can be used: with the processor that prepares its images and texts."""
+"""A network together with the processor of its images and texts."""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,12 +1,15 @@
-"""Fine-grained understanding of the embedded world: foils told from captions, and masked words filled in.
+"""Fine-grained probes of the embedded world: caption-vs-foil accuracy and masked-word accuracy.
 
-A word is masked only where the picture decides it: every other word that the grammar could write at its place makes
-the caption false. "a small [MASK] circle" is asked of one small circle or of two of one colour, never of a red and a
-blue one; "a [MASK] circle" is not asked, since its size and its colour would both be right; "higher than" is asked only
-where neither "larger than" nor "smaller than" is true. Numbers come from the counting caption alone, since the others
-list what they count, and never from "one circle", whose noun gives the number away. A caption that says where objects
-are is asked for places, never for relations, which would follow from them. Either of two synonyms ("small", "little")
-is right.
+A word is masked only where the image decides it: any other word that the grammar allows there makes the caption false.
+
+- "a small [MASK] circle" is used for one small circle, or two of one colour; never for a red and a blue one.
+- "a [MASK] circle" is not used: the size and the colour would both be right.
+- "higher than" is used only where neither "larger than" nor "smaller than" is true.
+- Numbers are masked only in the counting caption, as other captions list what they count; never in "one circle", whose
+  noun gives the number away.
+- In captions with absolute positions, positions are masked and relations are not, as they would follow from them.
+
+Either of two synonyms ("small", "little") is right.
 
 Legend: N items, W tokens of the masked word, A right answers of an item.
 """
@@ -24,7 +27,7 @@ from mamo.world.probes import ProbeItem
 
 
 def pairwise_accuracy(true_score: Tensor, foil_score: Tensor) -> float:
-    """Scores [N] each -> how often the caption scores above its foil, in percent; a tie is half right."""
+    """Return how often the caption scores above its foil, in percent; a tie counts half. Scores are [N] each."""
     right = (true_score > foil_score).double() + 0.5 * (true_score == foil_score).double()
     return 100.0 * right.mean().item()
 
@@ -32,7 +35,14 @@ def pairwise_accuracy(true_score: Tensor, foil_score: Tensor) -> float:
 def probe_accuracy(
     scorer: Scorer, images: EncodedImages, items: Sequence[ProbeItem], image_row: dict[int, int]
 ) -> dict[str, float]:
-    """Accuracy in percent by "itc" and by "itm", where the network has them; `image_row` by scene index."""
+    """Compute the accuracy in percent by "itc" and "itm", as far as the network has the heads.
+
+    Args:
+        scorer: scores images and texts.
+        images: encoded images of the scenes.
+        items: caption and foil of a scene each.
+        image_row: scene index -> row in `images`.
+    """
     texts = scorer.encode_texts(*scorer.tokenize([item.caption for item in items] + [item.foil for item in items]))
     image_indices = torch.tensor([image_row[item.scene_index] for item in items]).repeat(2)
     text_rows = torch.arange(2 * len(items))
@@ -40,14 +50,14 @@ def probe_accuracy(
     if scorer.network.temperature is not None:
         accuracy["itc"] = pairwise_accuracy(*scorer.similarity(images, texts, image_indices, text_rows).chunk(2))
     if scorer.network.itm is not None:
-        accuracy["itm"] = pairwise_accuracy(*scorer.match(images, texts, image_indices, text_rows).chunk(2))
+        accuracy["itm"] = pairwise_accuracy(*scorer.itm_scores(images, texts, image_indices, text_rows).chunk(2))
     return accuracy
 
 
 def masked_word_accuracy(
     scorer: MaskedWordPredictor, images: Any, items: Sequence[MaskedWord], image_row: dict[int, int]
 ) -> dict[str, float]:
-    """How often `fill_masked_words` finds a right word, in percent by word class."""
+    """Compute the accuracy of `fill_masked_words`, in percent by word class."""
     filled = fill_masked_words(scorer, images, items, image_row)
     return {
         name: 100.0 * float(np.mean([is_right for item, _, is_right in filled if item.word_class == name]))
@@ -58,10 +68,11 @@ def masked_word_accuracy(
 def fill_masked_words(
     scorer: MaskedWordPredictor, images: Any, items: Sequence[MaskedWord], image_row: dict[int, int]
 ) -> list[tuple[MaskedWord, str, bool]]:
-    """Each item with what the likeliest tokens spell, and whether that is right; `images` as the scorer has them.
+    """Predict each masked word; return (item, decoded prediction, whether it is right).
 
     All tokens of the word are masked, and all must be right at once. A synonym counts if it has as many tokens as the
-    word. An item whose word was cut off with the end of a long caption is left out.
+    word. Items whose word was truncated with the end of a long caption are dropped. `images` are in the scorer's
+    encoding.
     """
     encoded = scorer.tokenizer(
         [item.caption for item in items],
@@ -85,7 +96,7 @@ def fill_masked_words(
     input_ids = torch.tensor(encoded["input_ids"])[kept].masked_fill(is_masked, scorer.tokenizer.mask_token_id)
     texts = scorer.encode_texts(input_ids, lengths)
     rows = torch.tensor([image_row[item.scene_index] for item in items])
-    filled = scorer.fill(images, texts, rows, torch.arange(len(items)), slots)  # [N, W]
+    filled = scorer.predict_masked(images, texts, rows, torch.arange(len(items)), slots)  # [N, W]
     answers = _answer_tokens(scorer, items, n_tokens)  # [N, A, W]
     is_right = ((filled[:, None] == answers) | ~is_slot[:, None]).all(dim=2).any(dim=1)  # [N]
     spelled = [scorer.tokenizer.decode(row[:n]) for row, n in zip(filled, n_tokens.tolist())]
@@ -93,7 +104,7 @@ def fill_masked_words(
 
 
 def _answer_tokens(scorer: MaskedWordPredictor, items: Sequence[MaskedWord], n_tokens: Tensor) -> Tensor:
-    """The tokens of each right answer, int64 [N, A, W]; -1 (never predicted) where an answer has another length."""
+    """Return the tokens of each right answer, int64 [N, A, W]; -1 (never predicted) for an answer of another length."""
     most = max(len(item.answers) for item in items)
     tokens = torch.full((len(items), most, int(n_tokens.max())), -1)
     spelling = {

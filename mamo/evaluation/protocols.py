@@ -1,7 +1,7 @@
-"""Named evaluation protocols: what is fixed, so that two numbers of one name can be compared.
+"""Named evaluation protocols: fixed settings, so that two numbers of one name are comparable.
 
-A protocol replaces `data` and `evaluation` of the checkpoint's config but for the picture size, the text length, the
-tokenizer and the batch size, which belong to the model and the machine, unless the protocol fixes the size too.
+A protocol replaces `data` and `evaluation` of the checkpoint's config. The image size, the text length, the tokenizer
+and the batch size are kept, as they belong to the model and the machine, unless the protocol fixes the image size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +21,11 @@ Lineage = Literal["any", "not-coco", "coco", "coco-or-raw", "flickr30k"]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """`values` go over the config; `split` is what is evaluated; `states` says the rest in one sentence.
+    """Settings of one evaluation.
 
-    `n_records` is the number of lines that the split's official file gives; `lineage` is what the checkpoint itself
-    must have been trained on last.
+    `values` override the config; `split` names the evaluated data; `states` describes the rest in one sentence.
+    `n_records` is the number of lines of the split's official file; `lineage` is the required last training data of the
+    checkpoint.
     """
 
     values: dict[str, Any]
@@ -70,7 +71,7 @@ _HEATS = {
     "image_encoder": "Grad-CAM of ITM in the image encoder",
     "occlusion": "loss of the ITM logit under occlusion",
 }
-_SCENES_HEAT = {"easy": "image_encoder", "full": "fusion"}  # where a pre-training of each is read best
+_SCENES_HEAT = {"easy": "image_encoder", "full": "fusion"}  # the best source for a pre-training on each
 _FLICKR = "data/flickr30k/test.jsonl"
 _COCO = "data/coco/test.jsonl"
 _LABEL = "the raw pre-trained model is named flickr30k-zeroshot-raw"
@@ -138,16 +139,16 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def apply_protocol(protocol: str, values: dict[str, Any], is_compatible: Callable[[str, str], bool]) -> dict[str, Any]:
-    """The plain config `values` of a checkpoint, changed to what `protocol` fixes.
+    """Return the plain config `values` of a checkpoint with the settings that `protocol` fixes.
 
-    Raises ValueError for an unknown name, listing the known ones, and for a checkpoint of another kind of task.
+    Raises ValueError for an unknown name, listing the known ones, and for a checkpoint of another task.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
     wanted, found = PROTOCOLS[protocol].values["task"], values.get("task", "pretrain")
     if not is_compatible(wanted, found):
         raise ValueError(
-            f"protocol {protocol} is for checkpoints of task {wanted}, this one is of {found}: fine-tune it"
+            f"protocol {protocol} needs a checkpoint of task {wanted}, this one is of {found}; fine-tune it first"
         )
     data = {key: value for key, value in values["data"].items() if key in _KEPT}
     evaluation = {"enabled": True, "batch_size": values["evaluation"]["batch_size"]}
@@ -158,7 +159,7 @@ def apply_protocol(protocol: str, values: dict[str, Any], is_compatible: Callabl
 
 
 def protocol_of(config: RunConfig, scenes_name: str) -> str:
-    """Return the protocol that the evaluation of a run agrees with; `NAME-custom` where it changes what that fixes.
+    """Return the protocol of a run's own evaluation; `NAME-custom` where the config differs from what it fixes.
 
     Args:
         config: of the run.
@@ -175,9 +176,9 @@ def protocol_of(config: RunConfig, scenes_name: str) -> str:
 
 
 def protocol_name(protocol: str, config: RunConfig) -> str:
-    """`protocol`, or `protocol-custom` where the config or the number of its records is not what the protocol fixes.
+    """Return `protocol`, or `protocol-custom` where the config or the number of records differs from what it fixes.
 
-    Where files lie is free.
+    The locations of files do not count.
     """
     fixed, data = PROTOCOLS[protocol], config.data
     values = config.model_dump()
@@ -193,30 +194,34 @@ def protocol_name(protocol: str, config: RunConfig) -> str:
     return protocol if held else f"{protocol}-custom"
 
 
-def check_lineage(protocol: str, ancestry: Sequence[Mapping[str, Any]]) -> str:
-    """The name of a result under `protocol` given what the checkpoint (last) and its ancestors were trained on.
+def check_lineage(protocol: str, lineage: Sequence[Mapping[str, Any]]) -> str:
+    """Check a protocol against the training data of the checkpoint (last) and its ancestors; return the result's name.
 
-    Raises ValueError where the numbers would not be what the protocol's name promises.
+    Raises ValueError where the checkpoint was not trained as the protocol requires.
     """
     wanted = PROTOCOLS[protocol].lineage
     if wanted == "any":
         return protocol
-    seen: list[list[str]] = [link.get("data_sets", []) for link in ancestry]
+    seen: list[list[str]] = [link.get("data_sets", []) for link in lineage]
     last = seen[-1]
-    told = " -> ".join(" + ".join(names) or "unknown data" for names in seen)
+    trained_on = " -> ".join(" + ".join(names) or "unknown data" for names in seen)
     if wanted == "coco-or-raw":
         if any("flickr30k" in names for names in seen):
-            raise ValueError(f"{protocol}: the checkpoint was trained on Flickr30k ({told}); use flickr30k-finetuned")
+            raise ValueError(
+                f"{protocol}: the checkpoint was trained on Flickr30k ({trained_on}); use flickr30k-finetuned"
+            )
         return protocol if last == ["coco"] else f"{protocol}-raw"
     if wanted == "not-coco" and last == ["coco"]:
-        raise ValueError(f"{protocol}: the checkpoint was fine-tuned on COCO ({told}); use coco5k-finetuned")
+        raise ValueError(f"{protocol}: the checkpoint was fine-tuned on COCO ({trained_on}); use coco5k-finetuned")
     if wanted in ("coco", "flickr30k") and last != [wanted]:
-        raise ValueError(f"{protocol}: the checkpoint was not fine-tuned on {wanted} ({told}); fine-tune it first")
+        raise ValueError(
+            f"{protocol}: the checkpoint was not fine-tuned on {wanted} ({trained_on}); fine-tune it first"
+        )
     return protocol
 
 
 def split_of(protocol: str, config: RunConfig) -> str:
-    """What is evaluated: of a public set the name of its file (val, testA, ...), else what the protocol says."""
+    """Return the evaluated split: the stem of a public data set's file (val, testA, ...), else the protocol's split."""
     base = PROTOCOLS.get(protocol) or next(p for name, p in PROTOCOLS.items() if protocol.startswith(f"{name}-"))
     return (
         base.split

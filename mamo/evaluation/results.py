@@ -1,4 +1,4 @@
-"""The entries of `results.json`."""
+"""Build the entries of `results.json`."""
 
 import platform
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ def result_entry(
     scorer: str,
     folder: Path,
     step: int,
-    ancestry: list[dict[str, Any]],
+    lineage: list[dict[str, Any]],
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """One entry of `results.json`: the numbers, and all that they depend on."""
+    """Return one entry of `results.json`: the metrics and everything that they depend on."""
     return {
         "protocol": protocol,
         "split": split_of(protocol, config),
@@ -34,26 +34,26 @@ def result_entry(
         "image_size_px": list(config.data.image_size),
         "eval_file": config.data.eval_file,
         "eval_split": config.data.eval_split,
-        "ancestry": ancestry,
+        "ancestry": lineage,
         "versions": versions(),
         "metrics": metrics,
     }
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """The metrics that one looks at first, in a line; all of a task that has few."""
+    """Format the main metrics in one line; all metrics of a task that has few."""
     first = [name for name in metrics if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name]
     return ", ".join(f"{name} {metrics[name]:.1f}" for name in first or metrics)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
+    """Return the versions of the libraries that compute the metrics."""
     names = ("mamo", "torch", "torchvision", "timm", "transformers", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What orders the sums of a step, and so decides their last bits: processor, threads, number of processes."""
+    """Return what decides the last bits of a step's sums: processor, threads, number of processes."""
     found = {"processes": str(world_size())}
     if device.type == "cuda":
         return found | {"GPU": torch.cuda.get_device_name(device)}

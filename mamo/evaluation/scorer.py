@@ -1,10 +1,8 @@
-"""What a network says of images and texts: features, matching scores of pairs, masked words.
+"""Score image-text pairs. Text tokens are cached on the CPU; image tokens are cached or recomputed.
 
-Each text is encoded once, and its tokens wait in main memory for the pairs that need them. Those of images wait too
-(`EncodedImages`) or are made again when their pairs come (`ReencodedImages`), a few images at a time however large the
-gallery. Pairs are taken image by image, so that what fusion makes of an image alone is made once for all its texts. The
-caller chooses the precision through the weights; similarities and matching logits are fp32, since coarse scores would
-tie.
+`EncodedImages` caches image tokens; `ReencodedImages` recomputes them, a few images at a time, so that memory does not
+grow with the gallery. Pairs are processed image by image: the image's part of the fusion is computed once for all its
+texts. The precision is that of the weights. Similarities and matching logits are fp32: coarser scores would tie.
 
 Legend: I images, T texts, L text tokens, P patches in a grid [h, w], D width, N pairs, W masked tokens of a text.
 """
@@ -26,7 +24,7 @@ from mamo.models.vlm import Backbone, Mamo
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Within the block the network is in eval mode and nothing asks for gradients; then each module's mode is back."""
+    """Put the network in eval mode without gradients within the block; restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -38,35 +36,38 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 class ImageTokens(Protocol):
-    """Images as scoring pairs reads them: a group at a time, each image in one group."""
+    """Images of which `Scorer` reads the tokens one group at a time; each image is in one group."""
 
     @property
     def feature(self) -> Tensor:
-        """For ITC: fp32 [I, D_itc] on the device."""
+        """Return the ITC features, fp32 [I, D_itc] on the device."""
         ...
 
     def tokens_of(self, rows: Tensor) -> Tensor:
-        """Encoded tokens of images, rows int64 [M] -> float [M, num_prefix_tokens + P, D_image] in main memory."""
+        """Return the encoded tokens of rows int64 [M]: float [M, num_prefix_tokens + P, D_image] on the CPU."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
-    """`tokens` float [I, num_prefix_tokens + P, D_image] in main memory, encoded; `feature` fp32 [I, D_itc] on the device."""
+    """Images with cached tokens.
+
+    `tokens` is float [I, num_prefix_tokens + P, D_image] on the CPU, `feature` fp32 [I, D_itc] on the device.
+    """
 
     tokens: Tensor
     feature: Tensor
 
     def tokens_of(self, rows: Tensor) -> Tensor:
-        """Those of images, rows int64 [M]."""
+        """Return the tokens of rows int64 [M]."""
         return self.tokens[rows]
 
 
 @dataclass(frozen=True, slots=True)
 class ReencodedImages:
-    """Images of which the features alone, fp32 [I, D_itc] on the device, are in memory.
+    """Images of which only the features, fp32 [I, D_itc] on the device, are in memory; tokens are recomputed.
 
-    Tokens take hundreds of times their place: ViT-B/16 at 384 px has 1.8 MB of them an image, against 1 KB.
+    Tokens take hundreds of times the memory of features: 1.8 MB against 1 KB an image for ViT-B/16 at 384 px.
     """
 
     feature: Tensor
@@ -74,15 +75,15 @@ class ReencodedImages:
     encode: Callable[[Sequence[Any]], EncodedImages]
 
     def tokens_of(self, rows: Tensor) -> Tensor:
-        """Encode images again, rows int64 [M] -> float [M, num_prefix_tokens + P, D_image]."""
+        """Encode the images of rows int64 [M] again -> float [M, num_prefix_tokens + P, D_image]."""
         return self.encode([self.files[row] for row in rows.tolist()]).tokens
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedTexts:
-    """`tokens` float [T, L, D], `lengths` int64 [T] in main memory; `feature` fp32 [T, D_itc] on the device.
+    """Encoded texts: the fusion's `embed_text` output and the ITC features.
 
-    The tokens are those of the fusion's `embed_text`.
+    `tokens` is float [T, L, D] and `lengths` int64 [T], both on the CPU; `feature` is fp32 [T, D_itc] on the device.
     """
 
     tokens: Tensor
@@ -91,22 +92,24 @@ class EncodedTexts:
 
 
 class MaskedWordPredictor(Protocol):
-    """What filling in masked words asks of a scorer; images and texts are as it encodes them."""
+    """Interface of a scorer that predicts masked words; `images` and `texts` are in the scorer's own encoding."""
 
     tokenizer: Any
     text_max_tokens: int
 
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> Any:
-        """Encode token ids int64 [T, L], of which the first `lengths` int64 [T] are real."""
+        """Encode token ids int64 [T, L], of which the first `lengths` int64 [T] are valid."""
         ...
 
-    def fill(self, images: Any, texts: Any, image_indices: Tensor, text_rows: Tensor, slots: Tensor) -> Tensor:
-        """The likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""
+    def predict_masked(
+        self, images: Any, texts: Any, image_indices: Tensor, text_rows: Tensor, slots: Tensor
+    ) -> Tensor:
+        """Predict the likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] on the CPU."""
         ...
 
 
 class Scorer:
-    """A network in evaluation, with what it needs to read pixels and words."""
+    """A network in eval mode with its tokenizer and batch size."""
 
     def __init__(self, predictor: Predictor, batch_size: int) -> None:
         self.network: Mamo = predictor.network
@@ -126,12 +129,12 @@ class Scorer:
         return EncodedImages(torch.cat(tokens), torch.cat(features))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> (input_ids int64 [T, L], lengths int64 [T]), cut to `text_max_tokens`."""
+        """Tokenize texts -> (input_ids int64 [T, L], lengths int64 [T]), truncated to `text_max_tokens`."""
         encoded = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.text_max_tokens)
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).sum(dim=1)
 
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> EncodedTexts:
-        """Encode token ids int64 [T, L], of which the first `lengths` int64 [T] are real; similar lengths together."""
+        """Encode token ids int64 [T, L], the first `lengths` int64 [T] of them valid; batches hold similar lengths."""
         backbone = self.network.backbone
         tokens = torch.empty(0)
         features: list[Tensor] = []
@@ -151,12 +154,12 @@ class Scorer:
     def similarity(
         self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor
     ) -> Tensor:
-        """ITC similarity of pairs, rows int64 [N] each -> float32 [N] in main memory."""
+        """Compute the ITC similarity of pairs, rows int64 [N] each -> float32 [N] on the CPU."""
         image = images.feature[image_indices.to(self.device)]
         return (image * texts.feature[text_rows.to(self.device)]).sum(dim=1).cpu()
 
-    def match(self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
-        """ITM score of pairs, rows int64 [N] each -> match logit minus mismatch logit, float32 [N] in main memory."""
+    def itm_scores(self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
+        """Compute ITM scores of pairs, rows int64 [N] each: match minus mismatch logit, float32 [N] on the CPU."""
         score = torch.empty(len(image_indices))
         cls = torch.zeros(len(image_indices), 1, dtype=torch.int64)
         for pairs, fused in self._fuse(images, texts, image_indices, text_rows, cls):
@@ -164,15 +167,15 @@ class Scorer:
             score[pairs] = (logits[:, 1] - logits[:, 0]).cpu()
         return score
 
-    def ground(self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
-        """Grad-CAM heat of pairs, rows int64 [N] each -> float32 [N, h, w] over the patches, in main memory."""
+    def gradcam(self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
+        """Compute Grad-CAM heat maps of pairs, rows int64 [N] each: float32 [N, h, w] over the patches, on the CPU."""
         fusion, itm = self.network.backbone.fusion, self.network.itm
         heat = torch.empty(len(image_indices), *fusion.grid)
         for pairs, image, place, text, is_valid in self._embedded(images, texts, image_indices, text_rows):
             heat[pairs] = grad_cam(fusion, itm, index_rows(image, place), text, is_valid).cpu()
         return heat
 
-    def ground_pixels(
+    def pixel_heatmaps(
         self,
         how: Callable[[Backbone, ITMHead, Tensor, Tensor, Tensor], Tensor],
         image: Tensor,
@@ -180,7 +183,17 @@ class Scorer:
         image_indices: Tensor,
         text_rows: Tensor,
     ) -> Tensor:
-        """Heat of pairs, images uint8 [I, 3, H, W] and texts, by `image_grad_cam` or `occlusion`, float32 [N, h, w]."""
+        """Compute heat maps from pixels, by `image_grad_cam` or `occlusion`.
+
+        Args:
+            how: one of the two functions.
+            image: uint8 [I, 3, H, W].
+            texts: encoded texts.
+            image_indices, text_rows: the pairs, int64 [N] each.
+
+        Returns:
+            float32 [N, h, w] over the patches, on the CPU.
+        """
         backbone, itm = self.network.backbone, self.network.itm
         heat = torch.empty(len(image_indices), *backbone.fusion.grid)
         for pairs, longest in self._by_length(texts.lengths[text_rows]):
@@ -191,10 +204,10 @@ class Scorer:
             heat[pairs] = how(backbone, itm, pixels, text, is_valid).cpu()
         return heat
 
-    def fill(
+    def predict_masked(
         self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor, slots: Tensor
     ) -> Tensor:
-        """The likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""
+        """Predict the likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] on the CPU."""
         tokens = torch.empty_like(slots)
         for pairs, fused in self._fuse(images, texts, image_indices, text_rows, slots):
             logits = self.network.mlm(fused.flatten(0, 1))  # [B * W, V]
@@ -204,7 +217,7 @@ class Scorer:
     def _fuse(
         self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor, slots: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (pair numbers int64 [B], fused tokens at the text positions `slots` [B, W, D])."""
+        """Yield batches of (pair indices int64 [B], fused tokens at the text positions `slots` [B, W, D])."""
         fusion = self.network.backbone.fusion
         for pairs, image, place, text, is_valid in self._embedded(images, texts, image_indices, text_rows):
             output_positions = fusion.text_positions(slots[pairs].to(self.device))
@@ -213,10 +226,11 @@ class Scorer:
     def _embedded(
         self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-        """Batches of (pair numbers int64 [B], embedded images of their group, and of these pairs: the place of the
-        image in the group int64 [B], embedded texts, their validity).
+        """Yield batches of pairs: within a group of images, pairs with texts of similar length come together.
 
-        Within a group of images, pairs with texts of similar length come together.
+        Yields:
+            Pair indices int64 [B], embedded images of the group, index of each pair's image in the group int64 [B],
+            embedded texts, their validity mask.
         """
         fusion = self.network.backbone.fusion
         for group, used, place in self.by_image(image_indices, texts.lengths[text_rows]):
@@ -228,13 +242,14 @@ class Scorer:
                 yield group[part], embedded, where, text.to(self.device), is_valid.to(self.device)
 
     def by_image(self, image_indices: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Groups of pairs that hold all pairs of their images; images with texts of similar length come together.
+        """Yield groups of pairs that hold all pairs of their images; images with texts of similar length come together.
 
-        About eight batches a group, so that sorting by length within it pays, and no more images than a batch has
-        pairs, so that the group's images fit where a batch of pairs does.
+        A group has about eight batches, so that sorting by length within it pays. It has at most as many images as a
+        batch has pairs, so that the images of a group fit in memory where a batch of pairs does.
 
-        Returns:
-            For each group: pair numbers int64 [N], its images int64 [M], and the place of each pair's image among them.
+        Yields:
+            Pair indices int64 [N], the group's images int64 [M], and the index of each pair's image among them int64
+            [N].
         """
         count = torch.bincount(image_indices)
         total_length = torch.zeros(len(count)).index_add(0, image_indices, lengths.float())
@@ -248,7 +263,7 @@ class Scorer:
             yield pairs, turn[first : min(first + images_at_once, n_used)], rank[pairs] - first
 
     def _by_length(self, lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Batches of indices of similar length, and the longest of each."""
+        """Yield batches of indices of similar length, with the longest length of each batch."""
         for rows in torch.split(lengths.argsort(stable=True), self.batch_size):
             yield rows, int(lengths[rows[-1]])
 
@@ -258,14 +273,14 @@ def _is_valid(lengths: Tensor, longest: int) -> Tensor:
 
 
 HeatFrom = Literal["fusion", "image_encoder", "occlusion"]
-"""Where heat is read: `grad_cam`, `image_grad_cam` or `occlusion` of `mamo.explain`."""
+"""Source of a heat map: `grad_cam`, `image_grad_cam` or `occlusion` of `mamo.explain`."""
 
 
 def heatmaps(
     scorer: Scorer, images: Tensor, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor, heat_from: HeatFrom
 ) -> Tensor:
-    """Heat float32 [N, h, w] of pairs of rows int64 [N] of images uint8 [I, 3, H, W] and of texts."""
+    """Compute heat maps float32 [N, h, w] of pairs: rows int64 [N] of images uint8 [I, 3, H, W] and of texts."""
     if heat_from == "fusion":
-        return scorer.ground(scorer.encode_images([images]), texts, image_indices, text_rows)
+        return scorer.gradcam(scorer.encode_images([images]), texts, image_indices, text_rows)
     how = image_grad_cam if heat_from == "image_encoder" else occlusion
-    return scorer.ground_pixels(how, images, texts, image_indices, text_rows)
+    return scorer.pixel_heatmaps(how, images, texts, image_indices, text_rows)

@@ -1,1 +1,1 @@
-"""Trained models as objects."""
+"""Inference with trained models."""

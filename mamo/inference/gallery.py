@@ -1,8 +1,8 @@
-"""Retrieval from encoded images or texts: a shortlist by ITC, re-ranked by ITM.
+"""Retrieve from encoded images or texts: a shortlist by ITC, re-ranked by ITM.
 
-An image's tokens take hundreds of times the place of its feature (ViT-B/16 at 256 px: 790 KB against 1 KB), and a text
-needs those of its shortlist alone. A large gallery therefore keeps the features, in a file that the next process reads,
-and encodes the shortlisted images again; a small one keeps the tokens in memory.
+An image's tokens take hundreds of times the memory of its feature (ViT-B/16 at 256 px: 790 KB against 1 KB), and only
+shortlisted images need them. A large gallery therefore caches features in a file and encodes the shortlisted images
+again; a small one keeps the tokens in memory.
 
 Legend: Q queries, K shortlisted items a query, N pairs, I images, D width of the shared space.
 """
@@ -29,7 +29,7 @@ from mamo.evaluation.scorer import EncodedImages, EncodedTexts, ImageTokens, Ree
 logger = logging.getLogger(__name__)
 
 _QUERIES_AT_ONCE = 1024
-"""Rows of the similarity matrix, queries by items, that exist at a time."""
+"""Rows of the similarity matrix, queries by items, in memory at a time."""
 Encode = Callable[[Sequence[Any]], EncodedImages]
 EncodeTexts = Callable[[Sequence[str]], EncodedTexts]
 Query = TypeVar("Query")
@@ -38,17 +38,17 @@ Match = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class EmptyGalleryError(ValueError):
-    """A gallery to retrieve from has no image, or no text.
+    """A gallery without images or texts.
 
     >>> import mamo
     >>> mamo.load("runs/scenes").index([])
     Traceback (most recent call last):
-    mamo.gallery.EmptyGalleryError: index: the gallery is empty
+    mamo.inference.gallery.EmptyGalleryError: index: the gallery is empty
     """
 
 
 class Gallery(Generic[Query]):
-    """Encoded images that texts retrieve from (`Model.index`), or texts that images do (`Model.index_texts`).
+    """Encoded images to retrieve by text (`Model.index`), or texts to retrieve by image (`Model.index_texts`).
 
     >>> import mamo
     >>> model = mamo.load("runs/scenes")
@@ -59,13 +59,13 @@ class Gallery(Generic[Query]):
     >>> sorted(index for index, score in best)
     [0, 1]
 
-    Of many image files, with the features kept on disk for the next time:
+    With the features of many image files cached on disk:
 
     >>> large = model.index(["a.jpg", "b.jpg"], cache="runs/scenes/cache")
     >>> large.retrieve(["a red circle"], k=2)[0][0][0] == best[0][0]
     True
 
-    The other way round:
+    Retrieve texts by image:
 
     >>> captions = model.index_texts(["a red circle", "a blue square", "two green stars"])
     >>> [len(best) for best in captions.retrieve(["a.jpg", "b.jpg"], k=2)]
@@ -73,22 +73,29 @@ class Gallery(Generic[Query]):
     """
 
     def __init__(self, feature: Tensor, encode: Callable[[Sequence[Query]], Any], match: Match | None) -> None:
-        """`feature` is float32 [items, D]; `encode` makes queries with a `feature` [Q, D]; None for no re-ranking."""
+        """Create a gallery from features float32 [items, D].
+
+        Args:
+            feature: ITC features of the items.
+            encode: encodes queries; its result has a `feature` [Q, D].
+            match: computes ITM scores of pairs; None for no re-ranking.
+        """
         self._feature, self._encode, self._match = feature, encode, match
 
     def __len__(self) -> int:
         return len(self._feature)
 
     def retrieve(self, queries: Sequence[Query], k: int = 5, rerank_k: int = 32) -> list[list[tuple[int, float]]]:
-        """The best `k` items of each query: (index in the gallery, score), best first.
+        """Return the best `k` items of each query as (index in the gallery, score), best first.
 
-        The `rerank_k` most similar by ITC are scored again by ITM, if the model has that head, as in the evaluation;
-        the score is then the matching logit, else the cosine similarity.
+        The `rerank_k` most similar items by ITC are re-ranked by ITM if the model has that head, as in the evaluation.
+        The score is then the matching logit, else the cosine similarity.
 
-        Raises ValueError for `k` above `rerank_k` or below 1 and for no list of queries, BadSampleError for no image.
+        Raises ValueError for `k` above `rerank_k` or below 1 and for queries that are not a list, BadSampleError for an
+        unreadable image.
         """
         if not 1 <= k <= rerank_k:
-            raise ValueError(f"retrieve: k = {k} must lie between 1 and rerank_k = {rerank_k}; raise rerank_k for more")
+            raise ValueError(f"retrieve: k = {k} must be between 1 and rerank_k = {rerank_k}; increase rerank_k")
         with torch.inference_mode():
             encoded = self._encode(queries)
             parts = [
@@ -104,26 +111,26 @@ class Gallery(Generic[Query]):
         return [list(zip(*pair, strict=True)) for pair in zip(items.tolist(), best.tolist())]
 
 
-def indexed_texts(scorer: Scorer, encode: EncodeTexts, images: Encode, texts: Sequence[str]) -> Gallery[Any]:
-    """What `Model.index_texts` says. Raises EmptyGalleryError for no texts, ValueError for what is no text."""
+def gallery_of_texts(scorer: Scorer, encode: EncodeTexts, images: Encode, texts: Sequence[str]) -> Gallery[Any]:
+    """Build the gallery of `Model.index_texts`. Raises EmptyGalleryError without texts, ValueError for invalid ones."""
     if not len(texts):
         raise EmptyGalleryError("index_texts: the gallery is empty")
     encoded = encode(texts)
 
     def match(queries: ImageTokens, rows: Tensor, items: Tensor) -> Tensor:
-        return scorer.match(queries, encoded, rows, items)
+        return scorer.itm_scores(queries, encoded, rows, items)
 
     return Gallery(encoded.feature, images, match if scorer.network.itm is not None else None)
 
 
 def _of_images(scorer: Scorer, texts: EncodeTexts, images: ImageTokens) -> Gallery[str]:
     def match(queries: EncodedTexts, rows: Tensor, items: Tensor) -> Tensor:
-        return scorer.match(images, queries, items, rows)
+        return scorer.itm_scores(images, queries, items, rows)
 
     return Gallery(images.feature, texts, match if scorer.network.itm is not None else None)
 
 
-def indexed(
+def gallery_of_images(
     scorer: Scorer,
     texts: EncodeTexts,
     encode: Encode,
@@ -131,34 +138,34 @@ def indexed(
     config: RunConfig,
     cache: str | Path | None,
 ) -> Gallery[str]:
-    """What `Model.index` says.
+    """Build the gallery of `Model.index`.
 
-    A file in `cache` serves the very weights, image contents (in order), settings and library versions that it was made
-    with: its name is their digest. One that cannot be read is made again, which is logged.
+    The name of a file in `cache` is the digest of the weights, the image contents (in order), the settings and the
+    library versions; it is used only for these. A file that cannot be read is rebuilt with a warning.
 
     Raises:
         EmptyGalleryError: no images.
-        BadSampleError: names what is not an image.
-        ValueError: with `cache`, images that are not files; `cache` cannot be a folder.
+        BadSampleError: names an unreadable image.
+        ValueError: with `cache`, images that are not files, or a `cache` that cannot be a folder.
     """
     if not len(images):
         raise EmptyGalleryError("index: the gallery is empty")
     if cache is None:
         return _of_images(scorer, texts, encode(images))
     if not all(isinstance(image, str | Path) for image in images):
-        raise ValueError("index: with a cache, give a list of image files")
+        raise ValueError("index: a cache needs a list of image files")
     settings = {
         "model": config.model.model_dump(mode="json"),
         "image_size_px": config.data.image_size,
-        "batch_size": scorer.batch_size,  # these two change the last bits of a feature
+        "batch_size": scorer.batch_size,  # batch size and device change the last bits of a feature
         "device": scorer.device.type,
         "versions": {**versions(), "pillow": version("pillow")},
     }
     file = Path(cache) / f"embeddings-{_key(scorer.network, images, settings)}.safetensors"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # before the hours of encoding
-        raise ValueError(f"index: cache={cache} cannot be a folder: {error}") from error
+    except OSError as error:  # raised before hours of encoding
+        raise ValueError(f"index: cache={cache} cannot be used as a folder: {error}") from error
     feature = _read(file, len(images))
     if feature is None:
         steps = range(0, len(images), scorer.batch_size)
@@ -168,7 +175,7 @@ def indexed(
 
 
 def _key(network: nn.Module, files: Iterable[str | Path], settings: dict[str, Any]) -> str:
-    """SHA-256 of the weights, the contents of the image files and the settings, in hex digits."""
+    """Return the SHA-256 of the weights, the contents of the image files and the settings, in hex digits."""
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in network.state_dict().items():
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -183,7 +190,7 @@ def _key(network: nn.Module, files: Iterable[str | Path], settings: dict[str, An
 
 
 def _read(file: Path, n_images: int) -> Tensor | None:
-    """Features float32 [I, D] of a file; None where there is none or it is damaged."""
+    """Read features float32 [I, D] from a file; None if it is missing or damaged."""
     if not file.exists():
         return None
     try:
@@ -191,17 +198,17 @@ def _read(file: Path, n_images: int) -> Tensor | None:
         if feature.ndim != 2 or len(feature) != n_images:
             raise ValueError(f"features {list(feature.shape)} for {n_images} images")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        logger.warning("%s is damaged (%s): its %d images are encoded again", file, error, n_images)
+        logger.warning("%s is damaged (%s): encoding its %d images again", file, error, n_images)
         return None
     return feature
 
 
 def _write(file: Path, feature: Tensor) -> None:
-    """Keep features float32 [I, D]; a kill leaves the whole file or none, a full disk is logged."""
+    """Write features float32 [I, D] atomically; log a full disk."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         save_file({"feature": feature.cpu().contiguous()}, temporary)
         temporary.replace(file)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        logger.warning("%s cannot be written (%s): the next index encodes its images again", file, error)
+        logger.warning("%s cannot be written (%s): the next index will encode its images again", file, error)

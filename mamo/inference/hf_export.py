@@ -1,4 +1,4 @@
-"""A trained network as a folder in Hugging Face's layout: config.json, model.safetensors, tokenizer, README.md."""
+"""Export a trained network in Hugging Face's layout: config.json, model.safetensors, tokenizer, README.md."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ from mamo.training.run_dir import BERT
 
 CONFIG, WEIGHTS, CARD = "config.json", "model", "README.md"
 FILES = ("*.json", "*.txt", f"{WEIGHTS}.safetensors", CARD, f"{BERT}/{CONFIG}")
-"""Patterns of all that `read_exported` reads."""
+"""Patterns of the files that `read_exported` reads."""
 _SAMPLE = "A RED circle, an élan-blue  square; 2 STARS' 3.5 don't\tÅngström 東京 [MASK]"
-"""Capitals, accents, marks, spaces and another script: what tokenizers of one vocabulary may read differently."""
+"""Capitals, accents, marks, spaces and another script, on which tokenizers of one vocabulary may differ."""
 _HEADER = "---\nlibrary_name: mamo\ntags: [mamo, vision-language, image-text-retrieval]\n---\n\n"
 
 
 class TokenizerMismatchError(CheckpointError):
-    """The tokenizer beside the weights is not the one they were trained with.
+    """The exported tokenizer differs from the one used in training.
 
     >>> import mamo
     >>> issubclass(mamo.TokenizerMismatchError, mamo.CheckpointError)
@@ -38,58 +38,58 @@ class TokenizerMismatchError(CheckpointError):
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether the folder has this layout, whole or damaged."""
+    """Return whether the folder has this layout, complete or damaged."""
     return (folder / CONFIG).is_file() or (folder / f"{WEIGHTS}.safetensors").is_file()
 
 
 def write_exported(
-    folder: Path, network: Network, tokenizer: Any, config: RunConfig, card: str, carried: Mapping[str, str]
+    folder: Path, network: Network, tokenizer: Any, config: RunConfig, card: str, assets: Mapping[str, str]
 ) -> None:
-    """Write a network into an existing folder; a BERT that its config names is written down in `bert/`."""
+    """Write a network into an existing folder; the config of a BERT named by `model.text.bert` goes to `bert/`."""
     tokenizer.save_pretrained(folder)
     values = {
         "vocabulary": _fingerprint(tokenizer),
         "mamo": config.model_dump(mode="json"),
     }
     (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-    once = {
+    once = {  # a tied tensor only under its first name
         name for name, _ in [*network.named_parameters(), *network.named_buffers()]
-    }  # tied ones by their first name
+    }
     tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items() if key in once}
     save_file(tensors, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
     text_encoder = network.backbone.text_encoder
     if config.model.text.bert is not None and isinstance(text_encoder, TextEncoder):
         text_encoder.bert.config.save_pretrained(folder / BERT)
-    for name, text in carried.items():
+    for name, text in assets.items():
         (folder / name).write_text(text, "utf-8")
     (folder / CARD).write_text(_HEADER + card, "utf-8")
 
 
 def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, RunConfig, str, Mapping[str, str]]:
-    """The network on `device`, the config of its run, its card, and what it carries (`Task.assets`).
+    """Load the network on `device`, the config of its run, its card, and its assets (`Task.assets`).
 
     Raises:
         CheckpointError: a file is missing, damaged or not of this layout. Nothing is unpickled and no code is run.
-        TokenizerMismatchError: the tokenizer was exchanged.
+        TokenizerMismatchError: the tokenizer differs from the one used in training.
     """
     try:
         values = json.loads((folder / CONFIG).read_text("utf-8"))
         if not isinstance(values, dict) or not isinstance(values.get("mamo"), dict):
-            raise ValueError(f"its {CONFIG} is of another kind of model")
+            raise ValueError(f"its {CONFIG} describes another kind of model")
         with no_code_from(folder):
             config = build_config(values["mamo"], str(folder / CONFIG))
         task, predictor = restore_task(folder, config, device, weights=WEIGHTS, tokenizer=".")
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # JSON of another shape
-        raise CheckpointError(f"{folder}: not a model that save_pretrained wrote: {error}") from None
+        raise CheckpointError(f"{folder}: not a model written by save_pretrained: {error}") from None
     if values.get("vocabulary") != _fingerprint(predictor.processor.tokenizer):
-        raise TokenizerMismatchError(f"{folder}: its tokenizer is not the one that its weights were trained with")
+        raise TokenizerMismatchError(f"{folder}: the tokenizer differs from the one the weights were trained with")
     card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""
     return predictor, config, re.sub(r"\A---\n.*?\n---\n\n?", "", card, flags=re.DOTALL), task.assets
 
 
 def _fingerprint(tokenizer: Any) -> str:
-    """16 hex digits of the vocabulary and of what becomes of `_SAMPLE`: tokenizers that read alike have the same."""
+    """Return 16 hex digits of the vocabulary and of the tokens of `_SAMPLE`, equal for tokenizers that agree."""
     read = [tokenizer.get_vocab(), tokenizer(_SAMPLE)["input_ids"]]
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""`mamo.load`: from a folder or a hub name to a model, or one clear error."""
+"""Implement `mamo.load`: load a model from a folder or a hub name, or raise one clear error."""
 
 import difflib
 import re
@@ -27,20 +27,20 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Liter
     torch.Size([2, 1])
 
     Args:
-        path: a run folder (its last checkpoint), a step folder, a folder that `save_pretrained` wrote, or the name of
-            one on the hub (`user/name`, needs network).
-        device: `auto` takes CUDA where there is any; `cpu`, `cuda`, `cuda:1` or a `torch.device`.
-        precision: of weights and activations; scores are float32 always.
+        path: a run folder (its last checkpoint), a step folder, a folder written by `save_pretrained`, or a name on the
+            hub (`user/name`, needs network).
+        device: `auto` (CUDA if available), `cpu`, `cuda`, `cuda:1` or a `torch.device`.
+        precision: of weights and activations; scores are always float32.
 
     Raises:
-        CheckpointError: nothing there, damaged, of another architecture, an MLIM, or no checkpoint of ours. Only
+        CheckpointError: missing, damaged, of another architecture, an MLIM, or not a checkpoint of `mamo`. Only
             safetensors and JSON are read: no pickle is ever opened.
-        TokenizerMismatchError: the tokenizer was exchanged; a CheckpointError.
+        TokenizerMismatchError: the tokenizer differs from the one used in training; a CheckpointError.
         DeviceError: there is no such device, as CUDA on a machine without it.
-        ValueError: another precision.
+        ValueError: unknown precision.
 
-    The model's calls raise `MissingHeadError`, `BadSampleError` (not an image), `EmptyGalleryError` and, for other mistakes
-    in arguments, plain ValueError, which all of these are.
+    The model's methods raise `MissingHeadError`, `BadSampleError` (an unreadable image), `EmptyGalleryError` and, for
+    other invalid arguments, ValueError, which is a base class of all of these.
     """
     folder, name, where = Path(path), str(path), choose_device(device)
     if is_exported(folder):
@@ -52,7 +52,7 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Liter
             raise CheckpointError(str(error)) from None
         return model_of(*read_exported(folder, where), precision)
     if not folder.is_dir():
-        raise CheckpointError(f"{path}: no folder; give a run, a step or an exported folder{_near(folder)}")
+        raise CheckpointError(f"{path}: no such folder; give a run, a step or an exported folder{_near(folder)}")
     folder = checkpoint.resolve(folder)
     try:
         config = load_stored_config(folder)
@@ -64,14 +64,14 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Liter
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # a config of another version, no tokenizer
-        raise CheckpointError(f"{folder}: not a checkpoint that can be read: {error}") from error
+        raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
     return model_of(predictor, config, model_card(folder, config), task.assets, precision)
 
 
 def _near(folder: Path) -> str:
-    """What there is instead, for a message."""
+    """Return a hint at an existing folder for the error message."""
     if folder.is_file():
-        return ". ALBEF's published file starts a run instead (checkpoint=FILE)"
-    beside = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
-    near = difflib.get_close_matches(folder.name, beside, 1)
+        return ". To start a run from ALBEF's published file, use checkpoint=FILE"
+    siblings = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, siblings, 1)
     return f". Did you mean {folder.parent / near[0]}?" if near else ""

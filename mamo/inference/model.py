@@ -1,8 +1,8 @@
 """A trained model as one object: features, matching, retrieval, grounding, masked words, answers, reasoning.
 
-Images are paths, PIL images or uint8 tensors [3, H, W] of any size; texts are strings. Lists are worked on in batches
-of `evaluation.batch_size`. Features and similarities stay on the model's device, probabilities come to the CPU.
-What a caller can do wrong ends in a ValueError, each kind in its own class; see `mamo.load`.
+Images are paths, PIL images or uint8 tensors [3, H, W] of any size; texts are strings. Lists are processed in batches
+of `evaluation.batch_size`. Features and similarities stay on the model's device, probabilities are on the CPU.
+Invalid arguments raise a ValueError or one of its subclasses; see `mamo.load`.
 
 Legend: I images, T texts, N pairs, D width of the shared space, K results.
 """
@@ -24,11 +24,12 @@ from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.processor import ImageLike, Processor
+from mamo.data.records import Box
 from mamo.data.transforms import eval_transform
-from mamo.evaluation.metrics.grounding import Box, best_proposal, to_image_size
+from mamo.evaluation.metrics.grounding import best_proposal, to_image_size
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
-from mamo.inference.gallery import EmptyGalleryError, Gallery, indexed, indexed_texts
+from mamo.inference.gallery import EmptyGalleryError, Gallery, gallery_of_images, gallery_of_texts
 from mamo.inference.hf_export import FILES, TokenizerMismatchError, read_exported, write_exported
 from mamo.tasks.reasoning.batch import is_ordered
 from mamo.tasks.vqa.batch import ANSWERS
@@ -46,20 +47,20 @@ HEAT_THRESHOLD = 0.5
 
 
 class MissingHeadError(ValueError):
-    """The model was trained without the head that a call needs; the message names the command that trains it.
+    """The model lacks the head that a method needs; the message has the command that trains it.
 
     >>> import mamo
     >>> model = mamo.load("runs/scenes")
     >>> model.network.itm = None  # as if trained without matching
     >>> model.match(["a.jpg"], ["a red circle"])
     Traceback (most recent call last):
-    mamo.inference.model.MissingHeadError: match: this model was trained without itm; train it on ...
+    mamo.inference.model.MissingHeadError: match: this model was trained without itm; fine-tune it ...
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Grounding:
-    """Where in an image is what an expression says; all in pixels of the image's own size.
+    """Location of an expression in an image, in pixels of the image's own size.
 
     >>> import mamo
     >>> found = mamo.load("runs/scenes").ground("a.jpg", "a red circle")
@@ -70,18 +71,18 @@ class Grounding:
     """
 
     heat: NDArray[np.float64]
-    """[H, W], not negative: Grad-CAM, interpolated from the patches."""
+    """Heat map [H, W], not negative, interpolated from the patches."""
     point: tuple[int, int]
     """(x, y) of the hottest pixel."""
     box: Box
-    """(x, y, width, height): the best proposal, or without proposals whole patches around the hottest one."""
+    """(x, y, width, height): the best proposal; without proposals, whole patches around the hottest one."""
 
 
 class Model(ModelHubMixin):
-    """What `mamo.load` gives.
+    """A trained model, from `mamo.load`.
 
-    `network` is the torch module, `processor` what it reads with, `config` the configuration of its run, `card` its
-    card as Markdown. `save_pretrained`, `from_pretrained` and `push_to_hub` are those of the Hugging Face hub:
+    `network` is the torch module, `processor` prepares images and texts, `config` is the configuration of its run,
+    `card` is its card in Markdown. `save_pretrained`, `from_pretrained` and `push_to_hub` are the methods of the hub:
 
     >>> import mamo
     >>> model = mamo.load("runs/scenes")
@@ -92,7 +93,7 @@ class Model(ModelHubMixin):
     """
 
     def __init__(self, predictor: Predictor, config: RunConfig, card: str, assets: Mapping[str, str]) -> None:
-        """Take a predictor; `assets` are texts by file name that belong to the weights, as VQA's answer list."""
+        """Create a model; `assets` are texts by file name that belong to the weights, such as VQA's answer list."""
         self.network = predictor.network
         self.processor = predictor.processor
         self.config = config
@@ -107,33 +108,33 @@ class Model(ModelHubMixin):
         return f"mamo.Model({self.config.task}, {millions:.1f} M parameters, {weight.dtype}, {weight.device})"
 
     def encode_image(self, images: Sequence[ImageLike]) -> Tensor:
-        """L2-normalised ITC features, float32 [I, D].
+        """Compute L2-normalised ITC features, float32 [I, D].
 
         >>> import mamo
         >>> mamo.load("runs/scenes").encode_image(["a.jpg", "b.jpg"]).norm(dim=1).round(decimals=3)
         tensor([1., 1.])
 
-        Raises BadSampleError naming what is not an image, ValueError for an empty list.
+        Raises BadSampleError naming an unreadable image, ValueError for an empty list.
         """
         self._need("temperature", "encode_image", "itc")
-        with torch.inference_mode():  # of each batch the features alone are kept
+        with torch.inference_mode():  # only the features of each batch are kept
             return torch.cat([self._scorer.encode_images([batch]).feature for batch in self._batches(images)])
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised ITC features, float32 [T, D].
+        """Compute L2-normalised ITC features, float32 [T, D].
 
         >>> import mamo
         >>> mamo.load("runs/scenes").encode_text(["a red circle"]).shape[0]
         1
 
-        A text past the limit is cut, and that is logged once a model. Raises ValueError for an empty list.
+        A text longer than the limit is truncated, which is logged once. Raises ValueError for an empty list.
         """
         self._need("temperature", "encode_text", "itc")
         with torch.inference_mode():
             return self._texts(texts).feature
 
     def similarity(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Tensor:
-        """Cosine similarity of all images to all texts by ITC, float32 [I, T].
+        """Compute the cosine similarity of all images and texts by ITC, float32 [I, T].
 
         >>> import mamo
         >>> mamo.load("runs/scenes").similarity(["a.jpg", "b.jpg"], ["red", "blue", "a circle"]).shape
@@ -142,14 +143,14 @@ class Model(ModelHubMixin):
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Tensor:
-        """Probability of ITM that image n shows what text n says, float32 [N].
+        """Compute the ITM probability that image n matches text n, float32 [N].
 
         >>> import mamo
         >>> probability = mamo.load("runs/scenes").match(["a.jpg", "b.jpg"], ["a red circle", "a red circle"])
         >>> bool((0 < probability).all() and (probability < 1).all())
         True
 
-        Raises ValueError where there are not as many images as texts.
+        Raises ValueError for different numbers of images and texts.
         """
         self._need("itm", "match", "itm")
         _check_list("images", images)
@@ -158,24 +159,24 @@ class Model(ModelHubMixin):
             raise ValueError(f"match: {len(images)} images and {len(texts)} texts; give pairs")
         with torch.inference_mode():
             rows = torch.arange(len(images))
-            return self._scorer.match(self._images(images), self._texts(texts), rows, rows).sigmoid()
+            return self._scorer.itm_scores(self._images(images), self._texts(texts), rows, rows).sigmoid()
 
     def index(self, images: Sequence[ImageLike], cache: str | Path | None = None) -> Gallery[str]:
-        """A gallery that texts retrieve from, each image encoded once; see `Gallery`. Raises EmptyGalleryError.
+        """Encode images once into a gallery for retrieval by text; see `Gallery`. Raises EmptyGalleryError.
 
-        With the folder `cache` ITC features alone are kept, in a file there, and shortlisted image files encoded again.
+        With a folder `cache`, only ITC features are kept, in a file there; shortlisted image files are encoded again.
         """
         self._need("temperature", "index", "itc")
         _check_list("images", images, least=0)
         with torch.inference_mode():
-            return indexed(self._scorer, self._texts, self._images, images, self.config, cache)
+            return gallery_of_images(self._scorer, self._texts, self._images, images, self.config, cache)
 
     def index_texts(self, texts: Sequence[str]) -> Gallery[ImageLike]:
-        """A gallery that images retrieve from, each text encoded once; see `Gallery`. Raises EmptyGalleryError."""
+        """Encode texts once into a gallery for retrieval by image; see `Gallery`. Raises EmptyGalleryError."""
         self._need("temperature", "index_texts", "itc")
         _check_list("texts", texts, least=0)
         with torch.inference_mode():
-            return indexed_texts(self._scorer, self._texts, self._images, texts)
+            return gallery_of_texts(self._scorer, self._texts, self._images, texts)
 
     def ground(
         self,
@@ -184,7 +185,7 @@ class Model(ModelHubMixin):
         proposals: Sequence[Box] = (),
         heat_from: Literal["fusion", "image_encoder", "occlusion"] | None = None,
     ) -> Grounding:
-        """Where in the image is what the expression says: what made the match, by one of `mamo.explain`'s ways.
+        """Locate an expression in an image: explain the ITM score by a method of `mamo.explain`.
 
         >>> import mamo
         >>> found = mamo.load("runs/scenes").ground("a.jpg", "a circle", proposals=[(0, 0, 30, 40), (30, 0, 30, 40)])
@@ -193,10 +194,10 @@ class Model(ModelHubMixin):
 
         Args:
             image: one image.
-            expression: what to look for.
-            proposals: boxes (x, y, width, height) to choose among, as in the evaluation; without any, the box holds
+            expression: the text to locate.
+            proposals: boxes (x, y, width, height) to choose from, as in the evaluation. Without any, the box covers
                 the patches connected to the hottest one that have at least half of its heat.
-            heat_from: Grad-CAM read in the fusion or in the image encoder, or patches painted over; None is the
+            heat_from: Grad-CAM in the fusion or in the image encoder, or occlusion of patches; None for the
                 `evaluation.grounding_heat` of the model's run. `scenes-easy-grounding` fixes `image_encoder`.
         """
         self._need("itm", "ground", "itm")
@@ -213,19 +214,19 @@ class Model(ModelHubMixin):
         return Grounding(whole, (int(x), int(y)), box)
 
     def fill_mask(self, image: ImageLike, text: str) -> str:
-        """`text` with each [MASK] replaced by the likeliest token, all at once.
+        """Replace each [MASK] in `text` by the likeliest token, all at once.
 
         >>> import mamo
         >>> filled = mamo.load("runs/scenes").fill_mask("a.jpg", "a small [MASK] circle")
         >>> filled.startswith("a small"), "[MASK]" in filled
         (True, False)
 
-        Raises ValueError where the text holds no [MASK] within the token limit.
+        Raises ValueError for a text without [MASK] within the token limit.
         """
         self._need("mlm", "fill_mask", "mlm")
         tokenizer, limit = self.processor.tokenizer, self.processor.text_max_tokens
         mask = tokenizer.mask_token
-        # the tokenizer reads "[MASK]" in a text as plain text, so that no caption can smuggle one in
+        # the tokenizer treats "[MASK]" in a text as plain text, so that captions cannot contain mask tokens
         parts = [clean_caption(part) for part in text.split(mask)]
         ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
         joined = [tokenizer.cls_token_id, *ids[0]]
@@ -239,50 +240,52 @@ class Model(ModelHubMixin):
         with torch.inference_mode():
             texts = self._scorer.encode_texts(torch.tensor([joined]), torch.tensor([len(joined)]))
             row = torch.zeros(1, dtype=torch.int64)
-            (words,) = self._scorer.fill(self._images([image]), texts, row, row, torch.tensor([slots])).tolist()
+            (words,) = self._scorer.predict_masked(
+                self._images([image]), texts, row, row, torch.tensor([slots])
+            ).tolist()
         for slot, token in zip(slots, words, strict=True):
             joined[slot] = token
         return str(tokenizer.decode(joined[1:-1]))
 
     def answer(self, images: Sequence[ImageLike], questions: Sequence[str]) -> list[str]:
-        """An answer to question n about image n, of the list that the model was fine-tuned with (VQA).
+        """Answer question n about image n, from the answer list of fine-tuning (VQA).
 
         >>> import mamo
         >>> answers = mamo.load("runs/vqa").answer(["a.jpg", "b.jpg"], ["what colour is it?", "is there a circle?"])
         >>> len(answers)
         2
 
-        Raises ValueError where there are not as many images as questions.
+        Raises ValueError for different numbers of images and questions.
         """
         self._need("answer", "answer", "vqa")
         _check_list("images", images)
         _check_list("texts", questions)
         if len(images) != len(questions):
             raise ValueError(f"answer: {len(images)} images and {len(questions)} questions; give pairs")
-        self.processor.texts(questions)  # tells of one that is cut
-        scorer, given = self._scorer, list[str]()
+        self.processor.texts(questions)  # logs a truncated one
+        scorer, found = self._scorer, list[str]()
         answers = json.loads(self.assets[ANSWERS])
         answerer = Answerer(self._predictor, answers, self.config.evaluation.rerank_k)
         with torch.inference_mode():
             for start in range(0, len(images), scorer.batch_size):
                 part = slice(start, start + scorer.batch_size)
                 pixels = self.processor.images(images[part])
-                given += answerer(pixels, torch.arange(len(pixels)), questions[part])
-        return given
+                found += answerer(pixels, torch.arange(len(pixels)), questions[part])
+        return found
 
     def reason(self, images: Sequence[Sequence[ImageLike]], sentences: Sequence[str]) -> Tensor:
-        """Probability that sentence n is true of the images n (NLVR2: a pair), float32 [N].
+        """Compute the probability that sentence n is true of images n (NLVR2: a pair), float32 [N].
 
         >>> import mamo
         >>> true = mamo.load("runs/reasoning").reason([["a.jpg", "b.jpg"]], ["both images show a circle"])
         >>> bool(0 < true < 1)
         True
 
-        Raises ValueError where lengths differ, or sentences have different numbers of images.
+        Raises ValueError for lists of different lengths, or different numbers of images per sentence.
         """
         self._need("pair", "reason", "nlvr2")
         if len(images) != len(sentences) or len({len(several) for several in images}) != 1:
-            raise ValueError("reason: give one list of images a sentence, all of the same length")
+            raise ValueError("reason: give one list of images per sentence, all of the same length")
         backbone, scorer, found = self.network.backbone, self._scorer, list[Tensor]()
         with torch.inference_mode():
             for start in range(0, len(images), scorer.batch_size):
@@ -302,13 +305,13 @@ class Model(ModelHubMixin):
             is_loss = head in ("temperature", "itm", "mlm")
             task, weight = ("retrieval", f" losses.weights.{trained_by}=1") if is_loss else (trained_by, "")
             raise MissingHeadError(
-                f"{call}: this model was trained without {trained_by}; train it on with `python scripts/finetune.py "
+                f"{call}: this model was trained without {trained_by}; fine-tune it with `python scripts/finetune.py "
                 f"--config configs/finetune/{task}_scenes.yaml checkpoint=FOLDER{weight}`"
                 + (f", or pre-train with losses.weights.{trained_by} above 0" if is_loss else "")
             )
 
     def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
-        """uint8 [B, 3, h, w] of each `evaluation.batch_size` images."""
+        """Yield uint8 [B, 3, h, w] for each `evaluation.batch_size` images."""
         _check_list("images", images)
         step = self._scorer.batch_size
         for start in range(0, len(images), step):
@@ -321,7 +324,7 @@ class Model(ModelHubMixin):
         return self._scorer.encode_texts(*self.processor.texts(texts))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Called by `save_pretrained`."""
+        """Write the model; called by `save_pretrained`."""
         write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card, self.assets)
 
     @classmethod
@@ -332,25 +335,25 @@ class Model(ModelHubMixin):
         precision: Literal["fp32", "bf16"] = "fp32",
         **hub: Any,
     ) -> "Model":
-        """What `save_pretrained` wrote: a folder, or a name on the hub with options of `snapshot_download`.
+        """Load a folder written by `save_pretrained`, or a hub name with options of `snapshot_download`.
 
-        Raises as `mamo.load`. Instead of the mixin's own, which reads config.json before anything is checked.
+        Raises as `mamo.load`. Replaces the mixin's own method, which reads config.json before any check.
         """
         where, folder = choose_device(device), Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             try:
                 folder = Path(snapshot_download(str(folder), allow_patterns=list(FILES), **hub))
             except (OSError, ValueError) as error:  # the hub's errors derive from these
-                raise CheckpointError(f"{folder}: no such folder, and no hub name that can be fetched") from error
+                raise CheckpointError(f"{folder}: no such folder, and not a hub name that can be fetched") from error
         return model_of(*read_exported(folder, where), precision)
 
 
 def model_of(
     predictor: Predictor, config: RunConfig, card: str, assets: Mapping[str, str], precision: Literal["fp32", "bf16"]
 ) -> Model:
-    """A model of what was loaded; raises ValueError for another precision."""
+    """Create a model from a loaded network; raises ValueError for an unknown precision."""
     if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision {precision!r} is neither fp32 nor bf16")
+        raise ValueError(f"precision {precision!r} is not valid; use fp32 or bf16")
     if precision == "bf16":
         for parameter in predictor.network.parameters():
             parameter.data = parameter.data.bfloat16()
@@ -358,14 +361,14 @@ def model_of(
 
 
 def _check_list(what: str, values: Any, least: int = 1) -> None:
-    """Raises ValueError for one image or text alone, for what cannot be counted, and for fewer than `least`."""
+    """Raise ValueError for a single image or text, for values without a length, and for fewer than `least`."""
     is_list = hasattr(values, "__len__") and hasattr(values, "__getitem__") and not isinstance(values, str)
     if not is_list or len(values) < least:
         raise ValueError(f"give a list of {what}, not {values!r}")
 
 
 def _hot_box(heat: Tensor, image_size_px: tuple[int, int]) -> Box:
-    """The box (x, y, width, height) around the patches of heat [h, w] that are connected to the hottest one."""
+    """Return the box (x, y, width, height) around the patches of heat [h, w] that are connected to the hottest one."""
     is_hot = (heat >= HEAT_THRESHOLD * heat.max())[None].float()
     found, grown = torch.zeros_like(is_hot), (heat == heat.max())[None].float()
     while not torch.equal(found, grown):

@@ -1,1 +1,1 @@
-"""Curves, pages, cards and comparisons of runs."""
+"""Reports of runs: curves, pages, cards and comparisons."""

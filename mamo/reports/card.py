@@ -1,4 +1,4 @@
-"""The card of a checkpoint, as Markdown: what it is, what it was trained on and descends from, every evaluation."""
+"""Write the card of a checkpoint as Markdown: its model, its training data and lineage, every evaluation."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from mamo.training.run_dir import RESULTS
 def model_card(folder: Path, config: RunConfig) -> str:
     """Return the card of a verified step folder (`checkpoint.resolve`); `config` is the folder's own."""
     state = json.loads((folder / "state.json").read_text())
-    training = config.training
+    training, (height, width) = config.training, config.data.image_size
     facts = {
         "method": state.get("method", f"task {config.task}"),
         "preset": f"`{config.model.preset}`, {_parameters(folder):,} parameters",
-        "image": f"{state.get('image_encoder', 'image encoder')}, {config.data.image_size[0]} x {config.data.image_size[1]} px",
+        "image": f"{state.get('image_encoder', 'image encoder')}, {height} x {width} px",
         "steps": (
             f"{state['step']:,} of {training.total_steps:,}, {training.batch_size_global} samples each, "
             f"{training.optimizer}"
@@ -29,7 +29,7 @@ def model_card(folder: Path, config: RunConfig) -> str:
     }
     lines = [f"# {folder.parent.parent.name}, {folder.name}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", "## Descends from", ""]
+    lines += ["", "## Lineage", ""]
     lines += [
         f"- {link['checkpoint']}, step {link['step']}, data `{link['data_fingerprint']}`" for link in state["ancestry"]
     ] or ["Random weights."]
@@ -48,14 +48,14 @@ def _data(config: RunConfig) -> str:
 
 
 def _parameters(folder: Path) -> int:
-    """Numbers in the student's weights; a tied weight is stored once."""
+    """Count the student's parameters; a tied weight counts once."""
     with safe_open(folder / "student.safetensors", framework="numpy") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (it is no dictionary)
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (not a dictionary)
     return sum(math.prod(shape) for shape in shapes)
 
 
 def _evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Those of this step in the run's own results, and those of `evaluate.py` beside them."""
+    """Read the evaluations of this step: the run's own results and those of `evaluate.py`."""
     run_folder = folder.parent.parent
     files = [run_folder / RESULTS, *sorted((run_folder / "evaluations").glob(f"*/{RESULTS}"))]
     found = [entry for file in files if file.is_file() for entry in json.loads(file.read_text())["evaluations"]]

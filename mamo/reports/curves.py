@@ -1,4 +1,4 @@
-"""The pictures of a run: losses and metrics of its steps over those of a reference run, metrics of its evaluations."""
+"""Plot the curves of a run: metrics of its steps, with the band of a reference run, and metrics of its evaluations."""
 
 import io
 import itertools
@@ -10,6 +10,16 @@ import numpy as np
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import flatten
+from mamo.reports.compare import (
+    WINDOW,
+    Floats,
+    is_compared,
+    metric_band,
+    read_metrics,
+    running_mean,
+    seed_folders,
+    smoothed,
+)
 from mamo.training.resume import RESUME_MAY_CHANGE
 from mamo.training.run_dir import CONFIG, CURVES, METRICS, read_evaluations, read_jsonl
 
@@ -18,18 +28,18 @@ PANELS = 4
 EVALUATION_PANELS = 2
 DASHES = ("-", "--", ":", "-.")
 REFERENCES = Path("configs/reference")
-"""Of the working folder, or of the clone that the package is in: a run of the config of one is drawn over its band."""
+"""Reference runs, relative to the working folder or to the clone that the package is in."""
 CLONE = Path(__file__).parents[2]
 _OF_ANY_VALUE = (*RESUME_MAY_CHANGE, "seed", "training.device", "training.precision", "model.preset")
-"""Free to differ from the reference: changes no curve beyond what a seed does; a preset's values are in `model`."""
+"""Keys that may differ from the reference: they change curves no more than a seed; a preset's values are in `model`."""
 
 
 def plot_curves(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> None:
-    """Write `curves.png`: one panel a series, the raw values faint, a running mean on top.
+    """Write `curves.png`: one panel per metric, the raw values faint, their running mean on top.
 
-    Where `REFERENCES` holds a run of the same config (see `reference_of`), its running mean plus and minus two running
-    standard deviations is the green band below: a run whose mean leaves it is worth a look. `load_config` reads their
-    config files.
+    Where `reference_of` finds a reference, the green area is the band of `mamo.reports.compare`, and the line on top is
+    the smoothed value that is compared with it. The y axis follows the run's values, so a wide band is cut off.
+    `load_config` reads the config files of the runs.
     """
     rows = read_jsonl(output_dir / METRICS)
     names = [name for name in (rows[0] if rows else {}) if name != "step" and not name.startswith("weight/")]
@@ -37,34 +47,36 @@ def plot_curves(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> N
         return
     steps = np.array([row["step"] for row in rows])
     reference = reference_of(output_dir, load_config)
-    expected = read_jsonl(reference / METRICS) if reference is not None else []
-    expected = [row for row in expected if row["step"] <= steps[-1]]
+    references = [] if reference is None else [read_metrics(folder) for folder in seed_folders(reference)]
     n_rows = -(-len(names) // PANELS)
     figure, axes = _panels(n_rows, PANELS, (4 * PANELS, 2.6 * n_rows))
     for axis, name in zip(axes.flat, names):
-        values = np.array([row[name] for row in rows])
-        if expected and name in expected[0]:
-            low, high = _band(np.array([row[name] for row in expected]))
-            axis.fill_between([row["step"] for row in expected], low, high, color="#bfe3c0", label="reference")
+        values = np.array([row[name] for row in rows], dtype=float)
+        band = _reference_band(name, steps, references)
+        mean = running_mean(values, max(WINDOW, len(values) // 50)) if band is None else smoothed(name, values)
+        axis.margins(x=0)
         axis.plot(steps, values, color="#9ec1e0", linewidth=0.6)
-        axis.plot(steps, _running_mean(values, max(1, len(values) // 50)), color="#1f4e79", linewidth=1.4)
+        axis.plot(steps, mean, color="#1f4e79", linewidth=1.4)
+        if band is not None:
+            limits = axis.get_ylim()
+            axis.fill_between(*band, color="#bfe3c0", zorder=0)
+            axis.set_ylim(limits)
         axis.set_title(name, fontsize=10)
         axis.grid(alpha=0.25)
-        axis.margins(x=0)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     for axis in axes[-1]:
         axis.set_xlabel("optimizer step")
     if reference is not None:
-        figure.suptitle(f"green: {REFERENCES / reference.name}, running mean ± 2 standard deviations", fontsize=10)
+        figure.suptitle(f"green: band of {REFERENCES / reference.name}, as in compare.py", fontsize=10)
     figure.savefig(output_dir / CURVES, dpi=100)
 
 
 def reference_of(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> Path | None:
-    """The folder in `REFERENCES` whose run differs from this one in nothing that determines its curves; None for none.
+    """Return the reference run whose config agrees with this run's in all that determines its curves; None for none.
 
-    Resolved configs are compared, keys that one does not have yet at their defaults. Free are the seed, the device, the
-    precision and what may differ at a resume (`RESUME_MAY_CHANGE`): folder, workers, layout, checkpoints, evaluation.
+    Resolved configs are compared, with defaults for missing keys. The seed, the device, the precision and the keys in
+    `RESUME_MAY_CHANGE` (folder, workers, layout, checkpoints, evaluation) may differ.
     """
     own = _determining(output_dir / CONFIG, load_config)
     if own is None:
@@ -74,7 +86,7 @@ def reference_of(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> 
 
 
 def _determining(file: Path, load_config: Callable[[Path], RunConfig]) -> dict[str, Any] | None:
-    """The values of a run's config that its curves depend on; None where there is none that this version can run."""
+    """Return the config values that determine a run's curves; None where this version cannot load the config."""
     try:
         values = flatten(load_config(file).model_dump())
     except ValueError:
@@ -82,29 +94,24 @@ def _determining(file: Path, load_config: Callable[[Path], RunConfig]) -> dict[s
     return {key: value for key, value in values.items() if not key.startswith(_OF_ANY_VALUE)}
 
 
-def _band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Running mean minus and plus two standard deviations of what lies around it."""
-    width = max(1, len(values) // 50)
-    mean = _running_mean(values, width)
-    spread = np.sqrt(_running_mean((values - mean) ** 2, width))
-    return mean - 2 * spread, mean + 2 * spread
-
-
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean of each value and the `width // 2` on either side of it (fewer at the ends)."""
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    here = np.arange(len(values))
-    starts, stops = np.maximum(0, here - width // 2), np.minimum(len(values), here + width // 2 + 1)
-    means: np.ndarray = (sums[stops] - sums[starts]) / (stops - starts)
-    return means
+def _reference_band(
+    name: str, steps: np.ndarray, references: Sequence[Mapping[int, Mapping[str, float]]]
+) -> tuple[Floats, Floats, Floats] | None:
+    """Compute (steps, low, high) of the band over the common steps; None for a metric that is not compared."""
+    common = [step for step in steps.tolist() if all(step in rows and name in rows[step] for rows in references)]
+    if not references or not common or not is_compared(name):
+        return None
+    values = np.array([[rows[step][name] for step in common] for rows in references])
+    at = np.array(common, dtype=float)
+    return at, *metric_band(name, values, at)
 
 
 def plot_evaluations(output_dir: Path) -> bytes | None:
-    """A PNG of every metric in `results.json` against the step, one panel a group: what precedes the first slash.
+    """Plot every metric in `results.json` against the step; return a PNG with one panel per first part of the name.
 
-    In a group of three-part names (`probe/count_change/itm`) the colour is the middle's, the dashes are the last's.
-    Only evaluations under the last one's protocol are comparable with it; None if there are fewer than two. Sums of
-    recalls (`rsum`) are left out: they are the sum of what is drawn, on another scale.
+    In a group of three-part names (`probe/count_change/itm`) the middle part sets the colour, the last the dashes. Only
+    evaluations of the last one's protocol are plotted; None if there are fewer than two. `rsum` is left out: it is the
+    sum of plotted recalls, on another scale.
 
     Raises ValueError for a damaged `results.json`.
     """
@@ -129,16 +136,16 @@ def plot_evaluations(output_dir: Path) -> bytes | None:
 
 
 def _panels(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure of no window and its axes [n_rows, n_columns]."""
-    from matplotlib.figure import Figure  # here, as it takes a tenth of the seconds in which a command starts
+    """Create a figure without a window and its axes [n_rows, n_columns]."""
+    from matplotlib.figure import Figure  # imported here, as it slows the start of every command
 
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(n_rows, n_columns, squeeze=False)
 
 
 def _draw_group(axis: Any, group: str, names: Sequence[str], evaluations: Sequence[Mapping[str, Any]]) -> None:
-    """One panel: percent against the step, the names beside it from the highest last value to the lowest."""
-    from matplotlib import colormaps  # here, as in `_panels`
+    """Draw one panel: percent against the step; the legend is ordered by the last value, highest first."""
+    from matplotlib import colormaps  # imported here, as in `_panels`
 
     parts = {name: name.removeprefix(f"{group}/").rpartition("/")[::2] for name in names}
     hues = list(dict.fromkeys(stem or leaf for stem, leaf in parts.values()))

@@ -1,4 +1,4 @@
-"""`report.html` of a run: one self-contained page with its pictures, its curves, its numbers and its card."""
+"""Write `report.html` of a run: one self-contained page with pictures, curves, metrics and card."""
 
 import base64
 import html
@@ -13,7 +13,7 @@ from mamo.training.run_dir import CURVES, TIMING, atomic_write_text, read_jsonl
 
 REPORT = "report.html"
 CHANCE = 50.0
-"""Percent that a probe's two candidates give to a coin."""
+"""Percent of a random choice between a probe's two candidates."""
 _STYLE = """
 :root { color-scheme: light } body { font: 15px/1.45 system-ui, sans-serif; max-width: 1120px; margin: 2em auto;
   padding: 0 1em; color: #222; background: #fff }
@@ -46,13 +46,13 @@ def write_report(
     step_folder: Path | None = None,
     card: str = "",
 ) -> Path:
-    """Write the page into `folder`.
+    """Write the page into `folder` and return its path.
 
     Args:
-        folder: where `report.html` goes.
-        title: its heading.
+        folder: the folder of `report.html`.
+        title: the page's heading.
         metrics: percentages by name.
-        sections: (title, HTML fragment), as `network_pictures` makes them.
+        sections: (title, HTML fragment), from `network_pictures`.
         step_folder: a checkpoint whose run's curves, evaluations and loading times are shown, or None.
         card: the card of that checkpoint (`model_card`).
     """
@@ -82,7 +82,7 @@ def _metrics_table(metrics: Mapping[str, float]) -> str:
 
 
 def _probes(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """A bar for each kind of probe and each head that answered it, with a mark at chance."""
+    """Draw a bar per kind of probe and head, with a mark at chance."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for name, value in metrics.items():
         if match := re.fullmatch(r"probe/(\w+)/(\w+)", name):
@@ -93,11 +93,11 @@ def _probes(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         for kind, heads in found.items()
         for head, value in heads.items()
     )
-    return [("Probes: the caption told from a foil, by type (red: chance)", f"<table>{rows}</table>")] if rows else []
+    return [("Probes: caption against foil, by type (red: chance)", f"<table>{rows}</table>")] if rows else []
 
 
 def _curves(run: Path) -> list[tuple[str, str]]:
-    """The pictures of a run's steps and, where it was evaluated more than once, of its evaluations."""
+    """Show the curves of a run's steps and, if it was evaluated more than once, of its evaluations."""
     steps = (run / CURVES).read_bytes() if (run / CURVES).is_file() else None
     pictures = [("Losses and metrics", steps), ("Evaluations", plot_evaluations(run))]
     return [
@@ -108,7 +108,7 @@ def _curves(run: Path) -> list[tuple[str, str]]:
 
 
 def _loading(timing: Path) -> list[tuple[str, str]]:
-    """How fast the steps were and how much of them was waiting for data; the first step starts the workers."""
+    """Show the speed of the steps and the share spent waiting for data, without the first step (workers start)."""
     rows = read_jsonl(timing)[1:] if timing.is_file() else []
     if not rows:
         return []
@@ -126,7 +126,7 @@ def _loading(timing: Path) -> list[tuple[str, str]]:
 
 
 def as_html(markdown: str) -> str:
-    """A card's Markdown (headings, tables, lists, paragraphs, code in backticks) as HTML."""
+    """Convert a card's Markdown (headings, tables, lists, paragraphs, code in backticks) to HTML."""
     found = []
     for block in re.split(r"\n\s*\n", markdown.strip()):
         lines = [re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(line)) for line in block.splitlines()]

@@ -1,6 +1,6 @@
-"""What a network does with held-out pictures, as HTML: retrieval, grounding, masked words, masked patches.
+"""Show a network's predictions on held-out images as HTML: retrieval, grounding, masked words, masked patches.
 
-Every picture is inside the text (PNG, large ones JPEG; base64), so that a page is one file that needs nothing else.
+Images are embedded in the page (PNG, large ones JPEG; base64), so that it is one self-contained file.
 
 Legend: I images, P patches, K masked patches, D width of the image encoder.
 """
@@ -32,10 +32,10 @@ from mamo.world.referring import Expression
 
 SHOWN = 8
 TOP = 5
-_SIDE_PX = 132  # of a picture on the page
-_MOST_PX = 2 * _SIDE_PX  # kept of a larger one: enough for a screen of twice the pixels
+_SIDE_PX = 132  # shown height of an image
+_MOST_PX = 2 * _SIDE_PX  # stored height: enough for a high-density screen
 _GREEN, _WHITE = (60, 200, 90), (255, 255, 255)
-_GREY = 128  # of a masked patch
+_GREY = 128  # grey level of a masked patch
 
 
 Picture = NDArray[np.uint8]
@@ -43,7 +43,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """N pictures [H, W, 3], the caption of each, which is no other's, and what is asked of them by their number.
+    """N pictures [H, W, 3] with one distinct caption each, and the expressions and masked words on them by index.
 
     Files of expressions have no captions.
     """
@@ -51,7 +51,7 @@ class Samples:
     pictures: list[Picture]
     captions: list[str]
     expressions: list[Expression]
-    """With gold boxes, in pixels of the pictures; none of pairs."""
+    """With gold boxes, in pixels of the pictures; empty for image-text pairs."""
     masked_words: list[MaskedWord]
 
 
@@ -60,16 +60,22 @@ def network_pictures(
     config: RunConfig,
     masking: MaskingConfig,
     mim_target: str,
-    exhibits: Samples,
+    samples: Samples,
     rows: int = SHOWN,
 ) -> list[tuple[str, str]]:
-    """(title, HTML fragment) of each kind of picture that the network has the heads for; arguments as `zero_shot`'s.
+    """Build one (title, HTML) section per available head. The network is left in eval mode.
 
-    `rows` is how many queries, expressions and pictures of each kind are shown. The network stays in eval mode.
+    Args:
+        predictor: the network with its processor.
+        config: of the run; evaluation settings and seed.
+        masking: masking settings of the masked patches.
+        mim_target: target of MIM.
+        samples: the pictures to show.
+        rows: number of queries, expressions and images of each kind.
     """
     network: Mamo = predictor.network.eval()
     scorer = Scorer(predictor, config.evaluation.batch_size)
-    pictures, captions, n = exhibits.pictures, exhibits.captions, len(exhibits.pictures)
+    pictures, captions, n = samples.pictures, samples.captions, len(samples.pictures)
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     found: list[tuple[str, str]] = []
     with torch.inference_mode():
@@ -80,30 +86,26 @@ def network_pictures(
             found.append((f"Images to texts, top {TOP} of {n} by {by}", shown))
             shown = _to_images(to_images[:rows], pictures, captions)
             found.append((f"Texts to images, top {TOP} of {n} by {by}", shown))
-        if network.get_head("itm") is not None and exhibits.expressions:
-            title = "What an expression means: heat of the match, gold box (green), chosen proposal (white)"
+        if network.get_head("itm") is not None and samples.expressions:
+            title = "Expressions: heat map of the match, gold box (green), chosen proposal (white)"
             how = config.evaluation.grounding_heat
-            found.append((title, _grounded(scorer, batch, exhibits.expressions[: 2 * rows], pictures, how)))
+            found.append((title, _grounded(scorer, batch, samples.expressions[: 2 * rows], pictures, how)))
         sees_parts = network.get_head("mim") is not None or network.get_head("mrm_image") is not None
         grid = network.backbone.image_encoder.grid
         drawn = [draw_image_mask(sample_rng(config.seed, 0, k, 0), grid, masking.image_ratio, masking.image_style)
                  for k in range(n)]  # fmt: skip
         visible, masked = (torch.from_numpy(np.stack(part)) for part in zip(*drawn))
-        if network.get_head("mlm") is not None and exhibits.masked_words:
+        if network.get_head("mlm") is not None and samples.masked_words:
             partly = _partly_seen(scorer, batch, visible) if sees_parts else None
             hidden = [mask_patches(picture, patches, grid) for picture, patches in zip(pictures, masked)]
-            title = "Masked words" + (
-                ": with the whole picture | with the patches that are not masked" if partly else ""
-            )
-            items = exhibits.masked_words
+            title = "Masked words" + (": with the whole image | with its visible patches" if partly else "")
+            items = samples.masked_words
             found.append((title, _filled(scorer, images, partly, items, pictures, hidden, 3 * rows)))
         if network.get_head("mim") is not None and captions:
             rebuilt = rebuilt_pictures(scorer, batch, captions, visible, masked, mim_target)
             cells = [_trio(pictures[k], mask_patches(pictures[k], masked[k], grid), rebuilt[k], captions[k])
                      for k in range(min(rows, n))]  # fmt: skip
-            title = (
-                "Masked patches: picture, what is seen, and the patches of other pictures nearest to what MIM predicts"
-            )
+            title = "Masked patches: image, visible patches, and other images' patches nearest to MIM's prediction"
             found.append((title, f'<div class="row">{"".join(cells)}</div>'))
     return found
 
@@ -111,7 +113,7 @@ def network_pictures(
 def _rankings(
     scorer: Scorer, images: EncodedImages, captions: Sequence[str], rerank_k: int
 ) -> tuple[list[list[int]], list[list[int]], str]:
-    """The `TOP` texts of each image, `TOP` images of each text, and by what: ITC, re-ranked by ITM if it is there."""
+    """Return the `TOP` texts of each image, the `TOP` images of each text, and the name of the scorer."""
     texts = scorer.encode_texts(*scorer.tokenize(captions))
     similarity = images.feature @ texts.feature.T  # [I, I]
     k = min(max(TOP, rerank_k), len(captions))
@@ -119,7 +121,7 @@ def _rankings(
     if scorer.network.get_head("itm") is None:
         return shortlists[0][:, :TOP].tolist(), shortlists[1][:, :TOP].tolist(), "ITC"
     pairs, *places = union_of_pairs(*shortlists)
-    score = scorer.match(images, texts, pairs[:, 0], pairs[:, 1])
+    score = scorer.itm_scores(images, texts, pairs[:, 0], pairs[:, 1])
     best = [s.gather(1, score[place].topk(min(TOP, k), dim=1).indices) for s, place in zip(shortlists, places)]
     return best[0].tolist(), best[1].tolist(), "ITM among the shortlist of ITC"
 
@@ -145,7 +147,13 @@ def _to_images(best: Sequence[Sequence[int]], pictures: Sequence[Picture], capti
 
 
 def _partly_seen(scorer: Scorer, batch: Tensor, visible: Tensor) -> EncodedImages:
-    """Images uint8 [I, 3, H, W] as fusion gets them in training when only patches `visible` int64 [I, P_v] are seen."""
+    """Encode images for the fusion as in training: only their visible patches.
+
+    Args:
+        scorer: scorer of the network.
+        batch: uint8 [I, 3, H, W].
+        visible: int64 [I, P_v].
+    """
     backbone, parts = scorer.network.backbone, []
     for pixels, seen in zip(
         torch.split(batch, scorer.batch_size), torch.split(visible.to(scorer.device), scorer.batch_size)
@@ -158,27 +166,29 @@ def _partly_seen(scorer: Scorer, batch: Tensor, visible: Tensor) -> EncodedImage
 def rebuilt_pictures(
     scorer: Scorer, batch: Tensor, captions: Sequence[str], visible: Tensor, masked: Tensor, target: str
 ) -> list[Picture]:
-    """Pictures whose masked patches are replaced by the patch, of another picture, nearest to what MIM predicts.
+    """Replace each masked patch by the patch of another image that is nearest to MIM's prediction.
 
-    Nearest by cosine between the prediction and the standardised target (`mim_target`: features of the image encoder,
-    here the student's own, or pixels), which for standardised vectors orders as their distance does.
+    Nearest is by cosine between the prediction and the standardised target (`mim_target`: features of the image
+    encoder, here the student's own, or pixels). For standardised vectors this order is that of the distance.
 
     Args:
-        batch: uint8 [I, 3, H, W]; the patches of all of them are candidates.
-        captions: read together with the picture, as in training.
+        scorer: scorer of the network.
+        batch: uint8 [I, 3, H, W]; the patches of all images are candidates.
+        captions: of the images, encoded with them as in training.
         visible, masked: int64 [I, P - K] and [I, K].
+        target: `mim_target` of the config.
     """
     backbone, mim = scorer.network.backbone, scorer.network.mim
     texts = scorer.encode_texts(*scorer.tokenize(captions))
     partly = _partly_seen(scorer, batch, visible)
     positions = backbone.fusion.patch_positions(masked)
-    said = []
+    predicted = []
     for start in range(0, len(batch), scorer.batch_size):
         rows = slice(start, start + scorer.batch_size)
         image, text = partly.tokens[rows].to(scorer.device), texts.tokens[rows].to(scorer.device)
         is_valid = (torch.arange(text.shape[1]) < texts.lengths[rows, None]).to(scorer.device)
         fused = backbone.fusion.fuse(image, text, is_valid, positions[rows].to(scorer.device))
-        said.append(mim(fused).float().cpu())
+        predicted.append(mim(fused).float().cpu())
     size = backbone.image_encoder.patch_size_px
     patches = _patches(batch.float(), size)  # [I, P, 3 * h * w]
     known = []
@@ -188,7 +198,7 @@ def rebuilt_pictures(
         known.append((encoded if target == "features" else _patches(normal, size)).float().cpu())
     bank = functional.normalize(functional.layer_norm(torch.cat(known), known[0].shape[-1:], eps=1e-6), dim=-1)
     found = []
-    for k, prediction in enumerate(functional.normalize(torch.cat(said), dim=-1)):
+    for k, prediction in enumerate(functional.normalize(torch.cat(predicted), dim=-1)):
         similarity = prediction @ bank.flatten(0, 1).T  # [K, I * P]
         similarity[:, k * patches.shape[1] : (k + 1) * patches.shape[1]] = -torch.inf
         mine = patches[k].clone()
@@ -199,12 +209,12 @@ def rebuilt_pictures(
 
 
 def _patches(image: Tensor, size_px: tuple[int, int]) -> Tensor:
-    """float [I, 3, H, W] -> row-major patches [I, P, 3 * patch_h * patch_w]."""
+    """Cut images float [I, 3, H, W] into row-major patches [I, P, 3 * patch_h * patch_w]."""
     return functional.unfold(image, size_px, stride=size_px).transpose(1, 2)
 
 
 def mask_patches(picture: Picture, masked: Tensor, grid: tuple[int, int]) -> Picture:
-    """The picture [H, W, 3] with its masked patches (row-major indices int64 [K]) in grey."""
+    """Paint the masked patches (row-major indices int64 [K]) of a picture [H, W, 3] grey."""
     is_hidden = np.zeros(grid[0] * grid[1], dtype=bool)
     is_hidden[masked.numpy()] = True
     height, width = picture.shape[0] // grid[0], picture.shape[1] // grid[1]
@@ -246,9 +256,9 @@ def _filled(
     hidden: Sequence[Picture],
     n_shown: int,
 ) -> str:
-    """What is said at a masked word with the whole picture, and with the patches alone that are not masked."""
-    kinds = list(dict.fromkeys(item.word_class for item in items))
-    in_turn = zip(*([item for item in items if item.word_class == kind] for kind in kinds))  # one of each kind
+    """Show the predicted masked words with the whole image, and with only its visible patches."""
+    classes = list(dict.fromkeys(item.word_class for item in items))
+    in_turn = zip(*([item for item in items if item.word_class == name] for name in classes))  # one of each class
     chosen = [item for several in in_turn for item in several][:n_shown]
     rows = {index: index for index in range(len(pictures))}
     whole = fill_masked_words(scorer, images, chosen, rows)
@@ -257,11 +267,11 @@ def _filled(
     for (item, word, is_right), (_, guess, is_guessed) in zip(whole, parts):
         before, after = html.escape(item.caption[: item.start]), html.escape(item.caption[item.end :])
         truth = "" if is_right and is_guessed else f" (is: {html.escape(' or '.join(item.answers))})"
-        shown, said = img_tag(pictures[item.scene_index], item.caption), _marked(word, is_right)
+        shown, words = img_tag(pictures[item.scene_index], item.caption), _marked(word, is_right)
         if partly is not None:
             shown += img_tag(hidden[item.scene_index], item.caption)
-            said += f" | {_marked(guess, is_guessed)}"
-        cells.append(f"<figure class='wide'>{shown}<figcaption>{before}{said}{after}{truth}</figcaption></figure>")
+            words += f" | {_marked(guess, is_guessed)}"
+        cells.append(f"<figure class='wide'>{shown}<figcaption>{before}{words}{after}{truth}</figcaption></figure>")
     return f'<div class="row">{"".join(cells)}</div>'
 
 
@@ -272,7 +282,7 @@ def _marked(word: str, is_right: bool) -> str:
 def overlay(
     picture: Picture, heat: NDArray[np.float64], boxes: Sequence[tuple[tuple[float, ...], tuple[int, int, int]]]
 ) -> Picture:
-    """A picture [H, W, 3] with heat [H, W] in red over it, darkened, and boxes (x, y, width, height) in colours."""
+    """Draw heat [H, W] in red over a darkened picture [H, W, 3], and boxes (x, y, width, height) in colours."""
     scale = max(1, round(_SIDE_PX / picture.shape[0]))
     share = (heat / max(heat.max(), 1e-12))[..., None]
     mixed = picture * (0.55 + 0.45 * share) * (1 - 0.5 * share) + 0.5 * share * np.array([255.0, 60.0, 30.0])
@@ -286,7 +296,7 @@ def overlay(
 
 
 def img_tag(picture: Picture, text: str, css_class: str = "") -> str:
-    """An `<img>` that holds the picture [H, W, 3] itself; `text` shows where the pointer rests."""
+    """Return an `<img>` that embeds the picture [H, W, 3]; `text` is its tooltip."""
     image, buffer, kind = Image.fromarray(picture), io.BytesIO(), "png"
     if image.height > _MOST_PX:
         image, kind = image.resize((image.width * _MOST_PX // image.height, _MOST_PX)), "jpeg"

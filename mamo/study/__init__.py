@@ -1,1 +1,1 @@
-"""Studies: one base config, variants of it times seeds, run once each and reported with intervals."""
+"""Studies: variants of one base config times seeds, each trained once, reported with confidence intervals."""

@@ -1,4 +1,4 @@
-"""Running a study's cells: each a process of its own, several at a time, none twice."""
+"""Run the trials of a study: each in its own process, several at a time, none twice."""
 
 import concurrent.futures
 import logging
@@ -21,54 +21,54 @@ from mamo.training.run_dir import CONFIG
 logger = logging.getLogger(__name__)
 
 MAMO = (sys.executable, "-m", "mamo")
-"""The program that runs a cell."""
+"""The program that runs a trial."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Cells that run one after the other: one, or those that share a pre-training, which runs first."""
+    """Trials that run one after the other: a single one, or several that share a pre-training, which runs first."""
 
     pretraining: Trial | None
-    """None where there is none to run: it has finished, or the cell starts from nothing."""
-    cells: list[Trial]
+    """None if it has finished, or the trial starts from random weights."""
+    trials: list[Trial]
 
     @property
     def runs(self) -> list[Trial]:
-        """All runs in their order."""
-        return self.cells if self.pretraining is None else [self.pretraining, *self.cells]
+        """List all runs in order."""
+        return self.trials if self.pretraining is None else [self.pretraining, *self.trials]
 
 
-def harvest_finished(cells: Sequence[Trial], runs: Path, results: Path) -> list[Trial]:
-    """Take over what finished runs left in their folders; returns the cells that remain to run, each identity once.
+def harvest_finished(trials: Sequence[Trial], runs: Path, results: Path) -> list[Trial]:
+    """Add the results of finished runs to `results`; return the trials that remain, each config hash once.
 
-    A run that is taken over loses its weights (its curves and results stay): a study's hundreds would fill the disk.
-    So does a pre-training, once no cell that remains starts from it.
+    The weights of a harvested run are deleted (curves and results stay), as those of hundreds of runs would fill the
+    disk. The weights of a pre-training are deleted once no remaining trial starts from it.
     """
     rows = read_rows(results)
     waiting: dict[str, Trial] = {}
-    for cell in cells:
-        if cell.config_hash in rows or cell.config_hash in waiting:
+    for trial in trials:
+        if trial.config_hash in rows or trial.config_hash in waiting:
             continue
-        row = finished_row(cell, runs)
+        row = finished_row(trial, runs)
         if row is None:
-            waiting[cell.config_hash] = cell
+            waiting[trial.config_hash] = trial
             continue
         append_row(results, row)
-        rows[cell.config_hash] = row
-        shutil.rmtree(runs / cell.config_hash / "checkpoints", ignore_errors=True)
-    needed = {cell.pretraining.config_hash for cell in waiting.values() if cell.pretraining is not None}
-    for cell in cells:
-        if cell.pretraining is not None and cell.pretraining.config_hash not in needed:
-            shutil.rmtree(runs / cell.pretraining.config_hash / "checkpoints", ignore_errors=True)
+        rows[trial.config_hash] = row
+        shutil.rmtree(runs / trial.config_hash / "checkpoints", ignore_errors=True)
+    needed = {trial.pretraining.config_hash for trial in waiting.values() if trial.pretraining is not None}
+    for trial in trials:
+        if trial.pretraining is not None and trial.pretraining.config_hash not in needed:
+            shutil.rmtree(runs / trial.pretraining.config_hash / "checkpoints", ignore_errors=True)
     return list(waiting.values())
 
 
-def pipelines(cells: Sequence[Trial], runs: Path) -> list[Pipeline]:
-    """The runs that cells ask for; any two chains may run side by side."""
+def pipelines(trials: Sequence[Trial], runs: Path) -> list[Pipeline]:
+    """Group trials into pipelines; any two pipelines may run at the same time."""
     of_first: dict[str, list[Trial]] = {}
-    for cell in cells:
-        of_first.setdefault((cell.pretraining or cell).config_hash, []).append(cell)
+    for trial in trials:
+        of_first.setdefault((trial.pretraining or trial).config_hash, []).append(trial)
     found = []
     for members in of_first.values():
         before = members[0].pretraining
@@ -76,64 +76,72 @@ def pipelines(cells: Sequence[Trial], runs: Path) -> list[Pipeline]:
     return found
 
 
-def _is_trained(cell: Trial, runs: Path) -> bool:
-    return step_folder(runs / cell.config_hash, cell.config.training.total_steps).is_dir()
+def _is_trained(trial: Trial, runs: Path) -> bool:
+    return step_folder(runs / trial.config_hash, trial.config.training.total_steps).is_dir()
 
 
-def command(cell: Trial, runs: Path, program: Sequence[str] = MAMO) -> list[str]:
-    """Return the command line that runs a cell, or resumes it; `program` takes the arguments of the `mamo` command."""
-    folder = runs / cell.config_hash
-    start = [] if cell.pretraining is None else [f"checkpoint={runs / cell.pretraining.config_hash}"]
+def command(trial: Trial, runs: Path, program: Sequence[str] = MAMO) -> list[str]:
+    """Return the command that starts or resumes a trial; `program` is the command line of `mamo`."""
+    folder = runs / trial.config_hash
+    start = [] if trial.pretraining is None else [f"checkpoint={runs / trial.pretraining.config_hash}"]
     resume = ["--resume"] if (folder / CONFIG).exists() else []
-    base = [*program, "finetune" if start else "pretrain", "--config", str(cell.file), *resume]
-    return [*base, *cell.overrides, *start, f"output_dir={folder}"]
+    base = [*program, "finetune" if start else "pretrain", "--config", str(trial.file), *resume]
+    return [*base, *trial.overrides, *start, f"output_dir={folder}"]
 
 
 def shell_lines(study: Study, seeds: SeedSet, runs: Path, results: Path, program: Sequence[str] = MAMO) -> list[str]:
-    """The commands of the cells that remain, one chain a line, in any order and on any machine that shares `runs`."""
-    remaining = harvest_finished(study.cells(seeds), runs, results)
+    """List the commands of the remaining trials, one pipeline a line; any order, any machine that shares `runs`."""
+    remaining = harvest_finished(study.trials(seeds), runs, results)
     return [
-        " && ".join(shlex.join(["python", *command(cell, runs, program)[1:]]) for cell in chain.runs)
-        for chain in pipelines(remaining, runs)
+        " && ".join(shlex.join(["python", *command(trial, runs, program)[1:]]) for trial in pipeline.runs)
+        for pipeline in pipelines(remaining, runs)
     ]
 
 
 def run_study(
     study: Study, seeds: SeedSet, jobs: int, runs: Path, results: Path, program: Sequence[str] = MAMO
 ) -> list[Path]:
-    """Run the cells that remain, `jobs` at a time, and write the report as they finish; returns the report's files.
+    """Run the remaining trials, `jobs` at a time, and write the report after each; return the report's files.
 
     Raises:
-        ValueError: some cells failed, or a planned metric does not exist.
+        ValueError: some trials failed, or a planned metric does not exist.
     """
     if jobs < 0:
-        raise ValueError(f"--jobs: {jobs} is below 0; give 1 or more, or 0 to report alone")
+        raise ValueError(f"--jobs: {jobs} is negative; use 1 or more, or 0 to only write the report")
 
     def report() -> list[Path]:
         return write_report(study, read_rows(results), results)
 
-    cells = harvest_finished(study.cells(seeds), runs, results)
-    logger.info("%s: %d cells to run, %d finished", study.name, len(cells), len(read_rows(results)))
-    if cells and jobs:
-        run_cells(cells, jobs, runs, results, program, report)
+    trials = harvest_finished(study.trials(seeds), runs, results)
+    logger.info("%s: %d trials to run, %d finished", study.name, len(trials), len(read_rows(results)))
+    if trials and jobs:
+        run_trials(trials, jobs, runs, results, program, report)
     return report()
 
 
-def run_cells(
-    cells: Sequence[Trial],
+def run_trials(
+    trials: Sequence[Trial],
     jobs: int,
     runs: Path,
     results: Path,
     program: Sequence[str],
     after_each: Callable[[], object],
 ) -> None:
-    """Run cells, `jobs` chains at a time, the processor's cores shared evenly; `after_each` follows a finished chain.
+    """Run trials, `jobs` pipelines at a time, with the processor's cores divided evenly.
 
-    What a run prints goes to `IDENTITY.log.txt` beside its folder. Broken off, the running ones are stopped; each
-    goes on from its own last checkpoint the next time.
+    The output of a run goes to `HASH.log.txt` next to its folder. If interrupted, running trials are stopped; each
+    resumes from its last checkpoint the next time.
+
+    Args:
+        trials: the trials to run.
+        jobs: number of pipelines at a time.
+        runs: parent of the run folders.
+        results: folder of `cells.jsonl`.
+        program: command line of `mamo`.
+        after_each: called after each finished pipeline.
 
     Raises:
-        ValueError: some cells failed; the others ran.
+        ValueError: some trials failed; the others ran.
     """
     threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads)}
@@ -141,11 +149,11 @@ def run_cells(
     processes: set[subprocess.Popen[bytes]] = set()
     is_stopped = threading.Event()
 
-    def run(cell: Trial) -> bool:
+    def run(trial: Trial) -> bool:
         if is_stopped.is_set():
             return False
-        with _log(cell, runs).open("ab") as log:
-            words = command(cell, runs, program)
+        with _log(trial, runs).open("ab") as log:
+            words = command(trial, runs, program)
             process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
         processes.add(process)
         try:
@@ -153,30 +161,30 @@ def run_cells(
         finally:
             processes.discard(process)
 
-    def run_chain(chain: Pipeline) -> dict[str, Trial]:
-        """The run that failed a cell, by the cell's identity; none where all came to their end."""
-        if chain.pretraining is not None and not run(chain.pretraining):
-            return {cell.config_hash: chain.pretraining for cell in chain.cells}
-        return {cell.config_hash: cell for cell in chain.cells if not run(cell)}
+    def run_pipeline(pipeline: Pipeline) -> dict[str, Trial]:
+        """Return failed trials: config hash of the trial -> the run that failed; empty if all finished."""
+        if pipeline.pretraining is not None and not run(pipeline.pretraining):
+            return {trial.config_hash: pipeline.pretraining for trial in pipeline.trials}
+        return {trial.config_hash: trial for trial in pipeline.trials if not run(trial)}
 
     failed: list[str] = []
     n_ended = 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run_chain, chain): chain for chain in pipelines(cells, runs)}
+        futures = {pool.submit(run_pipeline, pipeline): pipeline for pipeline in pipelines(trials, runs)}
         try:
             for future in concurrent.futures.as_completed(futures):
-                chain = futures[future]
+                pipeline = futures[future]
                 to_blame = {
-                    cell.config_hash: cell for cell in harvest_finished(chain.cells, runs, results)
+                    trial.config_hash: trial for trial in harvest_finished(pipeline.trials, runs, results)
                 } | future.result()
-                for cell in chain.cells:
+                for trial in pipeline.trials:
                     n_ended += 1
-                    if cell.config_hash in to_blame:
-                        log = _log(to_blame[cell.config_hash], runs)
-                        failed.append(f"{cell.variant}, seed {cell.seed}: see {log}")
+                    if trial.config_hash in to_blame:
+                        log = _log(to_blame[trial.config_hash], runs)
+                        failed.append(f"{trial.variant}, seed {trial.seed}: see {log}")
                         logger.error("failed: %s", failed[-1])
                     else:
-                        logger.info("%d of %d: %s, seed %d", n_ended, len(cells), cell.variant, cell.seed)
+                        logger.info("%d of %d: %s, seed %d", n_ended, len(trials), trial.variant, trial.seed)
                 after_each()
         except BaseException:
             is_stopped.set()
@@ -184,8 +192,8 @@ def run_cells(
                 process.terminate()
             raise
     if failed:
-        raise ValueError(f"{len(failed)} of {len(cells)} cells failed:\n  " + "\n  ".join(failed))
+        raise ValueError(f"{len(failed)} of {len(trials)} trials failed:\n  " + "\n  ".join(failed))
 
 
-def _log(cell: Trial, runs: Path) -> Path:
-    return runs / f"{cell.config_hash}.log.txt"
+def _log(trial: Trial, runs: Path) -> Path:
+    return runs / f"{trial.config_hash}.log.txt"

@@ -1,4 +1,4 @@
-"""The whole way on the embedded world: pre-train, fine-tune the four tasks, the same from random weights, one table."""
+"""Run the full pipeline on the embedded world: pre-train, fine-tune four tasks (also from random weights), tabulate."""
 
 import json
 import logging
@@ -24,16 +24,16 @@ TABLE = "table.md"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: a task's metrics, what they shall reach, and what to read beside them."""
+    """Metrics of one task in the table, their target and their baselines."""
 
     task: str
     """Name of the fine-tuning's config, without `_scenes`, and of its run folder."""
     metrics: tuple[str, ...]
-    bar: float
-    beside: tuple[str, ...]
+    target: float
+    baselines: tuple[str, ...]
     """Further metrics of the fine-tuned run: trivial baselines and upper bounds."""
     zero_shot: str | None = None
-    """Protocol under which the pre-trained checkpoint answers the same questions."""
+    """Protocol that evaluates the pre-trained checkpoint on the same data."""
 
 
 ROWS = (
@@ -49,26 +49,26 @@ ROWS = (
     ),
 )
 ERRORS_TO_REMOVE = 25.0
-"""Percent of the errors made from random weights that pre-training shall remove."""
+"""Target: percent of the errors of training from random weights that pre-training removes."""
 
 
 def run_pipeline(
     folder: Path, pretraining: Path, finetuning: Path, overrides: Sequence[str], rows: Sequence[Row] = ROWS
 ) -> str:
-    """Run what is not finished, resume what was begun, and write the table.
+    """Run the unfinished stages, resume interrupted ones, and write the table.
 
     Args:
-        folder: gets one run folder a stage, `table.md` and `results.json`.
+        folder: gets one run folder per stage, `table.md` and `results.json`.
         pretraining: config of the pre-training.
         finetuning: folder of `TASK_scenes.yaml`.
         overrides: `section.key=value` for every training.
         rows: the tasks.
 
     Returns:
-        The table, Markdown.
+        The table in Markdown.
 
     Raises:
-        ValueError: as `train`; also where a finished stage has another config than the one asked for.
+        ValueError: as `train`; also where a finished stage has a different config.
     """
     source = folder / PRETRAINING
     stage(load_config(pretraining, [*overrides, f"output_dir={source}"]))
@@ -82,9 +82,9 @@ def run_pipeline(
             results[f"{row.task}/{ZERO_SHOT}"] = metrics_of(output)
         for name, more in ((row.task, []), (f"{row.task}-{FROM_SCRATCH}", ["from_scratch=true"])):
             output = folder / name
-            given = [*overrides, f"checkpoint={source}", f"output_dir={output}", *more]
+            applied = [*overrides, f"checkpoint={source}", f"output_dir={output}", *more]
             is_begun = (output / CONFIG).is_file()
-            stage(finetune_config(finetuning / f"{row.task}_scenes.yaml", given, is_begun))
+            stage(finetune_config(finetuning / f"{row.task}_scenes.yaml", applied, is_begun))
             results[name] = metrics_of(output)
     table = table_of(results, rows)
     atomic_write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
@@ -93,7 +93,7 @@ def run_pipeline(
 
 
 def stage(config: RunConfig) -> None:
-    """Train unless it is done; a folder that holds a config was begun, and goes on."""
+    """Train unless finished; resume where the folder holds a config."""
     folder = Path(config.output_dir)
     evaluations = read_evaluations(folder)
     if evaluations and evaluations[-1]["step"] == config.training.total_steps and step_folders(folder):
@@ -103,28 +103,28 @@ def stage(config: RunConfig) -> None:
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
-    """The metrics of the last evaluation in a folder."""
+    """Return the metrics of the last evaluation in a folder."""
     metrics: dict[str, float] = read_evaluations(folder)[-1]["metrics"]
     return metrics
 
 
 def errors_removed(fine_tuned: float, from_scratch: float) -> float:
-    """Percent of the errors from random weights that are gone; both in percent right. Zero where there were none."""
+    """Return the percent of the from-scratch errors that are gone; arguments in percent right. Zero without errors."""
     return 100.0 * (fine_tuned - from_scratch) / (100.0 - from_scratch) if from_scratch < 100.0 else 0.0
 
 
 def table_of(results: Mapping[str, Mapping[str, float]], rows: Sequence[Row]) -> str:
-    """One Markdown line a metric: the aim, what was reached, what stands beside it."""
+    """Format one Markdown line per metric: target, results, and baselines."""
     head = ("task", "metric", "aim", "fine-tuned", "from scratch", f"errors removed (aim {ERRORS_TO_REMOVE:.0f} %)")
     lines: list[tuple[str, ...]] = [(*head, "zero-shot", "beside it"), ("---",) * 8]
     for row in rows:
         tuned, scratch = results[row.task], results[f"{row.task}-{FROM_SCRATCH}"]
         zero_shot = results.get(f"{row.task}/{ZERO_SHOT}", {})
-        beside = ", ".join(f"`{name}` {tuned[name]:.1f}" for name in row.beside)
+        baselines = ", ".join(f"`{name}` {tuned[name]:.1f}" for name in row.baselines)
         for metric in row.metrics:
             removed = errors_removed(tuned[metric], scratch[metric])
-            numbers: list[Any] = [row.bar, tuned[metric], scratch[metric], removed]
+            numbers: list[Any] = [row.target, tuned[metric], scratch[metric], removed]
             shown = [f"{number:.1f}" for number in numbers]
             before = f"{zero_shot[metric]:.1f}" if metric in zero_shot else "—"
-            lines.append((row.task, f"`{metric}`", *shown, before, beside))
+            lines.append((row.task, f"`{metric}`", *shown, before, baselines))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

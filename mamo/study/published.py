@@ -1,4 +1,4 @@
-"""What the papers report beside what our studies found: the same direction or not."""
+"""Compare the papers' results with the results of our studies: same direction or not."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,36 +17,36 @@ from mamo.study.statistics import Estimate, paired_difference
 
 PUBLISHED = "published.yaml"
 PAPER_NOISE = 0.5
-"""Points. The papers report single runs, whose difference below this says nothing."""
+"""Points. A smaller difference between single runs, which the papers report, is not conclusive."""
 Claim = tuple[float, float]
-"""Points between which a paper says that a difference lies."""
+"""Range of points in which a difference lies according to a paper."""
 ABOVE_ZERO: Claim = (0.0, math.inf)
 BELOW_ZERO: Claim = (-math.inf, 0.0)
 _HEAD = ("study", "question", "metric", "paper's difference", "ours, in points", "seeds", "direction")
 
 
 class Column(Section):
-    """A column of a paper's table: on which data, and our metric that is its like."""
+    """A column of a paper's table: its data set, and the metric of ours that corresponds to it."""
 
     data: str
     metric: str
 
 
 class Published(Section):
-    """What a paper reports of one study's variants."""
+    """Results that a paper reports for the variants of one study."""
 
     source: str
     columns: Annotated[list[Column], Field(min_length=1)]
     rows: dict[str, list[float]] = Field(default_factory=dict)
-    """Variant -> a value a column, in percent."""
+    """Variant -> one value per column, in percent."""
     lower: list[str] = Field(default_factory=list)
-    """Variants which a plot or a sentence says to be below what they are compared with."""
+    """Variants that are worse than their comparison according to a plot or a sentence."""
     within: float | None = None
-    """Points between which, up and down, every difference is said to lie."""
+    """Largest difference, in points up or down, according to the paper."""
 
 
 def read_published(path: Path) -> dict[str, Published]:
-    """By study. Raises ValueError naming file and key."""
+    """Read the published results by study. Raises ValueError naming file and key."""
     found = {}
     for name, values in read_values(path).items():
         try:
@@ -56,14 +56,17 @@ def read_published(path: Path) -> dict[str, Published]:
             raise ValueError(f"{path}: {name}: " + "; ".join(lines)) from None
         for variant, row in found[name].rows.items():
             if len(row) != len(found[name].columns):
-                raise ValueError(f"{path}: {name}.rows.{variant}: {len(row)} values; there are as many as columns")
+                raise ValueError(
+                    f"{path}: {name}.rows.{variant}: {len(row)} values for {len(found[name].columns)} columns"
+                )
     return found
 
 
 def published_table(path: Path, results: Path) -> str:
-    """The Markdown table of all studies that `path` names, which lie beside it, from the finished cells in `results`.
+    """Format the Markdown table of all studies in `path` from the finished trials in `results`.
 
-    All finished seeds count. Planned comparisons of which the papers report nothing are left to the studies' reports.
+    The studies' files are in the folder of `path`. All finished seeds count. Planned comparisons without published
+    results are left out.
     """
     rows = read_rows(results)
     lines = [_HEAD, ("---",) * len(_HEAD)]
@@ -73,7 +76,7 @@ def published_table(path: Path, results: Path) -> str:
 
 
 def table_lines(study: Study, published: Published, rows: Mapping[str, Row]) -> Iterator[tuple[str, ...]]:
-    """One line for each metric of each planned comparison of which the paper reports something."""
+    """Yield one line for each metric of each planned comparison with published results."""
     for planned in study.file.comparisons:
         for metric in dict.fromkeys(column.metric for column in published.columns):
             reported = _reported(published, planned, metric)
@@ -88,7 +91,7 @@ def table_lines(study: Study, published: Published, rows: Mapping[str, Row]) -> 
 
 
 def direction(ours: Estimate | None, claim: Claim | None) -> str:
-    """Whether our interval lies within the claim (`same`), outside of it (`opposite`), or neither, and why."""
+    """Classify our interval: within the claim (`same`), outside of it (`opposite`), or undecided with the reason."""
     if ours is None:
         return "not run"
     if claim is None:
@@ -104,7 +107,7 @@ def direction(ours: Estimate | None, claim: Claim | None) -> str:
 
 
 def _reported(published: Published, planned: Comparison, metric: str) -> tuple[str, Claim | None] | None:
-    """What a paper reports of a difference, and what it claims by it, if anything; None where it reports nothing."""
+    """Return the published difference and the claim it supports, if any; None where the paper reports nothing."""
     if published.within is not None:
         return f"within ±{published.within}", (-published.within, published.within)
     if planned.variant in published.lower:
@@ -112,7 +115,7 @@ def _reported(published: Published, planned: Comparison, metric: str) -> tuple[s
     if not {planned.variant, planned.against} <= published.rows.keys():
         return None
     pairs = zip(published.columns, published.rows[planned.variant], published.rows[planned.against])
-    of_data = {column.data: round(a - b, 6) for column, a, b in pairs if column.metric == metric}
-    mean = round(sum(of_data.values()) / len(of_data), 6)
+    by_data = {column.data: round(a - b, 6) for column, a, b in pairs if column.metric == metric}
+    mean = round(sum(by_data.values()) / len(by_data), 6)
     claim = None if abs(mean) < PAPER_NOISE else ABOVE_ZERO if mean > 0 else BELOW_ZERO
-    return ", ".join(f"{value:+.1f} on {data}" for data, value in of_data.items()), claim
+    return ", ".join(f"{value:+.1f} on {data}" for data, value in by_data.items()), claim

@@ -1,4 +1,4 @@
-"""What a study found so far: a tidy CSV, a Markdown table, figures."""
+"""Write the report of a study: a tidy CSV, Markdown tables, figures."""
 
 import csv
 import io
@@ -22,25 +22,27 @@ _TITLES: dict[SeedSet, str] = {"explore": "Explored", "confirm": "Confirmed", "a
 
 
 def write_report(study: Study, rows: Mapping[str, Row], folder: Path) -> list[Path]:
-    """Write `NAME.csv`, `NAME.md` and `NAME.png` from the cells that have finished.
+    """Write `NAME.csv`, `NAME.md` and `NAME.png` from the finished trials.
 
     Returns:
-        The files written; the picture only where a cell has finished.
+        The files written; the figure only if a trial has finished.
 
     Raises:
-        ValueError: a planned metric that the baseline does not have; other variants show a dash.
+        ValueError: the baseline lacks a planned metric; other variants show a dash.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cells = study.cells("all")
-    finished = [(cell, rows[cell.config_hash]) for cell in cells if cell.config_hash in rows]
-    for cell, row in finished:
-        for metric in study.file.metrics if cell.variant == study.file.baseline else []:
+    trials = study.trials("all")
+    finished = [(trial, rows[trial.config_hash]) for trial in trials if trial.config_hash in rows]
+    for trial, row in finished:
+        for metric in study.file.metrics if trial.variant == study.file.baseline else []:
             if metric not in row["metrics"]:
                 known = ", ".join(sorted(row["metrics"]))
-                raise ValueError(f"{study.name}: the baseline {cell.variant} lacks the metric {metric}; it has {known}")
+                raise ValueError(
+                    f"{study.name}: the baseline {trial.variant} lacks the metric {metric}; it has {known}"
+                )
     files = [folder / f"{study.name}{suffix}" for suffix in (".csv", ".md", ".png")]
     atomic_write_text(files[0], tidy(study, finished))
-    atomic_write_text(files[1], markdown(study, cells, rows))
+    atomic_write_text(files[1], markdown(study, trials, rows))
     if not finished:
         return files[:2]
     draw(study, finished, files[2])
@@ -48,38 +50,42 @@ def write_report(study: Study, rows: Mapping[str, Row], folder: Path) -> list[Pa
 
 
 def tidy(study: Study, finished: list[tuple[Trial, Row]]) -> str:
-    """CSV, one line a planned metric of a cell."""
+    """Format a CSV with one line per planned metric of a trial."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["study", "variant", "seed", "seed_set", "steps", "samples", "train_s", "metric", "value", "cell"])
-    for cell, row in finished:
-        seed_set = "explore" if cell.seed in study.file.explore_seeds else "confirm"
+    for trial, row in finished:
+        seed_set = "explore" if trial.seed in study.file.explore_seeds else "confirm"
         for metric in study.file.metrics:
             if metric in row["metrics"]:
                 cost = [row["steps"], row["samples"], row["train_s"]]
                 value = row["metrics"][metric]
-                writer.writerow([study.name, cell.variant, cell.seed, seed_set, *cost, metric, value, cell.config_hash])
+                writer.writerow(
+                    [study.name, trial.variant, trial.seed, seed_set, *cost, metric, value, trial.config_hash]
+                )
     return text.getvalue()
 
 
 def values_of(study: Study, rows: Mapping[str, Row], metric: str, chosen: SeedSet) -> Values:
-    """The finished values of one metric; a variant that has none stays, empty."""
+    """Collect the finished values of one metric; a variant without any stays, empty."""
     found: Values = {name: {} for name in study.variants}
-    for cell in study.cells(chosen):
-        row = rows.get(cell.config_hash)
+    for trial in study.trials(chosen):
+        row = rows.get(trial.config_hash)
         if row is not None and metric in row["metrics"]:
-            found[cell.variant][cell.seed] = row["metrics"][metric]
+            found[trial.variant][trial.seed] = row["metrics"][metric]
     return found
 
 
-def markdown(study: Study, cells: list[Trial], rows: Mapping[str, Row]) -> str:
-    """The tables: explored and confirmed seeds apart, then together; planned comparisons first in each."""
+def markdown(study: Study, trials: list[Trial], rows: Mapping[str, Row]) -> str:
+    """Format the tables: explored and confirmed seeds apart, then together; planned comparisons first in each."""
     file = study.file
-    n_finished = sum(cell.config_hash in rows for cell in cells)
+    n_finished = sum(trial.config_hash in rows for trial in trials)
     lines = [f"# {study.name}", "", file.question.strip(), ""]
-    lines += [f"{n_finished} of {len(cells)} cells finished (variants times seeds); metrics in percent, mean and 95 % "]
+    lines += [
+        f"{n_finished} of {len(trials)} cells finished (variants times seeds); metrics in percent, mean and 95 % "
+    ]
     lines[-1] += f"interval over seeds (t); differences are paired by seed. Baseline: {file.baseline}."
-    is_confirming = any(cell.config_hash in rows for cell in study.cells("confirm"))
+    is_confirming = any(trial.config_hash in rows for trial in study.trials("confirm"))
     sets: tuple[SeedSet, ...] = ("explore", "confirm", "all") if is_confirming else ("explore",)
     for chosen in sets:
         of_metric = {metric: values_of(study, rows, metric, chosen) for metric in file.metrics}
@@ -130,16 +136,16 @@ def _table(study: Study, of_metric: Mapping[str, Values]) -> list[str]:
 
 
 def format_interval(estimate: Estimate, signed: bool = False) -> str:
-    """`58.1 [55.0, 61.2]`; of one value, the value."""
+    """Format `58.1 [55.0, 61.2]`; a single value without interval."""
     sign = "+" if signed else ""
     mean = f"{estimate.mean:{sign}.1f}"
     return mean if math.isnan(estimate.low) else f"{mean} [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
 
 
 def draw(study: Study, finished: list[tuple[Trial, Row]], to: Path) -> None:
-    """One panel a metric: a map of means over a grid of two keys, else each seed as a dot and mean with interval."""
+    """Draw one panel per metric: a map of means over a grid of two keys, else dots by seed and mean with interval."""
     metrics = study.file.metrics
-    rows = {cell.config_hash: row for cell, row in finished}
+    rows = {trial.config_hash: row for trial, row in finished}
     height = 3.2 if len(study.file.grid) == 2 else 0.9 + 0.34 * len(study.variants)
     across = min(len(metrics), _PANELS_A_ROW)
     down = math.ceil(len(metrics) / across)

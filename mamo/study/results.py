@@ -1,4 +1,4 @@
-"""Finished cells: one line of `cells.jsonl` each, shared by all studies, committed so that work goes on from them."""
+"""Finished trials, one line of `cells.jsonl` each; the file is committed and shared by all studies."""
 
 import json
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from typing import Any
 from mamo.study.spec import Trial, changed_settings
 from mamo.training.run_dir import METRICS, RESULTS, TIMING, read_evaluations, read_jsonl
 
-CELLS = "cells.jsonl"
+TRIALS = "cells.jsonl"
 Row = dict[str, Any]
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """The finished cells by identity. Raises ValueError, naming file and line, for a line that is none."""
-    path = folder / CELLS
+    """Read the finished trials by config hash. Raises ValueError, naming file and line, for a malformed line."""
+    path = folder / TRIALS
     rows: dict[str, Row] = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines() if path.exists() else [], 1):
         try:
@@ -22,39 +22,39 @@ def read_rows(folder: Path) -> dict[str, Row]:
             rows[row["cell"]] = {**row, "metrics": {name: float(value) for name, value in row["metrics"].items()}}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(
-                f"{path}:{number}: is no finished cell; take the line out, and the cell runs again"
+                f"{path}:{number}: not a finished trial; remove the line, and the trial runs again"
             ) from None
     return rows
 
 
 def append_row(folder: Path, row: Row) -> None:
-    """Add one cell in a single write, so that studies which run side by side may share the file."""
+    """Append one trial in a single write, so that studies which run at the same time can share the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CELLS
+    path = folder / TRIALS
     torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
     with path.open("a", encoding="utf-8") as file:
         file.write(("\n" if torn else "") + json.dumps(row) + "\n")
 
 
-def finished_row(cell: Trial, runs: Path) -> Row | None:
-    """What a cell's folder in `runs` holds of it; None where it has not come to its end.
+def finished_row(trial: Trial, runs: Path) -> Row | None:
+    """Read the results of a trial from its folder in `runs`; None if it has not finished.
 
-    Steps, samples and seconds are those of its pre-training too, whose settings are named `pretraining.KEY`.
+    Steps, samples and seconds include those of its pre-training, whose settings are named `pretraining.KEY`.
     """
-    run_folder, total = runs / cell.config_hash, cell.config.training.total_steps
+    run_folder, total = runs / trial.config_hash, trial.config.training.total_steps
     if not (run_folder / RESULTS).exists():
         return None
     last = [entry for entry in read_evaluations(run_folder) if entry["step"] == total]
     if not last:
         return None
-    stages = [cell] if cell.pretraining is None else [cell.pretraining, cell]
+    stages = [trial] if trial.pretraining is None else [trial.pretraining, trial]
     training = [stage.config.training for stage in stages]
-    settings = _flat(changed_settings(cell.config))
-    if cell.pretraining is not None:
-        settings |= _flat(changed_settings(cell.pretraining.config), "pretraining.")
+    settings = _flat(changed_settings(trial.config))
+    if trial.pretraining is not None:
+        settings |= _flat(changed_settings(trial.pretraining.config), "pretraining.")
     return {
-        "cell": cell.config_hash,
-        "seed": cell.seed,
+        "cell": trial.config_hash,
+        "seed": trial.seed,
         "steps": sum(one.total_steps for one in training),
         "samples": sum(one.total_steps * one.batch_size_global for one in training),
         "train_s": round(sum(_train_s(stage, runs) for stage in stages), 1),
@@ -65,14 +65,14 @@ def finished_row(cell: Trial, runs: Path) -> Row | None:
     }
 
 
-def _train_s(cell: Trial, runs: Path) -> float:
-    rates = [row["samples_per_s"] for row in read_jsonl(runs / cell.config_hash / TIMING)]
-    seconds: float = sum(cell.config.training.batch_size_global / rate for rate in rates)
+def _train_s(trial: Trial, runs: Path) -> float:
+    rates = [row["samples_per_s"] for row in read_jsonl(runs / trial.config_hash / TIMING)]
+    seconds: float = sum(trial.config.training.batch_size_global / rate for rate in rates)
     return seconds
 
 
 def _last_losses(run_folder: Path, window: int = 20) -> dict[str, float]:
-    """Mean of each loss over the last steps."""
+    """Average each loss over the last steps."""
     rows = read_jsonl(run_folder / METRICS)[-window:]
     names = [name for name in rows[-1] if name.startswith("loss/")] if rows else []
     return {name.removeprefix("loss/"): round(sum(row[name] for row in rows) / len(rows), 4) for name in names}

@@ -1,16 +1,16 @@
-"""A study's file: what is varied over one base config, and what will be compared; written down before it runs.
+"""Read a study's file: the variants of a base config and the comparisons, both fixed before it runs.
 
 ```yaml
-question: what the study asks
+question: the question of the study
 base: base_scenes.yaml               # a training config; the path is relative to the study's file
-finetune: base_matching.yaml         # optional: what goes on from each run; `finetune.KEY` overrides it
+finetune: base_matching.yaml         # optional: fine-tunes each run with this config; `finetune.KEY` overrides it
 variants:                            # name -> overrides of the base ...
   mlm_only: {losses.weights.mim: 0}
   all: {}
-grid:                                # ... or every combination of these values; variants are then named by them
+grid:                                # ... or every combination of these values, which name the variants
   masking.image_ratio: [0.5, 0.75]
 baseline: all
-metrics: [probe/attribute_swap/itm]  # names in `results.json`, the one that decides first
+metrics: [probe/attribute_swap/itm]  # names in `results.json`, the decisive one first
 comparisons: [{variant: mlm_only, against: all, question: what MIM adds}]
 explore_seeds: [0, 1, 2, 3, 4]
 confirm_seeds: [5, 6, 7, 8, 9]
@@ -44,7 +44,7 @@ _CHANGES_NO_RESULT = ("output_dir", "data.workers", "training.checkpoint_every_s
 
 
 class Comparison(Section):
-    """One planned difference, `variant` minus `against`, paired by seed."""
+    """A planned difference, `variant` minus `against`, paired by seed."""
 
     variant: str
     against: str
@@ -52,7 +52,7 @@ class Comparison(Section):
 
 
 class StudyFile(Section):
-    """The keys of a study's file."""
+    """Keys of a study's file."""
 
     question: str
     base: str
@@ -68,51 +68,50 @@ class StudyFile(Section):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training run: a variant under one seed. Cells of one `config_hash` are one run, whichever study asks for it."""
+    """A training run: a variant under one seed. Trials of one `config_hash` share one run, across studies."""
 
     variant: str
     seed: int
     file: Path
-    """The config that `overrides` go over."""
+    """The config file to which `overrides` apply."""
     overrides: tuple[str, ...]
     config: RunConfig
-    """Of a fine-tuning, `checkpoint` holds the identity of its pre-training."""
+    """In a fine-tuning, `checkpoint` holds the config hash of its pre-training."""
     config_hash: str
     pretraining: "Trial | None" = None
-    """The run that a fine-tuning starts from; fine-tunings of one pre-training share it."""
+    """The run from which a fine-tuning starts; fine-tunings of one pre-training share it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study that has been read and found in order."""
+    """A validated study."""
 
     name: str
     file: StudyFile
     variants: dict[str, Overrides]
-    all_cells: tuple[Trial, ...]
-    """Variants times seeds, seed by seed, so that a study broken off has whole pairs."""
+    all_trials: tuple[Trial, ...]
+    """Variants times seeds, ordered by seed, so that an interrupted study has complete pairs."""
 
     def seeds(self, chosen: SeedSet) -> list[int]:
-        """The seeds of a set, in the order of the file."""
+        """List the seeds of a set, in the order of the file."""
         sets = {"explore": self.file.explore_seeds, "confirm": self.file.confirm_seeds}
         return [*sets["explore"], *sets["confirm"]] if chosen == "all" else sets[chosen]
 
-    def cells(self, chosen: SeedSet) -> list[Trial]:
-        """The cells of a set of seeds."""
+    def trials(self, chosen: SeedSet) -> list[Trial]:
+        """List the trials of a set of seeds."""
         seeds = set(self.seeds(chosen))
-        return [cell for cell in self.all_cells if cell.seed in seeds]
+        return [trial for trial in self.all_trials if trial.seed in seeds]
 
-    def cell(self, variant: str, seed: int) -> Trial:
-        """The cell of one variant and seed."""
-        return next(cell for cell in self.all_cells if (cell.variant, cell.seed) == (variant, seed))
+    def trial(self, variant: str, seed: int) -> Trial:
+        """Return the trial of one variant and seed."""
+        return next(trial for trial in self.all_trials if (trial.variant, trial.seed) == (variant, seed))
 
 
 def read_study(path: Path, common: Sequence[str] = ()) -> Study:
-    """Read a study's file; `common` are `section.key=value` overrides of its base, or with `finetune.` of that.
+    """Read a study's file; `common` are `section.key=value` overrides of its base (of its fine-tuning: `finetune.`).
 
     Raises:
-        ValueError: one message naming the file and every problem with its key; or that of the first variant's config
-            which is not in order.
+        ValueError: one message naming the file and every problem with its key; or that of the first invalid variant.
     """
     values = read_values(path)
     try:
@@ -125,23 +124,23 @@ def read_study(path: Path, common: Sequence[str] = ()) -> Study:
         raise _refusal(path, problems)
     names = [file.base] if file.finetune is None else [file.base, file.finetune]
     stages = [(path.parent / name, read_values(path.parent / name)) for name in names]
-    cells = [
-        _cell(name, (*common, *(f"{key}={json.dumps(value)}" for key, value in overrides.items())), seed, stages)
+    trials = [
+        _trial(name, (*common, *(f"{key}={json.dumps(value)}" for key, value in overrides.items())), seed, stages)
         for seed in (*file.explore_seeds, *file.confirm_seeds)
         for name, overrides in variants.items()
     ]
-    return Study(path.stem, file, variants, tuple(cells))
+    return Study(path.stem, file, variants, tuple(trials))
 
 
-def _cell(variant: str, given: Sequence[str], seed: int, stages: Sequence[tuple[Path, dict[str, Any]]]) -> Trial:
-    """The last stage's run, which holds the one before it."""
-    of_second = [word.removeprefix(_FINETUNE) for word in given if len(stages) > 1 and word.startswith(_FINETUNE)]
-    of_first = [word for word in given if len(stages) == 1 or not word.startswith(_FINETUNE)]
+def _trial(variant: str, overrides: Sequence[str], seed: int, stages: Sequence[tuple[Path, dict[str, Any]]]) -> Trial:
+    """Build the trial of the last stage, with the trial of the stage before it as `pretraining`."""
+    of_second = [word.removeprefix(_FINETUNE) for word in overrides if len(stages) > 1 and word.startswith(_FINETUNE)]
+    of_first = [word for word in overrides if len(stages) == 1 or not word.startswith(_FINETUNE)]
     before: Trial | None = None
     for (file, stored), words in zip(stages, (of_first, of_second)):
-        overrides = (*words, f"seed={seed}")
+        applied = (*words, f"seed={seed}")
         values = copy.deepcopy(stored)
-        for override in overrides:
+        for override in applied:
             apply_override(values, override)
         origin = f"{file}, variant {variant}"
         if before is None:
@@ -150,7 +149,7 @@ def _cell(variant: str, given: Sequence[str], seed: int, stages: Sequence[tuple[
             values["checkpoint"] = before.config_hash
             stored, tokenizer = before.config.model_dump(), before.config.data.tokenizer
             config = inherit_from_checkpoint(values, stored, tokenizer, origin, build_config)
-        before = Trial(variant, seed, file, overrides, config, config_hash(config), before)
+        before = Trial(variant, seed, file, applied, config, config_hash(config), before)
     assert before is not None
     return before
 
@@ -158,8 +157,8 @@ def _cell(variant: str, given: Sequence[str], seed: int, stages: Sequence[tuple[
 def changed_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that are not at their default, by section.
 
-    Keys of other tasks count with the value at which they change nothing: a preset's sizes of an image encoder that
-    MLIM does not have, say. So neither a new key nor one that leaves a task's type makes finished trials unknown.
+    Keys of other tasks count with the value at which they change nothing, such as a preset's sizes of an image encoder
+    that MLIM does not have. So neither a new key nor one that leaves a task's type changes the hash of finished trials.
     """
     return non_defaults(config, CONFIG_TYPES)
 
@@ -185,21 +184,21 @@ def _combinations(grid: dict[str, list[Any]]) -> Iterator[tuple[str, Overrides]]
 
 def _contradictions(file: StudyFile, variants: dict[str, Overrides]) -> Iterator[str]:
     if bool(file.variants) == bool(file.grid):
-        yield "variants, grid: give one of the two"
+        yield "variants, grid: set exactly one of the two"
     names = [("baseline", file.baseline)]
     for number, comparison in enumerate(file.comparisons):
         names += [(f"comparisons.{number}.variant", comparison.variant)]
         names += [(f"comparisons.{number}.against", comparison.against)]
     for key, name in names:
         if name not in variants:
-            yield f"{key}: no variant {name!r}; there are {', '.join(variants)}"
+            yield f"{key}: no variant {name!r}; variants: {', '.join(variants)}"
     seeds = [*file.explore_seeds, *file.confirm_seeds]
     if len(set(seeds)) < len(seeds):
         yield "explore_seeds, confirm_seeds: a seed occurs twice"
     for name, overrides in variants.items():
         for key in _SET_BY_STUDY:
             if key in overrides:
-                yield f"variants.{name}.{key}: is set by the study"
+                yield f"variants.{name}.{key}: set by the study itself; remove it"
 
 
 def _refusal(path: Path, problems: list[str]) -> ValueError:

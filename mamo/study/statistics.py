@@ -1,4 +1,4 @@
-"""Means, intervals and paired differences of a handful of seeds (Student 1908)."""
+"""Means, intervals and paired differences over a few seeds (Student 1908)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its confidence interval `low` to `high`; of a single value the interval is not known (NaN)."""
+    """A mean with its confidence interval `low` to `high`; NaN bounds for a single value."""
 
     mean: float
     low: float
@@ -21,12 +21,12 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether zero lies outside of the interval."""
+        """Return whether zero lies outside of the interval."""
         return self.low > 0 or self.high < 0
 
 
 def interval(values: Sequence[float]) -> Estimate:
-    """The mean of independent values and its t interval: mean +- t * s / sqrt(n), s with n - 1.
+    """Compute the mean of independent values and its t interval: mean +- t * s / sqrt(n), s with n - 1.
 
     Raises:
         ValueError: there is no value.
@@ -42,6 +42,6 @@ def interval(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(values: Mapping[int, float], against: Mapping[int, float]) -> Estimate | None:
-    """`values` minus `against`, seed by seed, over the seeds that both have; None where they share none."""
+    """Estimate `values` minus `against`, paired by seed, over the seeds of both; None without a common seed."""
     shared = sorted(values.keys() & against.keys())
     return interval([values[seed] - against[seed] for seed in shared]) if shared else None

@@ -1,6 +1,6 @@
 """Generate the tables of the READMEs from committed results, configs and code.
 
-A table stands in a Markdown file between `<!-- table: NAME -->` and `<!-- /table -->`; `TABLES` lists the names.
+In a Markdown file a table is between `<!-- table: NAME -->` and `<!-- /table -->`; `TABLES` lists the names.
 """
 
 import json
@@ -70,7 +70,7 @@ def readmes(root: Path) -> list[Path]:
 
 
 def results_table(root: Path) -> str:
-    """Six metrics of the two pre-trainings on the embedded world."""
+    """Tabulate six metrics of the two pre-trainings on the embedded world."""
     quick, hour = (_metrics(root / REFERENCE / run / "results.json") for run in ("scenes", "scenes_1h"))
     rows = []
     for name, (what, chance) in SIX.items():
@@ -80,7 +80,7 @@ def results_table(root: Path) -> str:
 
 
 def reference_table(root: Path) -> str:
-    """Every metric of the two pre-trainings beside its aim."""
+    """Tabulate every metric of the two pre-trainings and its aim."""
     quick, hour = (_metrics(root / REFERENCE / run / "results.json") for run in ("scenes", "scenes_1h"))
     rows = []
     for name in dict.fromkeys([*quick, *hour]):
@@ -91,7 +91,7 @@ def reference_table(root: Path) -> str:
 
 
 def optimizers_table(root: Path) -> str:
-    """The quick start by optimizer and learning rate."""
+    """Tabulate the quick start by optimizer and learning rate."""
     names = ("rerank/i2t_r1", "rerank/t2i_r1", "probe/attribute_swap/itm")
     rows = []
     for file in sorted((root / REFERENCE / "scenes/optimizers").glob("*.json")):
@@ -102,12 +102,12 @@ def optimizers_table(root: Path) -> str:
 
 
 def pipeline_table(root: Path) -> str:
-    """The four fine-tunings of the hour, against random weights."""
+    """Tabulate the four fine-tunings of the hour, against random weights."""
     return table_of(json.loads((root / REFERENCE / "chain/results.json").read_text("utf-8")), ROWS)
 
 
 def nlvr_table(root: Path) -> str:
-    """Accuracy on NLVR's held-out directories."""
+    """Tabulate the accuracy on NLVR's held-out directories."""
     runs = {
         "results": "ITM of the pre-training on NLVR",
         "judged_from_nlvr": "fine-tuned from the pre-training on NLVR",
@@ -126,7 +126,7 @@ def nlvr_table(root: Path) -> str:
 
 
 def speed_table(root: Path) -> str:
-    """What the benchmark measured at the size `tiny`, beside ALBEF's own code and the aims."""
+    """Tabulate the benchmark at the size `tiny`, with ALBEF's own code and the aims."""
     found = _benchmark(root, "tiny")
     saved = ", ".join(
         f"{found[f'shortcuts/tiny/{way}/speedup']:.2f}"
@@ -211,7 +211,7 @@ _MEASURES: tuple[tuple[str, str, float, str], ...] = (
 
 
 def machines_table(root: Path) -> str:
-    """The benchmark by size and processor."""
+    """Tabulate the benchmark by size and processor."""
     files = [_benchmark(root, file) for file, _, _ in _MACHINES]
     heads = [f"[`{size}`](../../{REFERENCE}/benchmark/{file}.json), {machine}" for file, size, machine in _MACHINES]
     rows = []
@@ -222,7 +222,7 @@ def machines_table(root: Path) -> str:
 
 
 def scale_table(root: Path) -> str:
-    """The paper's run on one CPU and on 1, 8 and 64 GPUs, by the formula of `mamo.benchmark.scale`."""
+    """Tabulate the paper's run on one CPU and on 1, 8 and 64 GPUs, by the formula of `mamo.benchmark.scale`."""
     base = _benchmark(root, "base")
     cpu_s = 1 / base["step/base/bf16/samples_per_s"]
     gpu_s = base["step/base/bf16/gflop_per_image"] / 445e3
@@ -238,12 +238,12 @@ def scale_table(root: Path) -> str:
 
 
 def study_table(root: Path) -> str:
-    """The papers' differences beside those of the studies."""
+    """Tabulate the papers' differences and those of the studies."""
     return published_table(root / STUDIES / "published.yaml", root / STUDIES / "results")
 
 
 def protocols_table(root: Path) -> str:
-    """Every protocol: task, split and what it fixes."""
+    """Tabulate every protocol: task, split and fixed settings."""
     rows = [(f"`{name}`", p.values["task"], p.split, p.states) for name, p in PROTOCOLS.items()]
     return _table(("protocol", "task", "split", "what it fixes"), rows)
 
@@ -274,7 +274,7 @@ def recipes_table(root: Path) -> str:
 
 
 def keys_table(root: Path) -> str:
-    """Every key of a config file."""
+    """Tabulate every key of a config file."""
     return config_table(CONFIG_TYPES)
 
 

@@ -1,4 +1,4 @@
-"""Work beside the training: one piece at a time, in a thread."""
+"""Write in a background thread, one piece of work at a time."""
 
 import logging
 from collections.abc import Callable
@@ -9,24 +9,24 @@ logger = logging.getLogger(__name__)
 
 
 class AsyncWriter:
-    """A thread for writing checkpoints. What it raises is raised by the next `start`, `check` or end of the block."""
+    """A thread that writes checkpoints; the next `start`, `check` or end of the block re-raises its exceptions."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._work: Future[object] | None = None
 
     def start(self, work: Callable[[], object]) -> None:
-        """Begin `work` once the work before it is done."""
+        """Start `work` after the previous work is done."""
         self.wait()
         self._work = self._thread.submit(work)
 
     def check(self) -> None:
-        """Raise what the work raised, if it is done; never waits."""
+        """Raise the exception of finished work; never waits."""
         if self._work is not None and self._work.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the work to be done; raise what it raised."""
+        """Wait for the work to finish; raise its exception."""
         work, self._work = self._work, None
         if work is not None:
             work.result()
@@ -40,6 +40,6 @@ class AsyncWriter:
         except Exception as error:
             if kind is None:
                 raise
-            logger.warning("%s", error)  # beside the error that ends the run
+            logger.warning("%s", error)  # another error already ends the run
         finally:
             self._thread.shutdown()

@@ -1,11 +1,11 @@
-"""Checkpoints: atomic, complete, strict and safe.
+"""Save and load checkpoints: atomic, complete, strict and safe.
 
-A checkpoint is a folder `checkpoints/step-NNNNNNN/` with one safetensors file a module, the optimizer's state under
-its parameters' names, the resolved config, the tokenizer, `state.json`, and `manifest.json` with the size and SHA-256
+A checkpoint is a folder `checkpoints/step-NNNNNNN/` with one safetensors file per module, the optimizer state under the
+names of its parameters, the resolved config, the tokenizer, `state.json`, and `manifest.json` with the size and SHA-256
 of every other file. It is written under a temporary name, flushed to disk and renamed; the relative symlink
-`checkpoints/last` moves last. Whatever kills the process, the previous checkpoint stays loadable.
+`checkpoints/last` is moved last. If the process is killed at any time, the previous checkpoint stays loadable.
 
-It does not depend on the layout of the run: split tensors are gathered, the first process writes them whole.
+A checkpoint does not depend on the parallel layout: sharded tensors are gathered, and rank 0 writes them whole.
 """
 
 import hashlib
@@ -38,22 +38,22 @@ class CheckpointError(ValueError):
     >>> import mamo
     >>> mamo.load("runs/nowhere/else")
     Traceback (most recent call last):
-    mamo.training.checkpoint.CheckpointError: runs/nowhere/else: no folder; give a run, a step or an exported folder
+    mamo.training.checkpoint.CheckpointError: runs/nowhere/else: no such folder; give a run, ...
     """
 
 
 def step_folder(output_dir: Path, step: int) -> Path:
-    """`checkpoints/step-NNNNNNN` of a run."""
+    """Return `checkpoints/step-NNNNNNN` of a run."""
     return output_dir / "checkpoints" / f"step-{step:07d}"
 
 
 def step_folders(output_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """List the complete checkpoints of a run, oldest first."""
     return sorted(path for path in (output_dir / "checkpoints").glob("step-*") if path.is_dir())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """Optimizer state as `parameter name/state name` -> tensor."""
+    """Return the optimizer state as `parameter name/state name` -> tensor."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": value
@@ -63,7 +63,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`; raises `CheckpointError` unless exactly the trainable parameters have state."""
+    """Undo `optimizer_tensors`. Raises `CheckpointError` unless exactly the trainable parameters have state."""
     parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     found = {key.rpartition("/")[0] for key in tensors}
     if found != set(parameters):
@@ -71,15 +71,15 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
     for key, value in tensors.items():
         name, _, state_name = key.rpartition("/")
         parameter = parameters[name]
-        optimizer.state[parameter][state_name] = value.to(parameter.device)  # fused AdamW keeps even its count there
+        optimizer.state[parameter][state_name] = value.to(parameter.device)  # fused AdamW keeps its step there too
 
 
 def snapshot(
     modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, dict[str, Tensor]]:
-    """Copies, whole and in host memory, of what a checkpoint holds; training may go on while they are written.
+    """Copy the contents of a checkpoint to host memory; training may go on while the copies are written.
 
-    Every process must call it; in those besides the first the tensors are empty.
+    Every rank must call it. On ranks other than 0 the tensors are empty.
 
     Args:
         modules: by the names of their files.
@@ -106,16 +106,15 @@ def save(
 ) -> Path:
     """Write `checkpoints/step-NNNNNNN` and point `last` at it; keep the newest `kept`.
 
-    What a killed save left is removed, and so are checkpoints of later steps: a resumed run passed them over as
-    damaged.
+    Removes the remains of a killed save and the checkpoints of later steps, which a resumed run skipped as damaged.
 
     Args:
         tensors: from `snapshot`, written as `NAME.safetensors`.
         state: plain values for `state.json`.
-        files: further files and folders to copy in, by their name in the checkpoint.
+        files: further files and folders to copy, by their name in the checkpoint.
 
     Raises:
-        CheckpointError: the disk is full or cannot be written; the checkpoints before this one are untouched.
+        CheckpointError: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
     target = step_folder(output_dir, step)
     for unfinished in target.parent.glob(".writing-*"):
@@ -148,16 +147,14 @@ def write_folder(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_files(temporary, tensors, state, files)
-        if target.exists():  # the same step again, after a resume; a kill leaves one of the two
+        if target.exists():  # the same step again, after a resume; a kill leaves the old or the new folder
             target.rename(aside)
         temporary.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"{target} cannot be written: {error}. What was written before it is untouched"
-        ) from error
+        raise CheckpointError(f"{target} cannot be written: {error}. Earlier checkpoints are untouched") from error
 
 
 def _write_files(
@@ -182,7 +179,7 @@ def _write_files(
 
 
 def verify(folder: Path) -> None:
-    """Raise `CheckpointError`, naming the file, unless every file of the manifest is there unchanged."""
+    """Raise `CheckpointError`, naming the file, unless every file of the manifest is present and unchanged."""
     try:
         entries = json.loads((folder / MANIFEST).read_text())
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
@@ -197,11 +194,11 @@ def verify(folder: Path) -> None:
                 f"{folder}: damaged checkpoint, {name} has {path.stat().st_size} bytes instead of {n_bytes}"
             )
         if _sha256(path) != digest:
-            raise CheckpointError(f"{folder}: damaged checkpoint, the content of {name} was changed")
+            raise CheckpointError(f"{folder}: damaged checkpoint, the content of {name} has changed")
 
 
 def last_good(output_dir: Path) -> Path:
-    """The newest undamaged checkpoint of a run; each damaged one passed over is named in the log.
+    """Return the newest undamaged checkpoint of a run; log each damaged one that is skipped.
 
     Raises:
         CheckpointError: there is none.
@@ -211,19 +208,19 @@ def last_good(output_dir: Path) -> Path:
             verify(folder)
             return folder
         except CheckpointError as error:
-            logger.warning("%s; trying the checkpoint before it", error)
+            logger.warning("%s; trying the previous checkpoint", error)
     raise CheckpointError(f"{output_dir}: no undamaged checkpoint to resume from; start over in an empty output_dir")
 
 
 def resolve(path: Path) -> Path:
-    """The step folder meant by a run folder or a step folder, verified.
+    """Return the verified step folder of a run folder or a step folder.
 
     Raises:
-        CheckpointError: nothing there, or damaged; the message offers the newest good one beside it.
+        CheckpointError: there is none, or it is damaged; the message names the newest undamaged one.
     """
     folder = path / "checkpoints" / "last" if (path / "checkpoints").is_dir() else path
     if folder.is_symlink() and not folder.exists() and step_folders(path):
-        folder = last_good(path)  # what `last` names was being replaced
+        folder = last_good(path)  # the target of `last` was being replaced
     if not folder.exists():
         raise CheckpointError(f"{path}: no checkpoint found; give a run folder or a checkpoints/step-NNNNNNN folder")
     folder = folder.resolve()
@@ -232,7 +229,7 @@ def resolve(path: Path) -> Path:
     except CheckpointError as error:
         for other in reversed(step_folders(folder.parent.parent)):
             if other.name < folder.name and _is_good(other):
-                raise CheckpointError(f"{error}; the one before it is good: checkpoint={other}") from None
+                raise CheckpointError(f"{error}; an earlier one is undamaged: checkpoint={other}") from None
         raise
     return folder
 
@@ -246,7 +243,7 @@ def _is_good(folder: Path) -> bool:
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of `NAME.safetensors` of a checkpoint."""
+    """Read the tensors of `NAME.safetensors` of a checkpoint."""
     try:
         return dict(load_file(folder / f"{name}.safetensors"))
     except (OSError, SafetensorError) as error:
@@ -254,7 +251,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def load_module(folder: Path, name: str, module: nn.Module) -> None:
-    """Load `NAME.safetensors` into `module`, strictly: every name and shape must agree.
+    """Load `NAME.safetensors` into `module`, strictly: all names and shapes must match.
 
     Raises:
         CheckpointError: names the keys that differ.
@@ -265,17 +262,17 @@ def load_module(folder: Path, name: str, module: nn.Module) -> None:
 def load_transfer(
     folder: Path, name: str, module: nn.Module, strict_prefix: str, resample: Mapping[str, Resample]
 ) -> WeightReport:
-    """Load `NAME.safetensors` into a module whose heads may differ: the start of another task.
+    """Load `NAME.safetensors` into a module whose heads may differ, to start another task.
 
     Args:
         folder: a step folder.
         name: the module's name in it.
         module: filled in place; untouched when an error is raised.
-        strict_prefix: names that begin so must be there on both sides; others may be missing on either.
-        resample: for tensors whose size follows the image's, what brings a stored one to this module's size.
+        strict_prefix: names with this prefix must exist on both sides; others may be missing on either.
+        resample: by name of a tensor whose size follows the image's: resamples a stored one to this module's size.
 
     Raises:
-        CheckpointError: names what differs beyond the heads.
+        CheckpointError: names the differences outside of the heads.
     """
     tensors = read_tensors(folder, name)
     expected = _tensors_of(module)
@@ -301,7 +298,7 @@ def load_transfer(
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, each once, under the first name in order: a tied weight is saved and loaded once."""
+    """Return parameters and buffers, each once under its first name: a tied weight is saved and loaded once."""
     names: dict[Tensor, str] = {}
     for key, value in module.state_dict(keep_vars=True).items():
         names.setdefault(value, key)

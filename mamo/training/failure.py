@@ -1,4 +1,4 @@
-"""What a non-finite loss leaves behind: a folder that reproduces it."""
+"""Save the batch and weights that reproduce a non-finite loss."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,25 +11,25 @@ from mamo.training.checkpoint import snapshot, write_folder
 
 
 class NonFiniteLoss(ValueError):
-    """A loss or the gradient norm is NaN or infinite; raised before the optimizer moves."""
+    """A loss or the gradient norm is NaN or infinite; raised before the optimizer step."""
 
     def __init__(self, names: list[str], step: int, sample_ids: list[int], folder: Path | None) -> None:
         shown = ", ".join(str(i) for i in sample_ids[:64]) + (", ..." if len(sample_ids) > 64 else "")
         kept = f"are in {folder}" if folder else "could not be written"
         super().__init__(
-            f"not finite at step {step}: {', '.join(names)}. The optimizer has not moved. Samples: {shown}. "
-            f"The batch and all weights {kept}. `--resume` would come here again: start a new run from this "
-            "one's last checkpoint (checkpoint=RUN output_dir=NEW), for example with a lower training.learning_rate"
+            f"not finite at step {step}: {', '.join(names)}. The optimizer step was not taken. Samples: {shown}. "
+            f"The batch and all weights {kept}. `--resume` would fail here again: start a new run from this "
+            "run's last checkpoint (checkpoint=RUN output_dir=NEW), for example with a lower training.learning_rate"
         )
 
 
 def dump_failing_batch(
     output_dir: Path, step: int, modules: Mapping[str, nn.Module], batch: Any, files: Mapping[str, Path]
 ) -> Path:
-    """Save the batch (as `batch.safetensors`) beside all weights, in the layout of a checkpoint.
+    """Save the batch (as `batch.safetensors`) and all weights, in the layout of a checkpoint.
 
-    With these weights loaded, `Loop.backward` of this batch at the `step` of `state.json` gives the same losses again.
-    Of several processes each gives its batch, `batch-1.safetensors` for the second, and the first writes.
+    After loading these weights, `Loop.backward` on this batch at the `step` of `state.json` reproduces the losses. With
+    several ranks each contributes its batch (`batch-1.safetensors` is that of rank 1), and rank 0 writes.
 
     Returns:
         `non-finite/step-NNNNNNN`, numbered by the step that failed.

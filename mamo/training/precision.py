@@ -1,4 +1,4 @@
-"""Choosing device and precision once, at the start of a run; the choice is written into the resolved config."""
+"""Choose device and precision once, at the start of a run; the choice is written into the resolved config."""
 
 import logging
 import time
@@ -15,19 +15,19 @@ TIMED_STEPS = 3
 
 
 class DeviceError(ValueError):
-    """No such device: CUDA where there is none, a GPU that the machine does not have, or no device's name.
+    """Unknown or missing device: CUDA without a GPU, a GPU index that does not exist, or an invalid name.
 
     >>> import mamo, torch
     >>> if not torch.cuda.is_available():
     ...     try:
     ...         mamo.load("runs/scenes", device="cuda")
     ...     except mamo.DeviceError as error:
-    ...         assert "offers none" in str(error)
+    ...         assert "has no GPU" in str(error)
     """
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """The device meant by `auto` (a GPU where there is one), `cpu`, `cuda` (the current GPU) or `cuda:N`.
+    """Return the device named by `auto` (a GPU if there is one), `cpu`, `cuda` (the current GPU) or `cuda:N`.
 
     Raises:
         DeviceError: there is no such device.
@@ -36,26 +36,26 @@ def choose_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
     except (RuntimeError, TypeError):
-        raise DeviceError(f"device {name!r} is none of auto, cpu, cuda and cuda:N") from None
+        raise DeviceError(f"device {name!r} is not valid; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type != "cuda":
         raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if not has_cuda:
-        raise DeviceError(f"device: {name} was asked for, but this machine offers none; use cpu or auto")
+        raise DeviceError(f"device: {name} was requested, but this machine has no GPU; use cpu or auto")
     if (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device: {name} was asked for, but this machine has {torch.cuda.device_count()} GPUs")
+        raise DeviceError(f"device: {name} was requested, but this machine has {torch.cuda.device_count()} GPUs")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 @contextmanager
 def cast_parameters(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block the modules' weights, and so their activations and gradients, are of this precision.
+    """Cast the modules' weights, and so their activations and gradients, to `precision` within the block.
 
-    Each module reads copies that are cast once; the gradients pass through the casts, so they add up in fp32, and the
-    optimizer and the teacher's average never see rounded weights. This is what FSDP's `param_dtype` does; against
+    Each module uses copies that are cast once. Gradients pass through the casts, so they accumulate in fp32; the
+    optimizer and the teacher's EMA never see rounded weights. FSDP's `param_dtype` does the same. Compared with
     `torch.autocast` it saves the casts around every norm and sum, which on a CPU cost more than the matrix products.
-    Scalars (the temperature) stay fp32; losses compute in fp32 themselves.
+    Scalars (the temperature) stay fp32; losses are computed in fp32.
     """
     if precision == "fp32":
         yield
@@ -80,10 +80,9 @@ def cast_parameters(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Mod
 
 
 def choose_precision(run_step: Callable[[Literal["fp32", "bf16"]], None]) -> Literal["fp32", "bf16"]:
-    """Time `run_step` (forward and backward, no state moved) in both precisions; the faster one wins.
+    """Time `run_step` (forward and backward, no state changes) in both precisions; return the faster one.
 
-    bf16 matrix products are several times as fast as fp32 on some CPUs and emulated, slower, on others, so this is
-    measured rather than assumed.
+    bf16 matrix products are several times as fast as fp32 on some CPUs, and slower, as they are emulated, on others.
     """
     seconds: dict[Literal["fp32", "bf16"], float] = {}
     for precision in ("fp32", "bf16"):

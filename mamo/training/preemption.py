@@ -1,4 +1,4 @@
-"""SIGTERM, with which a scheduler ends a job: finish the step, save, leave with exit code 143."""
+"""Handle SIGTERM, which a scheduler sends to end a job: finish the step, save, exit with code 143."""
 
 import contextlib
 import signal
@@ -9,16 +9,16 @@ from typing import Any
 
 
 class Preempted(Exception):
-    """The run was asked to end, and everything is saved."""
+    """The run was preempted; everything is saved."""
 
-    EXIT_CODE = 128 + signal.SIGTERM  # as a shell reports a process that the signal ended
+    EXIT_CODE = 128 + signal.SIGTERM  # a shell's exit code for a process ended by the signal
 
 
 class PreemptionHandler:
-    """Within the block SIGTERM only sets `is_requested` (in the main thread, which alone may handle signals).
+    """Make SIGTERM only set `is_requested` within the block (main thread only, as others cannot handle signals).
 
-    After an error that leaves the block too, if `outlasts_error`: when one of several processes dies, torchrun sends
-    SIGTERM to the others at once, which must still tell what they saw.
+    With `outlasts_error`, SIGTERM stays deferred after an error leaves the block. When one of several processes dies,
+    torchrun sends SIGTERM to the others at once, and they must still report their own errors.
     """
 
     def __init__(self, outlasts_error: bool = False) -> None:
@@ -36,7 +36,7 @@ class PreemptionHandler:
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """SIGTERM ends the process at once: for work that is done again after a resume, such as an evaluation."""
+        """Let SIGTERM end the process at once within the block: for work that a resume repeats (an evaluation)."""
         self.__exit__(None, None, None)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Losses, samples/s and the time left."""
+    """Losses, samples/s and the remaining time."""
 
     def __init__(self, start_step: int, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -31,12 +31,14 @@ class Progress:
         if now - self.last_line >= PLAIN_LINE_EVERY_S or step == self.total_steps:
             self.last_line = now
             left_s = (now - self.started) / (step - self.start_step) * (self.total_steps - step)
-            self.say(f"step {step}/{self.total_steps} {text} {samples_per_s:.0f} samples/s, {left_s / 60:.1f} min left")
+            self.write(
+                f"step {step}/{self.total_steps} {text} {samples_per_s:.0f} samples/s, {left_s / 60:.1f} min left"
+            )
 
-    def say(self, line: str) -> None:
-        """Print a line without tearing the bar."""
+    def write(self, line: str) -> None:
+        """Print a line without breaking the bar."""
         self.bar.write(line, file=sys.stderr) if self.is_terminal else print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Close the bar and restore the terminal."""
         self.bar.close()

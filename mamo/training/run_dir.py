@@ -1,4 +1,4 @@
-"""The files of a run besides its checkpoints: resolved config, metrics, timing, TensorBoard events, results, curves."""
+"""Files of a run other than checkpoints: config, metrics, timing, TensorBoard events, results, curves."""
 
 import contextlib
 import hashlib
@@ -26,12 +26,12 @@ METRICS, TIMING, RESULTS, CONFIG, CURVES, STATEMENT_SCORES = (
     "statement_scores.jsonl",
 )
 BERT = "bert"
-"""Folder in a run and in each of its checkpoints: the configuration of the BERT that `model.text.bert` names."""
+"""Folder in a run and in each of its checkpoints: the configuration of the BERT named by `model.text.bert`."""
 
 
 @contextlib.contextmanager
 def add_path_to_oserror(path: Path) -> Iterator[None]:
-    """Give an `OSError` the path, which a write to a full disk does not carry."""
+    """Add the path to an `OSError` (a disk-full error has none)."""
     try:
         yield
     except OSError as error:
@@ -39,22 +39,22 @@ def add_path_to_oserror(path: Path) -> Iterator[None]:
 
 
 class Tracker(Protocol):
-    """Where a team plugs in its own experiment tracker: `mamo.trainer.train(config, False, trackers=[...])`.
+    """Interface of an experiment tracker: `mamo.trainer.train(config, False, trackers=[...])`.
 
-    TensorBoard is one. Any object with these two methods will do; only the process of rank 0 calls it.
+    TensorBoard is one. Any object with these two methods works; it is called only on rank 0.
     """
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record numbers of one step by name: `loss/itc`, `samples_per_s`, `evaluation/itc/i2t_r1` and the like."""
+        """Record values of one step by name: `loss/itc`, `samples_per_s`, `evaluation/itc/i2t_r1` and the like."""
         ...
 
     def close(self) -> None:
-        """Flush and release."""
+        """Flush and close."""
         ...
 
 
 class TensorBoardTracker:
-    """Writes scalars for TensorBoard; what an interrupted run wrote after `first_step` is hidden."""
+    """Write scalars for TensorBoard; events that an interrupted run wrote after `first_step` are hidden."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.folder = folder
@@ -68,7 +68,7 @@ class TensorBoardTracker:
                 self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and release."""
+        """Flush and close."""
         with add_path_to_oserror(self.folder):
             self.writer.close()
 
@@ -77,14 +77,14 @@ def create_output_dir(output_dir: Path) -> None:
     """Create the folder of a new run.
 
     Raises:
-        ValueError: it holds something already, or cannot be written.
+        ValueError: it is not empty, or cannot be written.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        # hidden files are what a start that was killed at once may leave
+        # a start that was killed early may leave hidden files
         if any(not path.name.startswith(".") for path in output_dir.iterdir()):
             raise ValueError(
-                f"output_dir {output_dir} is not empty: continue that run with --resume, or name another output_dir"
+                f"output_dir {output_dir} is not empty: continue that run with --resume, or choose another output_dir"
             )
         probe = output_dir / ".writable"
         probe.write_bytes(b"")
@@ -94,7 +94,7 @@ def create_output_dir(output_dir: Path) -> None:
 
 
 def truncate_jsonl(path: Path, step: int) -> None:
-    """Keep the lines of a JSON Lines file up to and including `step`; a last line torn by a kill is dropped."""
+    """Remove the lines after `step` and a truncated last line."""
     if not path.exists():
         return
     kept = []
@@ -108,12 +108,12 @@ def truncate_jsonl(path: Path, step: int) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file."""
+    """Read the objects of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Replace a file's content so that a kill leaves the old or the new, never a part."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.writing")
     with add_path_to_oserror(path):
         with temporary.open("w", encoding="utf-8") as file:
@@ -130,7 +130,7 @@ def dump(config: RunConfig, path: Path) -> None:
 
 
 def write_config(output_dir: Path, config: RunConfig) -> None:
-    """Write the resolved `config.yaml`; from then on the folder holds a run that can be resumed."""
+    """Write the resolved `config.yaml`; after it the folder holds a run that can be resumed."""
     temporary = output_dir / f".{CONFIG}.writing"
     with add_path_to_oserror(output_dir / CONFIG):
         dump(config, temporary)
@@ -138,7 +138,7 @@ def write_config(output_dir: Path, config: RunConfig) -> None:
 
 
 def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
-    """The evaluations in `results.json`, none where there is no file yet. Raises ValueError naming a damaged file."""
+    """Read the evaluations in `results.json`; none if there is no file. Raises ValueError naming a damaged file."""
     path = output_dir / RESULTS
     if not path.exists():
         return []
@@ -148,7 +148,8 @@ def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
             raise TypeError(f"its evaluations are {evaluations!r:.40}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: is no file of results ({type(error).__name__}: {error}); remove it: its evaluations are lost"
+            f"{path} is not a valid results.json ({type(error).__name__}: {error}). Delete it to continue; "
+            "its evaluations are lost"
         ) from None
     return evaluations
 
@@ -159,7 +160,7 @@ def write_evaluations(output_dir: Path, evaluations: list[dict[str, Any]]) -> No
 
 
 class JsonlWriter:
-    """Appends one JSON object a line, in the operating system's hands before the next step begins."""
+    """Append one JSON object per line; line buffering passes each line to the operating system before the next step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -171,25 +172,25 @@ class JsonlWriter:
             self.file.write(json.dumps(values) + "\n")
 
     def flush_to_disk(self) -> None:
-        """Put the lines on the disk, so that no power cut leaves a checkpoint without them."""
+        """Sync the lines to disk, so that a checkpoint never exists without them, even after a power cut."""
         with add_path_to_oserror(self.path):
             os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        """Release the file."""
-        with contextlib.suppress(OSError):  # `write` has told it already
+        """Close the file."""
+        with contextlib.suppress(OSError):  # already raised by `write`
             self.file.close()
 
 
-def open_trackers(output_dir: Path, start_step: int, given: Sequence[Tracker]) -> list[Tracker]:
-    """TensorBoard and the given ones on rank 0, none elsewhere: each step is logged once."""
+def open_trackers(output_dir: Path, start_step: int, trackers: Sequence[Tracker]) -> list[Tracker]:
+    """Return TensorBoard and `trackers` on rank 0, nothing elsewhere: each step is logged once."""
     if rank() != 0:
         return []
-    return [TensorBoardTracker(output_dir / "tensorboard", start_step + 1), *given]
+    return [TensorBoardTracker(output_dir / "tensorboard", start_step + 1), *trackers]
 
 
 def sha256_hex(texts: Iterable[str]) -> str:
-    """SHA-256 of the texts one after the other, in hex digits."""
+    """Return the SHA-256 of the concatenated texts in hex digits."""
     found = hashlib.sha256()
     for text in texts:
         found.update(text.encode("utf-8", "replace"))

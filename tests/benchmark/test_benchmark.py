@@ -13,9 +13,9 @@ from torch import nn
 from mamo.benchmark import cases, memory, processes, scale, shortcuts, step, suite
 from mamo.benchmark.cases import Case
 from mamo.benchmark.loading import measure_loading, measure_waiting
-from mamo.benchmark.measure import Rounds
 from mamo.benchmark.products import Products
 from mamo.benchmark.sections import SectionName
+from mamo.benchmark.timing import Rounds
 from mamo.cli import main
 from mamo.config.presets import PRESETS
 from mamo.estimate import count_operations
@@ -76,7 +76,7 @@ def test_step_is_never_faster_than_its_floor(tmp_path: Path) -> None:
         assert found[f"{prefix}/samples_per_s"] == pytest.approx(4 / found[f"{prefix}/step_s"])
     faster = min(("fp32", "bf16"), key=lambda name: found[f"step/tiny/{name}/step_s"])
     assert found["step/tiny/step_s"] == found[f"step/tiny/{faster}/step_s"]
-    _, loop, batch = cases.build(SMALLEST, tmp_path, CPU, "fp32")
+    _, loop, batch = cases.build_case(SMALLEST, tmp_path, CPU, "fp32")
     operations = count_operations(lambda: loop.backward(batch, 0))
     assert found["step/tiny/fp32/gflop_per_image"] == pytest.approx(operations / 4e9)
     assert found["step/tiny/bf16/gflop_per_image"] == pytest.approx(operations / 4e9)
@@ -94,7 +94,7 @@ def test_the_baseline_that_is_timed_is_the_one_that_ships(tmp_path: Path) -> Non
         assert getattr(timed.model, name) == getattr(shipped.model, name)
     for name in ("itc_soft_target_alpha", "mlm_soft_target_alpha", "itc_candidates"):
         assert getattr(timed.losses, name) == getattr(shipped.losses, name)
-    _, loop, batch = cases.build(replace(SMALLEST, method="albef"), tmp_path, CPU, "fp32")
+    _, loop, batch = cases.build_case(replace(SMALLEST, method="albef"), tmp_path, CPU, "fp32")
     values = loop.backward(batch, 0)[1]
     assert {name for name in values if name.startswith("loss/")} == {"loss/itc", "loss/itm", "loss/mlm"}
 
@@ -107,22 +107,22 @@ def test_shares_add_up(tmp_path: Path) -> None:
     assert all(value > 0 for key, value in found.items() if key.startswith("modules") and "other" not in key)
     assert {f"modules/tiny/share/{part}_{way}" for part in ("image_encoder", "text_encoder", "fusion", "heads")
             for way in ("forward", "backward")} < found.keys()  # fmt: skip
-    _, loop, batch = cases.build(SMALLEST, tmp_path, CPU, "fp32")
+    _, loop, batch = cases.build_case(SMALLEST, tmp_path, CPU, "fp32")
     weights = loop.task.weights
     step._three_parts(loop, batch, {"itc": 1.0})
     assert loop.task.weights is weights
     spent: dict[str, float] = {}
-    with step.timing_modules(step.parts_of(loop.task.network), CPU, spent):
+    with step.timing_modules(step.module_groups(loop.task.network), CPU, spent):
         loop.backward(batch, 0)
     assert not any(module._forward_hooks or module._backward_hooks for module in loop.task.network.modules())
 
 
 def test_shortcuts_change_nothing(tmp_path: Path) -> None:
     """Bug: what is timed against a shortcut computes something else; or it is not switched off, or not on again."""
-    run, loop, _ = cases.build(SMALLEST, tmp_path, CPU, "fp32")
-    batch = cases.made_up_batch(run, 4, (5, 2, 4, 3))
+    run, loop, _ = cases.build_case(SMALLEST, tmp_path, CPU, "fp32")
+    batch = cases.synthetic_batch(run, 4, (5, 2, 4, 3))
     plain = Products(lambda: loop.backward(batch, 0), CPU).operations
-    for name, (without, work) in shortcuts.shortcuts(run, loop, batch).items():
+    for name, (without, work) in shortcuts.shortcut_variants(run, loop, batch).items():
         assert shortcuts._largest_difference(loop, batch, without, work) < 2e-6, name  # a wrong patch moves MIM by 1e-5
         with without():
             assert Products(work, CPU).operations > 1.02 * plain, name
@@ -178,7 +178,7 @@ def test_two_processes_are_measured_beside_one(tmp_path: Path, monkeypatch: pyte
     assert found["growth/tiny/processes_2/over_one_process"] == two / one > 0
     both = replace(SMALLEST, batch_size=8, processes=2)
     assert both.config(tmp_path, "cpu", "bf16").losses.itm_pool_size == 4
-    assert len(cases.build(both, tmp_path, CPU, "bf16")[2]) == 4
+    assert len(cases.build_case(both, tmp_path, CPU, "bf16")[2]) == 4
 
 
 def test_memory_is_that_of_the_steps(tmp_path: Path) -> None:

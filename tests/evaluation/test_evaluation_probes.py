@@ -146,7 +146,7 @@ class KnowingScorer:
         assert all((row[:n] != 0).all() for row, n in zip(input_ids, lengths))
         return input_ids
 
-    def fill(self, images, texts, image_indices, text_rows, slots):
+    def predict_masked(self, images, texts, image_indices, text_rows, slots):
         filled = torch.zeros_like(slots)
         for n, (ids, row) in enumerate(zip(texts[text_rows], slots)):
             self.seen.append((int(image_indices[n]), self.tokenizer.decode(ids[ids != 0][1:-1])))
@@ -222,7 +222,7 @@ def test_probe_accuracy_sets_captions_against_their_own_foils(has_itm):
         def similarity(self, images, texts, image_indices, text_rows):
             return torch.tensor([float(f"true of {i}" == self.texts[t]) for i, t in zip(image_indices, text_rows)])
 
-        def match(self, *pairs):
+        def itm_scores(self, *pairs):
             return -self.similarity(*pairs)
 
     items = [ProbeItem(scene, f"true of {row}", f"true of {row + 1}") for row, scene in enumerate((4, 9, 2))]

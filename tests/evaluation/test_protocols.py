@@ -93,7 +93,7 @@ def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name,
 
 def test_a_checkpoint_of_another_task_is_refused():
     """Would catch a traceback about a head that is not there."""
-    with pytest.raises(ValueError, match="vqa2-val is for checkpoints of task vqa, this one is of pretrain"):
+    with pytest.raises(ValueError, match="vqa2-val needs a checkpoint of task vqa, this one is of pretrain"):
         apply_protocol("vqa2-val", values_of())
     assert apply_protocol("refcocop-weak", values_of())["task"] == "grounding"  # the same network
 

@@ -129,7 +129,7 @@ def test_answers_are_the_evaluators(home: Path, tmp_path: Path, is_exported: boo
         model = mamo.load(tmp_path / "e")
     records, load_image = load_records(model.config.data, VqaRecord, "test", 5)
     scorer, words = model._scorer, model.processor.tokenizer
-    settings = (scorer.normalise, scorer.device, json.loads(model.carried[ANSWERS]), 24, 16)
+    settings = (scorer.normalise, scorer.device, json.loads(model.assets[ANSWERS]), 24, 16)
     with torch.inference_mode():
         expected = answer_all(Answerer(model.network, words, *settings), records, load_image, (16, 16), 3)
     given = model.answer([load_image(r.image) for r in records], [r.question for r in records])
@@ -152,7 +152,7 @@ def test_reasoning_is_the_evaluators(home: Path) -> None:
     probability = model.reason(images, [record.sentence for record in records])
     expected = torch.tensor([logits[record.identifier] for record in records]).sigmoid()
     torch.testing.assert_close(probability, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="one list of images a sentence"):
+    with pytest.raises(ValueError, match="one list of images per sentence"):
         model.reason(images, ["x"])
     with pytest.raises(mamo.MissingHeadError, match=r"without vqa.*vqa_scenes"):
         model.answer(["a.jpg"], ["x"])

@@ -118,7 +118,7 @@ def test_match_similarity_and_words(run: Path, pictures: list[Image.Image], capt
     with torch.inference_mode():
         images = scorer.encode_images([torch.stack([model.processor.pixels(picture) for picture in pictures])])
         rows = torch.arange(N)
-        logits = scorer.match(images, scorer.encode_texts(*scorer.tokenize(captions)), rows, rows)
+        logits = scorer.itm_scores(images, scorer.encode_texts(*scorer.tokenize(captions)), rows, rows)
         items = [item for item in masked_words(WORLD, N) if item.word_class == "colour"][:6]
         expected = fill_masked_words(scorer, images, items, {k: k for k in range(N)})
     probability = model.match(pictures, captions)
@@ -188,7 +188,7 @@ def test_heads_that_are_missing_are_named(tiny: Callable[..., RunConfig], tmp_pa
         lambda: model.index_texts(["x"]),
         lambda: model.ground(picture, "x"),
     ):
-        with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; train it on with"):
+        with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; fine-tune it with"):
             call()
     assert model.fill_mask(picture, "a [MASK]")
     model.network.mlm = None
@@ -265,7 +265,7 @@ class Evil:
 def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a truncated file that loads in part, a pickle whose code runs."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(mamo.CheckpointError, match="no folder; give a run"):
+    with pytest.raises(mamo.CheckpointError, match="no such folder; give a run"):
         mamo.load(tmp_path / "nowhere")
     with pytest.raises(mamo.CheckpointError, match=rf"Did you mean {tmp_path / 'run'}\?"):
         mamo.load(tmp_path / "rum")
@@ -297,7 +297,7 @@ def test_checkpoints_that_must_not_load(run: Path, tmp_path: Path, monkeypatch: 
 def test_cuda_where_there_is_none(run: Path) -> None:
     """Bug: a late error from CUDA."""
     for device in ("cuda", "cuda:1", torch.device("cuda")):
-        with pytest.raises(mamo.DeviceError, match="offers none"):
+        with pytest.raises(mamo.DeviceError, match="has no GPU"):
             mamo.load(run, device=device)
     for device, message in (("gpu", "none of auto, cpu"), ("meta", "not supported"), (None, "none of auto")):
         with pytest.raises(mamo.DeviceError, match=message):

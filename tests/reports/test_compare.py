@@ -64,8 +64,8 @@ def reference(tmp_path: Path) -> Path:
 def test_another_seed_is_inside(reference: Path, tmp_path: Path, seed: int) -> None:
     """Bug: a band so narrow that chance leaves it, or so wide that nothing does."""
     pace = 1 + 0.15 * np.sin(seed)
-    assert compare_runs(write(tmp_path / "run", rows(seed, pace=pace)), reference).departures == ()
-    assert compare_runs(write(tmp_path / "run", rows(seed, pace=1 / 2.2)), reference).departures
+    assert compare_runs(write(tmp_path / "run", rows(seed, pace=pace)), reference).deviations == ()
+    assert compare_runs(write(tmp_path / "run", rows(seed, pace=1 / 2.2)), reference).deviations
 
 
 @pytest.mark.parametrize(
@@ -85,17 +85,17 @@ def test_another_seed_is_inside(reference: Path, tmp_path: Path, seed: int) -> N
         (lambda n, s, v: v * 9 if n == "gradient_norm" else v, "gradient_norm", (1, 1), "too high"),
     ],
 )
-def test_a_departure_is_named(
+def test_a_deviation_is_named(
     reference: Path, tmp_path: Path, change: Any, metric: str, steps: tuple[int, int], cause: str
 ) -> None:
     """Bug: the wrong metric or step is blamed, one side of the band is open, the cause is of the other side."""
     verdict = compare_runs(write(tmp_path / "run", rows(5, change)), reference)
-    first = verdict.departures[0]
+    first = verdict.deviations[0]
     assert first.metric == metric
     assert steps[0] <= first.step <= steps[1]
     assert cause in first.cause
     assert first.cause in "\n".join(verdict.lines())
-    assert len(verdict.departures) == 1
+    assert len(verdict.deviations) == 1
 
 
 def test_settings_must_be_equal(reference: Path, tmp_path: Path) -> None:
@@ -103,23 +103,23 @@ def test_settings_must_be_equal(reference: Path, tmp_path: Path) -> None:
     made = rows(5)
     for row in made[249:]:
         row["learning_rate"] *= 1.01
-    (departure,) = compare_runs(write(tmp_path / "run", made), reference).departures
-    assert (departure.metric, departure.step) == ("learning_rate", 250)
-    assert "training.learning_rate" in departure.cause
-    (departure,) = compare_runs(
+    (deviation,) = compare_runs(write(tmp_path / "run", made), reference).deviations
+    assert (deviation.metric, deviation.step) == ("learning_rate", 250)
+    assert "training.learning_rate" in deviation.cause
+    (deviation,) = compare_runs(
         write(tmp_path / "run", [{**r, "weight/itc": 2.0} for r in rows(5)]), reference
-    ).departures
-    assert (departure.metric, departure.step) == ("weight/itc", 1)
+    ).deviations
+    assert (deviation.metric, deviation.step) == ("weight/itc", 1)
 
 
 def test_a_loss_that_is_not_there(reference: Path, tmp_path: Path) -> None:
     """Bug: a switched-off loss ends in a traceback, or passes since there is nothing to compare."""
     without = [{name: value for name, value in row.items() if name != "loss/mim"} for row in rows(5)]
-    (departure,) = compare_runs(write(tmp_path / "run", without), reference).departures
-    assert (departure.metric, departure.step) == ("loss/mim", 1)
-    assert "switched off" in departure.cause
+    (deviation,) = compare_runs(write(tmp_path / "run", without), reference).deviations
+    assert (deviation.metric, deviation.step) == ("loss/mim", 1)
+    assert "switched off" in deviation.cause
     verdict = compare_runs(reference, write(tmp_path / "run", without))
-    assert verdict.departures == ()
+    assert verdict.deviations == ()
     assert "only in the run: loss/mim" in verdict.lines()
 
 
@@ -134,23 +134,23 @@ def test_several_seeds_widen_and_narrow_the_band(tmp_path: Path) -> None:
         write(apart / f"seed-{seed}", rows(seed, shifted(factor, "loss/mlm")))
         write(close / f"seed-{seed}", rows(seed))
     run = write(tmp_path / "run", rows(7, shifted(1.4, "loss/mlm")))
-    assert compare_runs(run, apart).departures == ()
-    assert compare_runs(run, close).departures[0].metric == "loss/mlm"
+    assert compare_runs(run, apart).deviations == ()
+    assert compare_runs(run, close).deviations[0].metric == "loss/mlm"
     assert compare_runs(run, close).n_references == 3
     run = write(tmp_path / "run", rows(7, shifted(12.0, "loss/mim")))
-    assert compare_runs(run, close / "seed-0").departures == ()
-    assert compare_runs(run, close).departures[0].metric == "loss/mim"
+    assert compare_runs(run, close / "seed-0").deviations == ()
+    assert compare_runs(run, close).deviations[0].metric == "loss/mim"
 
 
 def test_an_unfinished_run_and_differing_settings(reference: Path, tmp_path: Path) -> None:
-    """Bug: what a run has not reached yet counts as a departure, or is passed over in silence."""
+    """Bug: what a run has not reached yet counts as a deviation, or is passed over in silence."""
     run = write(tmp_path / "run", rows(5)[:80])
     (run / "config.yaml").write_text("output_dir: a\nseed: 1\ntraining: {total_steps: 80, warmup_steps: 5}\n")
     (reference / "config.yaml").write_text("output_dir: b\nseed: 2\ntraining: {total_steps: 300, warmup_steps: 5}\n")
     verdict = compare_runs(run, reference)
-    assert verdict.departures == ()
+    assert verdict.deviations == ()
     assert verdict.n_steps == 80
-    assert "the run has 80 of the reference's 300 steps: no more was compared" in verdict.lines()
+    assert "the run has 80 of the reference's 300 steps: only these were compared" in verdict.lines()
     assert "config.yaml: training.total_steps is 80, in the reference 300" in verdict.lines()
     assert not any("seed" in line or "warmup" in line for line in verdict.lines())
 
@@ -166,12 +166,12 @@ def test_final_results(reference: Path, tmp_path: Path) -> None:
     results(reference, 68.0)
     for value, is_inside in ((60.0, True), (76.0, True), (50.0, False), (90.0, False)):
         results(run, value)
-        assert (compare_runs(run, reference).departures == ()) == is_inside, value
+        assert (compare_runs(run, reference).deviations == ()) == is_inside, value
     assert "rerank/i2t_r1 at the end: 90, the reference's band is 58 to 78" in "\n".join(
         compare_runs(run, reference).lines()
     )
     results(run, 1.0, "another")
-    assert compare_runs(run, reference).departures == ()
+    assert compare_runs(run, reference).deviations == ()
 
 
 def test_a_sum_of_six_recalls_is_not_held_to_the_band_of_one(reference: Path, tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_a_sum_of_six_recalls_is_not_held_to_the_band_of_one(reference: Path, tm
     run = write(tmp_path / "run", rows(5))
     results(reference, [60.0, 80.0, 90.0] * 2)
     results(run, [56.0, 76.0, 86.0] * 2)
-    assert compare_runs(run, reference).departures == ()
+    assert compare_runs(run, reference).deviations == ()
     results(run, [45.0, 85.0, 95.0] * 2)
-    assert {found.metric for found in compare_runs(run, reference).departures} == {"itc/i2t_r1", "itc/t2i_r1"}
+    assert {found.metric for found in compare_runs(run, reference).deviations} == {"itc/i2t_r1", "itc/t2i_r1"}
 
 
 def test_the_band_from_its_definition() -> None:
@@ -227,16 +227,16 @@ def test_the_script(reference: Path, tmp_path: Path) -> None:
 def test_bad_folders_are_named(reference: Path, tmp_path: Path) -> None:
     """Bug: an empty or damaged file counts as inside."""
     for text, message in (
-        ("", r"holds no step"),
-        ("{", r"is no file of metrics"),
-        ("[1]", r"is no file of metrics"),
+        ("", r"no steps in this file"),
+        ("{", r"not a metrics file"),
+        ("[1]", r"not a metrics file"),
         ('{"step": 900, "loss/itc": 1}', "no step in common"),
     ):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "metrics.jsonl").write_text(text)
         with pytest.raises(ValueError, match=message):
             compare_runs(tmp_path / "run", reference)
-    with pytest.raises(ValueError, match=r"holds no metrics\.jsonl, nor does a folder in it"):
+    with pytest.raises(ValueError, match=r"no metrics\.jsonl here or one level below"):
         compare_runs(reference, tmp_path / "run" / "none")
 
 
@@ -301,7 +301,7 @@ def test_real_runs(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest
     reference = train("", 0, tmp_path / "reference")
     for seed in (1, 2):
         verdict = compare_runs(train("", seed, tmp_path / f"good-{seed}"), reference)
-        assert verdict.departures == (), verdict.lines()
+        assert verdict.deviations == (), verdict.lines()
     for how, metric in TAMPERED.items():
         verdict = compare_runs(train(how, 5, tmp_path / how), reference)
-        assert metric in {departure.metric for departure in verdict.departures}, (how, verdict.lines())
+        assert metric in {deviation.metric for deviation in verdict.deviations}, (how, verdict.lines())

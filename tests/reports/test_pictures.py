@@ -23,6 +23,7 @@ from mamo.evaluation.scorer import Scorer
 from mamo.evaluator import evaluate
 from mamo.models.build import build_network
 from mamo.reports import curves, pictures
+from mamo.reports.compare import compare_runs
 from mamo.reports.page import as_html, write_report
 from mamo.tasks.base import PixelNorm, Trained, pictures_of
 from mamo.tasks.registry import load_config
@@ -68,7 +69,7 @@ def test_a_run_and_an_evaluation_write_their_page(tiny: Callable[..., RunConfig]
         assert not re.search(r"https?://|<script|<link", text)
         page = Page(text)
         assert [re.split("[,:]", heading)[0] for heading in page.headings] == [
-            "Numbers", "Images to texts", "Texts to images", "What an expression means", "Masked words",
+            "Numbers", "Images to texts", "Texts to images", "Expressions", "Masked words",
             "Masked patches", "Probes", "Losses and metrics", "Speed", "The card of the checkpoint",
         ]  # fmt: skip
         assert {f"#s{k}" for k in range(len(page.headings))} == page.links
@@ -149,7 +150,7 @@ def test_the_ranking_is_by_itm_within_the_shortlist_of_itc(scorer: Scorer) -> No
         texts = scorer.encode_texts(*scorer.tokenize(captions))
         to_texts, to_images, by = pictures._rankings(scorer, images, captions, rerank_k=6)
         rows = torch.cartesian_prod(torch.arange(n), torch.arange(n))
-        itm = scorer.match(images, texts, rows[:, 0], rows[:, 1]).view(n, n)
+        itm = scorer.itm_scores(images, texts, rows[:, 0], rows[:, 1]).view(n, n)
         itc = images.feature @ texts.feature.T
     assert by.startswith("ITM")
     for found, first, then in ((to_texts, itc, itm), (to_images, itc.T, itm.T)):
@@ -271,13 +272,40 @@ def test_the_evaluations_of_a_run_are_drawn_against_the_step(tmp_path: Path, mon
     assert not empty.axison
 
 
-def test_the_band_lies_around_the_values() -> None:
-    """Bug: a band so wide or so narrow that it says nothing, or one that does not follow the trend."""
-    rng = np.random.default_rng(0)
-    values = np.linspace(0, 5, 400) + rng.normal(size=400)
-    low, high = curves._band(values)
-    assert 0.85 < ((values > low) & (values < high)).mean() < 0.98
-    assert np.allclose((low + high)[20:-20] / 2, np.linspace(0, 5, 400)[20:-20], atol=1.5)
+def test_the_green_band_is_the_one_that_runs_are_compared_with(
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: curves.png shows another band, or another line in it, than `compare_runs` judges a run by."""
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: figures.append(figure))
+    monkeypatch.setattr(curves, "CLONE", tmp_path)
+    run, reference = tmp_path / "run", tmp_path / "configs/reference/recipe"
+    for folder, seed, late in ((run, 1, 1.6), (reference, 0, 1.0), (reference / "another_seed", 2, 1.0)):
+        folder.mkdir(parents=True)
+        dump(tiny(), folder / "config.yaml")
+        noise = np.random.default_rng(seed).normal(0, 0.03, (120, 2))
+        rows = [
+            {
+                "step": step,
+                "loss/mlm": 5 * np.exp(-step / 90 + noise[step - 1, 0]) * (late if step > 70 else 1),
+                "loss/itm": 0.6 * np.exp(noise[step - 1, 1]),
+                "mlm_accuracy": 0.0,
+                "learning_rate": 1e-3,
+            }
+            for step in range(1, 121)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves.plot_curves(run, load_config)
+    (figure,) = figures
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    assert [name for name, axis in panels.items() if axis.collections] == ["loss/mlm", "loss/itm", "learning_rate"]
+    (deviation,) = compare_runs(run, reference).deviations
+    assert deviation.metric == "loss/mlm"
+    outline = panels["loss/mlm"].collections[0].get_paths()[0].vertices
+    at_step = {round(y, 9) for x, y in outline if x == deviation.step}
+    assert at_step == {round(deviation.low, 9), round(deviation.high, 9)}
+    smooth = panels["loss/mlm"].lines[1]
+    assert dict(zip(smooth.get_xdata(), smooth.get_ydata()))[deviation.step] == pytest.approx(deviation.value)
 
 
 def test_the_band_of_the_run_of_the_same_config_is_drawn(

@@ -19,7 +19,7 @@ def plant(study: str, differences: dict[str, list[float]], folder: Path, metric:
     """Finished cells of a shipped study: each variant so much above 50, seed by seed."""
     for variant, values in differences.items():
         for seed, value in enumerate(values):
-            cell = read_study(STUDIES / f"{study}.yaml").cell(variant, seed)
+            cell = read_study(STUDIES / f"{study}.yaml").trial(variant, seed)
             append_row(folder, {"cell": cell.config_hash, "metrics": {metric: 50 + value}})
 
 
@@ -106,16 +106,16 @@ def test_a_method_without_a_metric_shows_a_dash(tmp_path: Path) -> None:
     """Bug: MLIM, which ranks nothing, stops the report of the methods, also when its cell is the first to finish."""
     study = read_study(STUDIES / "methods.yaml")
     words = {"masked_word/colour": 60.0, "masked_word/shape": 40.0}
-    append_row(tmp_path, row_of(study.cell("mlim, equal samples", 0).config_hash, words))
+    append_row(tmp_path, row_of(study.trial("mlim, equal samples", 0).config_hash, words))
     write_report(study, read_rows(tmp_path), tmp_path)
     every = dict.fromkeys(study.file.metrics, 70.0)
     for variant in ("mamo", "itc+itm+mlm, equal compute"):
-        append_row(tmp_path, row_of(study.cell(variant, 0).config_hash, every))
+        append_row(tmp_path, row_of(study.trial(variant, 0).config_hash, every))
     write_report(study, read_rows(tmp_path), tmp_path)
     (line,) = (x for x in (tmp_path / "methods.md").read_text().splitlines() if x.startswith("| mlim, equal samples |"))
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["1"] + ["—"] * 10 + ["60.0", "-10.0", "40.0", "-30.0"]
 
 
-def row_of(identity: str, metrics: dict[str, float]) -> dict[str, object]:
+def row_of(config_hash: str, metrics: dict[str, float]) -> dict[str, object]:
     """A finished cell."""
-    return {"cell": identity, "steps": 1, "samples": 1, "train_s": 1.0, "metrics": metrics}
+    return {"cell": config_hash, "steps": 1, "samples": 1, "train_s": 1.0, "metrics": metrics}

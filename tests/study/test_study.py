@@ -105,7 +105,7 @@ def test_shipped_studies_are_in_order(path: Path) -> None:
     # MLIM's are five in all, which decide; its file says why they are not the others'
     seeds = ([10, 11, 12, 13, 14], []) if path.stem == "mlim" else ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
     assert (study.seeds("explore"), study.seeds("confirm")) == seeds
-    cells = study.cells("all")
+    cells = study.trials("all")
     assert len({cell.config_hash for cell in cells}) == len(cells), "two variants are the same run"
 
 
@@ -129,32 +129,36 @@ def test_studies_share_their_common_cell() -> None:
     for path in SHIPPED:
         if path.stem == "mlim":  # the other system alone
             continue
-        assert full in {cell.config_hash for cell in read_study(path).cells("explore")}, path.stem
+        assert full in {cell.config_hash for cell in read_study(path).trials("explore")}, path.stem
 
 
 def test_identity_is_what_changes_a_result(study: Callable[..., Study]) -> None:
     """Bug: a cell of another seed or setting is taken for finished, or one runs again for its folder's name."""
-    base = study().cell("plain", 0)
-    assert study("output_dir=elsewhere", "data.workers=3").cell("plain", 0).config_hash == base.config_hash
-    assert study("training.checkpoint_every_steps=9").cell("plain", 0).config_hash == base.config_hash
-    assert study("losses.weights.mlm=1").cell("plain", 0).config_hash == base.config_hash  # its default, said aloud
-    different = [study().cell("plain", 1), study().cell("more", 0), study("evaluation.probe_items=5").cell("plain", 0)]
-    different.append(study("data.difficulty=full").cell("plain", 0))
+    base = study().trial("plain", 0)
+    assert study("output_dir=elsewhere", "data.workers=3").trial("plain", 0).config_hash == base.config_hash
+    assert study("training.checkpoint_every_steps=9").trial("plain", 0).config_hash == base.config_hash
+    assert study("losses.weights.mlm=1").trial("plain", 0).config_hash == base.config_hash  # its default, said aloud
+    different = [
+        study().trial("plain", 1),
+        study().trial("more", 0),
+        study("evaluation.probe_items=5").trial("plain", 0),
+    ]
+    different.append(study("data.difficulty=full").trial("plain", 0))
     assert len({cell.config_hash for cell in [base, *different]}) == 5
 
 
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"baseline": "plane"}, r"baseline: no variant 'plane'; there are plain, more"),
+        ({"baseline": "plane"}, r"baseline: no variant 'plane'; variants: plain, more"),
         (
             {"comparisons": [{"variant": "x", "against": "plain", "question": "?"}]},
             r"comparisons\.0\.variant: no variant",
         ),
         ({"confirm_seeds": [2]}, "a seed occurs twice"),
-        ({"grid": {"seed": [1]}}, "give one of the two"),
-        ({"variants": {}}, "give one of the two"),
-        ({"variants": {"plain": {"seed": 3}}}, r"variants\.plain\.seed: is set by the study"),
+        ({"grid": {"seed": [1]}}, "set exactly one of the two"),
+        ({"variants": {}}, "set exactly one of the two"),
+        ({"variants": {"plain": {"seed": 3}}}, r"variants\.plain\.seed: set by the study itself"),
         ({"metric": ["x"]}, r"metric: unknown key; did you mean `metrics`\?"),
         ({"metrics": []}, "metrics"),
         (
@@ -163,7 +167,7 @@ def test_identity_is_what_changes_a_result(study: Callable[..., Study]) -> None:
         ),
         ({"base": "none.yaml"}, "config file not found"),
         ({"finetune": "none.yaml"}, "config file not found"),
-        ({"variants": {"plain": {"finetune.seed": 3}}}, r"variants\.plain\.finetune\.seed: is set by the study"),
+        ({"variants": {"plain": {"finetune.seed": 3}}}, r"variants\.plain\.finetune\.seed: set by the study itself"),
         ({"variants": {"plain": {"finetune.data.workers": 1}}, "comparisons": []}, "finetune: unknown key"),
     ],
 )
@@ -178,7 +182,7 @@ def test_a_grid_is_every_combination(study: Callable[..., Study]) -> None:
     grid = {"masking.image_ratio": [0.5, 0.75], "masking.text_ratio": [0.2, 0.3]}
     made = study(variants={}, grid=grid, baseline="image_ratio=0.75,text_ratio=0.2", comparisons=[])
     assert list(made.variants) == [f"image_ratio={i},text_ratio={t}" for i in (0.5, 0.75) for t in (0.2, 0.3)]
-    masking = made.cell("image_ratio=0.5,text_ratio=0.3", 2).config.masking
+    masking = made.trial("image_ratio=0.5,text_ratio=0.3", 2).config.masking
     assert (masking.image_ratio, masking.text_ratio) == (0.5, 0.3)
 
 
@@ -188,7 +192,7 @@ def test_cells_run_once_and_failed_ones_go_on(study: Callable[..., Study], progr
     printed = shell_lines(made, "explore", runs, results, program)
     assert len(printed) == 6
     assert not calls(program)
-    with pytest.raises(ValueError, match=r"2 of 6 cells failed(.|\n)*plain, seed 2: see .*log\.txt"):
+    with pytest.raises(ValueError, match=r"2 of 6 trials failed(.|\n)*plain, seed 2: see .*log\.txt"):
         run_study(made, "explore", 2, runs, results, program)
     assert len(calls(program)) == 6
     assert len(read_rows(results)) == 4
@@ -205,7 +209,7 @@ def test_cells_run_once_and_failed_ones_go_on(study: Callable[..., Study], progr
         assert (folder / "metrics.jsonl").exists()
     variants = {"mine": {}, "half": {"losses.weights.mlm": 0.5}, "new": {"losses.weights.mim": 0.5}}
     other = study(variants=variants, baseline="mine", comparisons=[])
-    assert [cell.variant for cell in harvest_finished(other.cells("explore"), runs, results)] == ["new"] * 3
+    assert [cell.variant for cell in harvest_finished(other.trials("explore"), runs, results)] == ["new"] * 3
 
 
 def test_what_a_cluster_finished_is_taken_over(study: Callable[..., Study], program: Program, tmp_path: Path) -> None:
@@ -225,7 +229,7 @@ def test_a_damaged_results_file_is_named(tmp_path: Path) -> None:
     append_row(tmp_path, row)
     file = tmp_path / "cells.jsonl"
     file.write_text(file.read_text() + '{"cell": "b", "met')
-    with pytest.raises(ValueError, match=r"cells\.jsonl:2: is no finished cell"):
+    with pytest.raises(ValueError, match=r"cells\.jsonl:2: not a finished trial"):
         read_rows(tmp_path)
     append_row(tmp_path, {**row, "cell": "c"})
     assert json.loads(file.read_text().splitlines()[-1])["cell"] == "c"
@@ -254,7 +258,7 @@ def two_stages(study: Callable[..., Study], tmp_path: Path) -> Callable[..., Stu
 def test_identity_of_a_fine_tuning_covers_both_stages(two_stages: Callable[..., Study]) -> None:
     """Bug: a fine-tuning of another pre-training is taken for finished; dropout on and off pre-train twice."""
     made = two_stages()
-    plain, tuned, other = (made.cell(name, 0) for name in ("plain", "tuned", "other"))
+    plain, tuned, other = (made.trial(name, 0) for name in ("plain", "tuned", "other"))
     assert plain.pretraining is not None
     assert tuned.pretraining is not None
     assert other.pretraining is not None
@@ -263,7 +267,7 @@ def test_identity_of_a_fine_tuning_covers_both_stages(two_stages: Callable[..., 
     assert (tuned.config.losses.weights.mlm, tuned.pretraining.config.losses.weights.mlm) == (0.5, 1)
     assert plain.config.model == plain.pretraining.config.model
     assert {plain.config.seed, plain.pretraining.config.seed} == {0}
-    longer = two_stages("finetune.training.total_steps=31").cell("plain", 0)
+    longer = two_stages("finetune.training.total_steps=31").trial("plain", 0)
     assert longer.pretraining is not None
     assert longer.pretraining.config_hash == plain.pretraining.config_hash
     assert longer.config_hash != plain.config_hash
@@ -275,15 +279,15 @@ def test_fine_tunings_share_their_pretraining(
     """Bug: a pre-training runs for each of its fine-tunings, or again after a failure of theirs; a fine-tuning starts
     before it or from another; weights go while a cell still needs them, or stay for ever."""
     runs, results, made = tmp_path / "runs", tmp_path / "results", two_stages(explore_seeds=[2])
-    shared = made.cell("plain", 2).pretraining
+    shared = made.trial("plain", 2).pretraining
     assert shared is not None
     weights = runs / shared.config_hash / "checkpoints"
     with pytest.raises(
-        ValueError, match=rf"3 of 3 cells failed(.|\n)*tuned, seed 2: see .*{shared.config_hash}\.log\.txt"
+        ValueError, match=rf"3 of 3 trials failed(.|\n)*tuned, seed 2: see .*{shared.config_hash}\.log\.txt"
     ):
         run_study(made, "explore", 2, runs, results, program)  # the stand-ins fail the first time
     assert [words[0] for words in calls(program)] == ["pretrain"] * 2
-    with pytest.raises(ValueError, match="3 of 3 cells failed"):
+    with pytest.raises(ValueError, match="3 of 3 trials failed"):
         run_study(made, "explore", 2, runs, results, program)
     assert sorted(words[0] for words in calls(program)[2:]) == ["finetune"] * 3 + ["pretrain"] * 2
     assert weights.is_dir()
@@ -293,8 +297,8 @@ def test_fine_tunings_share_their_pretraining(
     assert sum(f"checkpoint={runs / shared.config_hash}" in words for words in last) == 2
     assert not list(runs.glob("*/checkpoints"))
     rows = read_rows(results)
-    assert rows.keys() == {cell.config_hash for cell in made.cells("explore")}
-    row = rows[made.cell("other", 2).config_hash]
+    assert rows.keys() == {cell.config_hash for cell in made.trials("explore")}
+    row = rows[made.trial("other", 2).config_hash]
     assert (row["steps"], row["samples"], row["settings"]["pretraining.losses.weights.mim"]) == (60, 480, 0.5)
     assert row["train_s"] == 4.0  # a batch of 8 at 4 a second, in both stages
     run_study(made, "explore", 1, runs, results, program)
@@ -341,7 +345,7 @@ def test_two_real_stages_killed_between_them(tmp_path: Path, monkeypatch: pytest
     path.write_text(yaml.safe_dump(values))
     made = read_study(path, small)
     given = (1, tmp_path / "runs", tmp_path / "results", stand_in(tmp_path / "program", KILLED_ONCE))
-    with pytest.raises(ValueError, match="1 of 1 cells failed"):
+    with pytest.raises(ValueError, match="1 of 1 trials failed"):
         run_study(made, "explore", *given)
     run_study(made, "explore", *given)
     counts = {path.name: len(path.read_text()) for path in (tmp_path / "program").glob("*.calls")}
@@ -350,13 +354,13 @@ def test_two_real_stages_killed_between_them(tmp_path: Path, monkeypatch: pytest
     assert (row["steps"], row["samples"]) == (4, 16)
     assert {"matching/pr_auc/both", "matching/pr_auc/image_only", "matching/pr_auc/text_only"} <= row["metrics"].keys()
     own = json.loads((given[1] / row["cell"] / "results.json").read_text())["evaluations"][-1]
-    assert made.all_cells[0].pretraining is not None
-    assert f"/{made.all_cells[0].pretraining.config_hash}/" in own["ancestry"][-1]["checkpoint"]
+    assert made.all_trials[0].pretraining is not None
+    assert f"/{made.all_trials[0].pretraining.config_hash}/" in own["ancestry"][-1]["checkpoint"]
 
 
 def planted(made: Study, folder: Path) -> None:
     """Rows of known values: `plain` 50, 52, 54; `more` 5, 6, 7 above it; 9 more seven points on the confirming seed."""
-    for cell in made.cells("all"):
+    for cell in made.trials("all"):
         value = {0: 50.0, 1: 52.0, 2: 54.0, 7: 60.0}[cell.seed]
         value += {0: 5.0, 1: 6.0, 2: 7.0, 7: 9.0}[cell.seed] if cell.variant == "more" else 0.0
         row = {"cell": cell.config_hash, "seed": cell.seed, "steps": 30, "samples": 240, "train_s": 9.5}

@@ -79,7 +79,7 @@ def damage(folder: Path, how: str) -> str:
         data = bytearray(file.read_bytes())
         data[-3] ^= 1
         file.write_bytes(data)
-        return "the content of student.safetensors was changed"
+        return "the content of student.safetensors has changed"
     if how == "truncated":
         file.write_bytes(file.read_bytes()[:-4])
         return "student.safetensors has"
@@ -88,7 +88,7 @@ def damage(folder: Path, how: str) -> str:
         return "student.safetensors is missing"
     if how == "state":
         (folder / "state.json").write_text(json.dumps({"note": "x", "step": 9}, indent=1))
-        return "the content of state.json was changed"
+        return "the content of state.json has changed"
     manifest = folder / checkpoint.MANIFEST
     if how == "no manifest":
         manifest.unlink()

@@ -259,7 +259,7 @@ def test_a_killed_process_ends_the_run_and_torchrun_resumes_it(tiny_file: Callab
         assert ended.returncode == 0, ended.stderr
         ends.append(bits(tmp_path / name, 16))
     assert "resuming after step 10" in ended.stderr
-    assert "process 0 of 2 lost contact with another one, which was killed or failed" in ended.stderr
+    assert "process 0 of 2 lost contact with another process, which was killed or failed" in ended.stderr
     assert ends[0] == ends[1]
 
 

@@ -248,7 +248,7 @@ def main() -> None:
         Tensor.float = Tensor.double  # type: ignore[method-assign, assignment]
         in_float64(config_file)
     else:
-        mamo.trainer.draw_curves = lambda output_dir: None
+        mamo.trainer.plot_curves = lambda output_dir: None
         train(load_config(config_file), is_resume=False)
 
 

@@ -58,7 +58,7 @@ def test_replace_text_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.Monk
 def test_torn_results_are_named(tmp_path: Path, text: str) -> None:
     """Bug: a resume stops with "Unterminated string starting at: line 1" and no word of which file and what to do."""
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json: is no file of results .*; remove it"):
+    with pytest.raises(ValueError, match=r"results\.json is not a valid results\.json .*Delete it"):
         run_dir.read_evaluations(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Whether predictions answer exactly what a split asks."""
+"""Check that predictions cover exactly the items of a split."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ Key = TypeVar("Key", int, str)
 def check_predictions(
     task: str, item: str, predictions: Mapping[Key, Any], truth: Mapping[Key, Any], key_prefix: str = ""
 ) -> None:
-    """Raises ValueError, naming the first, for an item without prediction or a prediction of no item, or for no item.
+    """Raise ValueError, naming the first, for an item without prediction, a prediction without item, or no items.
 
     `task` and `item` ("question") are words of the message, `key_prefix` goes before the key in it.
     """

@@ -1,4 +1,4 @@
-"""From a heat map to a box, and whether it is the right one: weakly-supervised grounding without a box head.
+"""Weakly supervised grounding without a box head: turn a heat map into a box and score it.
 
 Boxes are (x, y, width, height) in pixels of the image. Legend: H, W height and width of the image, h, w of the map.
 """
@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-Box = tuple[float, float, float, float]
+from mamo.data.records import Box
+
 IOU_THRESHOLD = 0.5
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union as RefCOCO's API computes it: the last pixel of a box is x + width - 1, and counts.
+    """Return intersection over union as RefCOCO's API computes it: the last pixel of a box is x + width - 1, inclusive.
 
-    For whole numbers this is the exact ratio of pixel counts, except that boxes that share one row or one column of
-    pixels alone count as disjoint.
+    For whole numbers this is the exact ratio of pixel counts, except that boxes that share only one row or one column
+    of pixels count as disjoint.
     """
     left, top = max(a[0], b[0]), max(a[1], b[1])
     right, bottom = min(a[0] + a[2] - 1, b[0] + b[2] - 1), min(a[1] + a[3] - 1, b[1] + b[3] - 1)
@@ -31,10 +32,10 @@ def iou(a: Box, b: Box) -> float:
 
 
 def to_image_size(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
-    """A heat map [h, w] over the patches, interpolated to [H, W] of the image: bilinear, and nothing is hot outside.
+    """Interpolate a heat map [h, w] over the patches to [H, W] of the image: bilinear, zero outside of the image.
 
-    A patch is therefore hottest in its middle, at the border too. Without the latter, heat would stay flat or rise from
-    a border patch's middle to the border, which matters where patches are few.
+    A patch is therefore hottest in its middle, at the border too. With border padding the heat would stay flat or rise
+    from a border patch's middle to the border, which matters where patches are few.
     """
     rows, columns = ((torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in image_size_px)
     places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None]  # [1, H, W, (x, y)]
@@ -44,22 +45,22 @@ def to_image_size(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.fl
 
 
 def to_image_size_bicubic(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
-    """The same as ALBEF's protocol for RefCOCO does it: bicubic, cut at 0, beyond the border as at the border."""
+    """Interpolate as ALBEF's protocol for RefCOCO does: bicubic, clamped at 0, with border padding."""
     whole = functional.interpolate(heat[None, None].double(), image_size_px, mode="bicubic", align_corners=False)
     return whole[0, 0].clamp(min=0).numpy()
 
 
 def best_proposal(heat: NDArray[np.float64], proposals: Sequence[Box]) -> int:
-    """The proposal with the most heat for its size: the sum within the box over the root of its area (as ALBEF).
+    """Return the index of the best proposal: the sum of heat in the box over the root of its area (as ALBEF).
 
-    The root is between the sum, which the whole image would win, and the mean, which the smallest box would.
+    The root lies between the sum, which favours the whole image, and the mean, which favours the smallest box.
 
     Args:
         heat: float [H, W], not negative.
-        proposals: boxes within the image; their borders are cut to whole pixels.
+        proposals: boxes within the image; their borders are rounded to whole pixels.
 
     Raises:
-        ValueError: there is no proposal, or one has no pixel in the image; its index and the box are named.
+        ValueError: there is no proposal, or one covers no pixel of the image; the message has its index and the box.
     """
     if not proposals:
         raise ValueError("grounding: there is no proposal to choose from")
@@ -78,17 +79,17 @@ def best_proposal(heat: NDArray[np.float64], proposals: Sequence[Box]) -> int:
 
 
 def points_inside(heat: NDArray[np.float64], gold: Box) -> bool:
-    """The pointing game (Zhang et al. 2016): whether the hottest pixel's centre lies in the gold box."""
+    """Play the pointing game (Zhang et al. 2016): return whether the hottest pixel's centre lies in the gold box."""
     row, column = np.unravel_index(int(heat.argmax()), heat.shape)
     x, y, w, h = gold
     return bool(x <= column + 0.5 < x + w and y <= row + 0.5 < y + h)
 
 
 def grounding_scores(heat: NDArray[np.float64], proposals: Sequence[Box], gold: Box) -> dict[str, float]:
-    """What one expression adds to the metrics, each 0 to 1; without proposals `pointing` alone.
+    """Score one expression, each score 0 to 1; without proposals only `pointing`.
 
-    `proposal`: the chosen one's IoU with the gold box is at least 0.5; `pointing`; and what to compare with:
-    `random_proposal` (the expected value of a uniform choice) and `upper_bound` (some proposal fits).
+    `proposal`: the chosen one's IoU with the gold box is at least 0.5. Baselines are `random_proposal` (the expected
+    value of a uniform choice) and `upper_bound` (some proposal fits).
     """
     found = {"pointing": float(points_inside(heat, gold))}
     if proposals:
@@ -99,7 +100,7 @@ def grounding_scores(heat: NDArray[np.float64], proposals: Sequence[Box], gold: 
 
 
 def mean_percent(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The means of `grounding_scores` over expressions in percent, each over those that have it."""
+    """Average `grounding_scores` over expressions, in percent; each score over the expressions that have it."""
     names = ("proposal", "pointing", "random_proposal", "upper_bound")
     columns = {name: [row[name] for row in found if name in row] for name in names}
     return {name: 100 * sum(values) / len(values) for name, values in columns.items() if values}
@@ -108,5 +109,5 @@ def mean_percent(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def grounding_metrics(
     heats: Sequence[NDArray[np.float64]], proposals: Sequence[Sequence[Box]], gold: Sequence[Box]
 ) -> dict[str, float]:
-    """`mean_percent` of `grounding_scores` over expressions with proposals."""
+    """Compute `mean_percent` of `grounding_scores` over expressions with proposals."""
     return mean_percent([grounding_scores(*row) for row in zip(heats, proposals, gold, strict=True)])

@@ -1,4 +1,4 @@
-"""NLVR and NLVR2 accuracy and consistency (Suhr et al. 2017, 2019), by their identifiers."""
+"""Accuracy and consistency of NLVR and NLVR2 (Suhr et al. 2017, 2019), from statement identifiers."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -7,12 +7,13 @@ from mamo.evaluation.metrics.completeness import check_predictions
 
 
 def reasoning_metrics(predictions: Mapping[str, bool], labels: Mapping[str, bool]) -> dict[str, float]:
-    """`accuracy`, `consistency` and `majority` in percent, of statements named by their identifiers.
+    """Compute `accuracy`, `consistency` and `majority` in percent, from predictions and labels by identifier.
 
-    Consistency is the share of sentences that are judged right of all their pictures: identifiers `split-set-pair-
-    sentence` (NLVR2) that agree but for the pair, or `n-m` with or without a permutation `-k` (NLVR) that agree in n.
+    Consistency is the share of sentences that are judged right for all their images. Statements share a sentence where
+    the identifiers `split-set-pair-sentence` (NLVR2) agree except for the pair, or `n-m`, with or without a permutation
+    `-k` (NLVR), agree in n.
 
-    Raises ValueError, naming the first, where a statement has no prediction or a prediction no statement, and for an
+    Raises ValueError, naming the first, for a statement without prediction, a prediction without statement, and an
     identifier of neither form.
     """
     check_predictions("NLVR", "statement", predictions, labels)
@@ -29,7 +30,7 @@ def reasoning_metrics(predictions: Mapping[str, bool], labels: Mapping[str, bool
 
 
 def sentence_of(identifier: str) -> str:
-    """What the identifiers of one sentence have in common. Raises ValueError for an unknown form."""
+    """Return the part of an identifier that a sentence's statements share. Raises ValueError for an unknown form."""
     parts = identifier.split("-")
     if len(parts) == 4 and not parts[0].isdigit():
         split, image_set, _, sentence = parts

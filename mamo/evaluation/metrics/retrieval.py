@@ -1,7 +1,7 @@
-"""Recall at K of a ranking by similarity, and of its re-ranked shortlist: pure functions.
+"""Recall at K of a ranking by similarity, and of its re-ranked shortlist.
 
-The rank of a query is the number of wrong gallery items that score at least as high as its best right item: ties count
-against the truth, and a score that is not a number is the worst rank. A constant scorer therefore never beats chance.
+The rank of a query is the number of wrong gallery items that score at least as high as its best right item. Ties count
+against the query, and a NaN score is the worst rank, so a constant scorer never beats chance.
 
 Legend: Q queries, G gallery items, D feature width, K shortlist length, N right (query, item) pairs.
 """
@@ -39,13 +39,13 @@ def rank_by_similarity(
 
 
 def pessimistic_rank(score: Tensor, is_positive: Tensor) -> Tensor:
-    """Scores float [Q, G] and bool [Q, G] -> how many wrong items are not below the best right one, int64 [Q]."""
+    """Count the wrong items that are not below the best right one: scores float [Q, G] and bool [Q, G] -> int64 [Q]."""
     best = score.masked_fill(~is_positive, -torch.inf).amax(dim=1, keepdim=True)
     return (~(score < best) & ~is_positive).sum(dim=1)
 
 
 def rank_shortlist(score: Tensor, shortlist: Tensor, positive: Tensor, gallery_size: int, first_rank: Tensor) -> Tensor:
-    """Rank again within the shortlist; what lies outside stays below it, in its first order.
+    """Re-rank within the shortlist; items outside of it stay below, in their first order.
 
     Args:
         score: float [Q, K], of the shortlisted items.
@@ -64,14 +64,14 @@ def rank_shortlist(score: Tensor, shortlist: Tensor, positive: Tensor, gallery_s
 
 
 def union_of_pairs(image_to_text: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct (image, text) pairs of both shortlists, so that each is scored once.
+    """Return the distinct (image, text) pairs of both shortlists, so that each is scored once.
 
     Args:
         image_to_text: int64 [I, K], texts shortlisted for each image.
         text_to_image: int64 [T, K'], images shortlisted for each text.
 
     Returns:
-        Pairs int64 [n, 2]; where each shortlist's entries are among them, int64 [I, K] and [T, K'].
+        Pairs int64 [n, 2]; the pair index of each shortlist's entries, int64 [I, K] and [T, K'].
     """
     n_images, n_texts = len(image_to_text), len(text_to_image)
     device = image_to_text.device
@@ -83,7 +83,7 @@ def union_of_pairs(image_to_text: Tensor, text_to_image: Tensor) -> tuple[Tensor
 
 
 def recalls(image_to_text_rank: Tensor, text_to_image_rank: Tensor, prefix: str) -> dict[str, float]:
-    """Ranks int64 [I] and [T] -> `PREFIX/i2t_r1` to `PREFIX/t2i_r10` and their sum `PREFIX/rsum`, in percent."""
+    """Compute `PREFIX/i2t_r1` to `PREFIX/t2i_r10` and their sum `PREFIX/rsum`, in percent; ranks int64 [I] and [T]."""
     metrics = {
         f"{prefix}/{direction}_r{depth}": 100.0 * (rank < depth).double().mean().item()
         for direction, rank in (("i2t", image_to_text_rank), ("t2i", text_to_image_rank))

@@ -1,4 +1,4 @@
-"""Telling true from false sentences about an image by a score: accuracy with its interval, beside the majority class.
+"""Accuracy of a score that separates true from false sentences about an image, with interval and majority baseline.
 
 Legend: N statements, S distinct sentences.
 """
@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class StatementRecord:
-    """A sentence about the image at an absolute path, whether it is true, and the group that folds must not split."""
+    """A sentence about the image at an absolute path, its label, and the group that folds must not split."""
 
     image: str
     sentence: str
@@ -33,37 +33,37 @@ class StatementRecord:
 
 
 def read_statements(path: Path) -> list[StatementRecord]:
-    """Reads JSON Lines of `image` (relative to the file's folder), `sentence`, `label` (a JSON boolean), `directory`.
+    """Read JSON Lines of `image` (relative to the file's folder), `sentence`, `label` (a JSON boolean), `directory`.
 
-    Raises ValueError naming file, line and field where a row is wrong, or where there is none.
+    Raises ValueError naming file, line and field of a malformed row, and for a file without rows.
     """
     records = []
     for number, line in enumerate(lines_of(path, "; build it with `data.py build nlvr`"), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error.msg}); write one object a line") from None
+            raise ValueError(f"{path}:{number}: not valid JSON ({error.msg}); write one object per line") from None
         for field, kind in _FIELDS.items():
             if not isinstance(row, dict) or not isinstance(row.get(field), kind):
                 raise ValueError(f"{path}:{number}: needs field '{field}' of type {kind.__name__}")
         image = str(path.parent.absolute() / row["image"])
         records.append(StatementRecord(image, row["sentence"], row["label"], row["directory"]))
     if not records:
-        raise ValueError(f"{path}: holds no statement")
+        raise ValueError(f"{path}: no statements in this file")
     return records
 
 
 def statement_metrics(score: Floats, records: list[StatementRecord]) -> dict[str, float]:
-    """Scores float [N] (higher means true) -> accuracy, majority, interval_low, interval_high in percent.
+    """Compute accuracy, majority, interval_low, interval_high in percent from scores float [N] (higher means true).
 
-    The accuracy uses, for each fold, the threshold that is best on the others (`fold_predictions`).
+    For each fold, the threshold is the best one on the other folds (`fold_predictions`).
     """
     label = np.array([record.label for record in records])
     return truth_metrics(fold_predictions(score, label, folds_of([record.directory for record in records])), records)
 
 
 def truth_metrics(predicted: Bools, records: list[StatementRecord]) -> dict[str, float]:
-    """What is called true, bool [N] -> accuracy, majority, interval_low, interval_high in percent.
+    """Compute accuracy, majority, interval_low, interval_high in percent from predictions bool [N] (True: called true).
 
     The interval is `interval_by_sentence`.
     """
@@ -77,14 +77,14 @@ def truth_metrics(predicted: Bools, records: list[StatementRecord]) -> dict[str,
 
 
 def interval_by_sentence(is_right: Bools, sentences: list[str]) -> dict[str, float]:
-    """`interval_low` and `interval_high` in percent: `clustered_interval` of bool [N] over the N sentences."""
+    """Compute `interval_low` and `interval_high` in percent: `clustered_interval` of bool [N] by sentence."""
     _, cluster = np.unique(sentences, return_inverse=True)
     low, high = clustered_interval(is_right, cluster)
     return {"interval_low": 100.0 * low, "interval_high": 100.0 * high}
 
 
 def write_scores(file: Path, score: Floats, records: list[StatementRecord]) -> None:
-    """Writes the scores [N] as JSON Lines beside what `statement_metrics` needs, so that folds can be pooled."""
+    """Write the scores [N] as JSON Lines with the fields that `statement_metrics` needs, to pool folds later."""
     rows = (
         {
             "score": value,
@@ -99,7 +99,7 @@ def write_scores(file: Path, score: Floats, records: list[StatementRecord]) -> N
 
 
 def read_scores(file: Path) -> tuple[Floats, list[StatementRecord]]:
-    """What `write_scores` wrote. Raises ValueError naming the file and the line where it is not that."""
+    """Read a file of `write_scores`. Raises ValueError naming the file and the malformed line."""
     scores = []
     for number, line in enumerate(lines_of(file), 1):
         try:
@@ -110,15 +110,15 @@ def read_scores(file: Path) -> tuple[Floats, list[StatementRecord]]:
 
 
 def folds_of(directories: list[str]) -> Ints:
-    """The fold of each statement, int64 [N]: distinct directories in sorted order are dealt to `N_FOLDS` folds."""
+    """Assign a fold to each statement, int64 [N]: distinct directories in sorted order, in turn to `N_FOLDS` folds."""
     _, number = np.unique(directories, return_inverse=True)
     return number.astype(np.int64) % N_FOLDS
 
 
 def fold_predictions(score: Floats, label: Bools, fold: Ints) -> Bools:
-    """Which statements are called true: score above the threshold that fits the other folds best, bool [N].
+    """Predict which statements are true, bool [N]: score above the threshold that is best on the other folds.
 
-    With one fold alone there is nothing to fit on, and the threshold is 0: match likelier than mismatch.
+    With a single fold there is no other to fit on, and the threshold is 0: match likelier than mismatch.
     """
     predicted = np.zeros(len(score), dtype=np.bool_)
     for held_out in np.unique(fold):
@@ -129,9 +129,9 @@ def fold_predictions(score: Floats, label: Bools, fold: Ints) -> Bools:
 
 
 def best_threshold(score: Floats, label: Bools) -> float:
-    """The threshold with the most right answers of `score > threshold`: between two neighbouring scores, or infinite.
+    """Return the threshold of `score > threshold` with the most right answers; of equally good ones the lowest.
 
-    Of several equally good ones, the lowest.
+    It lies between two neighbouring scores, or is infinite.
     """
     values = np.unique(score)
     cuts = np.concatenate([[-np.inf], (values[:-1] + values[1:]) / 2, [np.inf]])
@@ -142,10 +142,10 @@ def best_threshold(score: Floats, label: Bools) -> float:
 
 
 def clustered_interval(is_right: Bools, cluster: Ints) -> tuple[float, float]:
-    """95 % interval of the mean of `is_right` bool [N]: a percentile bootstrap over clusters int64 [N] (0 to S-1).
+    """Compute a 95 % interval of the mean of `is_right` bool [N] by percentile bootstrap over clusters int64 [N].
 
-    The statements of a cluster (one sentence of several pictures) are not independent: whole clusters are drawn with
-    replacement, `_N_RESAMPLES` times, from a fixed seed.
+    The statements of a cluster (one sentence with several images) are not independent: whole clusters are resampled
+    with replacement, `_N_RESAMPLES` times, from a fixed seed.
     """
     right = np.bincount(cluster, weights=is_right)  # [S]
     size = np.bincount(cluster)  # [S]

@@ -1,9 +1,9 @@
-"""VQA accuracy by the rules of the official evaluation (Antol et al. 2015; `vqaEval.py`), its quirks included.
+"""VQA accuracy of the official evaluation (Antol et al. 2015; `vqaEval.py`), including its quirks.
 
-Ten people answer each question. An answer is worth the mean over the ten of min(1, matches among the other nine / 3),
-which is min(1, 3 matches / 10). That rule asks for four people who agree; where fewer than ten answered (own data,
-often with one answer a question) their share counts instead, min(1, 3 matches / n), and all is normalised: of a single
-answer everything is right or wrong. The training targets of the classification head are the same numbers.
+Ten people answer each question. The score of an answer is the mean over the ten of min(1, matches among the other nine
+/ 3), which is min(1, 3 matches / 10). Where fewer than ten people answered (custom data, often with one answer a
+question), the score is min(1, 3 matches / n) and all answers are normalised: a single answer makes a prediction right
+or wrong. The training targets of the classification head are the same numbers.
 """
 
 from collections import Counter, defaultdict
@@ -14,12 +14,12 @@ from mamo.evaluation.metrics.completeness import check_predictions
 from mamo.evaluation.metrics.vqa_answers import normalize_vqa_answer
 
 PEOPLE = 10
-"""Who answer a question in VQA v2."""
+"""Number of people who answer a question in VQA v2."""
 
 
 @dataclass(frozen=True, slots=True)
 class VqaAnswers:
-    """The answers to one question, ten in VQA v2, and the types that the official annotations give it."""
+    """The answers to one question, ten in VQA v2, and its types in the official annotations."""
 
     answers: tuple[str, ...]
     answer_type: str = ""
@@ -27,24 +27,24 @@ class VqaAnswers:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """What `prediction` is worth, from 0 to 1, where people gave these `answers`, one or more."""
-    prediction, *given = [_on_one_line(text) for text in (prediction, *answers)]
-    if len(given) < PEOPLE:
-        matches = [normalize_vqa_answer(text) for text in given].count(normalize_vqa_answer(prediction))
-        return soft_score(matches, len(given))
-    if len(set(given)) > 1:  # where all agree nothing is normalised: "A cat" is then not "a cat"
-        prediction, *given = [normalize_vqa_answer(text) for text in (prediction, *given)]
-    counts = Counter(given)
+    """Score `prediction`, from 0 to 1, against the `answers` of people, one or more."""
+    prediction, *gold = [_on_one_line(text) for text in (prediction, *answers)]
+    if len(gold) < PEOPLE:
+        matches = [normalize_vqa_answer(text) for text in gold].count(normalize_vqa_answer(prediction))
+        return soft_score(matches, len(gold))
+    if len(set(gold)) > 1:  # unanimous answers are not normalised: "A cat" then differs from "a cat"
+        prediction, *gold = [normalize_vqa_answer(text) for text in (prediction, *gold)]
+    counts = Counter(gold)
     matches = counts[prediction]
-    # One of the `matches` leaves matches - 1 others, anyone else leaves all of them.
+    # Leaving out a matching person leaves matches - 1; leaving out another leaves all matches.
     own, other = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
-    return (matches * own + (len(given) - matches) * other) / len(given) if matches else 0.0
+    return (matches * own + (len(gold) - matches) * other) / len(gold) if matches else 0.0
 
 
 def vqa_metrics(predictions: Mapping[int, str], questions: Mapping[int, VqaAnswers]) -> dict[str, float]:
-    """`accuracy` and `accuracy/ANSWER_TYPE`, in percent rounded to two places as the official evaluation prints them.
+    """Compute `accuracy` and `accuracy/ANSWER_TYPE` in percent, rounded to two places as in the official evaluation.
 
-    Raises ValueError, naming the first, where a question has no prediction or a prediction no question.
+    Raises ValueError, naming the first, for a question without prediction or a prediction without question.
     """
     check_predictions("VQA", "question", predictions, questions, "question_id ")
     values: dict[str, list[float]] = defaultdict(list)
@@ -61,5 +61,5 @@ def _on_one_line(text: str) -> str:
 
 
 def soft_score(votes: int, people: int) -> float:
-    """What an answer is worth, from 0 to 1, that `votes` of `people` gave: of ten, VQA v2's official accuracy."""
+    """Score an answer that `votes` of `people` gave, from 0 to 1; of ten people, VQA v2's official accuracy."""
     return min(1.0, 3 * votes / people)

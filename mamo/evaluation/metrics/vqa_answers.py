@@ -1,4 +1,4 @@
-"""Answers in words, normalised as the official evaluation of VQA does (`vqaEval.py`), its quirks included."""
+"""Normalise answers as the official evaluation of VQA does (`vqaEval.py`), including its quirks."""
 
 import re
 from collections import Counter
@@ -26,7 +26,7 @@ def _without_one_apostrophe(word: str) -> list[str]:
 
 
 def _contractions() -> dict[str, str]:
-    """Words with a missing apostrophe -> the right form. Words with a capital I never occur in lower-cased text."""
+    """Map words with a missing apostrophe to the right form. Words with a capital I never occur in lower-cased text."""
     endings = {
         "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
         "'ve": "could might must not should they we what where who would you",
@@ -50,15 +50,16 @@ _CONTRACTIONS = _contractions()
 
 
 def normalize_vqa_answer(text: str) -> str:
-    """Punctuation, number words, articles and contractions as the official evaluation treats them."""
+    """Normalise punctuation, number words, articles and contractions as the official evaluation does."""
     words = [_NUMBERS.get(word, word) for word in _without_punctuation(text).lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark that touches a space anywhere in `text` is deleted everywhere, another becomes a space.
+    """Remove punctuation.
 
-    One comma between digits anywhere makes every mark be deleted.
+    A mark that touches a space anywhere in `text` is deleted everywhere, another becomes a space. If any comma is
+    between digits, every mark is deleted.
     """
     cleaned, has_comma = text, _COMMA_BETWEEN_DIGITS.search(text) is not None
     for mark in _PUNCTUATION:
@@ -68,6 +69,6 @@ def _without_punctuation(text: str) -> str:
 
 
 def distinct_answers(record: VqaRecord) -> dict[str, int]:
-    """What people answered, normalised as the official evaluation does, and how many of them; empty ones left out."""
-    given = (normalize_vqa_answer(answer) for answer in record.answers)
-    return dict(Counter(answer for answer in given if answer).most_common())
+    """Count the normalised answers of a record; empty ones are dropped."""
+    normalised = (normalize_vqa_answer(answer) for answer in record.answers)
+    return dict(Counter(answer for answer in normalised if answer).most_common())

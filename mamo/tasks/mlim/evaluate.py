@@ -39,7 +39,7 @@ class StreamScorer:
         """Token ids int64 [N, L] and which of them are real, bool [N, L]."""
         return input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None]
 
-    def fill(
+    def predict_masked(
         self, images: Tensor, texts: tuple[Tensor, Tensor], image_indices: Tensor, text_rows: Tensor, slots: Tensor
     ) -> Tensor:
         """The likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""

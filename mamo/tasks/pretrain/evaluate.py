@@ -119,7 +119,7 @@ def _grounding(
     texts = scorer.encode_texts(*scorer.tokenize([item.text for item in items]))
     if config.evaluation.grounding_heat == "fusion":
         rows = torch.tensor([image_row[item.scene_index] for item in items])
-        heats = scorer.ground(images, texts, rows, torch.arange(len(items)))
+        heats = scorer.gradcam(images, texts, rows, torch.arange(len(items)))
     else:
         heats = torch.cat(list(_pixel_heats(scorer, texts, items, config)))
     whole = [to_image_size(heat, config.data.image_size) for heat in heats]
@@ -190,9 +190,11 @@ def _retrieval(
 def _match(
     scorer: Scorer, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor
 ) -> Tensor:
-    """`scorer.match`; several processes share the groups of pairs that have their images in common."""
+    """Map `scorer.itm_scores` over the ranks, one group of pairs with common images at a time."""
     groups = [pairs for pairs, _, _ in scorer.by_image(image_indices, texts.lengths[text_rows])]
-    found = map_over_ranks(lambda pairs: scorer.match(images, texts, image_indices[pairs], text_rows[pairs]), groups)
+    found = map_over_ranks(
+        lambda pairs: scorer.itm_scores(images, texts, image_indices[pairs], text_rows[pairs]), groups
+    )
     score = torch.empty(len(image_indices))
     for pairs, values in zip(groups, found, strict=True):
         score[pairs] = values

@@ -121,10 +121,10 @@ def test_each_image_is_embedded_once_for_all_its_pairs():
         images = scorer.encode_images([torch.stack(pictures)])
         texts = scorer.encode_texts(*scorer.tokenize(captions))
         table = torch.cartesian_prod(torch.tensor([0, 1, 3, 4, 5]), torch.arange(6))
-        scorer.match(images, texts, *table[torch.randperm(len(table))].T)
+        scorer.itm_scores(images, texts, *table[torch.randperm(len(table))].T)
         assert sum(embedded) == 5
         assert max(embedded) <= 4
-        assert scorer.match(images, texts, *table[:0].T).shape == (0,)
+        assert scorer.itm_scores(images, texts, *table[:0].T).shape == (0,)
 
 
 @pytest.mark.parametrize("make_network", [tiny_network, cross_network])
@@ -138,7 +138,7 @@ def test_pair_scores_equal_unbatched_ones(make_network):
         images = scorer.encode_images([torch.stack(pictures[:4]), torch.stack(pictures[4:])])
         texts = scorer.encode_texts(*scorer.tokenize(captions))
         rows = torch.tensor([(k * 5 % 6, k * 3 % 8) for k in range(20)])
-        score = scorer.match(images, texts, rows[:, 0], rows[:, 1])
+        score = scorer.itm_scores(images, texts, rows[:, 0], rows[:, 1])
         similarity = scorer.similarity(images, texts, rows[:, 0], rows[:, 1])
         for (i, t), matched, similar in zip(rows.tolist(), score, similarity):
             assert float(matched) == pytest.approx(naive_match(network, pictures[i], captions[t]), abs=1e-4)
