@@ -24,8 +24,9 @@ from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.processor import ImageLike, Processor
+from mamo.data.records import Box
 from mamo.data.transforms import eval_transform
-from mamo.evaluation.metrics.grounding import Box, best_proposal, to_image_size
+from mamo.evaluation.metrics.grounding import best_proposal, to_image_size
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
 from mamo.inference.gallery import EmptyGalleryError, Gallery, indexed, indexed_texts
@@ -231,7 +232,7 @@ class Model(ModelHubMixin):
         joined = [tokenizer.cls_token_id, *ids[0]]
         for part in ids[1:]:
             joined += [tokenizer.mask_token_id, *part]
-        self.processor.tell_of_cut(len(joined) + 1)
+        self.processor.warn_if_truncated(len(joined) + 1)
         joined = [*joined[: limit - 1], tokenizer.sep_token_id]
         slots = [k for k, token in enumerate(joined) if token == tokenizer.mask_token_id]
         if not slots:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-Box = tuple[float, float, float, float]
+from mamo.data.records import Box
+
 IOU_THRESHOLD = 0.5
 
 
