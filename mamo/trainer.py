@@ -210,7 +210,7 @@ class TrainingRun:
     def fingerprint(self) -> str:
         """16 hex digits that change with the training data, the vocabulary and what the run carries (answers)."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return run_dir.sha256_hex([vocabulary, *self.source.identity(), *self.task.assets.values()])[:16]
+        return run_dir.sha256_hex([vocabulary, *self.source.fingerprint_items(), *self.task.assets.values()])[:16]
 
 
 def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker] = ()) -> None:

@@ -15,7 +15,7 @@ from mamo.benchmark.timing import Precision
 from mamo.config.schema import RunConfig
 from mamo.config.values import merge
 from mamo.data.pairs import Sample
-from mamo.data.tokenizer import SPECIAL_TOKENS, tokenizer_of
+from mamo.data.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.tasks.registry import build_config
 from mamo.trainer import TrainingRun
@@ -60,7 +60,7 @@ class Case:
         tokenizer = folder / f"tokenizer-{self.vocabulary_size}"
         if not tokenizer.exists():
             words = [f"w{number}" for number in range(self.vocabulary_size - len(SPECIAL_TOKENS))]
-            tokenizer_of([*SPECIAL_TOKENS, *words]).save_pretrained(tokenizer)
+            build_tokenizer([*SPECIAL_TOKENS, *words]).save_pretrained(tokenizer)
         values: dict[str, Any] = {
             "output_dir": str(folder / "run"),
             "data": {

@@ -114,9 +114,9 @@ def _index(arguments: argparse.Namespace) -> Outcome:
 
 
 def _audit(arguments: argparse.Namespace) -> Outcome:
-    from mamo.data.audit import audit
+    from mamo.data.audit import find_overlap
 
-    found = audit(arguments.train, arguments.eval, arguments.train_split, arguments.eval_split)
+    found = find_overlap(arguments.train, arguments.eval, arguments.train_split, arguments.eval_split)
     return found.lines(), found.is_complete
 
 

@@ -1,8 +1,8 @@
-"""Images of an evaluation set that are also in the pre-training data: by id, and by what they look like.
+"""Overlap of evaluation and pre-training images, by id and by perceptual hash.
 
-What a picture looks like is a difference hash (Krawetz 2013): 8 rows of 9 grey pixels, one bit for each horizontal
-neighbour that is brighter. It survives resizing and recompression, not cropping or mirroring. Pictures with nearly no
-contrast (a blank page) have hashes of noise alone and are compared by id only.
+The perceptual hash is a difference hash (Krawetz 2013): 8 rows of 9 grey pixels, one bit for each pixel with a brighter
+right neighbour. It is robust to resizing and recompression, not to cropping or mirroring. Images with almost no
+contrast (a blank page) have random hashes, so only their ids are compared.
 
 Legend: M, N images of the two sets.
 """
@@ -23,45 +23,48 @@ from mamo.data.pairs_reader import read_pairs
 from mamo.data.shard_index import ShardMember
 
 MAX_DISTANCE = 4
-"""Bits of 64 that may differ between two copies of one picture."""
-_BANDS = MAX_DISTANCE + 1  # hashes within the distance agree in at least one of this many bands
-_LEAST_CONTRAST = 4.0  # standard deviation of the 72 grey values, of 255
+"""Largest number of different bits, of 64, between two copies of one image."""
+_BANDS = MAX_DISTANCE + 1  # two hashes within the distance agree in at least one of so many bands
+_MIN_CONTRAST = 4.0  # standard deviation of the 72 grey values, of 255
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """How many images of the evaluation set are in the pre-training data, and the first of them."""
+    """Number of evaluation images in the pre-training data, by id and by hash, with the first ten pairs."""
 
     n_train: int
     n_eval: int
     by_id: int
-    by_looks: int
+    by_hash: int
     examples: tuple[str, ...]
     unreadable: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report."""
-        share = f"{100 * self.by_looks / self.n_eval:.2f} %"
+        """Format the report."""
+        share = f"{100 * self.by_hash / self.n_eval:.2f} %"
         return [
             f"pre-training images: {self.n_train}; evaluation images: {self.n_eval}",
             f"of these in the pre-training data by id: {self.by_id}",
-            f"of these in the pre-training data by looks: {self.by_looks} ({share})",
+            f"of these in the pre-training data by difference hash: {self.by_hash} ({share})",
             *(f"  {example}" for example in self.examples),
             *(f"unreadable: {name}" for name in self.unreadable),
         ]
 
     @property
     def is_complete(self) -> bool:
-        """Whether the sets are disjoint and every image could be looked at."""
-        return not (self.by_id or self.by_looks or self.unreadable)
+        """Return whether the sets are disjoint and all images could be decoded."""
+        return not (self.by_id or self.by_hash or self.unreadable)
 
 
-def audit(
+def find_overlap(
     train_file: Path, eval_file: Path, train_split: str | None = None, eval_split: str | None = None
 ) -> AuditReport:
-    """Compare the images of two pairs files, each by its `image_id` and by its difference hash.
+    """Find the images of an evaluation set that are also in the pre-training data.
 
-    Raises ValueError where a file cannot be read. Images that cannot be are listed in the report.
+    Images are compared by `image_id` and by difference hash. Images that cannot be decoded are listed in the report.
+
+    Raises:
+        ValueError: a pairs file is not valid, see `read_pairs`.
     """
     train, held_out = _images(train_file, train_split), _images(eval_file, eval_split)
     unreadable: list[str] = []
@@ -71,7 +74,7 @@ def audit(
     examples: list[str] = []
     n_looks = 0
     for name, value in eval_hash.items():
-        found = index.near(value)
+        found = index.nearest(value)
         n_looks += found is not None
         if found is not None and len(examples) < 10:
             examples.append(f"{held_out[name]} looks like {train[names[found]]}")
@@ -94,16 +97,16 @@ def _hashes(images: Mapping[str, str | ShardMember], unreadable: list[str]) -> I
             yield image_id, value
 
 
-def difference_hash(picture: NDArray[np.uint8]) -> int | None:
-    """64 bits of a picture uint8 [H, W, 3]; None where it has too little contrast to tell it from others."""
-    small = np.asarray(Image.fromarray(picture).convert("L").resize((9, 8), Image.Resampling.BOX), np.float64)  # [8, 9]
-    if small.std() < _LEAST_CONTRAST:
+def difference_hash(image: NDArray[np.uint8]) -> int | None:
+    """Compute the 64-bit hash of an image uint8 [H, W, 3]; None if its contrast is too low."""
+    small = np.asarray(Image.fromarray(image).convert("L").resize((9, 8), Image.Resampling.BOX), np.float64)  # [8, 9]
+    if small.std() < _MIN_CONTRAST:
         return None
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
 class HashIndex:
-    """Looks up 64-bit hashes within `MAX_DISTANCE` bits, without comparing all pairs.
+    """Lookup of 64-bit hashes within `MAX_DISTANCE` bits, without comparing all pairs.
 
     Two hashes that differ in at most `MAX_DISTANCE` bits agree in at least one of `MAX_DISTANCE + 1` bands.
     """
@@ -117,8 +120,8 @@ class HashIndex:
                 rows[value >> shift & mask].append(row)
             self.bands.append(dict(rows))
 
-    def near(self, value: int) -> int | None:
-        """The row of a nearest hash within the distance, the first of equals; None where there is none."""
+    def nearest(self, value: int) -> int | None:
+        """Return the row of the nearest hash, the lowest row of equals; None if none is within the distance."""
         candidates: set[int] = set()
         for (shift, mask), rows in zip(_band_masks(), self.bands):
             candidates.update(rows.get(value >> shift & mask, ()))
@@ -128,5 +131,6 @@ class HashIndex:
 
 
 def _band_masks() -> Sequence[tuple[int, int]]:
+    """Return (shift, mask) of each band of bits."""
     edges = [64 * k // _BANDS for k in range(_BANDS + 1)]
     return [(low, (1 << high - low) - 1) for low, high in itertools.pairwise(edges)]

@@ -1,6 +1,6 @@
-"""From samples to a batch with its masks.
+"""Parts that the collators of all tasks share: the batch, random numbers of a sample, tokenization.
 
-Legend: B batch, L text tokens, P patches, K masked slots, S ITM pool size.
+Legend: B batch, I images of a sample, L text tokens, H, W height and width in pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 MASK_STREAM = 1
-"""Sub-stream of a sample's random numbers that draws masks and noise; loading draws from sub-stream 0."""
+"""Random stream of a sample for masks and noise; loading uses stream 0 (`loader.LOAD_STREAM`)."""
 
 
 class Batch:
-    """What the loop, the loader and `--plan` ask of a batch; a subclass is a dataclass of tensors and `skipped`."""
+    """Base class of batches; a subclass is a dataclass of tensors, with `skipped`."""
 
     __slots__ = ()
     image: Tensor
-    """uint8 [B, 3, H, W], or [B, I, 3, H, W] for several images a sample."""
+    """uint8 [B, 3, H, W], or [B, I, 3, H, W] with several images a sample."""
     sample_id: Tensor
-    """int64 [B], index in the data set."""
+    """int64 [B], indices in the data set."""
     skipped: tuple[str, ...]
     """One line for each bad sample that was replaced."""
 
@@ -30,19 +30,19 @@ class Batch:
         return self.image.shape[0]
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on `device`."""
+        """Copy the batch to `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def part(self, start: int, stop: int) -> Self:
-        """Samples `start` to `stop`."""
+        """Return the samples from `start` to `stop` (exclusive)."""
         return self._map(lambda tensor: tensor[start:stop])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
+        """Return the tensors by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skipped"}  # type: ignore[arg-type]
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory."""
+        """Copy the batch to page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -51,11 +51,11 @@ class Batch:
 
 
 def sample_rng(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:
-    """The random numbers of one sample in one epoch: a function of these four numbers alone."""
+    """Return the generator of one sample in one epoch; a pure function of the four numbers."""
     return np.random.Generator(np.random.PCG64([seed, epoch, index, stream]))
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Texts -> (input_ids int64 [B, L], is_valid bool [B, L]), padded to the longest, cut to `max_tokens`."""
+    """Tokenize texts to (input_ids int64 [B, L], is_valid bool [B, L]), padded to the longest, cut to `max_tokens`."""
     encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"].bool()

@@ -1,4 +1,4 @@
-"""Decoding of images as they come, and what to do with a sample that cannot be used.
+"""Decoding of images, and the policy for samples that cannot be used.
 
 Legend: H, W height and width in pixels.
 """
@@ -18,12 +18,12 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# This many bad samples are forgiven whatever the budget, so that the first bad one of a young run does not stop it.
+# So many bad samples are allowed under any budget above 0: early in a run a single one exceeds every share.
 FREE_SKIPS = 3
 
 
 class BadSampleError(ValueError):
-    """One sample that cannot be used. The message names it and says why; survives the way out of a worker process.
+    """A sample that cannot be used. The message contains its name and the reason. Can be raised in a loader worker.
 
     >>> import mamo
     >>> mamo.load("runs/scenes").encode_image(["absent.jpg"])
@@ -34,11 +34,11 @@ class BadSampleError(ValueError):
 
 @dataclass
 class BadSamplePolicy:
-    """Counts the skipped samples in the main process and stops the run above a budget.
+    """Count of skipped samples in the main process, with a budget.
 
-    Workers return what they skipped as data (`Sample.skipped`); `record` is called once a batch. The run stops when
-    `skipped > max(FREE_SKIPS, budget * seen)`; a budget of 0 stops at the first skip. Both counts are plain fields, to
-    be saved and restored with the run.
+    Workers return the skipped samples as data (`Sample.skipped`). The main process calls `record` once a batch. The run
+    stops if `skipped > max(FREE_SKIPS, budget * seen)`. A budget of 0 stops it at the first skip. `seen` and `skipped`
+    are plain fields that are saved and restored with the run.
     """
 
     policy: Literal["raise", "skip"] = "raise"
@@ -53,9 +53,10 @@ class BadSamplePolicy:
             raise ValueError(f"bad-sample budget must be a share between 0 and 1, got {self.budget}")
 
     def record(self, n_used: int, skipped: Sequence[str]) -> None:
-        """Adds a batch of `n_used` samples and those skipped on the way to it; both were seen.
+        """Add a batch of `n_used` samples and the lines of the skipped ones; `seen` counts both.
 
-        Raises BadSampleError, naming the last one, when the budget is spent.
+        Raises:
+            BadSampleError: the budget is exceeded. The message contains the last skipped sample.
         """
         self.seen += n_used + len(skipped)
         for reason in skipped:
@@ -71,12 +72,18 @@ class BadSamplePolicy:
 
 
 def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000, name: str | None = None) -> Tensor:
-    """Decodes one image that Pillow reads to RGB, uint8 [3, H, W], upright (EXIF orientation applied).
+    """Decode an image to RGB uint8 [3, H, W], with its EXIF orientation applied.
 
-    Transparency is laid on white, CMYK and palettes become RGB, 16-bit samples keep their high byte, the first frame of
-    an animation is taken. Memory is bounded by `max_pixels`: a larger image is refused from its header, undecoded.
+    Transparent pixels are blended with white, CMYK and palettes become RGB, 16-bit samples keep their high byte, and an
+    animation gives its first frame. `max_pixels` bounds the memory: a larger image is rejected from its header.
 
-    Raises BadSampleError, naming the file (`name`, default the path), for anything that cannot be decoded whole.
+    Args:
+        data: content of a file, a path, or a PIL image.
+        max_pixels: largest number of pixels.
+        name: used in messages; the path by default.
+
+    Raises:
+        BadSampleError: the image cannot be read or decoded completely.
     """
     label = name or (str(data) if isinstance(data, Path) else "image")
     try:
@@ -84,9 +91,9 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
             return _decode(data, max_pixels)
         content = data.read_bytes() if isinstance(data, Path) else data
         if not content:
-            raise BadSampleError("zero bytes")
+            raise BadSampleError("zero bytes: the file is empty")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the limit here
             image = Image.open(io.BytesIO(content))
         with image:
             return _decode(image, max_pixels)
@@ -94,24 +101,26 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
         raise BadSampleError(f"{label}: {error}") from None
     except UnidentifiedImageError:
         raise BadSampleError(f"{label}: not an image of a format that Pillow reads") from None
-    except Exception as error:  # damaged bytes make decoders raise errors of every kind; all mean the same here
+    except Exception as error:  # damaged bytes can raise any error in a decoder
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadSampleError(f"{label}: {type(error).__name__}: {reason}") from error
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Tensor:
-    """`image` may have only its header read yet."""
+    """Decode a PIL image; its pixels may not be loaded so far."""
     if image.width * image.height > max_pixels:
-        raise BadSampleError(f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels")
+        raise BadSampleError(
+            f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels; downscale it"
+        )
     image.load()
     upright = ImageOps.exif_transpose(image)
     return torch.from_numpy(np.array(to_rgb(upright))).permute(2, 0, 1)  # [3, H, W]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, transparency on white; see `decode_image`. Raises BadSampleError for floating point."""
+    """Convert an image of any mode to RGB as `decode_image` does. Raises BadSampleError for floating-point samples."""
     if image.mode == "F":
-        raise BadSampleError("floating-point samples; save the image with 8 bits a channel")
+        raise BadSampleError("floating-point samples are not supported; save the image with 8 bits a channel")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):

@@ -1,4 +1,4 @@
-"""Data sets behind one interface, and the loader that feeds the loop."""
+"""The interface of data sets, and the data loader of the training loop."""
 
 import atexit
 import contextlib
@@ -18,107 +18,117 @@ from mamo.data.images import BadSampleError
 from mamo.data.sampler import StepSampler
 
 LOAD_STREAM = 0
-"""Sub-stream of a sample's random numbers that chooses the caption and augments the image."""
+"""Random stream of a sample for the choice of the caption and the augmentation of the image."""
 
 
 class SampleDataset(Protocol):
-    """Random access to the samples of a task."""
+    """Interface of a data set: random access to the samples of a task."""
 
     def __len__(self) -> int: ...
 
     def load(self, index: int, rng: np.random.Generator) -> Any:
-        """Sample `index`; `rng` chooses among captions and augments."""
+        """Load sample `index`. `rng` draws the caption and the augmentation."""
         ...
 
     @property
     def group_size(self) -> int:
-        """Consecutive samples (from a multiple of it on) that stay side by side in the order of an epoch."""
+        """Number of consecutive samples, from a multiple of it on, that stay together in the order of an epoch."""
         ...
 
-    def identity(self) -> Iterator[str]:
-        """Texts that together change with the data, for its fingerprint."""
+    def fingerprint_items(self) -> Iterator[str]:
+        """Yield texts that change if the data change; their hash is the fingerprint of the data."""
         ...
 
     def dataset_names(self) -> list[str]:
-        """Names of the data sets that the samples come from, as far as they are known."""
+        """Return the names of the data sets that the samples come from, where known."""
         ...
 
 
 class EpochDataset(Dataset[tuple[int, Any]]):
-    """Gives the loader sample (epoch, index), its random numbers seeded by (seed, epoch, index)."""
+    """Map-style data set for PyTorch: key (epoch, index), with random numbers seeded by (seed, epoch, index)."""
 
-    def __init__(self, source: SampleDataset, seed: int) -> None:
-        self.source = source
+    def __init__(self, dataset: SampleDataset, seed: int) -> None:
+        self.dataset = dataset
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Any]:
         epoch, index = key
-        return epoch, self.source.load(index, sample_rng(self.seed, epoch, index, LOAD_STREAM))
+        return epoch, self.dataset.load(index, sample_rng(self.seed, epoch, index, LOAD_STREAM))
 
 
-def _begin_worker(worker_id: int) -> None:
-    torch.set_num_threads(1)  # the cores belong to the training step
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler sends it to all processes; the run ends its workers
+def _init_worker(worker_id: int) -> None:
+    """Limit the worker to one thread and ignore SIGTERM."""
+    torch.set_num_threads(1)  # the training step uses the other cores
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes; the main one stops its workers
 
 
-def _end_workers() -> None:
-    """Python ends daemonic children that are left at exit by SIGTERM, and would wait for ever for workers, which ignore
-    it; only an error leaves some."""
+def _kill_workers() -> None:
+    """Kill the workers that are left at exit, after an error.
+
+    Python would send them SIGTERM, which they ignore, and then wait for them without end.
+    """
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
 def make_loader(
-    source: SampleDataset, collator: Any, sampler: StepSampler, workers: int, pin_memory: bool
+    dataset: SampleDataset, collator: Any, sampler: StepSampler, workers: int, pin_memory: bool
 ) -> DataLoader[Any]:
-    """Batches of `source` in the sampler's order; the result does not depend on `workers`."""
+    """Build the loader of `dataset` in the sampler's order. The batches do not depend on `workers`."""
     if workers:
-        atexit.unregister(_end_workers)  # once, however many loaders
-        atexit.register(_end_workers)
+        atexit.unregister(_kill_workers)  # register once for all loaders
+        atexit.register(_kill_workers)
     return DataLoader(
-        EpochDataset(source, collator.seed),
+        EpochDataset(dataset, collator.seed),
         batch_sampler=sampler,
         collate_fn=collator,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=_init_worker,
         multiprocessing_context=multiprocessing.get_context("spawn") if workers else None,
         persistent_workers=False,
     )
 
 
-# what is raised where a process dies; all but the first as it hands a batch over
-_LOST = (RuntimeError, ConnectionResetError, ConnectionRefusedError, BrokenPipeError, EOFError, UnpicklingError)
+# errors after the death of a worker; all but the first while a batch is transferred
+_WORKER_DEATH_ERRORS = (
+    RuntimeError,
+    ConnectionResetError,
+    ConnectionRefusedError,
+    BrokenPipeError,
+    EOFError,
+    UnpicklingError,
+)
 
 
 @contextlib.contextmanager
 def loader_errors(workers: int) -> Iterator[None]:
-    """Errors of the loader, each as one clear line; `workers` is the number of its processes.
+    """Convert errors of the loader to one line each. `workers` is the number of its processes.
 
-    Around all of the training, not only where batches are taken: PyTorch tells the death of a process by a signal,
-    whose error is raised wherever the run happens to be.
+    Use it around the whole training, not only around the iteration: PyTorch reports the death of a worker by a signal,
+    so the error can be raised at any line.
 
     Raises:
-        BadSampleError: one that the policy does not forgive, told alike whether or not it was met in a worker process.
-        ChildProcessError: a worker process died.
+        BadSampleError: a sample that the policy does not allow; the same message with and without workers.
+        ChildProcessError: a worker died.
     """
     try:
         yield
-    except BadSampleError as error:  # the loader puts the traceback of a worker into the message
+    except BadSampleError as error:  # PyTorch puts the traceback of the worker into the message
         found = re.findall(r"^[\w.]*BadSampleError: (.*)", str(error), re.MULTILINE | re.DOTALL)
-        error.__traceback__ = None  # its frames hold the workers, which are stopped as soon as it lets go
+        error.__traceback__ = None  # its frames refer to the workers and would keep them alive
         raise BadSampleError(found[-1].strip() if found else str(error)) from None
-    except _LOST as error:
+    except _WORKER_DEATH_ERRORS as error:
         if isinstance(error, RuntimeError) and not re.search("DataLoader worker|ancillary data", str(error)):
             raise
         raise ChildProcessError(
-            f"a loader process died, killed perhaps for want of memory ({error}): lower data.workers "
+            f"a data loader worker died, possibly out of memory ({error}): lower data.workers "
             f"(now {workers}) or data.image_size_px, then continue with --resume"
         ) from None
 
 
-def collate_range(source: SampleDataset, collator: Any, indices: Sequence[int]) -> Any:
-    """One evaluation batch of the given samples, outside any epoch."""
-    return collator([(0, source.load(i, sample_rng(collator.seed, 0, i, LOAD_STREAM))) for i in indices])
+def collate_range(dataset: SampleDataset, collator: Any, indices: Sequence[int]) -> Any:
+    """Load the samples `indices` (epoch 0) and collate them to one batch."""
+    return collator([(0, dataset.load(i, sample_rng(collator.seed, 0, i, LOAD_STREAM))) for i in indices])

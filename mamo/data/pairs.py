@@ -1,6 +1,6 @@
-"""A random-access data set of image-caption pairs; a sample is a pure function of (index, generator).
+"""A data set of image-caption pairs with random access. A sample is a pure function of (index, generator).
 
-Legend: H, W height and width of the image given to the network, in pixels.
+Legend: H, W height and width of the network's input image, in pixels.
 """
 
 import hashlib
@@ -22,16 +22,18 @@ from mamo.data.shard_index import ShardMember, read_member
 from mamo.data.shards import TarShardDataset
 from mamo.data.transforms import eval_transform
 
-MAX_REPLACEMENTS = 100  # so many bad samples in a row mean a missing folder, not a bad file
+MAX_REPLACEMENTS = 100  # more bad samples in a row indicate a missing folder, not a bad file
 Loaded = TypeVar("Loaded")
 Transform = Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]
+"""(image uint8 [3, ?, ?], (H, W), generator) -> uint8 [3, H, W]"""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`image` uint8 [3, H, W]; `image_id` and `caption_id` are 63-bit hashes (equal means: same picture, same words).
+    """An image uint8 [3, H, W] with one caption.
 
-    `sample_id` is the index whose pair this is; `skipped` names the bad samples it stands in for (see BadSamplePolicy).
+    `image_id` and `caption_id` are 63-bit hashes, equal for the same image or the same words. `sample_id` is the index
+    in the data set. `skipped` has one line for each bad sample that this one replaces, see `BadSamplePolicy`.
     """
 
     image: Tensor
@@ -43,12 +45,19 @@ class Sample:
 
 
 def hash_id(text: str) -> int:
-    """The first 63 bits of the text's BLAKE2b digest: fits int64, equal in every process and on every machine."""
+    """Return the first 63 bits of the text's BLAKE2b digest (an int64), the same on all machines."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 1
 
 
+def apply_transform(
+    transform: Transform | None, image: Tensor, image_size_px: tuple[int, int], rng: np.random.Generator
+) -> Tensor:
+    """Augment and resize uint8 [3, ?, ?] to uint8 [3, H, W]; without a transform, only resize."""
+    return eval_transform(image, image_size_px) if transform is None else transform(image, image_size_px, rng)
+
+
 def load_image(image: str | ShardMember) -> Tensor:
-    """Decodes a record's image to uint8 [3, H, W] at its own size. Raises BadSampleError, naming it."""
+    """Decode the image of a record to uint8 [3, ?, ?] in its own size. Raises BadSampleError with its name."""
     if isinstance(image, str):
         return decode_image(Path(image))
     try:
@@ -60,9 +69,12 @@ def load_image(image: str | ShardMember) -> Tensor:
 def load_or_substitute(
     index: int, n: int, on_bad: Literal["raise", "skip"], load: Callable[[int, tuple[str, ...]], Loaded]
 ) -> Loaded:
-    """What `load(index, skipped)` gives for the first good index of `n` from `index` on, wrapping around.
+    """Load sample `index` of `n`, or with `on_bad` "skip" the next readable one (cyclic).
 
-    Raises BadSampleError at the first bad one where `on_bad` is "raise", or after MAX_REPLACEMENTS bad ones in a row.
+    `load(index, skipped)` loads one sample; `skipped` has one line for each bad sample before it.
+
+    Raises:
+        BadSampleError: a bad sample with `on_bad` "raise", or `MAX_REPLACEMENTS` bad samples in a row.
     """
     skipped: list[str] = []
     for step in range(min(n, MAX_REPLACEMENTS)):
@@ -72,15 +84,18 @@ def load_or_substitute(
             if on_bad == "raise":
                 raise
             skipped.append(str(error))
-    raise BadSampleError(f"{len(skipped)} samples in a row, from {index} on, cannot be used; the last: {skipped[-1]}")
+    raise BadSampleError(
+        f"{len(skipped)} samples in a row, from {index} on, cannot be read; check that the images exist; "
+        f"the last: {skipped[-1]}"
+    )
 
 
 class PairDataset:
-    """Pairs of images and captions.
+    """Data set of image-caption pairs.
 
-    `transform(image uint8 [3, ?, ?], image_size_px, rng)` gives uint8 [3, H, W]; see `transforms`. With `on_bad`
-    "raise" a bad sample raises BadSampleError; with "skip" the next good index takes its place (wrapping around), so that
-    batches keep their size and every run sees the same replacement.
+    `transform` augments images; see `mamo.data.transforms`. By default they are only resized. With `on_bad` "raise" a
+    bad sample raises BadSampleError. With "skip" the next readable sample replaces it (cyclic), so that batches keep
+    their size and all runs use the same replacement.
     """
 
     group_size = 1
@@ -89,11 +104,11 @@ class PairDataset:
         self,
         records: Sequence[PairRecord] | ConcatDataset[PairRecord],
         image_size_px: tuple[int, int],
-        transform: Transform = eval_transform,
+        transform: Transform | None = None,
         on_bad: Literal["raise", "skip"] = "raise",
     ) -> None:
         if not len(records):
-            raise ValueError("a data set of pairs needs at least one record")
+            raise ValueError("no image-caption pairs: a data set needs at least one record")
         self.records = records
         self.parts: list[Any] = records.datasets if isinstance(records, ConcatDataset) else [records]
         self.image_size_px = image_size_px
@@ -103,10 +118,11 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.records)
 
-    def identity(self) -> Iterator[str]:
-        """The records; of shards their tables, since reading every caption would take hours.
+    def fingerprint_items(self) -> Iterator[str]:
+        """Yield the texts of the data fingerprint: the records, or the index tables of shards.
 
-        Images are named from their file's folder, so that the same data at another place are the same.
+        Reading the captions of all shards would take hours. Images are named relative to the folder of their file, so
+        that moved data keep their fingerprint.
         """
         for part in self.parts:
             if isinstance(part, TarShardDataset):
@@ -121,7 +137,7 @@ class PairDataset:
                     yield f"{file.name}\t{image}\t{image_id}\t{record.captions}\n"
 
     def dataset_names(self) -> list[str]:
-        """What stands before the slash in image ids, as our builders write them (`coco/42`); else "other"."""
+        """Return the prefixes of the image ids that our builders write (`coco` of `coco/42`), else "other"."""
         found = set()
         for part in self.parts:
             ids = ("",) if isinstance(part, TarShardDataset) else (record.image_id for record in part)
@@ -129,19 +145,18 @@ class PairDataset:
         return sorted(found)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """Loads pair `index`; `rng` picks one of its captions and drives the transform.
-
-        Raises BadSampleError where the policy is "raise", or where MAX_REPLACEMENTS indices in a row are bad.
-        """
+        """Load pair `index`; `rng` draws the caption and the augmentation. Raises as `load_or_substitute`."""
         return load_or_substitute(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))
 
     def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> Sample:
         try:
             record = self.records[index]
-        except (OSError, ValueError) as error:  # a shard that is gone or damaged since it was indexed
+        except (OSError, ValueError) as error:  # a shard that was removed or damaged after indexing
             raise BadSampleError(f"sample {index}: {error}") from error
         caption = clean_caption(record.captions[int(rng.integers(len(record.captions)))])
         if not caption:
-            raise BadSampleError(f"{record.source}:{record.line}: sample {index}: the caption is empty")
-        image = self.transform(load_image(record.image), self.image_size_px, rng)
+            raise BadSampleError(
+                f"{record.source}:{record.line}: sample {index}: the caption is empty; add words or remove the row"
+            )
+        image = apply_transform(self.transform, load_image(record.image), self.image_size_px, rng)
         return Sample(image, caption, hash_id(record.image_id), hash_id(caption.lower()), index, skipped)

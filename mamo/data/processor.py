@@ -1,6 +1,6 @@
-"""What a model reads with: images and texts, as they come, to the tensors that its encoders take.
+"""Conversion of images and texts to the input tensors of a model.
 
-Legend: I images, T texts, L text tokens, H, W an image's own height and width, h, w the model's.
+Legend: I images, T texts, L text tokens, H, W height and width of an image, h, w of the model's input.
 """
 
 import logging
@@ -19,11 +19,11 @@ from mamo.data.transforms import eval_transform
 logger = logging.getLogger(__name__)
 
 ImageLike = str | Path | Image.Image | Tensor
-"""A path, a PIL image of any mode, or a tensor uint8 [3, H, W]; of any size."""
+"""A path, a PIL image of any mode, or a tensor uint8 [3, H, W]."""
 
 
 class Processor:
-    """The tokenizer, picture size and text length of a model.
+    """The tokenizer, image size and text length of a model.
 
     >>> import mamo
     >>> processor = mamo.load("runs/scenes").processor
@@ -38,12 +38,12 @@ class Processor:
         self.tokenizer = tokenizer
         self.image_size_px = image_size_px
         self.text_max_tokens = text_max_tokens
-        self._has_told_of_cut = False
+        self._has_warned = False
 
     def __call__(self, images: Sequence[ImageLike] = (), texts: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Batches of what is given: `image` uint8 [I, 3, h, w], `input_ids` int64 and `is_valid` bool [T, L].
+        """Convert images to `image` uint8 [I, 3, h, w] and texts to `input_ids` int64 and `is_valid` bool [T, L].
 
-        Raises as `images` and `texts` do.
+        Raises as `images` and `texts`.
         """
         batch: dict[str, Tensor] = {}
         if images:
@@ -54,36 +54,40 @@ class Processor:
         return batch
 
     def images(self, images: Sequence[ImageLike]) -> Tensor:
-        """uint8 [I, 3, h, w], resized as in evaluation. Raises BadSampleError, naming what is not an image."""
+        """Decode and resize images to uint8 [I, 3, h, w], as in evaluation. Raises as `pixels`."""
         return torch.stack([eval_transform(self.pixels(image), self.image_size_px) for image in images])
 
     def pixels(self, image: ImageLike) -> Tensor:
-        """One image at its own size, uint8 [3, H, W]. Raises BadSampleError, naming what is not an image."""
+        """Decode one image to uint8 [3, H, W]. Raises BadSampleError, with its name, if it is not a valid image."""
         if isinstance(image, str | Path):
             return decode_image(Path(image))
         if isinstance(image, Image.Image):
             return decode_image(image, name=str(getattr(image, "filename", "")) or None)
         if not isinstance(image, Tensor):
-            raise BadSampleError(f"an image is a path, a PIL image or a tensor, not {type(image).__name__}")
+            raise BadSampleError(f"an image must be a path, a PIL image or a tensor, not {type(image).__name__}")
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             raise BadSampleError(f"an image tensor must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
         return image
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids int64 [T, L], padded, and their numbers int64 [T]; what is past the limit is cut, and told once.
+        """Tokenize texts to padded ids int64 [T, L] and lengths int64 [T]. Longer texts are cut, with one warning.
 
-        Texts are cleaned as captions are in training (`clean_caption`). Raises ValueError for one string instead of a
-        list, for an empty list and for what is no text.
+        Texts are cleaned like training captions (`clean_caption`).
+
+        Raises:
+            ValueError: `texts` is a single string, is empty, or contains something else than strings.
         """
         if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"give a list of texts, not {texts!r}")
+            raise ValueError(f"expected a list of texts, not {texts!r}")
         cleaned = [clean_caption(text) for text in texts]
-        self.tell_of_cut(max(len(ids) for ids in self.tokenizer(cleaned)["input_ids"]))
+        self.warn_if_truncated(max(len(ids) for ids in self.tokenizer(cleaned)["input_ids"]))
         encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=self.text_max_tokens)
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).sum(dim=1)
 
-    def tell_of_cut(self, longest: int) -> None:
-        """Log, the first time that a text of `longest` tokens is past the limit, that it is cut."""
-        if longest > self.text_max_tokens and not self._has_told_of_cut:
-            self._has_told_of_cut = True
-            logger.warning("texts are cut to %d tokens; the longest has %d (told once)", self.text_max_tokens, longest)
+    def warn_if_truncated(self, longest: int) -> None:
+        """Log once that texts are cut, if `longest`, the number of tokens of the longest, is over the limit."""
+        if longest > self.text_max_tokens and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "texts are cut to %d tokens; the longest has %d (logged once)", self.text_max_tokens, longest
+            )

@@ -1,8 +1,6 @@
-"""Training samples of the downstream tasks: records, from files or from the embedded world, with their images.
+"""Training samples of the downstream tasks: records with their images.
 
-The embedded world speaks in the same records as the files: an image's name is then the index of its scene.
-
-Legend: I images of a record, H, W height and width of the image given to the network, in pixels.
+Legend: I images of a record, H, W height and width of the network's input image, in pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mamo.data.images import BadSampleError, decode_image
-from mamo.data.pairs import Transform, load_or_substitute
+from mamo.data.pairs import Transform, apply_transform, load_or_substitute
 from mamo.data.records import (
     ReasoningRecord,
     TaskRecord,
@@ -27,12 +25,12 @@ from mamo.data.transforms import eval_transform
 
 Record = TypeVar("Record", bound=TaskRecord)
 LoadImage = Callable[[str], Tensor]
-"""An image's name in a record -> uint8 [3, ?, ?]; raises BadSampleError naming it."""
+"""Name of an image in a record -> uint8 [3, ?, ?]. Raises BadSampleError with the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordSample(Generic[Record]):
-    """`images` uint8 [I, 3, H, W]; `sample_id` is the record's index; `skipped` as `Sample` has it."""
+    """A record with its `images` uint8 [I, 3, H, W] and its index `sample_id`; `skipped` as in `Sample`."""
 
     record: Record
     images: Tensor
@@ -41,7 +39,7 @@ class RecordSample(Generic[Record]):
 
 
 class RecordDataset(Generic[Record]):
-    """Records with their images; a sample is a pure function of (index, generator)."""
+    """Data set of records with their images. A sample is a pure function of (index, generator)."""
 
     group_size = 1
 
@@ -51,19 +49,21 @@ class RecordDataset(Generic[Record]):
         load_image: LoadImage,
         image_size_px: tuple[int, int],
         *,
-        transform: Transform = eval_transform,
+        transform: Transform | None = None,
         on_bad: Literal["raise", "skip"] = "raise",
         folder: Path | None = None,
+        name: str = "records",
     ) -> None:
-        """Take the records as they are.
+        """Store the arguments.
 
         Args:
-            records: what the samples are.
-            load_image: reads an image by its name in a record.
-            image_size_px: (height, width) of the images given to the network.
-            transform: augments and resizes; see `mamo.data.transforms`.
-            on_bad: what happens to a record whose image cannot be read; see `load_or_substitute`.
-            folder: the records' file lies there; None for the embedded world.
+            records: one for each sample.
+            load_image: loads an image by its name in a record.
+            image_size_px: (height, width) of the network's input image.
+            transform: augments images, see `mamo.data.transforms`; None to only resize.
+            on_bad: policy for a record whose image cannot be read; see `load_or_substitute`.
+            folder: folder of the records' file; None if image names are not paths.
+            name: name of the data set.
         """
         self.records = records
         self.load_image = load_image
@@ -71,17 +71,18 @@ class RecordDataset(Generic[Record]):
         self.on_bad = on_bad
         self.transform = transform
         self.folder = folder
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def identity(self) -> Iterator[str]:
-        """The records."""
+    def fingerprint_items(self) -> Iterator[str]:
+        """Yield the texts of the data fingerprint: the records as JSON."""
         for record in self.relocated_records():
             yield record.model_dump_json() + "\n"
 
     def relocated_records(self) -> Iterator[Record]:
-        """The records, their images named from the first file's folder: the same data at another place are the same."""
+        """Yield the records with image paths relative to `folder`, which stay the same if the data are moved."""
         for record in self.records:
             if self.folder is None:
                 yield record
@@ -89,36 +90,41 @@ class RecordDataset(Generic[Record]):
                 yield with_images(record, [relative_image_path(self.folder, name) for name in image_names(record)])
 
     def dataset_names(self) -> list[str]:
-        """The embedded world, or files of records."""
-        return ["scenes"] if self.folder is None else ["records"]
+        """Return the name of the data set."""
+        return [self.name]
 
     def load(self, index: int, rng: np.random.Generator) -> RecordSample[Record]:
-        """Loads record `index`; `rng` drives the augmentation. Raises BadSampleError as `PairDataset.load`."""
+        """Load record `index` with its images; `rng` draws the augmentation. Raises as `load_or_substitute`."""
         return load_or_substitute(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))
 
     def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> RecordSample[Record]:
         record = self.records[index]
-        try:
-            loaded = [self.load_image(name) for name in image_names(record)]
-        except BadSampleError as error:
-            raise BadSampleError(f"{record.key} {getattr(record, record.key)}: {error}") from error
-        images = torch.stack([self.transform(image, self.image_size_px, rng) for image in loaded])
+        loaded = [_load_record_image(record, name, self.load_image) for name in image_names(record)]
+        images = torch.stack([apply_transform(self.transform, image, self.image_size_px, rng) for image in loaded])
         return RecordSample(record, images, index, skipped)
 
 
+def _load_record_image(record: TaskRecord, name: str, load_image: LoadImage) -> Tensor:
+    """Load an image of a record; add the record to the message of a BadSampleError."""
+    try:
+        return load_image(name)
+    except BadSampleError as error:
+        raise BadSampleError(f"{record.key} {getattr(record, record.key)}: {error}") from error
+
+
 def image_names(record: Any) -> list[str]:
-    """The images of any kind of record, in order."""
+    """Return the image names of a record of any kind, in order."""
     names: list[str] = record.images if isinstance(record, ReasoningRecord) else [record.image]
     return names
 
 
 def with_images(record: Record, names: list[str]) -> Record:
-    """The record with its images named so."""
+    """Return a copy of the record with other image names."""
     return record.model_copy(update={"images": names} if isinstance(record, ReasoningRecord) else {"image": names[0]})
 
 
 def file_records(files: Sequence[str], kind: type[Record]) -> tuple[list[Record], LoadImage]:
-    """The records of files, their images' names made absolute. Raises ValueError as `read_task_records`."""
+    """Read the records of files, with absolute image paths. Raises ValueError as `read_task_records`."""
     records: list[Record] = []
     for file in map(Path, files):
         for record in read_task_records(file, kind):
@@ -133,19 +139,21 @@ def _decode(name: str) -> Tensor:
 def load_unique_images(
     records: Sequence[Record], load_image: LoadImage, image_size_px: tuple[int, int] | None
 ) -> tuple[list[Tensor], dict[str, int]]:
-    """Each image of some records once, for evaluation: uint8 [3, H, W] (of its own size without `image_size_px`), and
-    where each is, by name. Raises BadSampleError, naming the record, for one that cannot be read.
+    """Load each image of the records once, for evaluation.
+
+    Returns:
+        Images uint8 [3, H, W], in their own size if `image_size_px` is None, and the index of each by name.
+
+    Raises:
+        BadSampleError: an image cannot be read. The message contains the record.
     """
     images: list[Tensor] = []
-    place: dict[str, int] = {}
+    index_by_name: dict[str, int] = {}
     for record in records:
         for name in image_names(record):
-            if name in place:
+            if name in index_by_name:
                 continue
-            try:
-                image = load_image(name)
-            except BadSampleError as error:
-                raise BadSampleError(f"{record.key} {getattr(record, record.key)}: {error}") from error
-            place[name] = len(images)
+            image = _load_record_image(record, name, load_image)
+            index_by_name[name] = len(images)
             images.append(image if image_size_px is None else eval_transform(image, image_size_px))
-    return images, place
+    return images, index_by_name

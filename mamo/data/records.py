@@ -1,41 +1,42 @@
-"""Records of the downstream tasks: JSON Lines (UTF-8), one object a line, paths relative to the file's folder.
+"""Records of the downstream tasks: JSON Lines (UTF-8), one object a line, with paths relative to the file's folder.
 
     VQA        {"image", "question_id", "question", "answers": [...], "answer_type", "question_type"}
     reasoning  {"images": [one or two], "sentence", "label", "identifier"}
     grounding  {"image", "expression_id", "expression", "box_xywh", "proposals_xywh": [...], "foil"}
 
-Boxes are (x, y, width, height) in pixels of the image. `answers` has one or more, ten in VQA v2
-(`mamo.evaluation.metrics.vqa` says how fewer are scored), and is empty where the split withholds them. `box_xywh` is null where
-nobody may look at it (weakly-supervised training). `foil` is an expression that is true of nothing in the image, where
-one is known.
+Boxes are (x, y, width, height) in pixels of the image. `answers` has one or more entries, ten in VQA v2
+(`mamo.evaluation.metrics.vqa` defines the score with fewer). It is empty if the split has no public answers. `box_xywh`
+is null in weakly-supervised training. `foil` is an expression that matches nothing in the image, "" if none is known.
 """
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
-from mamo.data.pairs_reader import lines_of, write_json_lines
+from mamo.data.errors import ErrorCollector
+from mamo.data.pairs_reader import read_lines, write_json_lines
 
-_MAX_LISTED = 10
 _ROUNDING_PX = 1.0
-"""COCO's boxes may leave the image by less than a pixel."""
+"""COCO's boxes may exceed the image by less than a pixel."""
 Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Side = Annotated[float, Field(gt=0)]
 Box = tuple[float, float, Side, Side]
+"""(x, y, width, height) in pixels"""
 
 
 class TaskRecord(BaseModel):
-    """A strict row; unknown keys are refused."""
+    """Base class of records. Types are strict and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     key: ClassVar[str]
-    """The field that is unique in a file."""
+    """Name of the field that is unique in a file."""
 
 
 class VqaRecord(TaskRecord):
-    """A question about an image and what people answered."""
+    """A question about an image, with the answers of its annotators."""
 
     key: ClassVar[str] = "question_id"
     image: Words
@@ -47,7 +48,7 @@ class VqaRecord(TaskRecord):
 
 
 class ReasoningRecord(TaskRecord):
-    """A sentence about one image or a pair of images, left to right, and whether it is true."""
+    """A sentence about one image or two images (left, right), and whether it is true."""
 
     key: ClassVar[str] = "identifier"
     images: Annotated[list[Words], Field(min_length=1, max_length=2)]
@@ -57,7 +58,7 @@ class ReasoningRecord(TaskRecord):
 
 
 class GroundingRecord(TaskRecord):
-    """A phrase that means one object of an image."""
+    """A phrase that refers to one object of an image."""
 
     key: ClassVar[str] = "expression_id"
     image: Words
@@ -78,42 +79,43 @@ Record = TypeVar("Record", bound=TaskRecord)
 
 
 def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
-    """Reads a file of one kind of record, `image` and `images` as they stand (`image_path` joins them).
+    """Read a file of one kind of record. Image paths are not changed; `image_path` makes them absolute.
 
-    Raises ValueError with every bad row (the first ten and the count): file, line, key and what is wrong with it; for
-    a key that occurs twice; and for a file that cannot be read or is empty.
+    Raises:
+        ValueError: bad rows (the first ten errors and the number of others, each with file, line, key and reason),
+            a repeated key, or a file that cannot be read or is empty.
     """
     records: dict[object, Record] = {}
-    problems: list[str] = []
-    for number, line in enumerate(lines_of(path), 1):
+    errors = ErrorCollector(path)
+    for number, line in enumerate(read_lines(path), 1):
         try:
             record = kind.model_validate_json(line)
         except ValidationError as error:
-            problems += [f"{path}:{number}: {text}" for text in map(_told, error.errors())]
+            for detail in error.errors():
+                errors.add(number, _format_error(detail))
             continue
-        identity = getattr(record, kind.key)
-        if identity in records:
-            problems.append(f"{path}:{number}: {kind.key} {identity} occurs twice")
-        records.setdefault(identity, record)
-    if problems:
-        more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
-        raise ValueError(f"{len(problems)} problem(s): " + "; ".join(problems[:_MAX_LISTED]) + more)
+        key = getattr(record, kind.key)
+        if key in records:
+            errors.add(number, f"{kind.key} {key} occurs twice")
+        records.setdefault(key, record)
+    errors.raise_if_any()
     if not records:
-        raise ValueError(f"{path}: holds no record")
+        raise ValueError(f"{path}: contains no records")
     return list(records.values())
 
 
-def _told(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    return f"{key}: {problem['msg']}" if key else str(problem["msg"])
+def _format_error(detail: ErrorDetails) -> str:
+    """Format an error of pydantic as "KEY: REASON"."""
+    key = ".".join(str(part) for part in detail["loc"])
+    return f"{key}: {detail['msg']}" if key else detail["msg"]
 
 
 def boxes_outside(record: GroundingRecord, width: int, height: int) -> list[str]:
-    """A message for the gold box and each proposal that leaves an image of this size by a pixel or more."""
+    """Return a message for each box of the record that exceeds an image of this size by a pixel or more."""
     boxes = [*([] if record.box_xywh is None else [record.box_xywh]), *record.proposals_xywh]
     return [
-        f"expression_id {record.expression_id} ({record.image}): box {box} leaves its image of {width} x {height} px; "
-        "give x, y, width, height in its pixels"
+        f"expression_id {record.expression_id} ({record.image}): box {box} is not inside its image of "
+        f"{width} x {height} px; use x, y, width, height in pixels of the image"
         for box in boxes
         if min(box[:2]) < -_ROUNDING_PX
         or box[0] + box[2] > width + _ROUNDING_PX
@@ -122,16 +124,16 @@ def boxes_outside(record: GroundingRecord, width: int, height: int) -> list[str]
 
 
 def image_path(file: Path, name: str) -> Path:
-    """Where an image named in `file` lies."""
+    """Return the absolute path of an image that is named in `file`."""
     return file.parent.absolute() / name
 
 
 def relative_image_path(folder: Path, image: str) -> str:
-    """An absolute path as seen from a folder: what stays where both are moved together."""
-    name = image.removeprefix(f"{folder}{os.sep}")  # nearly always all, and far faster than the general way
+    """Return an absolute path relative to a folder, which stays the same if both are moved."""
+    name = image.removeprefix(f"{folder}{os.sep}")  # nearly always enough, and much faster than `relpath`
     return os.path.relpath(name, folder) if os.path.isabs(name) else name
 
 
 def write_task_records(file: Path, records: list[Record]) -> None:
-    """Writes records as JSON Lines, keys that have their default left out."""
+    """Write records as JSON Lines without the keys that have their default value."""
     write_json_lines(file, (record.model_dump(exclude_defaults=True) for record in records))

@@ -1,4 +1,4 @@
-"""The order of training samples: a pure function of (seed, epoch), so any step can be reached at once."""
+"""Order of the training samples. It is a pure function of (seed, epoch), so a run can start at any step."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,16 @@ from torch.utils.data import Sampler
 
 
 def epoch_order(seed: int, epoch: int, n_samples: int, group_size: int = 1, stages: Sequence[int] = ()) -> np.ndarray:
-    """int64 [n_samples], the permutation in which an epoch visits the data.
+    """Return the permutation of an epoch, int64 [n_samples].
 
-    Groups of `group_size` samples, each from a multiple of it on, are permuted as wholes; the last may be smaller.
-    `stages`, multiples of it, are how many of the first samples come first, how many of the next ones then, and so on:
-    each stage is permuted within itself.
+    Args:
+        seed: of the run.
+        epoch: the first is 0.
+        n_samples: size of the data set.
+        group_size: number of consecutive samples, from a multiple of it on, that stay together; the last group may be
+            smaller.
+        stages: sizes of the first stages of a curriculum, multiples of `group_size`. Samples are permuted only within
+            their stage; the last stage is the rest of the data.
     """
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
     bounds = [0, *itertools.accumulate(stages), n_samples]
@@ -25,10 +30,10 @@ def epoch_order(seed: int, epoch: int, n_samples: int, group_size: int = 1, stag
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Yields, for each step from `start_step` on, this process's (epoch, index) pairs.
+    """Sampler of this process's (epoch, index) pairs, one list for each step from `start_step` on.
 
-    The global batch of step s holds the samples at positions s * batch to (s + 1) * batch of the endless concatenation
-    of epochs, so nothing is dropped at an epoch's end; process `rank` takes a contiguous share.
+    The global batch of step s contains the positions s * batch to (s + 1) * batch of the concatenated epochs, so no
+    sample is dropped at the end of an epoch. Process `rank` takes a contiguous part of it.
     """
 
     def __init__(

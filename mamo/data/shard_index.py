@@ -1,8 +1,8 @@
-"""Random access to the members of uncompressed tar shards, without extracting them.
+"""Random access to the members of uncompressed tar shards, without extraction.
 
-A tar file is a row of 512-byte headers, each followed by its member's bytes. One pass over the headers gives every
-member's offset; from then on a member is one seek and one read. The file is opened anew for every read, so a
-`ShardMember` is plain data that any worker process may use.
+A tar file is a sequence of 512-byte headers, each followed by the bytes of its member. One pass over the headers yields
+the offsets of all members. Reading a member then takes one seek and one read. The file is opened for every read, so a
+`ShardMember` is plain data that any worker process can use.
 """
 
 import tarfile
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ShardMember:
-    """One regular file inside a tar: `size` bytes that start `offset` bytes into the file `shard`."""
+    """A regular file in a tar: `size` bytes from byte `offset` of the file `shard`."""
 
     shard: str
     name: str
@@ -24,11 +24,13 @@ class ShardMember:
 
 
 def index_shard(shard: Path) -> list[ShardMember]:
-    """Lists the regular files of an uncompressed tar, in the order they are stored.
+    """List the regular files of an uncompressed tar in their stored order.
 
-    Raises ValueError, naming the shard, where it is missing, compressed, not a tar, or cut short. `tarfile` itself
-    takes a tar that ends after a whole member, or whose next header is damaged, for a complete one, so we ask for the
-    block of zeros that closes every tar.
+    `tarfile` accepts a tar that ends after a complete member or has a damaged next header. This function also checks
+    the block of zeros that ends every tar.
+
+    Raises:
+        ValueError: the shard is missing, compressed, not a tar, or cut short.
     """
     members = []
     try:
@@ -41,7 +43,7 @@ def index_shard(shard: Path) -> list[ShardMember]:
             file.seek(end)
             closing = file.read(tarfile.BLOCKSIZE)
     except FileNotFoundError:
-        raise ValueError(f"{shard}: no such tar shard") from None
+        raise ValueError(f"{shard}: no such tar shard; check the path") from None
     except tarfile.TarError as error:
         raise ValueError(f"{shard}: not a complete uncompressed tar ({error}); fetch it again or unzip it") from None
     if closing != bytes(tarfile.BLOCKSIZE):
@@ -50,10 +52,10 @@ def index_shard(shard: Path) -> list[ShardMember]:
 
 
 def read_member(member: ShardMember) -> bytes:
-    """Returns the member's bytes. Raises OSError where the shard is gone or shorter than when it was indexed."""
+    """Read the bytes of a member. Raises OSError if the shard is missing or shorter than at indexing."""
     with open(member.shard, "rb") as file:
         file.seek(member.offset)
         data = file.read(member.size)
     if len(data) != member.size:
-        raise OSError(f"{member}: {len(data)} of {member.size} bytes are left; the shard changed after it was indexed")
+        raise OSError(f"{member}: {len(data)} of {member.size} bytes are left; the shard changed after indexing")
     return data

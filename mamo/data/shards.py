@@ -1,14 +1,13 @@
-"""Pairs in tar shards of img2dataset's layout (`KEY.jpg` beside `KEY.txt` or `KEY.json`), without extracting them.
+"""Pairs in tar shards with img2dataset's layout (`KEY.jpg` with `KEY.txt` or `KEY.json`), without extraction.
 
-A table of 25 bytes a pair says where the image and the caption of each lie; seven million pairs are 175 MB in all: the
-index of a folder is a file that all loader processes map into memory, and no Python object exists for a pair until it
-is loaded. `index_folder` writes it once; without it the table is made anew at every start, which takes as long as
-reading every header of every tar.
+A table with 25 bytes a pair contains the offsets of image and caption (175 MB for seven million pairs). The index of a
+folder is a file that all loader workers map into memory. A pair becomes a Python object only when it is loaded.
+`index_folder` writes the index once. Without an index, every start reads every header of every tar.
 
-The order of training stays one permutation of all pairs (`sampler.epoch_order`) rather than shards in turn with a
-window shuffled: neighbours in a shard come from the same crawl, so batches of a window would be alike, and the order
-would depend on how the data was cut into shards. The price is a short read at a random place for each image; a disk
-that cannot do as many a second as training sees images (spinning disks do about 100) should not hold the shards.
+The training order is one permutation of all pairs (`sampler.epoch_order`), not a shuffle window over shards. Samples of
+a window would be similar, because neighbours in a shard come from the same crawl, and the order would depend on the
+division into shards. The cost is one short random read for each image. Spinning disks (about 100 random reads a second)
+are therefore too slow for shards.
 """
 
 import concurrent.futures
@@ -26,7 +25,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from mamo.data.pair_record import ErrorCollector, PairRecord
+from mamo.data.errors import ErrorCollector
+from mamo.data.pair_record import PairRecord
 from mamo.data.shard_index import ShardMember, index_shard, read_member
 
 logger = logging.getLogger(__name__)
@@ -36,19 +36,19 @@ ROW = np.dtype(
     [("image_offset", "<i8"), ("image_size", "<i4"), ("text_offset", "<i8"), ("text_size", "<i4"), ("is_json", "?")]
 )
 INDEX, TABLE = "index.json", "index.npy"
-"""Files in a folder of shards: names, sizes and times of the shards; one `ROW` a pair, in the order of the shards."""
+"""Files in a folder of shards: names, sizes and times of the shards; one `ROW` for each pair, in shard order."""
 _HEADER_BYTES, _NAME_BYTES = 512, 100
 Rows = NDArray[np.void]
 
 
 class TarShardDataset(Sequence[PairRecord]):
-    """The pairs of some shards, in the order of the shards; each is read when it is asked for.
+    """Sequence of the pairs of some shards, in shard order. Pairs are read on access.
 
     Args:
         shards: absolute paths.
-        counts: number of pairs in each.
+        counts: number of pairs in each shard.
         rows: [sum of counts] of `ROW`.
-        folder: the indexed folder, from which another process opens the same table; None where there is no index.
+        folder: the indexed folder, from which other processes open the same table; None without an index.
     """
 
     def __init__(self, shards: Sequence[str], counts: Sequence[int], rows: Rows, folder: Path | None = None) -> None:
@@ -65,7 +65,7 @@ class TarShardDataset(Sequence[PairRecord]):
     @overload
     def __getitem__(self, index: slice) -> list[PairRecord]: ...
     def __getitem__(self, index: int | slice) -> PairRecord | list[PairRecord]:
-        """Pair `index`, read from its shard. Raises OSError where the shard is gone or shorter than before."""
+        """Read pair `index` from its shard. Raises OSError if the shard is missing or shorter than at indexing."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
@@ -79,21 +79,21 @@ class TarShardDataset(Sequence[PairRecord]):
             file.seek(int(row["text_offset"]))
             text = file.read(text_size)
         if len(text) != text_size:
-            raise OSError(f"{shard}: the caption of {name} is cut off; the shard changed after it was indexed")
-        if len(name) == _NAME_BYTES:  # a longer name is cut there
+            raise OSError(f"{shard}: the caption of {name} is cut off; the shard changed after indexing")
+        if len(name) == _NAME_BYTES:  # the header truncates longer names
             name = f"{name}@{image_offset}"
         image = ShardMember(shard, name, image_offset, int(row["image_size"]))
         caption = (json.loads(text)["caption"] or "") if row["is_json"] else text.decode("utf-8").strip()
         return PairRecord(image, (caption,), str(image), index - int(self.first_row[number]) + 1, shard)
 
     def __reduce__(self) -> Any:
-        """To a loader process: where the table is rather than what is in it."""
+        """Pickle the path of the index instead of the table, for loader workers."""
         if self.folder is not None:
-            return _attached, (self.folder,)
+            return _open_mapped, (self.folder,)
         return TarShardDataset, (self.shards, np.diff(self.first_row).tolist(), self.rows)
 
     def fingerprint(self) -> str:
-        """Hex digits that change with the pairs: of the names and tables of the shards, none of which is read."""
+        """Return the SHA-256 of the names and tables of the shards; the shards are not read."""
         names = "\n".join(Path(shard).name for shard in self.shards)
         digest = hashlib.sha256(names.encode("utf-8", "replace") + self.first_row.tobytes())
         digest.update(np.ascontiguousarray(self.rows).view(np.uint8).data)
@@ -101,11 +101,11 @@ class TarShardDataset(Sequence[PairRecord]):
 
 
 def read_shards(path: Path) -> TarShardDataset:
-    """The pairs of a tar, a folder of tars, or a glob of them; a folder's index is used where there is one.
+    """Open the pairs of a tar, a folder of tars, or a glob of tars; a folder's index is used if it exists.
 
     Raises:
-        ValueError: there is none; a shard is damaged or has a pair without image or caption; a shard is not what was
-            indexed. One message that names the shards.
+        ValueError: no shards; damaged shards; pairs without image or caption; or shards that changed after indexing.
+            One message for all shards.
     """
     if (path / INDEX).is_file():
         return open_index(path)
@@ -114,30 +114,32 @@ def read_shards(path: Path) -> TarShardDataset:
         [str(path)] if path.suffix == ".tar" and not glob.has_magic(str(path)) else []
     )
     if not found:
-        raise ValueError(f"{path}: no tar shard there (*.tar); give a pairs file, a folder of shards or a glob")
+        raise ValueError(f"{path}: no tar shard (*.tar) found; use a pairs file, a folder of shards or a glob")
     if len(found) > 1 and path.is_dir():
-        logger.info("%s: %d shards without index; write it once with `data.py index`", path, len(found))
+        logger.info(
+            "%s: %d shards without an index; write it once with `data.py index` for a faster start", path, len(found)
+        )
     shards = [Path(shard).absolute() for shard in found]
     tables = _tables(shards, workers=0)
     return TarShardDataset([str(shard) for shard in shards], [len(table) for table in tables], np.concatenate(tables))
 
 
 def index_folder(folder: Path, workers: int = 0) -> TarShardDataset:
-    """Write the index of a folder of shards, by so many processes (0: by this one).
+    """Write the index of a folder of shards with `workers` processes (0: in this process), and open it.
 
     Raises:
-        ValueError: as `read_shards`; nothing is written then.
+        ValueError: as `read_shards`; no file is written.
     """
     shards = sorted(folder.absolute().glob("*.tar"))
     if not shards:
-        raise ValueError(f"{folder}: no tar shard there (*.tar); give a folder of shards")
+        raise ValueError(f"{folder}: no tar shard (*.tar) found; use a folder of shards")
     tables = _tables(shards, workers)
     states = [shard.stat() for shard in shards]
     entries = [
         {"name": shard.name, "bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "pairs": len(table)}
         for shard, state, table in zip(shards, states, tables)
     ]
-    (folder / INDEX).unlink(missing_ok=True)  # first away and last to come: its presence says that the table is whole
+    (folder / INDEX).unlink(missing_ok=True)  # written last: its presence means that the table is complete
     temporary = folder / f".{TABLE}"
     with temporary.open("wb") as file:
         npy.write_array(file, np.concatenate(tables), allow_pickle=False)
@@ -148,30 +150,32 @@ def index_folder(folder: Path, workers: int = 0) -> TarShardDataset:
 
 
 def open_index(folder: Path) -> TarShardDataset:
-    """The pairs of an indexed folder. Raises ValueError where its shards are not those that were indexed."""
+    """Open the pairs of an indexed folder. Raises ValueError if the shards changed after indexing."""
     entries = _entries(folder)
-    again = "; run `data.py index` again once the shards are whole"
+    again = "; run `data.py index` again when the shards are complete"
     missing = {entry["name"] for entry in entries} - {shard.name for shard in folder.glob("*.tar")}
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} indexed shards are gone ({', '.join(sorted(missing)[:3])}){again}")
+        raise ValueError(
+            f"{folder}: {len(missing)} indexed shards are missing ({', '.join(sorted(missing)[:3])}){again}"
+        )
     added = {shard.name for shard in folder.glob("*.tar")} - {entry["name"] for entry in entries}
     if added:
         raise ValueError(f"{folder}: {len(added)} shards are not indexed ({', '.join(sorted(added)[:3])}){again}")
     for entry in entries:
         state = (folder / entry["name"]).stat()
         if state.st_size != entry["bytes"]:
-            size = f"{state.st_size} bytes, {entry['bytes']} when it was indexed"
-            raise ValueError(f"{folder / entry['name']}: {size}: it was cut short or replaced{again}")
+            size = f"{state.st_size} bytes, {entry['bytes']} at indexing"
+            raise ValueError(f"{folder / entry['name']}: {size}: the shard was cut short or replaced{again}")
         if state.st_mtime_ns != entry["mtime_ns"]:
-            raise ValueError(f"{folder / entry['name']}: was written to after it was indexed{again}")
-    pairs = _attached(folder)
+            raise ValueError(f"{folder / entry['name']}: was modified after indexing{again}")
+    pairs = _open_mapped(folder)
     if pairs.first_row[-1] != len(pairs):
         raise ValueError(f"{folder / TABLE}: {len(pairs)} rows for {pairs.first_row[-1]} pairs{again}")
     return pairs
 
 
-def _attached(folder: Path) -> TarShardDataset:
-    """The pairs of an indexed folder, the table mapped into memory; the shards are taken to be those indexed."""
+def _open_mapped(folder: Path) -> TarShardDataset:
+    """Map the table of an indexed folder into memory, without checking the shards."""
     entries = _entries(folder)
     try:
         rows = npy.open_memmap(folder / TABLE, mode="r")
@@ -190,23 +194,24 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _tables(shards: Sequence[Path], workers: int) -> list[Rows]:
-    """The rows of each shard. Raises ValueError with the mistakes of all shards, the first ten of them whole."""
+    """Read the rows of each shard. Raises ValueError with the errors of the first ten bad shards."""
     if workers > 1:
         context = multiprocessing.get_context("spawn")
         ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; this process handles it
         n_workers = min(workers, len(shards))
         with concurrent.futures.ProcessPoolExecutor(n_workers, context, signal.signal, ignore_interrupts) as pool:
-            results = list(pool.map(_table_or_problem, shards, chunksize=1))
+            results = list(pool.map(_table_or_error, shards, chunksize=1))
     else:
-        results = [_table_or_problem(shard) for shard in shards]
-    problems = [result for result in results if isinstance(result, str)]
-    if problems:
-        more = f"; and {len(problems) - 10} more shards" if len(problems) > 10 else ""
-        raise ValueError("; ".join(problems[:10]) + more)
+        results = [_table_or_error(shard) for shard in shards]
+    errors = [result for result in results if isinstance(result, str)]
+    if errors:
+        more = f"; and {len(errors) - 10} more shards" if len(errors) > 10 else ""
+        raise ValueError("; ".join(errors[:10]) + more)
     return [result for result in results if not isinstance(result, str)]
 
 
-def _table_or_problem(shard: Path) -> Rows | str:
+def _table_or_error(shard: Path) -> Rows | str:
+    """Read the rows of one shard, or return the error message."""
     try:
         return _table(shard)
     except ValueError as error:
@@ -214,29 +219,30 @@ def _table_or_problem(shard: Path) -> Rows | str:
 
 
 def _table(shard: Path) -> Rows:
+    """Read the rows of one shard. Raises ValueError with the bad pairs."""
     groups: dict[str, dict[str, ShardMember]] = {}
     for member in index_shard(shard):
         folder, _, name = member.name.rpartition("/")
         key, _, suffix = name.partition(".")
         groups.setdefault(f"{folder}/{key}", {})[suffix.lower()] = member
-    problems, rows = ErrorCollector(shard), []
+    errors, rows = ErrorCollector(shard), []
     for line, (key, members) in enumerate(groups.items(), 1):
         image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
         try:
             text, is_failed = _caption_member(members)
         except ValueError as error:
-            problems.add(line, f"{key.lstrip('/')}: {error}")
+            errors.add(line, f"{key.lstrip('/')}: {error}")
             continue
         if image is not None and text is not None:
             rows.append((image.offset, image.size, text.offset, text.size, text is members.get("json")))
         elif not is_failed:
-            problems.add(line, f"{key.lstrip('/')}: no image beside its caption (.{', .'.join(IMAGE_SUFFIXES)})")
-    problems.raise_if_any()
+            errors.add(line, f"{key.lstrip('/')}: no image for this caption (.{', .'.join(IMAGE_SUFFIXES)})")
+    errors.raise_if_any()
     return np.array(rows, dtype=ROW)
 
 
 def _caption_member(members: dict[str, ShardMember]) -> tuple[ShardMember | None, bool]:
-    """What holds a group's caption, and whether its JSON says that the download failed (then no image is expected)."""
+    """Return the member with the caption, and whether the download failed (then the image may be missing)."""
     details: Any = json.loads(read_member(members["json"])) if "json" in members else {}
     if not isinstance(details, dict):
         raise ValueError("the .json member must be an object")

@@ -1,7 +1,7 @@
-"""WordPiece tokenizers in Hugging Face format: the one of `scenes`, one trained on files, or a given one.
+"""WordPiece tokenizers in Hugging Face format: training, building from a vocabulary, and loading.
 
-All of ours lower-case as BERT does, hold every printable ASCII character alone and as a `##` continuation (so no ASCII
-caption ever becomes [UNK]), and read "[MASK]" in a caption as text, never as the mask.
+The tokenizers that this module builds lower-case text like BERT's. They contain every printable ASCII character and its
+`##` continuation, so no ASCII caption contains [UNK]. They treat "[MASK]" in a caption as text, not as the mask token.
 
 Legend: V vocabulary.
 """
@@ -20,21 +20,27 @@ from mamo.hub import hub_folder
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ASCII = tuple(chr(code) for code in range(0x21, 0x7F))  # printable, without the space
-_NEEDED_FILES = ("tokenizer.json", "vocab.txt")  # one of them
+_NEEDED_FILES = ("tokenizer.json", "vocab.txt")  # at least one of them
 _FURTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 _PAIR_SUFFIXES = (".json", ".jsonl", ".tar")
-# A longer word would become [UNK] whole; captions are cut to fewer characters than this.
+# Longer words would become [UNK]; captions are cut to this length (`pairs_reader.MAX_CAPTION_CHARS`).
 _MAX_WORD_CHARS = 1000
 
 
 def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str | None = None) -> int:
-    """Trains a WordPiece vocabulary of at most `size` tokens on the captions of `files`; saves it in `folder`.
+    """Train a WordPiece tokenizer on captions and save it in `folder`. The result depends only on captions and size.
 
-    Each file is anything `read_pairs` reads (by its suffix .json, .jsonl or .tar, or a folder) or plain text, one
-    caption a line; `split` is for Karpathy files. The result is a function of the captions alone.
-    Returns the number of tokens.
+    Args:
+        files: input of `read_pairs` (suffix .json, .jsonl or .tar, or a folder), or plain text with one caption a line.
+        size: largest number of tokens.
+        folder: output.
+        split: of Karpathy files.
 
-    Raises ValueError where a file cannot be read or `size` does not hold the characters of the captions.
+    Returns:
+        The number of tokens.
+
+    Raises:
+        ValueError: a file cannot be read, or `size` is smaller than the alphabet of the captions.
     """
     captions = [caption for file in files for caption in _captions(file, split)]
     normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
@@ -46,24 +52,27 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str |
     }
     base = base_tokens((*ASCII, *sorted(seen - set(ASCII))))
     if size < len(base):
-        raise ValueError(f"--size {size} is too small: the special tokens and characters alone are {len(base)}")
+        raise ValueError(
+            f"--size {size} is too small; use at least {len(base)}, the number of special tokens and characters"
+        )
     model = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     model.normalizer, model.pre_tokenizer = normalizer, splitter
-    # The trainer numbers `##` characters in hash order, which decides between equally frequent merges: naming all of
-    # them beforehand makes the result repeatable.
+    # The trainer numbers `##` characters in hash order, and this order decides between equally frequent merges. Passing
+    # all of them as special tokens makes the result reproducible.
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=list(base), initial_alphabet=[], min_frequency=2, show_progress=False
     )
     model.train_from_iterator(captions, trainer)
-    tokenizer = tokenizer_of(sorted(model.get_vocab(), key=model.get_vocab().__getitem__))
+    tokenizer = build_tokenizer(sorted(model.get_vocab(), key=model.get_vocab().__getitem__))
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
 
 
 def read_tokenizer(source: str) -> PreTrainedTokenizerFast:
-    """Load a folder that `save_pretrained` wrote, or a hub name.
+    """Load a tokenizer from a folder that `save_pretrained` wrote, or from the hub by name.
 
-    Raises ValueError where there is none, where it is slow, or where it lacks one of the five special tokens.
+    Raises:
+        ValueError: no such tokenizer, no fast version, or one of the five special tokens is missing.
     """
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path and not Path(source).is_dir():
@@ -78,23 +87,25 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerFast:
             f"tokenizer {source!r}: neither 'scenes', nor a tokenizer folder, nor a hub name{near}: {first_line}"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"tokenizer {source!r} has no fast version (tokenizer.json); convert it first")
-    lacking = [kind for kind in ("pad", "unk", "cls", "sep", "mask") if getattr(tokenizer, f"{kind}_token") is None]
-    if lacking:
         raise ValueError(
-            f"tokenizer {source!r} has no {', '.join(lacking)} token; use one made for masked language models"
+            f"tokenizer {source!r} has no fast version (tokenizer.json); save it as a fast tokenizer first"
+        )
+    missing = [kind for kind in ("pad", "unk", "cls", "sep", "mask") if getattr(tokenizer, f"{kind}_token") is None]
+    if missing:
+        raise ValueError(
+            f"tokenizer {source!r} has no {', '.join(missing)} token; use one made for masked language models"
         )
     return tokenizer
 
 
 def is_word_start(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
-    """bool [V]: True where a token begins a word, False where it continues one (`##`); for whole-word masking."""
+    """Return bool [V], True for tokens that begin a word, False for continuations (`##`); for whole-word masking."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return np.array([not token.startswith("##") for token in tokens])  # [V]
 
 
 def base_tokens(characters: Sequence[str]) -> tuple[str, ...]:
-    """The special tokens, the characters, and the characters as `##` continuations."""
+    """Return the special tokens, the characters, and their `##` continuations."""
     return (*SPECIAL_TOKENS, *characters, *(f"##{char}" for char in characters))
 
 
@@ -102,8 +113,8 @@ def _normalizer() -> normalizers.Normalizer:
     return normalizers.BertNormalizer(lowercase=True)
 
 
-def tokenizer_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Numbers the distinct tokens in order and builds the Hugging Face tokenizer: [CLS] text [SEP]."""
+def build_tokenizer(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Build a Hugging Face tokenizer ([CLS] text [SEP]) from a vocabulary. Ids follow the order of distinct tokens."""
     ids = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     model = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARS))
     model.normalizer, model.pre_tokenizer = _normalizer(), pre_tokenizers.BertPreTokenizer()
@@ -113,11 +124,14 @@ def tokenizer_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def _captions(file: Path, split: str | None) -> Iterator[str]:
+    """Yield the cleaned captions of a pairs file or of a text file with one caption a line."""
     if file.is_dir() or file.suffix in _PAIR_SUFFIXES:
         texts = [caption for record in read_pairs(file, split) for caption in record.captions]
     else:
         try:
             texts = file.read_text("utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+            raise ValueError(
+                f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8"
+            ) from None
     return (clean_caption(text) for text in texts)

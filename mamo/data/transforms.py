@@ -1,9 +1,9 @@
-"""Image augmentation as pure functions of a numpy generator; uint8 in, uint8 out.
+"""Image augmentation as pure functions of a numpy generator, from uint8 to uint8.
 
-The recipe is ALBEF's: random resized crop (bicubic), an optional horizontal flip, and an optional RandAugment whose
-operations leave colours alone, because captions name them. Normalisation belongs to the device, not to the workers.
+The recipe is ALBEF's: random resized crop (bicubic), an optional horizontal flip, and an optional RandAugment without
+colour operations, because captions mention colours. Images are normalised on the device, not in the workers.
 
-Legend: H, W source height and width; h, w the target's.
+Legend: H, W height and width of the source, h, w of the target, in pixels.
 """
 
 import functools
@@ -28,8 +28,8 @@ RAND_AUGMENT_N = 2
 RAND_AUGMENT_PROBABILITY = 0.5
 
 
-def eval_transform(image: Tensor, image_size_px: tuple[int, int], rng: np.random.Generator | None = None) -> Tensor:
-    """Resizes uint8 [3, H, W] to uint8 [3, h, w] (bicubic, antialiased), no crop. `rng` is not used."""
+def eval_transform(image: Tensor, image_size_px: tuple[int, int]) -> Tensor:
+    """Resize uint8 [3, H, W] to uint8 [3, h, w] (bicubic, antialiased), without cropping."""
     size = list(image_size_px)
     resized: Tensor = F.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)  # [3, h, w]
     return resized
@@ -44,10 +44,15 @@ def train_transform(
     horizontal_flip: bool = False,
     rand_augment: bool = False,
 ) -> Tensor:
-    """Augments uint8 [3, H, W] to uint8 [3, h, w]; the same generator state always gives the same pixels.
+    """Augment uint8 [3, H, W] to uint8 [3, h, w]; a pure function of the arguments and the generator's state.
 
-    `min_crop_scale` is the smallest share of the area that a crop keeps (1 keeps all of it). `horizontal_flip` mirrors
-    half of the images: leave it off where captions say left or right.
+    Args:
+        image: the source.
+        image_size_px: (h, w).
+        rng: draws the augmentation.
+        min_crop_scale: smallest share of the area that a crop keeps; 1 disables cropping.
+        horizontal_flip: mirror half of the images. Do not use it if captions mention left or right.
+        rand_augment: apply `RAND_AUGMENT_N` random operations.
     """
     top, left, height, width = draw_crop(image.shape[-2], image.shape[-1], image_size_px, rng, min_crop_scale)
     image = F.resized_crop(
@@ -64,7 +69,7 @@ def train_transform(
 
 
 def train_transform_from(data: DataConfig) -> Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]:
-    """`train_transform` with a config's augmentation."""
+    """Return `train_transform` with the settings of `data.augmentation`."""
     augmentation = data.augmentation
     return functools.partial(
         train_transform,
@@ -77,11 +82,12 @@ def train_transform_from(data: DataConfig) -> Callable[[Tensor, tuple[int, int],
 def draw_crop(
     height: int, width: int, image_size_px: tuple[int, int], rng: np.random.Generator, min_scale: float
 ) -> tuple[int, int, int, int]:
-    """Draws (top, left, height, width) of a random resized crop within `height` x `width`.
+    """Draw (top, left, height, width) of a random resized crop within `height` x `width`.
 
-    As torchvision's RandomResizedCrop (area uniform in [min_scale, 1], log-uniform aspect ratio in 3/4 to 4/3, ten
-    tries, then a central crop), except that the aspect ratio is relative to the target's, so that a wide image for a
-    wide target is not squeezed; for a square target from a square image the two agree. `min_scale` 1 keeps everything.
+    The distribution is that of torchvision's RandomResizedCrop: area uniform in [min_scale, 1], aspect ratio
+    log-uniform in 3/4 to 4/3, ten tries, then a central crop. The one difference: the aspect ratio is relative to the
+    target's, so that a wide image for a wide target is not squeezed. With a square image and target the two agree.
+    `min_scale` 1 keeps the whole image.
     """
     if min_scale >= 1:
         return 0, 0, height, width
@@ -101,7 +107,7 @@ def draw_crop(
 
 
 def _affine(image: Tensor, degrees: float, shift: tuple[int, int], shear: tuple[float, float]) -> Tensor:
-    """`F.affine` with the nearest pixel, a sixth of its time: where each pixel comes from is worked out once a size."""
+    """Apply `F.affine` (nearest pixel) in a sixth of its time: source positions are computed once an image size."""
     source, is_outside = _sources(image.shape[-2], image.shape[-1], degrees, shift, shear)
     moved = image.flatten(1).gather(1, source.expand(image.shape[0], -1))  # [3, h * w]
     return moved.masked_fill_(is_outside, _FILL).view(image.shape)
@@ -111,9 +117,9 @@ def _affine(image: Tensor, degrees: float, shift: tuple[int, int], shear: tuple[
 def _sources(
     height: int, width: int, degrees: float, shift: tuple[int, int], shear: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Which pixel of an image `F.affine` puts at each place, int64 [h * w], and bool [h * w] where there is none.
+    """Return the source pixel of each target pixel of `F.affine`, int64 [h * w], and bool [h * w], True for no source.
 
-    Found by moving an image whose pixels hold their own numbers; float32 holds them exactly up to 2**24.
+    They are found by transforming an image of pixel numbers. float32 represents these exactly up to 2**24.
     """
     assert height * width < 2**24
     numbers = torch.arange(height * width, dtype=torch.float32).view(1, height, width)
@@ -122,13 +128,15 @@ def _sources(
 
 
 def _sharpen(image: Tensor) -> Tensor:
-    """`F.adjust_sharpness`, a quarter of its time: the 3 x 3 mean as a sum of whole numbers, not as a convolution."""
+    """Apply `F.adjust_sharpness` in a quarter of its time: the 3 x 3 mean is an integer sum, not a convolution."""
     if min(image.shape[-2:]) <= 2:
         return image
     small = image.to(torch.int16)
     rows = small[:, :-2] + small[:, 1:-1] + small[:, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * small[:, 1:-1, 1:-1]  # weights 1, in the middle 5
-    blurred = (total.float() / 13).round_()  # an odd divisor: no sum lies half-way between two numbers
+    total = (
+        rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * small[:, 1:-1, 1:-1]
+    )  # weights 1, and 5 at the centre
+    blurred = (total.float() / 13).round_()  # no ties, because the divisor is odd
     sharp = image.float()
     middle = sharp[:, 1:-1, 1:-1]
     middle.add_(blurred.sub_(middle), alpha=1 - _ENHANCE_FACTOR)

@@ -1,4 +1,4 @@
-"""Two looks at pairs or records before anything is trained: `validate` reads the rows, `check` decodes every image."""
+"""Validation of pairs and records before training: `validate_*` reads all rows, `check_*` decodes all images."""
 
 import statistics
 from collections import Counter
@@ -21,25 +21,25 @@ _MAX_LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Images named by a file, those that decode, and why the others do not (each named)."""
+    """Number of images in a file, number that decode, and one line for each problem."""
 
     expected: int
     found: int
     unreadable: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report: expected / found / unreadable, then each unreadable image."""
+        """Format the report: the counts, then one line for each unreadable image or bad box."""
         counts = f"images: expected {self.expected}, found {self.found}, unreadable {len(self.unreadable)}"
         return [counts, *self.unreadable]
 
     @property
     def is_complete(self) -> bool:
-        """Whether every image decodes."""
+        """Return whether all images decode and all boxes are inside."""
         return not self.unreadable
 
 
 def validate_pairs(path: Path, split: str | None = None) -> list[str]:
-    """Reads every row and returns a report with warnings. Raises ValueError, naming line and field, for a bad row."""
+    """Read all pairs and return a report with warnings. Raises ValueError with line and field of bad rows."""
     records = read_pairs(path, split)
     words = [len(caption.split()) for record in records for caption in record.captions]
     report = [
@@ -53,7 +53,7 @@ def validate_pairs(path: Path, split: str | None = None) -> list[str]:
 
 
 def check_pairs(path: Path, split: str | None = None) -> CheckReport:
-    """Decodes every distinct image once. Raises ValueError for a bad row; unreadable images are in the report."""
+    """Decode each distinct image once; unreadable images are in the report. Raises ValueError for bad rows."""
     images = {str(record.image): record.image for record in read_pairs(path, split)}
     unreadable = []
     for image in tqdm(images.values(), desc="check", unit="image", disable=None):
@@ -65,17 +65,17 @@ def check_pairs(path: Path, split: str | None = None) -> CheckReport:
 
 
 def validate_records(path: Path, task: TaskName) -> list[str]:
-    """Reads every record of a task and returns a report. Raises ValueError, naming line and field, for a bad one."""
+    """Read all records of a task and return a report. Raises ValueError with line and field of bad rows."""
     records: list[Any] = read_task_records(path, TASK_RECORDS[task])
     names = {name for record in records for name in image_names(record)}
     return [f"{path}: valid", f"{task} records: {len(records)}", f"images: {len(names)}"]
 
 
 def check_records(path: Path, task: TaskName) -> CheckReport:
-    """Decodes every distinct image once, and holds every box against it; what is wrong is in the report by record."""
+    """Decode each distinct image once and check that boxes are inside; problems are in the report by record."""
     records, load = file_records([str(path)], TASK_RECORDS[task])
     sizes: dict[str, tuple[int, int] | None] = {}
-    wrong = []
+    problems = []
     for record in tqdm(records, desc="check", unit="record", disable=None):
         for name in image_names(record):
             if name not in sizes:
@@ -84,28 +84,29 @@ def check_records(path: Path, task: TaskName) -> CheckReport:
                     sizes[name] = (width, height)
                 except BadSampleError as error:
                     sizes[name] = None
-                    wrong.append(f"{record.key} {getattr(record, record.key)}: {error}")
+                    problems.append(f"{record.key} {getattr(record, record.key)}: {error}")
             size = sizes[name]
             if size is not None and isinstance(record, GroundingRecord):
-                wrong += boxes_outside(record, *size)
+                problems += boxes_outside(record, *size)
     n_unreadable = sum(size is None for size in sizes.values())
-    return CheckReport(len(sizes), len(sizes) - n_unreadable, tuple(wrong))
+    return CheckReport(len(sizes), len(sizes) - n_unreadable, tuple(problems))
 
 
 def _warnings(records: Sequence[PairRecord]) -> list[str]:
+    """Return warnings about repeated pairs, empty captions and long captions."""
     pairs = Counter((str(record.image), caption) for record in records for caption in record.captions)
     first_line: dict[tuple[str, str], str] = {}
     repeated, empty, long = [], [], []
     for record in records:
-        place = f"{record.source}:{record.line}"
+        location = f"{record.source}:{record.line}"
         for caption in record.captions:
             key = (str(record.image), caption)
-            if pairs[key] > 1 and first_line.setdefault(key, place) != place:
-                repeated.append(f"{place} (first at {first_line[key]})")
+            if pairs[key] > 1 and first_line.setdefault(key, location) != location:
+                repeated.append(f"{location} (first at {first_line[key]})")
             if not clean_caption(caption):
-                empty.append(place)
+                empty.append(location)
             elif len(caption) > MAX_CAPTION_CHARS:
-                long.append(place)
+                long.append(location)
     return [
         *_warning(repeated, "repeat an image with the same caption"),
         *_warning(empty, "have an empty caption (the bad-sample policy decides)"),
@@ -113,8 +114,9 @@ def _warnings(records: Sequence[PairRecord]) -> list[str]:
     ]
 
 
-def _warning(places: list[str], text: str) -> list[str]:
-    if not places:
+def _warning(locations: list[str], text: str) -> list[str]:
+    """Return one warning with the first locations, or none."""
+    if not locations:
         return []
-    more = ", ..." if len(places) > _MAX_LISTED else ""
-    return [f"warning: {len(places)} rows {text}: {', '.join(places[:_MAX_LISTED])}{more}"]
+    more = ", ..." if len(locations) > _MAX_LISTED else ""
+    return [f"warning: {len(locations)} rows {text}: {', '.join(locations[:_MAX_LISTED])}{more}"]

@@ -232,7 +232,7 @@ class Model(ModelHubMixin):
         joined = [tokenizer.cls_token_id, *ids[0]]
         for part in ids[1:]:
             joined += [tokenizer.mask_token_id, *part]
-        self.processor.tell_of_cut(len(joined) + 1)
+        self.processor.warn_if_truncated(len(joined) + 1)
         joined = [*joined[: limit - 1], tokenizer.sep_token_id]
         slots = [k for k, token in enumerate(joined) if token == tokenizer.mask_token_id]
         if not slots:

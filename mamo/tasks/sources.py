@@ -39,7 +39,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 def record_dataset(records: list[Record], load_image: LoadImage, data: DataConfig) -> RecordDataset[Record]:
     """The training records of a config as samples; files are augmented, scenes are not."""
     if data.source == "scenes":
-        return RecordDataset(records, load_image, data.image_size, on_bad=data.bad_samples.policy)
+        return RecordDataset(records, load_image, data.image_size, on_bad=data.bad_samples.policy, name="scenes")
     return RecordDataset(
         records,
         load_image,

@@ -1,1 +1,1 @@
-"""The embedded world: scenes drawn on demand, with captions, questions and statements about them."""
+"""The embedded world: synthetic scenes rendered on demand, with captions, questions and statements."""

@@ -1,4 +1,4 @@
-"""The embedded world as data sets of samples."""
+"""The embedded world as a data set of image-text pairs."""
 
 import bisect
 import itertools
@@ -14,15 +14,15 @@ from mamo.world.minimal_pairs import distinguishing_caption, training_scene
 from mamo.world.scene import WORLD_SEED, SceneWorld, Split
 
 CAPTION_SHARES = (0.35, 0.35, 0.1, 0.1, 0.1)
-"""How often each of a scene's five captions is drawn: mostly one of the two full descriptions, since many of the three
-others are true of many scenes and so teach little about this one."""
+"""Probability of each of a scene's five captions. The two full descriptions dominate: the others are often true of many
+scenes, so they carry little information about this one."""
 
 
 class ScenePairs:
-    """The embedded world as image-text pairs; each scene has five captions, one is drawn.
+    """Image-text pairs of the embedded world. Each scene has five captions; each load draws one.
 
-    Training scenes come in pairs, half of them twins that differ in one thing (`mamo.world.minimal_pairs`). The first ones show
-    few objects, as `data.curriculum_scenes` says.
+    Training scenes come in pairs. Half of these are minimal pairs (`mamo.world.minimal_pairs`). The first scenes have
+    few objects, see `data.curriculum_scenes`. With `identifying` the text is `identifying_caption`.
     """
 
     group_size = 2
@@ -38,29 +38,29 @@ class ScenePairs:
     def __len__(self) -> int:
         return self.n_scenes
 
-    def identity(self) -> Iterator[str]:
-        """The parameters of the world."""
+    def fingerprint_items(self) -> Iterator[str]:
+        """Yield the texts of the data fingerprint: the parameters of the world."""
         yield f"scenes {self.world.difficulty} {self.n_scenes} {self.image_size_px}"
         yield from (f"stage to {end}" for end in self.stage_ends)
 
     def dataset_names(self) -> list[str]:
-        """The embedded world."""
+        """Return the name of the embedded world."""
         return ["scenes"]
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """Draw scene `index` and one of its captions (or its identifying caption)."""
-        scene, twin = self.world.scene(self.split, index), None
+        """Render scene `index` and choose one of its captions, with `rng`."""
+        scene, counterpart = self.world.scene(self.split, index), None
         if self.split == "train":
             stage = bisect.bisect_right(self.stage_ends, index)
             most_objects = stage + 1 if stage < len(self.stage_ends) else None
-            scene, twin = training_scene(self.world, self.split, index, most_objects)
+            scene, counterpart = training_scene(self.world, self.split, index, most_objects)
         if self.identifying:
             text = captions.identifying_caption(scene).text
-        elif twin is None:
+        elif counterpart is None:
             text = captions.caption(scene, int(rng.choice(captions.N_CAPTIONS, p=CAPTION_SHARES))).text
         else:
             order = rng.choice(captions.N_CAPTIONS, size=captions.N_CAPTIONS, replace=False, p=CAPTION_SHARES)
-            text = distinguishing_caption(scene, twin, order.tolist())
+            text = distinguishing_caption(scene, counterpart, order.tolist())
         image = rendering.render(scene, self.image_size_px)  # [H, W, 3]
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),

@@ -1,6 +1,6 @@
-"""The embedded data set on disk: as JPEG files with JSON Lines, or in the official files of four public data sets.
+"""Export of the embedded world: JPEG files with JSON Lines, or the official file layout of three public data sets.
 
-The official files make the readers and builders of public data run on as many records as wanted, without a download.
+The official layouts exercise the readers and builders of public data without a download.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from mamo.data.pairs_reader import write_json_lines
-from mamo.world.captions import captions
+from mamo.world.captions import all_captions
 from mamo.world.questions import question
 from mamo.world.referring import expressions
 from mamo.world.rendering import render
@@ -29,12 +29,15 @@ _REFCOCO_SPLITS = {"train": "train", "val": "val", "test": "testA"}
 def export_scenes(
     world: SceneWorld, split: Split, n: int, image_size_px: tuple[int, int], to: Path, layout: Layout = "pairs"
 ) -> Path:
-    """Writes `n` records of a split (pairs: scenes; else: questions, statements, expressions) and their pictures.
+    """Write the first `n` records of a split and their images into the folder `to`; existing files are overwritten.
 
-    Returns the file to go on with: `pairs.jsonl`, or the folder for `data.py build LAYOUT --from`. Files of an earlier
-    export into the same folder are overwritten.
+    A record is a scene (layout `pairs`), a question (`vqa2`), a statement (`nlvr2`) or an expression (`refcoco`).
 
-    Raises ValueError for a count or side below 1.
+    Returns:
+        The path to use next: `pairs.jsonl`, or the folder for `data.py build LAYOUT --from`.
+
+    Raises:
+        ValueError: `n` or a side of the image is below 1.
     """
     if n < 1 or min(image_size_px) < 1:
         raise ValueError(f"count and image size must be at least 1, got {n} and {image_size_px}")
@@ -44,31 +47,32 @@ def export_scenes(
 
 
 def _pairs(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+    """Write JSON Lines with the five captions of each scene, and one JPEG file a scene."""
     rows = []
     for index in range(n):
         name = f"images/{split}-{index:07d}.jpg"
         _save(world, split, index, size, to / name)
-        texts = [caption.text for caption in captions(world.scene(split, index))]
-        identity = f"scenes-{world.difficulty}-{world.seed}-{split}-{index}"
-        rows.append({"image": name, "caption": texts, "image_id": identity})
+        texts = [caption.text for caption in all_captions(world.scene(split, index))]
+        image_id = f"scenes-{world.difficulty}-{world.seed}-{split}-{index}"
+        rows.append({"image": name, "caption": texts, "image_id": image_id})
     write_json_lines(to / "pairs.jsonl", rows)
     return to / "pairs.jsonl"
 
 
 def _vqa2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
-    """Questions and annotations as two JSON files; the test split, as the official one, without annotations."""
+    """Write questions and annotations as two JSON files. As in the release, the test split has no annotations."""
     name = _VQA_SPLITS[split]
     questions, annotations = [], []
     for index in range(n):
-        asked = question(world, split, index)
+        item = question(world, split, index)
         _save(world, split, index, size, to / name / f"COCO_{name}_{index:012d}.jpg")
-        identity = {"image_id": index, "question_id": 1000 * index}
-        questions.append({**identity, "question": asked.text})
+        ids = {"image_id": index, "question_id": 1000 * index}
+        questions.append({**ids, "question": item.text})
         answers = [
-            {"answer": answer, "answer_confidence": "yes", "answer_id": k} for k, answer in enumerate(asked.answers, 1)
+            {"answer": answer, "answer_confidence": "yes", "answer_id": k} for k, answer in enumerate(item.answers, 1)
         ]
-        types = {"question_type": asked.kind, "answer_type": asked.answer_type}
-        annotations.append({**identity, **types, "multiple_choice_answer": asked.answer, "answers": answers})
+        types = {"question_type": item.kind, "answer_type": item.answer_type}
+        annotations.append({**ids, **types, "multiple_choice_answer": item.answer, "answers": answers})
     _write_json(to / f"v2_OpenEnded_mscoco_{name}_questions.json", {"questions": questions})
     if split != "test":
         _write_json(to / f"v2_mscoco_{name}_annotations.json", {"annotations": annotations})
@@ -76,7 +80,7 @@ def _vqa2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Pa
 
 
 def _nlvr2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
-    """JSON Lines, and two PNG files a pair."""
+    """Write JSON Lines, and two PNG files a pair of images."""
     name = _NLVR2_SPLITS[split]
     rows = []
     for item in pair_statements(world, split, n):
@@ -92,7 +96,7 @@ def _nlvr2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: P
 
 
 def _refcoco(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
-    """References as a pickle of plain values, boxes as COCO instances, proposals as ALBEF's detections."""
+    """Write references as a pickle of plain values, boxes as COCO instances, proposals in ALBEF's detection format."""
     refs, images, annotations, proposals = [], [], [], {}
     for number, item in enumerate(expressions(world, n, size, split)):
         file = f"COCO_train2014_{item.scene_index:012d}.jpg"
@@ -115,7 +119,7 @@ def _save(world: SceneWorld, split: Split, index: int, size: tuple[int, int], fi
     picture = Image.fromarray(render(world.scene(split, index), size))
     if file.suffix == ".png":
         picture.save(file)
-    else:  # 4:4:4: halving the colour resolution would smear small objects into each other
+    else:  # 4:4:4, because chroma subsampling would blur small objects
         picture.save(file, quality=_JPEG_QUALITY, subsampling=0)
 
 

@@ -1,15 +1,15 @@
-"""Captions of the embedded data set: what is said of a scene, which words mean which object, and whether it is true.
+"""Grammar of the captions: meaning, truth and wording, with the objects that each phrase refers to.
 
-A caption is written from a `Draft`: a `Statement`, which is the meaning, and a template, which is the wording. The
-statement alone decides truth, so a draft with one fact changed is a foil of the same wording.
+A caption is written from a `Draft`: a `Statement` (the meaning) and a template (the wording). Truth depends only on
+the statement, so a draft with one changed fact is a foil with the same wording.
 
 Meaning of the words:
-- "a small red circle" claims an object with these attributes; two such phrases of a caption mean two objects;
+- "a small red circle" claims an object with these attributes; two such phrases in a caption refer to two objects;
 - "left of", "right of", "above" and "below" compare the centres along one axis, at least `RELATION_MARGIN` apart;
 - "larger than" and "smaller than" compare size words, never radii within one size;
-- "in the northwest" means the cell of the grid in which an object's centre stands, "left of the centre" that this cell
-  is left of the middle column;
-- every count is exact: "two red circles" is false where there are three.
+- "in the northwest" is the grid cell that contains an object's centre; "left of the centre" means that this cell is
+  left of the middle column;
+- every count is exact: "two red circles" is false if there are three.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ RELATION_MARGIN = 0.13  # fraction of the image side
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 SIZE_WORDS = {"small": ("small", "little"), "medium": ("medium", "medium"), "large": ("large", "big")}
-NOUNS = ("shape", "object")  # for "any shape"
-PLACES = (  # the cells of the grid in which objects stand, row by row; none of these words is also a relation's
+NOUNS = ("shape", "object")  # if the shape is not mentioned
+PLACES = (  # cells of the grid, row by row; no relation uses these words
     ("northwest", "north", "northeast"),
     ("west", "centre", "east"),
     ("southwest", "south", "southeast"),
 )
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-RELATION_WORDINGS: dict[str, tuple[str, ...]] = {  # opposites differ by one word at the same position of the tuple
+RELATION_WORDINGS: dict[str, tuple[str, ...]] = {  # at the same index, opposites differ by one word
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
     "above": ("above", "higher than"),
@@ -42,7 +42,7 @@ RELATION_WORDINGS: dict[str, tuple[str, ...]] = {  # opposites differ by one wor
 
 
 def plural(noun: str) -> str:
-    """The plural of one of our nouns."""
+    """Return the plural of a noun of the vocabulary."""
     return noun + ("es" if noun[-1] == "s" else "s")
 
 
@@ -59,7 +59,7 @@ WORD_CLASSES: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """The characters `start` to `end` (exclusive) of a caption, and the indices of the objects that they mean."""
+    """Characters `start` to `end` (exclusive) of a caption, and the indices of the objects they refer to."""
 
     start: int
     end: int
@@ -76,7 +76,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is said of an object; an empty attribute is not said. `place` is one of `PLACES` or of `sides_of`."""
+    """Attributes of an object; an empty one is not mentioned. `place` is a word of `PLACES` or `sides_of`."""
 
     shape: str = ""
     colour: str = ""
@@ -84,20 +84,20 @@ class Description:
     pattern: str = ""
     place: str = ""
 
-    def fits(self, thing: SceneObject) -> bool:
-        """Whether all that is said is true of `thing`."""
+    def matches(self, obj: SceneObject) -> bool:
+        """Return whether `obj` has all mentioned attributes."""
         return (
-            self.shape in ("", thing.shape)
-            and self.colour in ("", thing.colour)
-            and self.size in ("", thing.size)
-            and self.pattern in ("", thing.pattern)
-            and self.place in ("", place_of(thing), *sides_of(thing))
+            self.shape in ("", obj.shape)
+            and self.colour in ("", obj.colour)
+            and self.size in ("", obj.size)
+            and self.pattern in ("", obj.pattern)
+            and self.place in ("", place_of(obj), *sides_of(obj))
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """`kind`, a key of `RELATION_WORDINGS`, holds from mention `first` to mention `second`; `wording` is its style."""
+    """Relation `kind` (a key of `RELATION_WORDINGS`) from mention `first` to mention `second`, in wording `wording`."""
 
     kind: str
     first: int
@@ -107,15 +107,15 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Exactly `number` objects of the scene fit `what`."""
+    """Claim that exactly `number` objects of the scene match `description`."""
 
-    what: Description
+    description: Description
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A caption's meaning: distinct objects fit `mentions` and stand in `relations`, and all `counts` are exact."""
+    """Meaning of a caption: distinct objects match `mentions`, with these `relations`, and all `counts` are exact."""
 
     mentions: tuple[Description, ...] = ()
     relations: tuple[Relation, ...] = ()
@@ -124,13 +124,13 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A caption before it is written.
+    """Input of `write`: meaning, wording and synonyms of a caption.
 
-    `template` is text between references, each a letter and an index: `{m0}` a mention, `{r0}` a relation, `{c0}` a
-    count ("two red circles"), `{p0}` a count as a part of a total ("two of them red"), `{g0}` and `{n0}` its halves
-    apart ("red circles", "two"). `referents` are the indices of the objects that the mentions mean. `size_style`
-    (0 or 1, into `SIZE_WORDS`) and `noun_style` (into `NOUNS`, and into `RELATION_WORDINGS` for a side of the centre)
-    choose synonyms.
+    `template` is text with references, each a letter and an index: `{m0}` a mention, `{r0}` a relation, `{c0}` a
+    count ("two red circles"), `{p0}` a count as part of a total ("two of them red"), `{g0}` and `{n0}` the group and
+    the number of a count ("red circles", "two"). `referents` are the indices of the objects that the mentions refer
+    to. `size_style` (0 or 1) indexes `SIZE_WORDS`. `noun_style` (0 or 1) indexes `NOUNS`, and `RELATION_WORDINGS` for
+    a side of the centre.
     """
 
     statement: Statement
@@ -140,19 +140,19 @@ class Draft:
     noun_style: int
 
 
-def place_of(thing: SceneObject) -> str:
-    """The word of `PLACES` for the cell in which the object's centre stands."""
-    return PLACES[int(thing.centre_y * CELLS)][int(thing.centre_x * CELLS)]
+def place_of(obj: SceneObject) -> str:
+    """Return the word of `PLACES` for the cell that contains the object's centre."""
+    return PLACES[int(obj.centre_y * CELLS)][int(obj.centre_x * CELLS)]
 
 
-def sides_of(thing: SceneObject) -> list[str]:
-    """Where the object's cell lies of the middle one, as kinds of relations: "left", "above", both, or none."""
-    column, row = (int(centre * CELLS) - CELLS // 2 for centre in (thing.centre_x, thing.centre_y))
+def sides_of(obj: SceneObject) -> list[str]:
+    """Return the relations of the object's cell to the middle one: "left" or "right", "above" or "below", or none."""
+    column, row = (int(centre * CELLS) - CELLS // 2 for centre in (obj.centre_x, obj.centre_y))
     return ["left" if column < 0 else "right"] * (column != 0) + ["above" if row < 0 else "below"] * (row != 0)
 
 
 def relation_holds(kind: str, a: SceneObject, b: SceneObject, margin: float = RELATION_MARGIN) -> bool:
-    """Whether `a` stands in relation `kind` to `b`; `margin` is the least distance along the axis, in image sides."""
+    """Return whether `kind` holds from `a` to `b`. `margin` is the least distance along the axis, in image sides."""
     if kind == "left":
         return b.centre_x - a.centre_x > margin
     if kind == "right":
@@ -170,18 +170,18 @@ def relation_holds(kind: str, a: SceneObject, b: SceneObject, margin: float = RE
 
 
 def is_true(statement: Statement, objects: Sequence[SceneObject], margin: float = RELATION_MARGIN) -> bool:
-    """Whether `statement` is true of a scene with these objects.
+    """Return whether `statement` is true of a scene with these objects.
 
-    With `margin=0.0` every relation holds that is true by the slightest distance: what is false then is false by any
-    reading, which is how foils are verified.
+    With `margin=0.0` any positive distance makes a relation true. Foils are verified so: a statement that is false then
+    is false under any reading.
     """
-    if any(sum(count.what.fits(thing) for thing in objects) != count.number for count in statement.counts):
+    if any(sum(count.description.matches(obj) for obj in objects) != count.number for count in statement.counts):
         return False
     return _assign(statement, objects, (), margin)
 
 
 def _assign(statement: Statement, objects: Sequence[SceneObject], taken: tuple[int, ...], margin: float) -> bool:
-    """Whether the mentions from `len(taken)` on find objects, given the objects `taken` by those before."""
+    """Assign distinct objects to the mentions after the first `len(taken)`; return whether this is possible."""
     if any(
         not relation_holds(relation.kind, objects[taken[relation.first]], objects[taken[relation.second]], margin)
         for relation in statement.relations
@@ -193,13 +193,13 @@ def _assign(statement: Statement, objects: Sequence[SceneObject], taken: tuple[i
     mention = statement.mentions[len(taken)]
     return any(
         _assign(statement, objects, (*taken, i), margin)
-        for i, thing in enumerate(objects)
-        if i not in taken and mention.fits(thing)
+        for i, obj in enumerate(objects)
+        if i not in taken and mention.matches(obj)
     )
 
 
 def write(draft: Draft, objects: Sequence[SceneObject]) -> Caption:
-    """The draft's text, with the phrases' spans; `objects` are the scene's."""
+    """Write the draft as text with the span of each phrase. `objects` are those of the scene."""
     text = ""
     phrases: list[Phrase] = []
     for piece in draft.template.split():
@@ -221,8 +221,8 @@ def write(draft: Draft, objects: Sequence[SceneObject]) -> Caption:
             count = draft.statement.counts[index]
             text += _count_phrase(draft, kind, count)
             if kind != "n":
-                meant = tuple(i for i, thing in enumerate(objects) if count.what.fits(thing))
-                phrases.append(Phrase(start, len(text), meant))
+                referents = tuple(i for i, obj in enumerate(objects) if count.description.matches(obj))
+                phrases.append(Phrase(start, len(text), referents))
         text += tail
     return Caption(text, tuple(phrases))
 
@@ -232,35 +232,35 @@ def _count_phrase(draft: Draft, kind: str, count: Count) -> str:
     if kind == "n":
         return number
     if kind == "p":
-        return f"{number} of them {_adjectives(count.what, draft.size_style)}"
-    phrase = noun_phrase(count.what, kind == "g" or count.number > 1, draft.size_style, draft.noun_style)
+        return f"{number} of them {_adjectives(count.description, draft.size_style)}"
+    phrase = noun_phrase(count.description, kind == "g" or count.number > 1, draft.size_style, draft.noun_style)
     return phrase if kind == "g" else f"{number} {phrase}"
 
 
-def noun_phrase(what: Description, many: bool = False, size_style: int = 0, noun_style: int = 1) -> str:
-    """Adjectives, a noun and the place, where they are said, without an article: "small red circle in the north".
+def noun_phrase(description: Description, many: bool = False, size_style: int = 0, noun_style: int = 1) -> str:
+    """Write a description without an article: "small red circle in the north".
 
-    The styles are those of `Draft`.
+    Attributes that are not mentioned are omitted. `many` selects the plural. The styles are those of `Draft`.
     """
-    noun = what.shape or NOUNS[noun_style]
+    noun = description.shape or NOUNS[noun_style]
     where = ""
-    if what.place:
-        sides = RELATION_WORDINGS.get(what.place)
-        where = f" {sides[noun_style]} the centre" if sides else f" in the {what.place}"
-    return f"{_adjectives(what, size_style)} {plural(noun) if many else noun}{where}".strip()
+    if description.place:
+        sides = RELATION_WORDINGS.get(description.place)
+        where = f" {sides[noun_style]} the centre" if sides else f" in the {description.place}"
+    return f"{_adjectives(description, size_style)} {plural(noun) if many else noun}{where}".strip()
 
 
-def _adjectives(what: Description, size_style: int) -> str:
-    size = SIZE_WORDS[what.size][size_style] if what.size else ""
-    return " ".join(word for word in (size, what.pattern, what.colour) if word)
+def _adjectives(description: Description, size_style: int) -> str:
+    size = SIZE_WORDS[description.size][size_style] if description.size else ""
+    return " ".join(word for word in (size, description.pattern, description.colour) if word)
 
 
-def describe(scene: Scene, thing: SceneObject) -> Description:
-    """All that is worth saying of how one of the scene's objects looks."""
-    pattern = thing.pattern if scene.difficulty == "full" else ""  # all are solid in `easy`
-    return Description(thing.shape, thing.colour, thing.size, pattern)
+def describe(scene: Scene, obj: SceneObject) -> Description:
+    """Return all attributes of an object of the scene except its place; the pattern only in the full world."""
+    pattern = obj.pattern if scene.difficulty == "full" else ""  # in `easy` all are solid
+    return Description(obj.shape, obj.colour, obj.size, pattern)
 
 
-def only(what: Description, *aspects: str) -> Description:
-    """`what` with these attributes alone."""
-    return Description(**{aspect: getattr(what, aspect) for aspect in aspects})
+def keep_attributes(description: Description, *aspects: str) -> Description:
+    """Return `description` reduced to the attributes `aspects`."""
+    return Description(**{aspect: getattr(description, aspect) for aspect in aspects})

@@ -1,13 +1,12 @@
-"""The embedded catalogue: listings of items, and pairs of listings that are of the same item or a near miss.
+"""Listings of items, and pairs of listings: of the same item, or of an item and its near miss.
 
-An item is what a scene shows: its objects' shapes, colours, sizes and patterns. A listing is a picture of the item and
-a text of its attributes. The picture is taken anew for each listing: another background, other angles, other noise, at
-times mirrored. The text names the objects in random order and leaves some attributes out. Either may be
-missing, or wrong: a wrong one is that of the pair's other item, which differs in one attribute of one object.
+An item is the content of a scene: shapes, colours, sizes and patterns of its objects. A listing is an image of the item
+and a text of its attributes. Each listing renders the item again: another background, other angles, other noise, at
+times mirrored. The text mentions the objects in random order and omits some attributes. The image or the text may be
+missing or wrong. A wrong one belongs to the other item of the pair, which differs in one attribute of one object.
 
-A pair is a pure function of (difficulty, seed, split, index). Which split an item belongs to is decided by its content
-alone, so that no item, and no near miss of a pair, is in two splits: streams of random numbers that never meet would
-not see to that, since small items come up again by chance.
+A pair is a pure function of (difficulty, seed, split, index). The split of an item depends only on its content, so no
+item and no near miss is in two splits. Disjoint random streams would not guarantee this: small items repeat by chance.
 """
 
 import hashlib
@@ -16,30 +15,30 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mamo.world.grammar import Draft, Statement, describe, only, write
+from mamo.world.grammar import Draft, Statement, describe, keep_attributes, write
 from mamo.world.scene import MAX_ANGLE, Scene, SceneRng, SceneWorld, Split, near_duplicate
 
 MATCH_SHARE = 0.5
-"""How many pairs are of one item."""
+"""Share of the pairs that are of one item."""
 Fault = Literal["", "no image", "no text", "wrong image", "wrong text"]
 FAULT_SHARES: tuple[tuple[Fault, float], ...] = (
     ("no image", 0.1), ("no text", 0.1), ("wrong image", 0.05), ("wrong text", 0.05),
 )  # fmt: skip
-"""How many listings have a fault; none has two."""
-SAID_SHARE = 0.8
-"""How many attributes of an object a text gives; its shape or its colour is always there."""
+"""Share of the listings with each fault. No listing has two."""
+MENTION_SHARE = 0.8
+"""Probability that a text mentions an attribute. The shape or the colour of an object is always mentioned."""
 
-_SPLITS: tuple[Split, ...] = ("train", "train", "val", "test")  # an item belongs to one of four equal parts
-_ATTEMPTS_BITS = 20  # of a scene's index: which attempt at a pair
-_STREAM = 23  # of a scene's randomness; everything else uses lower ones
+_SPLITS: tuple[Split, ...] = ("train", "train", "val", "test")  # of four equal parts of all items
+_ATTEMPTS_BITS = 20  # of a scene index: number of the attempt to find a pair
+_STREAM = 23  # random stream of a scene
 
 Item = tuple[tuple[str, ...], ...]
-"""The sorted (shape, colour, size, pattern) of its objects."""
+"""Sorted (shape, colour, size, pattern) of the objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """`image` (to be rendered) and `text` are what is given, whichever item that shows; None and "" where missing."""
+    """A listing of `item`. `image` (a scene to render) and `text` may be of another item; None and "" if missing."""
 
     item: Item
     image: Scene | None
@@ -48,7 +47,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class ListingPair:
-    """Two listings, and whether they are of the same item."""
+    """Two listings; `is_match` if they are of the same item."""
 
     first: Listing
     second: Listing
@@ -56,78 +55,82 @@ class ListingPair:
 
 
 def item_of(scene: Scene) -> Item:
-    """What the scene shows, apart from where and before what."""
-    return tuple(sorted((thing.shape, thing.colour, thing.size, thing.pattern) for thing in scene.objects))
+    """Return the item of a scene: its objects without places, angles and background."""
+    return tuple(sorted((obj.shape, obj.colour, obj.size, obj.pattern) for obj in scene.objects))
 
 
 def split_of(item: Item) -> Split:
-    """The split that an item belongs to: half of all items are in "train", a quarter each in "val" and "test"."""
+    """Return the split of an item: "train" for half of all items, "val" and "test" for a quarter each."""
     digest = hashlib.blake2b(repr(item).encode(), digest_size=8).digest()
     return _SPLITS[int.from_bytes(digest, "big") % len(_SPLITS)]
 
 
 def listing_pair(world: SceneWorld, split: Split, index: int) -> ListingPair:
-    """Pair `index` of a split: an item, and a second listing of it or of its near miss, both items of the split.
+    """Return pair `index` of a split: a listing of an item, and one of the same item or of its near miss.
 
-    Raises ValueError for an unknown split and for an index outside 0 to 2**44 - 1.
+    Both items belong to the split.
+
+    Raises:
+        ValueError: the split is unknown or the index is outside 0 to 2**44 - 1.
     """
     if not 0 <= index < 2 ** (64 - _ATTEMPTS_BITS):
-        raise ValueError(f"catalogue: index {index} must lie between 0 and 2**{64 - _ATTEMPTS_BITS} - 1")
+        raise ValueError(f"listings: index {index} must be between 0 and 2**{64 - _ATTEMPTS_BITS} - 1")
     for attempt in itertools.count():
         scene = world.scene(split, index << _ATTEMPTS_BITS | attempt)
         miss = near_duplicate(scene)
         if split_of(item_of(scene)) == split_of(item_of(miss)) == split:
             break
-    draws = scene.draws(_STREAM)
-    is_match = draws.uniform() < MATCH_SHARE
+    rng = scene.rng(_STREAM)
+    is_match = rng.uniform() < MATCH_SHARE
     backgrounds = [world.scene(split, (index << _ATTEMPTS_BITS) + 2 ** (_ATTEMPTS_BITS - 1) + k) for k in range(2)]
-    first = _listing(scene, miss, backgrounds[0], draws)
-    second = _listing(scene, miss, backgrounds[1], draws) if is_match else _listing(miss, scene, backgrounds[1], draws)
+    first = _listing(scene, miss, backgrounds[0], rng)
+    second = _listing(scene, miss, backgrounds[1], rng) if is_match else _listing(miss, scene, backgrounds[1], rng)
     return ListingPair(first, second, is_match)
 
 
-def _listing(scene: Scene, other: Scene, before: Scene, draws: SceneRng) -> Listing:
-    """A listing of the scene's item; where something is wrong, it is the other scene's."""
-    fault = _fault(draws)
-    image = _photograph(other if fault == "wrong image" else scene, before, draws)
-    text = _attributes(other if fault == "wrong text" else scene, draws)
+def _listing(scene: Scene, other: Scene, background: Scene, rng: SceneRng) -> Listing:
+    """Draw a listing of the item of `scene`. A wrong image or text is that of `other`."""
+    fault = _fault(rng)
+    image = _photograph(other if fault == "wrong image" else scene, background, rng)
+    text = _attributes(other if fault == "wrong text" else scene, rng)
     return Listing(item_of(scene), None if fault == "no image" else image, "" if fault == "no text" else text)
 
 
-def _fault(draws: SceneRng) -> Fault:
-    fate = draws.uniform()
+def _fault(rng: SceneRng) -> Fault:
+    """Draw a fault with the probabilities `FAULT_SHARES`; "" for none."""
+    u = rng.uniform()
     for fault, share in FAULT_SHARES:
-        if fate < share:
+        if u < share:
             return fault
-        fate -= share
+        u -= share
     return ""
 
 
-def _photograph(scene: Scene, before: Scene, draws: SceneRng) -> Scene:
-    """The scene's objects at new angles before another scene's background and noise, half of the time mirrored."""
-    is_mirrored, limit = draws.uniform() < 0.5, MAX_ANGLE[scene.difficulty]
-    things = (
+def _photograph(scene: Scene, background: Scene, rng: SceneRng) -> Scene:
+    """Return the objects at new angles, half of the time mirrored, on the background and noise of another scene."""
+    is_mirrored, limit = rng.uniform() < 0.5, MAX_ANGLE[scene.difficulty]
+    objs = (
         replace(
-            thing,
-            centre_x=1 - thing.centre_x if is_mirrored else thing.centre_x,
-            angle=math.copysign(draws.uniform(0, limit), draws.uniform(-1, 1)),
+            obj,
+            centre_x=1 - obj.centre_x if is_mirrored else obj.centre_x,
+            angle=math.copysign(rng.uniform(0, limit), rng.uniform(-1, 1)),
         )
-        for thing in scene.objects
+        for obj in scene.objects
     )
-    return replace(before, objects=tuple(things))
+    return replace(background, objects=tuple(objs))
 
 
-def _attributes(scene: Scene, draws: SceneRng) -> str:
-    """ "a small red circle, a blue ring": the objects in random order, with most of their attributes."""
-    order = draws.shuffled(len(scene.objects))
+def _attributes(scene: Scene, rng: SceneRng) -> str:
+    """Write the objects in random order with most of their attributes: "a small red circle, a blue ring"."""
+    order = rng.permutation(len(scene.objects))
     mentions = []
     for k in order:
-        what = describe(scene, scene.objects[k])
+        description = describe(scene, scene.objects[k])
         names = ("size", "pattern", "colour", "shape")
-        said = [name for name in names if getattr(what, name) and draws.uniform() < SAID_SHARE]
-        if not {"colour", "shape"} & {*said}:
-            said.append(draws.pick(("colour", "shape")))
-        mentions.append(only(what, *said))
+        mentioned = [name for name in names if getattr(description, name) and rng.uniform() < MENTION_SHARE]
+        if not {"colour", "shape"} & {*mentioned}:
+            mentioned.append(rng.choice(("colour", "shape")))
+        mentions.append(keep_attributes(description, *mentioned))
     template = ", ".join(f"{{m{k}}}" for k in range(len(mentions)))
-    draft = Draft(Statement(tuple(mentions)), template, tuple(order), int(draws.uniform() * 2), 0)
+    draft = Draft(Statement(tuple(mentions)), template, tuple(order), int(rng.uniform() * 2), 0)
     return write(draft, scene.objects).text

@@ -1,10 +1,10 @@
-"""Masked words of captions: which word is asked for, and which answers are right."""
+"""Masked words of captions: the word to predict and its right answers."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mamo.world.captions import N_CAPTIONS, caption_draft
+from mamo.world.captions import COUNTING, N_CAPTIONS, caption_draft
 from mamo.world.grammar import (
     NUMBERS,
     OPPOSITE,
@@ -17,20 +17,15 @@ from mamo.world.grammar import (
     is_true,
     write,
 )
-from mamo.world.scene import COLOURS, PATTERNS, SHAPES, SIZES, Difficulty, Scene, SceneWorld, Split
+from mamo.world.scene import Difficulty, Scene, SceneWorld, Split, attribute_values
 
-_STREAM = 17  # of the scene's randomness; captions and probes use lower ones
-
-
-_ADJECTIVES = ("size", "pattern", "colour")  # in the order in which the grammar writes them
-
-
-_COUNTING = 3  # the caption that counts
+_STREAM = 17  # random stream of the scene
+_ADJECTIVES = ("size", "pattern", "colour")  # in the order of the grammar
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedWord:
-    """The word of `word_class` at characters `start` to `end` of `caption`; each of `answers` is right."""
+    """A word of `word_class`, characters `start` to `end` of `caption`. Each of `answers` is right."""
 
     scene_index: int
     word_class: str
@@ -42,7 +37,7 @@ class MaskedWord:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """A fact that one word says: `attribute` of entry `index` of the statement's `group`."""
+    """Fact expressed by one word: `attribute` of entry `index` of the statement's field `group`."""
 
     draft: Draft
     group: str
@@ -50,23 +45,24 @@ class _Slot:
     attribute: str
 
 
-def masked_words(world: SceneWorld, n_scenes: int, split: Split = "test") -> list[MaskedWord]:
-    """At most one masked word a class for each of the first `n_scenes` scenes; a pure function.
+def masked_word_items(world: SceneWorld, n_scenes: int, split: Split = "test") -> list[MaskedWord]:
+    """Return at most one masked word of each class for each of the first `n_scenes` scenes; a pure function.
 
-    The classes are colour, shape, size, pattern and place (in the full world), relation and number. The word is drawn
-    among the decided ones of the scene's five captions by the scene's own random numbers.
+    The classes are colour, shape, size, relation, number and, in the full world, pattern and place. The word is drawn
+    among those of the scene's five captions for which no other word makes the caption true.
     """
-    return [item for index in range(n_scenes) for item in _masked_words(world.scene(split, index))]
+    return [item for index in range(n_scenes) for item in _scene_items(world.scene(split, index))]
 
 
-def _masked_words(scene: Scene) -> Iterator[MaskedWord]:
+def _scene_items(scene: Scene) -> Iterator[MaskedWord]:
+    """Yield the masked words of a scene."""
     slots: dict[str, list[_Slot]] = defaultdict(list)
-    for which in range(N_CAPTIONS):
-        for slot in _slots(caption_draft(scene, which), has_numbers=which == _COUNTING):
+    for caption_index in range(N_CAPTIONS):
+        for slot in _slots(caption_draft(scene, caption_index), has_numbers=caption_index == COUNTING):
             slots[slot.attribute].append(slot)
-    draws = scene.draws(_STREAM)
+    rng = scene.rng(_STREAM)
     for word_class, candidates in slots.items():
-        for k in draws.shuffled(len(candidates)):
+        for k in rng.permutation(len(candidates)):
             alternatives = list(_alternatives(candidates[k], scene.difficulty))
             if not any(is_true(statement, scene.objects, margin=0.0) for statement in alternatives):
                 yield _item(scene, word_class, candidates[k].draft, alternatives[0])
@@ -74,24 +70,25 @@ def _masked_words(scene: Scene) -> Iterator[MaskedWord]:
 
 
 def _slots(draft: Draft, has_numbers: bool) -> Iterator[_Slot]:
+    """Yield the facts of a draft that one word expresses; numbers only with `has_numbers`."""
     statement = draft.statement
-    whats = [("mentions", k, what) for k, what in enumerate(statement.mentions)]
-    whats += [("counts", k, count.what) for k, count in enumerate(statement.counts)]
-    for group, k, what in whats:
+    described = [("mentions", k, description) for k, description in enumerate(statement.mentions)]
+    described += [("counts", k, count.description) for k, count in enumerate(statement.counts)]
+    for group, k, description in described:
         for attribute in ("shape", "place", *_ADJECTIVES):
-            value = getattr(what, attribute)
-            if value and value not in OPPOSITE:  # a side of the centre is said in words of relations
+            value = getattr(description, attribute)
+            if value and value not in OPPOSITE:  # sides of the centre use the words of relations
                 yield _Slot(draft, group, k, attribute)
     for k, count in enumerate(statement.counts if has_numbers else ()):
-        if count.number != 1 or f"{{c{k}}}" not in draft.template:  # that reference writes "one circle", "two circles"
+        if count.number != 1 or f"{{c{k}}}" not in draft.template:  # it writes "one circle", but "two circles"
             yield _Slot(draft, "counts", k, "number")
     for k, relation in enumerate(statement.relations):
-        if relation.kind in OPPOSITE and not any(what.place for what in statement.mentions):
+        if relation.kind in OPPOSITE and not any(description.place for description in statement.mentions):
             yield _Slot(draft, "relations", k, "relation")
 
 
 def _alternatives(slot: _Slot, difficulty: Difficulty) -> Iterator[Statement]:
-    """What the caption would say with each other word at the slot; the first differs in the slot's word alone."""
+    """Yield the statement for each other word at the slot. The first differs only in the attribute of the slot."""
     entries = getattr(slot.draft.statement, slot.group)
     entry = entries[slot.index]
     changed: list[object]
@@ -100,49 +97,50 @@ def _alternatives(slot: _Slot, difficulty: Difficulty) -> Iterator[Statement]:
     elif slot.attribute == "relation":
         changed = [replace(entry, kind=kind, wording=w) for kind, w in _other_relations(entry.kind, entry.wording)]
     else:
-        what = entry if slot.group == "mentions" else entry.what
-        others = _other_descriptions(what, slot.attribute, difficulty)
-        changed = [other if slot.group == "mentions" else replace(entry, what=other) for other in others]
+        description = entry if slot.group == "mentions" else entry.description
+        others = _other_descriptions(description, slot.attribute, difficulty)
+        changed = [other if slot.group == "mentions" else replace(entry, description=other) for other in others]
     for other in changed:
         yield replace(slot.draft.statement, **{slot.group: (*entries[: slot.index], other, *entries[slot.index + 1 :])})
 
 
 def _other_relations(kind: str, wording: int) -> list[tuple[str, int]]:
-    """Relations whose words differ from this one's at one place, its opposite first."""
+    """Return the relations whose wording differs from this one by one word, the opposite first."""
     words = RELATION_WORDINGS[kind][wording].split()
     found = [(OPPOSITE[kind], wording)]
     for other, texts in RELATION_WORDINGS.items():
         for w, text in enumerate(texts):
-            theirs = text.split()
-            if len(theirs) == len(words) and sum(a != b for a, b in zip(words, theirs)) == 1:
+            other_words = text.split()
+            if len(other_words) == len(words) and sum(a != b for a, b in zip(words, other_words)) == 1:
                 found.append((other, w))
     return found
 
 
-def _other_descriptions(what: Description, attribute: str, difficulty: Difficulty) -> Iterator[Description]:
-    """`what` with another value of `attribute`, or with a word of an unsaid attribute in its place."""
-    patterns = PATTERNS[difficulty]
-    values = {
-        "shape": SHAPES[difficulty],
-        "colour": tuple(COLOURS),
-        "size": tuple(SIZES[difficulty]),
-        "pattern": patterns if len(patterns) > 1 else (),  # one pattern alone is never said
-        "place": [place for row in PLACES for place in row],
-    }
-    for value in values[attribute]:
-        if value != getattr(what, attribute):
-            yield replace(what, **{attribute: value})
+def _other_descriptions(description: Description, attribute: str, difficulty: Difficulty) -> Iterator[Description]:
+    """Yield `description` with another value of `attribute`, or with an adjective of an omitted attribute instead."""
+    for value in _words(attribute, difficulty):
+        if value != getattr(description, attribute):
+            yield replace(description, **{attribute: value})
     if attribute not in _ADJECTIVES:
         return
     here = _ADJECTIVES.index(attribute)
     for there, other in enumerate(_ADJECTIVES):
         between = _ADJECTIVES[min(here, there) : max(here, there) + 1]
-        if other != attribute and not any(getattr(what, name) for name in between if name != attribute):
-            for value in values[other]:
-                yield replace(what, **{attribute: "", other: value})
+        if other != attribute and not any(getattr(description, name) for name in between if name != attribute):
+            for value in _words(other, difficulty):
+                yield replace(description, **{attribute: "", other: value})
+
+
+def _words(attribute: str, difficulty: Difficulty) -> Sequence[str]:
+    """Return the words that captions use for an attribute. A pattern is not mentioned if there is only one."""
+    if attribute == "place":
+        return [place for row in PLACES for place in row]
+    values = attribute_values(attribute, difficulty)
+    return values if len(values) > 1 else ()
 
 
 def _item(scene: Scene, word_class: str, draft: Draft, alternative: Statement) -> MaskedWord:
+    """Locate the masked word: the first word that differs between the draft and `alternative`."""
     caption = write(draft, scene.objects).text
     words = caption.split()
     other_words = write(replace(draft, statement=alternative), scene.objects).text.split()

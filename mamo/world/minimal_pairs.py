@@ -1,9 +1,9 @@
-"""Training scenes in pairs that differ in one thing, each with a caption that is false of the other.
+"""Minimal pairs: two training scenes that differ in one property, each with a caption that is false of the other.
 
-Scenes drawn alone hardly ever share their objects, so one glance at the colours tells their captions apart, and the
-hard negatives of ITM and ITC never ask who is left of whom or which of two shapes is the red one. Half of the training
-pairs are therefore twins. They stand side by side in the order of samples, inside one pool of ITM negatives; grouping
-like images so that hard negatives are hard is what GRIT-VLP (Byun et al., ECCV 2022) does with real data.
+Independent scenes rarely share objects, so colours are enough to separate their captions. The hard negatives of ITM and
+ITC then never require relations, or the binding of a colour to a shape. Half of the training pairs are therefore
+minimal pairs. The two scenes are consecutive samples, in one group of ITM negatives. GRIT-VLP (Byun et al., ECCV 2022)
+groups similar images of real data for the same reason.
 """
 
 from collections.abc import Iterable
@@ -12,73 +12,74 @@ from dataclasses import replace
 from mamo.world import captions, grammar
 from mamo.world.scene import Scene, SceneObject, SceneRng, SceneWorld, Split, near_duplicate
 
-TWIN_SHARE = 0.5
-"""Share of the pairs that are twins; the others are two scenes that have nothing in common."""
+MINIMAL_PAIR_SHARE = 0.5
+"""Share of the training pairs that are minimal pairs. The others are two independent scenes."""
 MIRRORED, EXCHANGED = 0.5, 0.3
-"""Shares of the kinds of twins; the rest are near duplicates."""
+"""Shares of two kinds of minimal pairs. The rest are near duplicates."""
 
-_STREAM = 23  # of the scene's randomness; lower ones are taken
-_EXCHANGEABLE = ("shape", "colour", "pattern")  # not the size: objects could come to overlap
+_STREAM = 23  # random stream of the scene
+_EXCHANGEABLE = ("shape", "colour", "pattern")  # not the size, or objects could overlap
 
 
 def training_scene(
     world: SceneWorld, split: Split, index: int, most_objects: int | None = None
 ) -> tuple[Scene, Scene | None]:
-    """Scene `index` of the training pairs, and its twin where it has one; `index ^ 1` is the other of the pair.
+    """Return training scene `index`, and its counterpart if its pair is a minimal pair, else None.
 
-    Of either, the first `most_objects` objects alone are shown.
+    Scenes `index` and `index ^ 1` are a pair. Both keep only their first `most_objects` objects (None: all).
     """
-    first = _fewer(world.scene(split, index & ~1), most_objects)
-    draws = first.draws(_STREAM)
-    if draws.uniform() >= TWIN_SHARE:
-        return (first if index % 2 == 0 else _fewer(world.scene(split, index), most_objects)), None
-    second = twin(first, draws)
+    first = _first_objects(world.scene(split, index & ~1), most_objects)
+    rng = first.rng(_STREAM)
+    if rng.uniform() >= MINIMAL_PAIR_SHARE:
+        return (first if index % 2 == 0 else _first_objects(world.scene(split, index), most_objects)), None
+    second = counterpart(first, rng)
     return (first, second) if index % 2 == 0 else (second, first)
 
 
-def twin(scene: Scene, draws: SceneRng) -> Scene:
-    """`scene` mirrored, or with two objects' attribute exchanged, or as a near duplicate: as likely a scene as it is.
+def counterpart(scene: Scene, rng: SceneRng) -> Scene:
+    """Return the other scene of a minimal pair.
 
-    It is mirrored along an axis along which its identifying caption relates objects, so that this caption turns false.
+    It is mirrored, exchanges an attribute of two objects, or is a near duplicate, and is as probable as `scene`.
+    Mirroring uses an axis that occurs in the relations of the identifying caption, so that this caption becomes false.
     """
-    kind = draws.uniform()
+    kind = rng.uniform()
     if kind < MIRRORED:
-        said = captions.identifying_draft(scene).statement
+        statement = captions.identifying_draft(scene).statement
         mirrored = [
             flipped
             for axis in ("centre_x", "centre_y")
-            if not grammar.is_true(said, flipped := [_mirror(thing, axis) for thing in scene.objects], margin=0.0)
+            if not grammar.is_true(statement, flipped := [_mirror(obj, axis) for obj in scene.objects], margin=0.0)
         ]
         if mirrored:
-            return replace(scene, objects=tuple(draws.pick(mirrored)))
+            return replace(scene, objects=tuple(rng.choice(mirrored)))
     if kind < MIRRORED + EXCHANGED:
         n = len(scene.objects)
         options = [(name, a, b) for name in _EXCHANGEABLE for b in range(n) for a in range(b)]
-        unlike = [(name, a, b) for name, a, b in options if _of(scene, a, name) != _of(scene, b, name)]
+        unlike = [(name, a, b) for name, a, b in options if _attribute(scene, a, name) != _attribute(scene, b, name)]
         if unlike:
-            name, a, b = draws.pick(unlike)
+            name, a, b = rng.choice(unlike)
             objects = list(scene.objects)
             for one, other in ((a, b), (b, a)):
-                objects[one] = replace(objects[one], **{name: _of(scene, other, name)})  # type: ignore[arg-type]
+                objects[one] = replace(objects[one], **{name: _attribute(scene, other, name)})  # type: ignore[arg-type]
             return replace(scene, objects=tuple(objects))
     return near_duplicate(scene)
 
 
 def distinguishing_caption(scene: Scene, other: Scene, order: Iterable[int]) -> str:
-    """The first of the scene's captions, in this order, that is false of `other`; else the identifying one."""
-    drafts = (captions.caption_draft(scene, which) for which in order)
+    """Return the first caption that is false of `other`, in this order of indices; else the identifying one."""
+    drafts = (captions.caption_draft(scene, caption_index) for caption_index in order)
     false = (draft for draft in drafts if not grammar.is_true(draft.statement, other.objects, margin=0.0))
     return grammar.write(next(false, captions.identifying_draft(scene)), scene.objects).text
 
 
-def _fewer(scene: Scene, most_objects: int | None) -> Scene:
+def _first_objects(scene: Scene, most_objects: int | None) -> Scene:
     return replace(scene, objects=scene.objects[:most_objects])
 
 
-def _mirror(thing: SceneObject, axis: str) -> SceneObject:
-    return replace(thing, **{axis: 1 - getattr(thing, axis)})
+def _mirror(obj: SceneObject, axis: str) -> SceneObject:
+    return replace(obj, **{axis: 1 - getattr(obj, axis)})
 
 
-def _of(scene: Scene, index: int, name: str) -> str:
+def _attribute(scene: Scene, index: int, name: str) -> str:
     value: str = getattr(scene.objects[index], name)
     return value

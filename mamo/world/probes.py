@@ -1,8 +1,8 @@
-"""Probes of fine-grained understanding: a true caption of a scene against a foil that differs by one word or one swap.
+"""Probes of fine-grained understanding: a true caption of a scene and a foil that differs by one word or one swap.
 
-A foil describes a scene that the world makes exactly as often as the true one (the mirrored one, the one with two
-colours exchanged, and so on) in the same wording, and is verified false of its own scene. Which of the two is true can
-therefore not be told from the text: a scorer that sees no image is right half of the time.
+A foil has the wording of the true caption. It describes a scene of equal probability (mirrored, or with two colours
+exchanged, and so on) and is verified to be false of its own scene. The text therefore does not reveal the true caption:
+a scorer that ignores the image is right half of the time.
 """
 
 from collections import Counter
@@ -10,35 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mamo.world.captions import caption_draft
+from mamo.world.captions import COUNTING, caption_draft
 from mamo.world.grammar import OPPOSITE, Description, Draft, is_true, write
-from mamo.world.scene import (
-    COLOURS,
-    N_OBJECTS,
-    PATTERNS,
-    SHAPES,
-    SIZES,
-    Scene,
-    SceneObject,
-    SceneRng,
-    SceneWorld,
-    Split,
-)
+from mamo.world.scene import N_OBJECTS, Scene, SceneObject, SceneRng, SceneWorld, Split, attribute_values
 
 PROBES = ("attribute_swap", "relation_swap", "count_change", "attribute_replacement", "object_replacement")
 ATTRIBUTES = ("colour", "size", "pattern")
-_DESCRIBING = (0, 1, 2)  # the captions that describe objects
-_PLACES_UNSAID = (0, 2)  # those of them whose relations do not follow from places that they say
-_COUNTING = 3  # the caption that counts
-_STREAM = 16  # of the scene's randomness; the captions use lower ones
+_DESCRIBING = (0, 1, 2)  # captions that describe objects
+_WITHOUT_PLACES = (0, 2)  # of these, captions without places, from which relations would follow
+_STREAM = 16  # random stream of the scene
 _MAX_SCENES_PER_ITEM = 200
 
-Thing = TypeVar("Thing", Description, SceneObject)
+HasAttributes = TypeVar("HasAttributes", Description, SceneObject)
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeItem:
-    """`caption` is true of the scene at `scene_index` of the probed split, and `foil` is false of it."""
+    """A caption that is true of scene `scene_index` of the split, and a foil that is false of it."""
 
     scene_index: int
     caption: str
@@ -46,22 +34,30 @@ class ProbeItem:
 
 
 def probe_items(world: SceneWorld, probe: str, n_items: int = 1000, split: Split = "test") -> list[ProbeItem]:
-    """`n_items` items of one of `PROBES`, from the lowest scene indices of `split` that allow one; a pure function.
+    """Return the first `n_items` items of a probe, at most one a scene; a pure function.
 
-    attribute_swap: two objects exchange their colour, size or pattern word. relation_swap: left for right, above for
-    below. count_change: a number one higher or lower. attribute_replacement: another colour, size or pattern word.
-    object_replacement: another shape word. A scene gives at most one item.
-    Raises ValueError where `probe` is unknown.
+    | probe | change from caption to foil |
+    |---|---|
+    | attribute_swap | two objects exchange their colour, size or pattern word |
+    | relation_swap | left and right, or above and below, are exchanged |
+    | count_change | a number is one higher or lower |
+    | attribute_replacement | another colour, size or pattern word |
+    | object_replacement | another shape word |
+
+    Scenes without a suitable caption are skipped.
+
+    Raises:
+        ValueError: `probe` is not in `PROBES`.
     """
     if probe not in PROBES:
         raise ValueError(f"probes: {probe!r} is unknown; use one of {', '.join(PROBES)}")
     items: list[ProbeItem] = []
-    waiting: dict[tuple[object, object], list[ProbeItem]] = {}  # count changes whose opposite has not come yet
+    waiting: dict[tuple[object, object], list[ProbeItem]] = {}  # count changes without their opposite so far
     for index in range(_MAX_SCENES_PER_ITEM * n_items):
         if len(items) >= n_items:
             break
         scene = world.scene(split, index)
-        pair = _MAKERS[probe](scene, scene.draws(_STREAM))
+        pair = _MAKERS[probe](scene, scene.rng(_STREAM))
         if pair is None or is_true(pair[1].statement, scene.objects, margin=0.0):
             continue
         true, foil = pair
@@ -69,8 +65,8 @@ def probe_items(world: SceneWorld, probe: str, n_items: int = 1000, split: Split
         if probe != "count_change":
             items.append(item)
             continue
-        # Some counts are more frequent than others, so items come in pairs: one "two ..." against "three ..." for
-        # every "three ..." against "two ..." of the same wording.
+        # Counts differ in frequency, so items are added in pairs with the same wording: one with "two" as the caption
+        # and "three" as the foil, and one with "three" as the caption and "two" as the foil.
         direction = (_wording(true), _wording(foil))
         if waiting.get(direction[::-1]):
             items += [waiting[direction[::-1]].pop(0), item]
@@ -80,8 +76,9 @@ def probe_items(world: SceneWorld, probe: str, n_items: int = 1000, split: Split
     return items[:n_items]
 
 
-def _swap_attribute(scene: Scene, draws: SceneRng) -> tuple[Draft, Draft] | None:
-    true = caption_draft(scene, draws.pick(_DESCRIBING))
+def _swap_attribute(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
+    """Exchange an attribute of two mentions. As all makers: return (caption, foil), or None if it is not possible."""
+    true = caption_draft(scene, rng.choice(_DESCRIBING))
     mentions = true.statement.mentions
     options = [
         (attribute, a, b)
@@ -92,22 +89,24 @@ def _swap_attribute(scene: Scene, draws: SceneRng) -> tuple[Draft, Draft] | None
     ]
     if not options:
         return None
-    attribute, a, b = draws.pick(options)
-    return _described_otherwise(
+    attribute, a, b = rng.choice(options)
+    return _change_attribute(
         scene, true, attribute, {a: getattr(mentions[b], attribute), b: getattr(mentions[a], attribute)}
     )
 
 
-def _replace_attribute(scene: Scene, draws: SceneRng) -> tuple[Draft, Draft] | None:
-    return _replace_word(scene, draws, ATTRIBUTES)
+def _replace_attribute(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
+    """Replace the colour, size or pattern of a mention."""
+    return _replace_word(scene, rng, ATTRIBUTES)
 
 
-def _replace_object(scene: Scene, draws: SceneRng) -> tuple[Draft, Draft] | None:
-    return _replace_word(scene, draws, ("shape",))
+def _replace_object(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
+    """Replace the shape of a mention."""
+    return _replace_word(scene, rng, ("shape",))
 
 
-def _replace_word(scene: Scene, draws: SceneRng, attributes: tuple[str, ...]) -> tuple[Draft, Draft] | None:
-    true = caption_draft(scene, draws.pick(_DESCRIBING))
+def _replace_word(scene: Scene, rng: SceneRng, attributes: tuple[str, ...]) -> tuple[Draft, Draft] | None:
+    true = caption_draft(scene, rng.choice(_DESCRIBING))
     options = [
         (attribute, k)
         for attribute in attributes
@@ -116,65 +115,60 @@ def _replace_word(scene: Scene, draws: SceneRng, attributes: tuple[str, ...]) ->
     ]
     if not options:
         return None
-    attribute, k = draws.pick(options)
-    values = {
-        "shape": SHAPES[scene.difficulty],
-        "colour": tuple(COLOURS),
-        "size": tuple(SIZES[scene.difficulty]),
-        "pattern": PATTERNS[scene.difficulty],
-    }[attribute]
+    attribute, k = rng.choice(options)
+    values = attribute_values(attribute, scene.difficulty)
     others = [value for value in values if value != getattr(true.statement.mentions[k], attribute)]
-    return _described_otherwise(scene, true, attribute, {k: draws.pick(others)})
+    return _change_attribute(scene, true, attribute, {k: rng.choice(others)})
 
 
-def _described_otherwise(
-    scene: Scene, true: Draft, attribute: str, values: dict[int, str]
-) -> tuple[Draft, Draft] | None:
-    """`true` with `attribute` of some mentions changed; None where the world makes such a scene more or less often.
+def _change_attribute(scene: Scene, true: Draft, attribute: str, values: dict[int, str]) -> tuple[Draft, Draft] | None:
+    """Change `attribute` of the mentions in `values`; None if the scene of the foil has another probability.
 
-    It prefers scenes in which a colour and shape repeat, so a change must neither make nor break a repetition.
+    The world repeats a colour and shape on purpose, so the change must neither create nor remove a repetition.
     """
     objects = list(scene.objects)
     mentions = list(true.statement.mentions)
     for k, value in values.items():
-        mentions[k] = _with(mentions[k], attribute, value)
-        objects[true.referents[k]] = _with(objects[true.referents[k]], attribute, value)
+        mentions[k] = _with_attribute(mentions[k], attribute, value)
+        objects[true.referents[k]] = _with_attribute(objects[true.referents[k]], attribute, value)
     if _repetitions(objects) != _repetitions(scene.objects):
         return None
     return true, replace(true, statement=replace(true.statement, mentions=tuple(mentions)))
 
 
-def _with(thing: Thing, attribute: str, value: str) -> Thing:
-    changes: dict[str, Any] = {attribute: value}  # Any: the other fields of an object are numbers
-    return replace(thing, **changes)
+def _with_attribute(obj: HasAttributes, attribute: str, value: str) -> HasAttributes:
+    changes: dict[str, Any] = {attribute: value}  # Any: other fields of an object are numbers
+    return replace(obj, **changes)
 
 
 def _repetitions(objects: tuple[SceneObject, ...] | list[SceneObject]) -> list[int]:
-    return sorted(Counter((thing.colour, thing.shape) for thing in objects).values())
+    return sorted(Counter((obj.colour, obj.shape) for obj in objects).values())
 
 
-def _swap_relation(scene: Scene, draws: SceneRng) -> tuple[Draft, Draft] | None:
-    true = caption_draft(scene, draws.pick(_PLACES_UNSAID if scene.difficulty == "full" else _DESCRIBING))
+def _swap_relation(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
+    """Replace a spatial relation by its opposite."""
+    true = caption_draft(scene, rng.choice(_WITHOUT_PLACES if scene.difficulty == "full" else _DESCRIBING))
     relations = true.statement.relations
-    # Two relations along one axis depend on each other ("left of b and left of c" is likelier than "left of b and right
-    # of c"); one alone is as likely as its mirror image.
+    # Two relations along one axis are not independent: "left of b and left of c" is more probable than "left of b and
+    # right of c". A single relation is as probable as its mirror image.
     along_x = [k for k, relation in enumerate(relations) if relation.kind in ("left", "right")]
     along_y = [k for k, relation in enumerate(relations) if relation.kind in ("above", "below")]
     options = [axis[0] for axis in (along_x, along_y) if len(axis) == 1]
     if not options:
         return None
-    k = draws.pick(options)
+    k = rng.choice(options)
     swapped = replace(relations[k], kind=OPPOSITE[relations[k].kind])
     changed = (*relations[:k], swapped, *relations[k + 1 :])
     return true, replace(true, statement=replace(true.statement, relations=changed))
 
 
-def _change_count(scene: Scene, draws: SceneRng) -> tuple[Draft, Draft] | None:
-    true = caption_draft(scene, _COUNTING)
+def _change_count(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
+    """Increase or decrease a number by one."""
+    true = caption_draft(scene, COUNTING)
     counts = true.statement.counts
-    k = int(draws.uniform() * len(counts))
-    number = counts[k].number + draws.pick((-1, 1))
-    # "{c0}" writes "two circles": one word more would change with "one circle".
+    k = int(rng.uniform() * len(counts))
+    number = counts[k].number + rng.choice((-1, 1))
+    # "{c0}" writes "two circles"; "one circle" would also change the noun.
     least = 2 if f"{{c{k}}}" in true.template else 1
     if not least <= min(number, counts[k].number) or number > max(N_OBJECTS[scene.difficulty]):
         return None
@@ -183,12 +177,12 @@ def _change_count(scene: Scene, draws: SceneRng) -> tuple[Draft, Draft] | None:
 
 
 def _wording(draft: Draft) -> tuple[object, ...]:
-    """A counting caption without its attribute words: the template and, of each count, the number and what is said."""
-    said = tuple(
-        (count.number, *(bool(getattr(count.what, attribute)) for attribute in ("shape", *ATTRIBUTES)))
+    """Return a counting caption without its words: the template and, of each count, number and mentioned attributes."""
+    counts = tuple(
+        (count.number, *(bool(getattr(count.description, attribute)) for attribute in ("shape", *ATTRIBUTES)))
         for count in draft.statement.counts
     )
-    return draft.template, said
+    return draft.template, counts
 
 
 _MAKERS: dict[str, Callable[[Scene, SceneRng], tuple[Draft, Draft] | None]] = {

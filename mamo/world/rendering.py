@@ -1,7 +1,8 @@
-"""Draws a scene with numpy: anti-aliased shapes, fill patterns, backgrounds and noise, at any resolution.
+"""Render a scene with numpy at any resolution: anti-aliased shapes, fill patterns, backgrounds and noise.
 
-Each shape is a signed distance in pixels (negative inside), drawn only within its own box; the coverage of a pixel is
-`clip(1/2 - distance, 0, 1)`, which is exact for straight edges along an axis and smooth for all others.
+Each shape is a signed distance in pixels (negative inside), evaluated only within its box. The coverage of a pixel is
+`clip(1/2 - distance, 0, 1)`. This is exact for edges along an axis and smooth for all others.
+
 Legend: H, W image height and width; h, w height and width of an object's window.
 """
 
@@ -34,35 +35,31 @@ CHECK_PERIOD = 0.95
 
 
 def render(scene: Scene, image_size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The picture of `scene` as uint8 sRGB [H, W, 3] for `image_size_px` = (H, W).
+    """Render `scene` as uint8 sRGB [H, W, 3] for `image_size_px` = (H, W).
 
-    The noise is drawn per pixel, so two sizes show the same objects under different noise.
-    Raises ValueError where a side is under 1 pixel.
+    The noise is drawn per pixel, so two sizes show the same objects with different noise.
+
+    Raises:
+        ValueError: a side is below 1 pixel.
     """
     if min(image_size_px) < 1:
         raise ValueError(f"scenes: image size {image_size_px} must be at least 1 pixel on each side")
     canvas = _background(scene.background, image_size_px)  # [H, W, 3]
-    for thing in scene.objects:
-        _draw(thing, canvas)
-    noise = np.frombuffer(scene.draws(purpose=1).generator.bytes(canvas.size), np.uint8).reshape(canvas.shape)
+    for obj in scene.objects:
+        _draw(obj, canvas)
+    noise = np.frombuffer(scene.rng(stream=1).generator.bytes(canvas.size), np.uint8).reshape(canvas.shape)
     canvas += noise * np.float32(scene.background.noise / 127.5) - np.float32(scene.background.noise)
     return np.clip(canvas, 0.0, 255.0, out=canvas).astype(np.uint8)
 
 
-def coverage(thing: SceneObject, image_size_px: tuple[int, int]) -> Floats:
-    """How much of each pixel `thing` covers, float32 [H, W] from 0 to 1: its soft mask."""
-    covered = np.zeros(image_size_px, np.float32)
-    rows, columns, u, v, radius_px = _window(thing, image_size_px)
-    covered[rows, columns] = _coverage(thing.shape, u, v, radius_px)
-    return covered
-
-
 @lru_cache(maxsize=16)
 def _grid(length: int) -> Floats:
-    return np.arange(length, dtype=np.float32) + np.float32(0.5)  # pixel centres
+    """Return the pixel centres of an axis, float32 [length]."""
+    return np.arange(length, dtype=np.float32) + np.float32(0.5)
 
 
 def _background(background: Background, image_size_px: tuple[int, int]) -> Floats:
+    """Render a background without noise, float32 [H, W, 3]."""
     height, width = image_size_px
     canvas = np.empty((height, width, 3), np.float32)
     first = np.array(background.first, np.float32)
@@ -83,33 +80,35 @@ def _background(background: Background, image_size_px: tuple[int, int]) -> Float
     return canvas
 
 
-def _window(thing: SceneObject, image_size_px: tuple[int, int]) -> tuple[slice, slice, Floats, Floats, float]:
-    """The rows and columns that `thing` may touch, its own turned axes there [h, w] in radii, and its radius in px."""
+def _window(obj: SceneObject, image_size_px: tuple[int, int]) -> tuple[slice, slice, Floats, Floats, float]:
+    """Return an object's window: rows, columns, its rotated axes u and v [h, w] in radii, and its radius in pixels."""
     height, width = image_size_px
-    x, y, box_width, box_height = thing.box_px(image_size_px)
+    x, y, box_width, box_height = obj.box_px(image_size_px)
     left, top = max(0, int(x - 1)), max(0, int(y - 1))
     columns = slice(left, min(width, int(x + box_width + 2)))
     rows = slice(top, min(height, int(y + box_height + 2)))
-    radius_px = thing.radius * min(height, width)
-    dx = (_grid(width)[columns] - np.float32(thing.centre_x * width)) / np.float32(radius_px)
-    dy = (_grid(height)[rows] - np.float32(thing.centre_y * height)) / np.float32(radius_px)
-    cos, sin = np.float32(math.cos(thing.angle)), np.float32(math.sin(thing.angle))
+    radius_px = obj.radius * min(height, width)
+    dx = (_grid(width)[columns] - np.float32(obj.centre_x * width)) / np.float32(radius_px)
+    dy = (_grid(height)[rows] - np.float32(obj.centre_y * height)) / np.float32(radius_px)
+    cos, sin = np.float32(math.cos(obj.angle)), np.float32(math.sin(obj.angle))
     u = (cos * dx)[None, :] + (sin * dy)[:, None]
     v = (-sin * dx)[None, :] + (cos * dy)[:, None]
     return rows, columns, u, v, radius_px
 
 
-def _draw(thing: SceneObject, canvas: Floats) -> None:
-    rows, columns, u, v, radius_px = _window(thing, (canvas.shape[0], canvas.shape[1]))
-    covered = _coverage(thing.shape, u, v, radius_px)[:, :, None]  # [h, w, 1]
-    colour: Floats = np.array(COLOURS[thing.colour], np.float32)
-    if thing.pattern != "solid":
-        colour = _shade(thing.pattern, u, v, radius_px)[:, :, None] * colour  # [h, w, 3]
+def _draw(obj: SceneObject, canvas: Floats) -> None:
+    """Blend an object into the canvas [H, W, 3] in place."""
+    rows, columns, u, v, radius_px = _window(obj, (canvas.shape[0], canvas.shape[1]))
+    covered = _coverage(obj.shape, u, v, radius_px)[:, :, None]  # [h, w, 1]
+    colour: Floats = np.array(COLOURS[obj.colour], np.float32)
+    if obj.pattern != "solid":
+        colour = _shade(obj.pattern, u, v, radius_px)[:, :, None] * colour  # [h, w, 3]
     window = canvas[rows, columns]
     window += covered * (colour - window)
 
 
 def _coverage(shape: str, u: Floats, v: Floats, radius_px: float) -> Floats:
+    """Return the covered share of each pixel, [h, w] from 0 to 1."""
     distance = _distance(shape, u, v)
     distance *= np.float32(-radius_px)
     distance += np.float32(0.5)
@@ -117,7 +116,7 @@ def _coverage(shape: str, u: Floats, v: Floats, radius_px: float) -> Floats:
 
 
 def _distance(shape: str, u: Floats, v: Floats) -> Floats:
-    """Signed distance to the outline in radii, [h, w]; beyond a corner it is a lower bound."""
+    """Return the signed distance to the outline in radii, [h, w]. Beyond a corner it is a lower bound."""
     distance: Floats
     if shape == "circle":
         distance = np.sqrt(u * u + v * v) - np.float32(CIRCLE_RADIUS)
@@ -140,7 +139,7 @@ def _distance(shape: str, u: Floats, v: Floats) -> Floats:
 
 
 def _star_distance(u: Floats, v: Floats) -> Floats:
-    # Fold the plane into a tenth: the angle from the nearest tip, then one straight edge from tip to notch.
+    # By symmetry only a tenth of the plane: the angle from the nearest tip, then one edge from tip to notch.
     tenth = math.pi / 5
     angle = np.abs(np.mod(np.arctan2(u, -v) + np.float32(tenth), np.float32(2 * tenth)) - np.float32(tenth))
     length = np.sqrt(u * u + v * v)
@@ -153,7 +152,7 @@ def _star_distance(u: Floats, v: Floats) -> Floats:
 
 
 def _shade(pattern: str, u: Floats, v: Floats, radius_px: float) -> Floats:
-    """Brightness factor [h, w]: 1 on a pattern's light parts, `PATTERN_SHADE` on its dark ones, soft for a pixel."""
+    """Return the brightness [h, w], anti-aliased: 1 on light parts of a pattern, `PATTERN_SHADE` on dark ones."""
     assert pattern in ("striped", "checked"), pattern
     period = STRIPE_PERIOD if pattern == "striped" else CHECK_PERIOD
     turns = np.float32(2 * math.pi / period)
@@ -166,7 +165,7 @@ def _shade(pattern: str, u: Floats, v: Floats, radius_px: float) -> Floats:
 
 
 def _unit(values: Floats) -> Floats:
-    """`values` clipped to 0 to 1 in place: two ufuncs, of which `np.clip` takes twice the time on small windows."""
+    """Clip `values` to 0 to 1 in place. Two ufuncs take half the time of `np.clip` on small windows."""
     np.maximum(values, np.float32(0.0), out=values)
     np.minimum(values, np.float32(1.0), out=values)
     return values

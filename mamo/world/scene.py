@@ -1,16 +1,19 @@
-"""The world of the embedded data set `scenes`: what is in each picture, as a pure function of an index.
+"""Scenes of the embedded world: the content of each image as a pure function of an index.
 
 A scene holds a few coloured shapes that never overlap. Difficulty `easy` has 2 to 3 solid objects of 5 shapes, 8
 colours and 2 sizes on a nearly plain background; `full` has 2 to 5 objects of 7 shapes, 8 colours, 3 sizes and 3 fill
-patterns on plain, gradient or textured backgrounds with noise. Objects stand in the cells of a grid of 3 x 3.
+patterns on plain, gradient or textured backgrounds with noise. The objects are in the cells of a grid of 3 x 3.
 
-All randomness is Philox, a counter-based generator: its key is (world seed, difficulty) and its counter is (position,
-scene index, split, purpose). No two scenes of a world ever read the same block, so a scene can be made alone, in any
-order, by any worker, and the splits are disjoint by construction.
+The random generator is Philox, which is counter-based. Its key is (world seed, difficulty), its counter is (position,
+scene index, split, stream). No two scenes of a world read the same block. Any worker can therefore generate any scene
+independently, in any order, and the splits are disjoint.
 
-Coordinates: `centre_x` is a fraction of the image width and `centre_y` of the image height, both measured from the top
-left corner; `radius` is a fraction of the shorter image side. Objects that do not touch in the unit square therefore do
-not touch in an image of any aspect ratio.
+Streams: 0 objects, 1 pixel noise, 2 to 6 captions, 7 identifying caption, 16 probes, 17 masked words, 18 near
+duplicates, 19 and 22 referring expressions, 20 questions, 21 statements, 23 minimal pairs, and listings.
+
+Coordinates: `centre_x` is a fraction of the image width and `centre_y` of the image height, both from the top left
+corner. `radius` is a fraction of the shorter image side. Objects that do not touch in the unit square therefore do not
+touch in an image of any aspect ratio.
 """
 
 import math
@@ -48,14 +51,14 @@ SIZES: dict[Difficulty, dict[str, tuple[float, float]]] = {  # least and greates
 PATTERNS: dict[Difficulty, tuple[str, ...]] = {"easy": ("solid",), "full": ("solid", "striped", "checked")}
 N_OBJECTS: dict[Difficulty, tuple[int, ...]] = {"easy": (2, 3, 3, 3, 3), "full": (2, 3, 3, 4, 4, 5)}  # drawn uniformly
 MAX_ANGLE: dict[Difficulty, float] = {"easy": 0.15, "full": 0.30}  # radians, either way
-COPY_PROBABILITY = 0.2  # that 3 or more objects repeat a colour and shape on purpose, so that "two red circles" occurs
-CELLS = 3  # the centres of objects stand in the middle of a cell of a CELLS x CELLS grid,
-CELL_JITTER = 0.018  # give or take this much on each axis: the same part of a shape falls on the same part of a patch
-GAP = 0.025  # between the largest objects' circles in neighbouring cells, half of it to the border, in image sides
+COPY_PROBABILITY = 0.2  # of repeating a colour and shape among 3 or more objects, so that "two red circles" occurs
+CELLS = 3  # objects are near the centres of cells of a CELLS x CELLS grid
+CELL_JITTER = 0.018  # largest offset on each axis; small, so that patches cut objects of one shape in the same way
+GAP = 0.025  # between circles of the largest objects in neighbouring cells, half of it to the border, in image sides
 
-_DUPLICATE_STREAM = 18  # of the scene's randomness; captions, probes and masked words use lower ones
+_DUPLICATE_STREAM = 18  # random stream of the scene
 
-# Outlines in units of the object's radius, y downwards; all lie inside the circle of radius 1 that keeps objects apart.
+# Outlines in units of the object's radius, y downwards, inside the circle of radius 1. These circles never overlap.
 CIRCLE_RADIUS = 0.88
 SQUARE_HALF = 0.70
 CROSS_LONG, CROSS_SHORT = 0.92, 0.30
@@ -68,7 +71,7 @@ def _star_outline() -> tuple[tuple[float, float], ...]:
     return tuple((length * math.cos(angle), length * math.sin(angle)) for length, angle in spokes)
 
 
-# Only the corners that can touch the bounding box are listed.
+# Only corners that can touch the bounding box are listed.
 OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
     "square": tuple((x, y) for x in (-SQUARE_HALF, SQUARE_HALF) for y in (-SQUARE_HALF, SQUARE_HALF)),
     "triangle": tuple((math.cos(a), math.sin(a)) for a in (-math.pi / 2, math.pi / 6, math.pi * 5 / 6)),
@@ -84,28 +87,28 @@ OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
 
 
 class SceneRng:
-    """Uniform random numbers of one Philox stream, fetched in blocks because single draws are slow."""
+    """Uniform random numbers of one Philox stream, generated in blocks because single calls are slow."""
 
-    def __init__(self, seed: int, difficulty: Difficulty, split: Split, index: int, purpose: int) -> None:
+    def __init__(self, seed: int, difficulty: Difficulty, split: Split, index: int, stream: int) -> None:
         key = seed | DIFFICULTIES.index(difficulty) << 64
-        counter = index << 64 | SPLITS.index(split) << 128 | purpose << 192
+        counter = index << 64 | SPLITS.index(split) << 128 | stream << 192
         self.generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
         self._numbers: Iterator[float] = iter(())
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """One number, uniform in [low, high)."""
+        """Draw one number, uniform in [low, high)."""
         number = next(self._numbers, None)
         if number is None:
             self._numbers = iter(self.generator.random(32).tolist())
             number = next(self._numbers)
         return low + (high - low) * number
 
-    def pick(self, options: Sequence[Option]) -> Option:
-        """One of `options`, uniformly."""
+    def choice(self, options: Sequence[Option]) -> Option:
+        """Draw one of `options` uniformly."""
         return options[int(self.uniform() * len(options))]
 
-    def shuffled(self, n: int) -> list[int]:
-        """The numbers 0 to n - 1 in random order."""
+    def permutation(self, n: int) -> list[int]:
+        """Return the numbers 0 to n - 1 in random order."""
         order = list(range(n))
         for i in range(n - 1, 0, -1):
             j = int(self.uniform() * (i + 1))
@@ -115,7 +118,7 @@ class SceneRng:
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One coloured shape; see the module's docstring for the coordinates. `angle` turns clockwise, in radians."""
+    """One coloured shape. Coordinates as in the module's docstring; `angle` in radians, clockwise."""
 
     shape: str
     colour: str
@@ -127,7 +130,7 @@ class SceneObject:
     angle: float
 
     def box_px(self, image_size_px: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The tight box (x, y, width, height) in pixels for an image of [height, width] pixels."""
+        """Return the tight box (x, y, width, height) in pixels for `image_size_px` = (height, width)."""
         height, width = image_size_px
         radius = self.radius * min(height, width)
         x, y = self.centre_x * width, self.centre_y * height
@@ -142,9 +145,9 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """What lies behind the objects: colours in sRGB 0 to 255, `angle` in radians, waves in cycles an image side.
+    """Background of a scene: colours in sRGB 0 to 255, `angle` in radians, waves in cycles an image side.
 
-    `noise` is the half-width of the uniform noise added to every value of every pixel, in grey levels.
+    `noise` is the half-width, in grey levels, of the uniform noise that is added to every value of every pixel.
     """
 
     kind: BackgroundKind
@@ -158,7 +161,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture's ground truth, and the coordinates (seed, difficulty, split, index) it follows from."""
+    """Ground truth of one image, and the (seed, difficulty, split, index) that determine it."""
 
     seed: int
     difficulty: Difficulty
@@ -167,66 +170,80 @@ class Scene:
     objects: tuple[SceneObject, ...]
     background: Background
 
-    def draws(self, purpose: int) -> SceneRng:
-        """A random stream of this scene's own; 0 made the objects, 1 is the pixel noise, 2 and more the captions."""
-        return SceneRng(self.seed, self.difficulty, self.split, self.index, purpose)
+    def rng(self, stream: int) -> SceneRng:
+        """Return a new generator of a random stream of this scene. The module's docstring lists the streams."""
+        return SceneRng(self.seed, self.difficulty, self.split, self.index, stream)
 
 
 class SceneWorld:
-    """All scenes of one difficulty and seed, at random access: `world.scene("train", 123456)`.
+    """All scenes of one difficulty and seed, with random access: `world.scene("train", 123456)`.
 
-    Raises ValueError for a difficulty that is not "easy" or "full" and for a seed outside 0 to 2**64 - 1.
+    Raises:
+        ValueError: the difficulty is not "easy" or "full", or the seed is outside 0 to 2**64 - 1.
     """
 
     def __init__(self, difficulty: Difficulty, seed: int) -> None:
         if difficulty not in DIFFICULTIES:
             raise ValueError(f"scenes: difficulty {difficulty!r} is unknown; use one of {', '.join(DIFFICULTIES)}")
         if not 0 <= seed < 2**64:
-            raise ValueError(f"scenes: seed {seed} must lie between 0 and 2**64 - 1")
+            raise ValueError(f"scenes: seed {seed} must be between 0 and 2**64 - 1")
         self.difficulty = difficulty
         self.seed = seed
 
     def scene(self, split: Split, index: int) -> Scene:
-        """The scene at `index` of `split`: a pure function of (difficulty, seed, split, index).
+        """Generate scene `index` of `split`; a pure function of (difficulty, seed, split, index).
 
-        Raises ValueError for an unknown split and for an index outside 0 to 2**64 - 1.
+        Raises:
+            ValueError: the split is unknown, or the index is outside 0 to 2**64 - 1.
         """
         if split not in SPLITS:
             raise ValueError(f"scenes: split {split!r} is unknown; use one of {', '.join(SPLITS)}")
         if not 0 <= index < 2**64:
-            raise ValueError(f"scenes: index {index} must lie between 0 and 2**64 - 1")
-        draws = SceneRng(self.seed, self.difficulty, split, index, purpose=0)
-        background = _draw_background(self.difficulty, draws)
-        return Scene(self.seed, self.difficulty, split, index, _draw_objects(self.difficulty, draws), background)
+            raise ValueError(f"scenes: index {index} must be between 0 and 2**64 - 1")
+        rng = SceneRng(self.seed, self.difficulty, split, index, stream=0)
+        background = _draw_background(self.difficulty, rng)
+        return Scene(self.seed, self.difficulty, split, index, _draw_objects(self.difficulty, rng), background)
+
+
+def attribute_values(attribute: str, difficulty: Difficulty) -> tuple[str, ...]:
+    """Return all values of an attribute ("shape", "colour", "size" or "pattern") in a world of this difficulty."""
+    values = {
+        "shape": SHAPES[difficulty],
+        "colour": tuple(COLOURS),
+        "size": tuple(SIZES[difficulty]),
+        "pattern": PATTERNS[difficulty],
+    }
+    return values[attribute]
 
 
 def near_duplicate(scene: Scene) -> Scene:
-    """`scene` with another shape, colour or fill pattern of one of its objects, as a retrieval distractor.
+    """Return `scene` with another shape, colour or fill pattern of one object, as a retrieval distractor.
 
-    Places, sizes, background and noise stay; its captions are worded alike, and an identifying one names the change.
+    Places, sizes, background and noise stay the same. So does the wording of the captions; the identifying captions
+    of the two scenes differ.
     """
-    draws = scene.draws(_DUPLICATE_STREAM)
-    options = {"shape": SHAPES[scene.difficulty], "colour": tuple(COLOURS), "pattern": PATTERNS[scene.difficulty]}
-    attribute = draws.pick([name for name, values in options.items() if len(values) > 1])
-    which = int(draws.uniform() * len(scene.objects))
-    thing = scene.objects[which]
-    others = [value for value in options[attribute] if value != getattr(thing, attribute)]
-    changed = replace(thing, **{attribute: draws.pick(others)})  # type: ignore[arg-type]
-    return replace(scene, objects=(*scene.objects[:which], changed, *scene.objects[which + 1 :]))
+    rng = scene.rng(_DUPLICATE_STREAM)
+    options = {name: attribute_values(name, scene.difficulty) for name in ("shape", "colour", "pattern")}
+    attribute = rng.choice([name for name, values in options.items() if len(values) > 1])
+    index = int(rng.uniform() * len(scene.objects))
+    obj = scene.objects[index]
+    others = [value for value in options[attribute] if value != getattr(obj, attribute)]
+    changed = replace(obj, **{attribute: rng.choice(others)})  # type: ignore[arg-type]
+    return replace(scene, objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))
 
 
-def _draw_objects(difficulty: Difficulty, draws: SceneRng) -> tuple[SceneObject, ...]:
-    n = draws.pick(N_OBJECTS[difficulty])
+def _draw_objects(difficulty: Difficulty, rng: SceneRng) -> tuple[SceneObject, ...]:
+    n = rng.choice(N_OBJECTS[difficulty])
     colour_names = tuple(COLOURS)
     size_names = tuple(SIZES[difficulty])
-    looks = [(draws.pick(SHAPES[difficulty]), draws.pick(colour_names)) for _ in range(n)]
-    if n > 2 and draws.uniform() < COPY_PROBABILITY:
-        looks[-1] = looks[0]  # the order of objects means nothing: every caption shuffles it
-    sizes = [draws.pick(size_names) for _ in range(n)]
-    patterns = [draws.pick(PATTERNS[difficulty]) for _ in range(n)]
-    radii = [draws.uniform(*SIZES[difficulty][size]) for size in sizes]
-    angles = [draws.uniform(-MAX_ANGLE[difficulty], MAX_ANGLE[difficulty]) for _ in range(n)]
-    centres = _place_in_cells(n, draws)
+    looks = [(rng.choice(SHAPES[difficulty]), rng.choice(colour_names)) for _ in range(n)]
+    if n > 2 and rng.uniform() < COPY_PROBABILITY:
+        looks[-1] = looks[0]  # their order does not matter: every caption shuffles it
+    sizes = [rng.choice(size_names) for _ in range(n)]
+    patterns = [rng.choice(PATTERNS[difficulty]) for _ in range(n)]
+    radii = [rng.uniform(*SIZES[difficulty][size]) for size in sizes]
+    angles = [rng.uniform(-MAX_ANGLE[difficulty], MAX_ANGLE[difficulty]) for _ in range(n)]
+    centres = _place_in_cells(n, rng)
     return tuple(
         SceneObject(shape, colour, size, pattern, x, y, radius, angle)
         for (shape, colour), size, pattern, (x, y), radius, angle in zip(
@@ -235,29 +252,29 @@ def _draw_objects(difficulty: Difficulty, draws: SceneRng) -> tuple[SceneObject,
     )
 
 
-def _place_in_cells(n: int, draws: SceneRng) -> list[tuple[float, float]]:
-    """Centres in `n` cells of the grid; the largest objects keep `GAP` between them."""
-    cells = [divmod(cell, CELLS) for cell in draws.shuffled(CELLS * CELLS)[:n]]
+def _place_in_cells(n: int, rng: SceneRng) -> list[tuple[float, float]]:
+    """Draw centres in `n` distinct cells of the grid; the largest objects keep `GAP` between them."""
+    cells = [divmod(cell, CELLS) for cell in rng.permutation(CELLS * CELLS)[:n]]
     jitter = (-CELL_JITTER, CELL_JITTER)
-    return [((c + 0.5) / CELLS + draws.uniform(*jitter), (r + 0.5) / CELLS + draws.uniform(*jitter)) for r, c in cells]
+    return [((c + 0.5) / CELLS + rng.uniform(*jitter), (r + 0.5) / CELLS + rng.uniform(*jitter)) for r, c in cells]
 
 
-def _draw_background(difficulty: Difficulty, draws: SceneRng) -> Background:
+def _draw_background(difficulty: Difficulty, rng: SceneRng) -> Background:
     kinds: tuple[BackgroundKind, ...] = ("plain",) if difficulty == "easy" else ("plain", "gradient", "texture")
-    kind = draws.pick(kinds)
-    # Dark and nearly grey: every object colour is either lighter or far more saturated.
-    first, second = (_dark_grey(draws) for _ in range(2))
+    kind = rng.choice(kinds)
+    # Dark and nearly grey: every object colour is lighter or far more saturated.
+    first, second = (_dark_grey(rng) for _ in range(2))
     waves = (2.0, 9.0)
-    noise = draws.uniform(2.0, 5.0) if difficulty == "easy" else draws.uniform(3.0, 16.0)
+    noise = rng.uniform(2.0, 5.0) if difficulty == "easy" else rng.uniform(3.0, 16.0)
     return Background(
-        kind, first, second, draws.uniform(0.0, 2 * math.pi), draws.uniform(*waves), draws.uniform(*waves), noise
+        kind, first, second, rng.uniform(0.0, 2 * math.pi), rng.uniform(*waves), rng.uniform(*waves), noise
     )
 
 
-def _dark_grey(draws: SceneRng) -> tuple[float, float, float]:
-    level = draws.uniform(35.0, 85.0)
-    return level + draws.uniform(-10.0, 10.0), level + draws.uniform(-10.0, 10.0), level + draws.uniform(-10.0, 10.0)
+def _dark_grey(rng: SceneRng) -> tuple[float, float, float]:
+    level = rng.uniform(35.0, 85.0)
+    return level + rng.uniform(-10.0, 10.0), level + rng.uniform(-10.0, 10.0), level + rng.uniform(-10.0, 10.0)
 
 
 WORLD_SEED = 0
-"""The embedded world is one fixed data set; a run's seed changes the run, not the world."""
+"""Seed of the embedded world. It is one fixed data set: the seed of a run does not change it."""

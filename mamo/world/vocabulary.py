@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedTokenizerFast
 
-from mamo.data.tokenizer import ASCII, base_tokens, tokenizer_of
+from mamo.data.tokenizer import ASCII, base_tokens, build_tokenizer
 from mamo.world.grammar import NOUNS, RELATION_WORDINGS, WORD_CLASSES, plural
 
 
@@ -16,9 +16,9 @@ def _vocabulary() -> tuple[str, ...]:
 
 
 VOCABULARY: tuple[str, ...] = _vocabulary()
-"""Words and marks of the captions, questions and statements of both difficulties, lower-case."""
+"""Words and punctuation marks of the captions, questions and statements of both difficulties, in lower case."""
 
 
 def scenes_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the embedded data set: its vocabulary is fixed by the grammar, nothing is trained."""
-    return tokenizer_of((*base_tokens(ASCII), *VOCABULARY))
+    """Build the tokenizer of the embedded world. Its vocabulary follows from the grammar; nothing is trained."""
+    return build_tokenizer((*base_tokens(ASCII), *VOCABULARY))

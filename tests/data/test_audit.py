@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from mamo.data.audit import MAX_DISTANCE, HashIndex, audit, difference_hash
+from mamo.data.audit import MAX_DISTANCE, HashIndex, difference_hash, find_overlap
 
 
 def picture(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -41,20 +41,20 @@ def test_copies_are_found_and_strangers_are_not(tmp_path: Path) -> None:
     )}  # fmt: skip
     strangers = {f"s{k}": picture(1000 + k) for k in range(20)}
     held_out = write(tmp_path / "eval", {**copies, **strangers, "shared": picture(500)})
-    report = audit(train, held_out)
-    assert (report.n_train, report.n_eval, report.by_id, report.by_looks) == (41, 24, 1, 3)
+    report = find_overlap(train, held_out)
+    assert (report.n_train, report.n_eval, report.by_id, report.by_hash) == (41, 24, 1, 3)
     assert not report.is_complete
     assert f"{tmp_path}/eval/e4.png looks like {tmp_path}/train/t4.png" in report.examples
-    assert audit(train, write(tmp_path / "other", strangers)).is_complete
+    assert find_overlap(train, write(tmp_path / "other", strangers)).is_complete
 
 
 def test_blank_and_broken_pictures(tmp_path: Path) -> None:
     """Bug: all blank pages are found in each other, or an unreadable image counts as clean."""
     blank = Image.new("RGB", (90, 90), (250, 250, 250))
     train, held_out = write(tmp_path / "a", {"x": blank}), write(tmp_path / "b", {"y": blank, "z": picture(1)})
-    assert audit(train, held_out).is_complete
+    assert find_overlap(train, held_out).is_complete
     (tmp_path / "b/z.png").write_bytes(b"")
-    report = audit(train, held_out)
+    report = find_overlap(train, held_out)
     assert not report.is_complete
     assert "z.png: zero bytes" in report.lines()[-1]
 
@@ -70,7 +70,7 @@ def test_the_index_equals_comparing_all() -> None:
             value ^= 1 << int(bit)
         distances = [(value ^ int(other)).bit_count() for other in hashes]
         expected = int(np.argmin(distances)) if min(distances) <= MAX_DISTANCE else None
-        assert index.near(value) == expected
+        assert index.nearest(value) == expected
 
 
 @pytest.mark.parametrize("side", [9, 40, 333])

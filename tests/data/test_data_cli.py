@@ -15,7 +15,7 @@ from PIL import Image
 from mamo.cli import main
 from mamo.data.pairs_reader import read_pairs
 from mamo.world import rendering
-from mamo.world.captions import captions
+from mamo.world.captions import all_captions
 from mamo.world.scene import SceneWorld
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def test_export_validate_check_tokenizer(data: Data, tmp_path: Path) -> None:
     assert len(records) == 6
     for index, record in enumerate(records):
         scene = world.scene("val", index)
-        assert record.captions == tuple(caption.text for caption in captions(scene))
+        assert record.captions == tuple(caption.text for caption in all_captions(scene))
         with Image.open(str(record.image)) as image:
             assert (image.format, image.size) == ("JPEG", (96, 96))
             difference = np.abs(np.asarray(image).astype(int) - rendering.render(scene, (96, 96)))

@@ -14,7 +14,7 @@ from mamo.data.images import BadSampleError
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset, Sample, hash_id
 from mamo.data.pairs_reader import read_pairs
-from mamo.data.transforms import eval_transform, train_transform
+from mamo.data.transforms import train_transform
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def identity_of(file: Path, images: list[str], **more: str) -> str:
     """Of a file with these images, written anew."""
     file.parent.mkdir(exist_ok=True)
     file.write_text("".join(json.dumps({"image": image, "caption": "x", **more}) + "\n" for image in images))
-    return "".join(PairDataset(read_pairs(file), (4, 4)).identity())
+    return "".join(PairDataset(read_pairs(file), (4, 4)).fingerprint_items())
 
 
 def test_identity_stays_where_the_data_moved(tmp_path: Path) -> None:
@@ -125,6 +125,6 @@ def test_raise_and_nothing_left(records: list[PairRecord]) -> None:
     with pytest.raises(BadSampleError, match=r"3\.png: zero bytes"):
         PairDataset(records, (4, 4)).load(3, np.random.default_rng(0))
     with pytest.raises(BadSampleError, match="2 samples in a row"):
-        PairDataset(records[3:5], (4, 4), eval_transform, "skip").load(0, np.random.default_rng(0))
+        PairDataset(records[3:5], (4, 4), on_bad="skip").load(0, np.random.default_rng(0))
     with pytest.raises(ValueError, match="at least one record"):
         PairDataset([], (4, 4))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
-from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption, lines_of, read_pairs
+from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption, read_lines, read_pairs
 from mamo.data.validate import check_pairs, validate_pairs
 
 CAPTIONS = {"a": ["a red kite", "someone flies a kite"], "b": ["two cups"], "c": ["Grüße, 東京"]}
@@ -127,7 +127,7 @@ def test_defaults_and_optional_keys(folder: Path) -> None:
         ({"image": "a.png", "caption": "x", "image_id": True}, "field 'image_id' must be"),
         ({"image": "a.png", "caption": "x", "image_id": None}, "field 'image_id' must be"),
         ({"image": "a.png", "caption": "x", "imageid": "1"}, "unknown field 'imageid' (did you mean 'image_id'?)"),
-        ({"image": "a.png", "caption": "x", "zzz": "1"}, "unknown field 'zzz' (known are image, caption"),
+        ({"image": "a.png", "caption": "x", "zzz": "1"}, "unknown field 'zzz' (known fields: image, caption"),
         (["a.png", "x"], "must be a JSON object"),
     ],
 )
@@ -153,7 +153,7 @@ def test_all_bad_rows_are_counted_and_ten_listed(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         read_pairs(file)
     text = str(caught.value)
-    assert text.startswith("26 bad rows")
+    assert text.startswith("26 problem(s)")
     assert text.endswith("and 16 more")
     assert text.count(f"{file}:") == 10
     assert "not valid JSON" in text
@@ -194,14 +194,14 @@ def test_karpathy_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"k\.json:3: .*'raw'"):
         read_pairs(file, "train")
     lines = write_lines(tmp_path / "p.jsonl", rows())
-    with pytest.raises(ValueError, match="only Karpathy files hold splits"):
+    with pytest.raises(ValueError, match="only Karpathy files have splits"):
         read_pairs(lines, "train")
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"0.txt": b"no image"}, "0: no image beside its caption"),
+        ({"0.txt": b"no image"}, "0: no image for this caption"),
         ({"0.png": b"x"}, "0: no caption"),
         ({"0.png": b"x", "0.json": b"{}"}, "0: no caption"),
         ({"0.png": b"x", "0.json": b"{"}, "0: "),
@@ -257,7 +257,7 @@ def test_a_caption_of_marks_alone_is_empty() -> None:
 def test_lines_end_at_line_feeds_alone(tmp_path: Path, data: bytes, lines: list[str]) -> None:
     """Bug: a row is cut in two inside a sentence from the web, or an empty line in the middle shifts the numbers."""
     (tmp_path / "rows.jsonl").write_bytes(data)
-    assert lines_of(tmp_path / "rows.jsonl") == lines
+    assert read_lines(tmp_path / "rows.jsonl") == lines
 
 
 def test_validate_warns(folder: Path) -> None:

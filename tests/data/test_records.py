@@ -81,7 +81,7 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
     """Bug: an empty evaluation passes as 0 of 0."""
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text("{\n")
-    for name, message in (("empty", "holds no record"), ("broken", ":1: Invalid JSON"), ("absent", "cannot be read")):
+    for name, message in (("empty", "no records"), ("broken", ":1: Invalid JSON"), ("absent", "cannot be read")):
         with pytest.raises(ValueError, match=message):
             read_task_records(tmp_path / f"{name}.jsonl", VqaRecord)
 
@@ -102,5 +102,5 @@ def test_check_names_the_record_of_a_missing_image_and_of_a_box_outside(tmp_path
     assert (report.expected, report.found, report.is_complete) == (2, 1, False)
     outside, missing = report.unreadable
     assert "expression_id 2 (" in outside
-    assert "leaves its image of 40 x 20 px" in outside
+    assert "is not inside its image of 40 x 20 px" in outside
     assert missing.startswith(f"expression_id 3: {tmp_path}/b.png")

@@ -122,7 +122,7 @@ def test_training_reads_no_pair_before_it_is_drawn(
     source = pair_dataset(tiny(data={"source": "pairs", "train_file": files}))
     n = sum(SIZES)
     assert len(source) == 2 * (2 + n)
-    assert len(list(source.identity())) == 2 * (2 + 1)
+    assert len(list(source.fingerprint_items())) == 2 * (2 + 1)
     assert source.dataset_names() == ["other", "own"]
     assert read == []
     captions = [source.load(index, np.random.default_rng(0)).caption for index in range(len(source))]
@@ -142,14 +142,14 @@ def test_changed_folders_are_refused_by_name(folder: Path) -> None:
     shard = folder / "00002.tar"
     content, times = shard.read_bytes(), shard.stat()
     shard.write_bytes(content[:2048])
-    with pytest.raises(ValueError, match=r"00002\.tar: 2048 bytes, \d+ when it was indexed") as caught:
+    with pytest.raises(ValueError, match=r"00002\.tar: 2048 bytes, \d+ at indexing") as caught:
         read_pairs(folder)
     assert str(caught.value).count("00002") == 1
     shard.write_bytes(content[::-1])
-    with pytest.raises(ValueError, match=r"00002\.tar: was written to after"):
+    with pytest.raises(ValueError, match=r"00002\.tar: was modified after"):
         read_pairs(folder)
     shard.unlink()
-    with pytest.raises(ValueError, match=r"gone \(00002\.tar\)"):
+    with pytest.raises(ValueError, match=r"missing \(00002\.tar\)"):
         read_pairs(folder)
     shard.write_bytes(content)
     os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -169,7 +169,7 @@ def test_damaged_shards_are_named_in_one_message_and_nothing_is_written(folder: 
     (folder / TABLE).write_bytes((folder / TABLE).read_bytes()[:-40])
     for name in ("00000.tar", "00002.tar"):
         (folder / name).unlink()
-    with pytest.raises(ValueError, match="2 indexed shards are gone"):
+    with pytest.raises(ValueError, match="2 indexed shards are missing"):
         open_index(folder)
     index_folder(folder)
     (folder / TABLE).write_bytes((folder / TABLE).read_bytes()[:-40])

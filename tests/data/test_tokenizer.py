@@ -44,7 +44,7 @@ def test_scene_captions_are_whole_words(difficulty: str) -> None:
     tokenizer, world = scenes_tokenizer(), SceneWorld(difficulty, 0)  # type: ignore[arg-type]
     for index in range(100):
         scene = world.scene("train", index)
-        for caption in (*captions.captions(scene), captions.identifying_caption(scene)):
+        for caption in (*captions.all_captions(scene), captions.identifying_caption(scene)):
             tokens = tokenizer.tokenize(caption.text)
             assert "[UNK]" not in tokens
             assert "".join(tokens) == caption.text.lower().replace(" ", "")

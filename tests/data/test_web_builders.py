@@ -36,13 +36,13 @@ def test_cc3m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert [Path(str(row.image)).read_bytes() for row in rows] == [b"000010000", b"000000001"]
     assert report.lines() == [
-        "train rows of the list: found 4, expected 3318333", "train pictures: found 2, expected 4"
+        "train rows of the list: found 4, expected 3318333", "train images: found 2, expected 4"
     ]  # fmt: skip
     assert not report.is_complete
     (source / "Train_GCC-training.tsv").write_text("a kite http://x/a\n")
     with pytest.raises(ValueError, match=r"training\.tsv:1: needs a caption, a tab and a link"):
         build_cc3m(source, tmp_path / "out")
-    with pytest.raises(ValueError, match="holds neither Train_GCC"):
+    with pytest.raises(ValueError, match="contains neither Train_GCC"):
         build_cc3m(tmp_path, tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ from mamo.evaluation.probes import fill_masked_words, masked_word_accuracy, pair
 from mamo.tasks.sources import load_tokenizer
 from mamo.world.captions import caption_draft
 from mamo.world.grammar import WORD_CLASSES, write
-from mamo.world.masked_words import MaskedWord, masked_words
+from mamo.world.masked_words import MaskedWord, masked_word_items
 from mamo.world.probes import ProbeItem, probe_items
 from mamo.world.scene import COLOURS, SHAPES, SceneWorld
 from tests.world import test_grammar as grammar_reader
@@ -74,7 +74,7 @@ def test_every_other_word_makes_the_caption_false():
     world = SceneWorld("easy", 0)
     checked = dict.fromkeys(("colour", "shape", "size", "relation", "number"), 0)
     every_word = sorted(set().union(*WORD_CLASSES.values()) - {"medium", "solid", "striped", "checked"})
-    for item in masked_words(world, 200):
+    for item in masked_word_items(world, 200):
         scene = world.scene("test", item.scene_index)
         assert item.caption[item.start : item.end] in item.answers
         if item.caption not in {write(caption_draft(scene, which), scene.objects).text for which in (2, 3)}:
@@ -96,8 +96,8 @@ def test_masked_words_are_a_pure_function_of_the_scene():
     """Would catch items that move when their number changes, and a class asked twice of a scene."""
     for difficulty, classes in (("easy", 5), ("full", 7)):
         world = SceneWorld(difficulty, 0)
-        items = masked_words(world, 60)
-        assert items[: len(masked_words(world, 20))] == masked_words(world, 20)
+        items = masked_word_items(world, 60)
+        assert items[: len(masked_word_items(world, 20))] == masked_word_items(world, 20)
         assert len({(item.scene_index, item.word_class) for item in items}) == len(items)
         assert len({item.word_class for item in items}) == classes
         assert {item.word_class for item in items} <= set(WORD_CLASSES)
@@ -107,7 +107,7 @@ def test_masked_words_are_a_pure_function_of_the_scene():
 def test_relations_are_never_asked_where_places_give_them_away():
     """Would catch a relation that follows from places in the same caption, and a place with two right answers."""
     world = SceneWorld("full", 0)
-    items = masked_words(world, 200)
+    items = masked_word_items(world, 200)
     relations = [item.caption for item in items if item.word_class == "relation"]
     swapped = [text for item in probe_items(world, "relation_swap", 200) for text in (item.caption, item.foil)]
     assert len(relations) > 100
@@ -128,7 +128,7 @@ def test_relations_are_never_asked_where_places_give_them_away():
 
 def test_no_number_is_given_away_by_its_noun():
     """Would catch "[MASK] circle", which only "one" fits."""
-    items = [item for item in masked_words(SceneWorld("easy", 0), 300) if item.word_class == "number"]
+    items = [item for item in masked_word_items(SceneWorld("easy", 0), 300) if item.word_class == "number"]
     assert len(items) > 100
     for item in items:
         if item.answers == ("one",):

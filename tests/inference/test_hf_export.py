@@ -253,4 +253,4 @@ def test_text_past_the_limit_is_told_once(home: Path, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             model.encode_text(["red " * 50])
-    assert caplog.text.count("texts are cut to 24 tokens; the longest has 52 (told once)") == 1
+    assert caplog.text.count("texts are cut to 24 tokens; the longest has 52 (logged once)") == 1

@@ -26,7 +26,7 @@ from mamo.tasks.registry import finetune_config
 from mamo.tasks.sources import load_records
 from mamo.trainer import train
 from mamo.world.captions import identifying_caption
-from mamo.world.masked_words import masked_words
+from mamo.world.masked_words import masked_word_items
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld
 
@@ -119,7 +119,7 @@ def test_match_similarity_and_words(run: Path, pictures: list[Image.Image], capt
         images = scorer.encode_images([torch.stack([model.processor.pixels(picture) for picture in pictures])])
         rows = torch.arange(N)
         logits = scorer.itm_scores(images, scorer.encode_texts(*scorer.tokenize(captions)), rows, rows)
-        items = [item for item in masked_words(WORLD, N) if item.word_class == "colour"][:6]
+        items = [item for item in masked_word_items(WORLD, N) if item.word_class == "colour"][:6]
         expected = fill_masked_words(scorer, images, items, {k: k for k in range(N)})
     probability = model.match(pictures, captions)
     torch.testing.assert_close(probability, 1 / (1 + (-logits).exp()))

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from mamo.config.schema import DataConfig
-from mamo.data.record_dataset import RecordDataset
 from mamo.data.records import GroundingRecord, ReasoningRecord, TaskRecord, VqaRecord
 from mamo.tasks.grounding.task import ExpressionPairs
-from mamo.tasks.sources import load_records
+from mamo.tasks.sources import load_records, record_dataset
 
 ROWS: list[tuple[type[TaskRecord], dict[str, Any]]] = [
     (VqaRecord, {"image": "{}/1.jpg", "question_id": 1, "question": "what?"}),
@@ -28,8 +27,8 @@ def identity_of(root: Path, kind: type[TaskRecord], row: dict[str, Any], images:
         file.write_text(json.dumps(filled) + "\n")
     data = DataConfig(source="records", train_file=[str(file) for file in files])
     records, load_image = load_records(data, kind, "train", 0)
-    source: Any = RecordDataset(records, load_image, data)
-    return "".join((ExpressionPairs(source) if kind is GroundingRecord else source).identity())
+    source: Any = record_dataset(records, load_image, data)
+    return "".join((ExpressionPairs(source) if kind is GroundingRecord else source).fingerprint_items())
 
 
 @pytest.mark.parametrize(("kind", "row"), ROWS)

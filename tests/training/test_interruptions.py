@@ -171,7 +171,7 @@ def test_a_dead_loader_is_one_clear_error(tiny_file: Callable[..., Path], where:
     wait = "; import time; time.sleep(60)" if where == "outside the loader" else ""  # the signal ends the sleep
     code, line = run_with_a_loader(file, "multiprocessing.active_children()[0].kill()" + wait)
     assert code == 2
-    assert "a loader process died" in line
+    assert "a data loader worker died" in line
     assert "data.workers (now 1)" in line
 
 
@@ -194,7 +194,7 @@ def test_a_loader_that_dies_while_it_hands_over_is_the_same_error(
         yield
 
     monkeypatch.setattr("mamo.trainer.make_loader", broken)
-    with pytest.raises(ChildProcessError, match=r"a loader process died.*data.workers"):
+    with pytest.raises(ChildProcessError, match=r"a data loader worker died.*data.workers"):
         train(tiny(), is_resume=False)
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from mamo.world.captions import caption, captions, identifying_caption
+from mamo.world.captions import all_captions, caption, identifying_caption
 from mamo.world.grammar import WORD_CLASSES, Caption
 from mamo.world.probes import PROBES, probe_items
 from mamo.world.questions import question
-from mamo.world.rendering import coverage
 from mamo.world.scene import Difficulty, Scene, SceneObject, SceneWorld
 from mamo.world.statements import pair_statements
 from mamo.world.vocabulary import VOCABULARY
+from tests.world.masks import coverage
 
 DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "full")
 SINGULAR = {w: w for w in ["circle", "square", "triangle", "cross", "ring", "star", "bar", "shape", "object"]}
@@ -161,8 +161,8 @@ def is_true(reading: Reading, scene: Scene, margin: float = 0.1) -> bool:
     )
 
 
-def all_captions(scene: Scene) -> list[Caption]:
-    return [*captions(scene), identifying_caption(scene)]
+def six_captions(scene: Scene) -> list[Caption]:
+    return [*all_captions(scene), identifying_caption(scene)]
 
 
 def test_the_reader_tells_true_from_false_on_a_hand_made_scene() -> None:
@@ -191,7 +191,7 @@ def test_every_statement_of_every_caption_is_true(difficulty: Difficulty) -> Non
     world = SceneWorld(difficulty, 0)
     for index in range(800):
         scene = world.scene("train", index)
-        for one in all_captions(scene):
+        for one in six_captions(scene):
             reading = read(one.text)
             assert reading.mentions or reading.counts
             assert is_true(reading, scene), (one.text, scene)
@@ -233,7 +233,7 @@ def test_phrases_point_to_the_objects_they_mean(difficulty: Difficulty) -> None:
     n_plural = 0
     for index in range(400):
         scene = world.scene("val", index)
-        for one in all_captions(scene):
+        for one in six_captions(scene):
             reading = read(one.text)
             singles = []
             for phrase in one.phrases:
@@ -266,7 +266,7 @@ def test_captions_are_short_lower_case_and_of_known_words(
     """Catches capital letters, doubled spaces, words missing from the vocabulary, and captions that outgrow a model."""
     world = SceneWorld(difficulty, 1)
     for index in range(600):
-        for one in all_captions(world.scene("train", index)):
+        for one in six_captions(world.scene("train", index)):
             assert re.fullmatch(r"[a-z]+[,:]?( [a-z]+[,:]?)*", one.text), one.text
             assert set(re.findall(r"[a-z]+|[,:]", one.text)) <= set(VOCABULARY)
             assert len(one.text.split()) <= limit
@@ -279,7 +279,7 @@ def test_the_vocabulary_is_exactly_what_the_grammar_says() -> None:
     for difficulty in DIFFICULTIES:
         world = SceneWorld(difficulty, 0)
         for index in range(1500):
-            for one in captions(world.scene("train", index)):
+            for one in all_captions(world.scene("train", index)):
                 said.update(re.findall(r"[a-z]+|[,:]", one.text))
             asked.update(re.findall(r"[a-z]+|[,:?]", question(world, "train", index).text))
         asked.update(word for item in pair_statements(world, "train", 1500) for word in item.sentence.split())
@@ -296,7 +296,7 @@ def test_captions_vary(difficulty: Difficulty) -> None:
     """Catches a style that is never drawn: five captions of a scene differ, and so do the wordings of one meaning."""
     world = SceneWorld(difficulty, 0)
     scenes = [world.scene("train", i) for i in range(300)]
-    assert np.mean([len({one.text for one in captions(scene)}) == 5 for scene in scenes]) > 0.9
+    assert np.mean([len({one.text for one in all_captions(scene)}) == 5 for scene in scenes]) > 0.9
     kinds = re.compile("|".join(sorted({*ADJECTIVES, *SINGULAR, *NUMBERS}, key=len, reverse=True)))
     for which in range(5):
         wordings = {kinds.sub("_", caption(scene, which).text) for scene in scenes}

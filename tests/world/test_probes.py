@@ -14,7 +14,7 @@ import scipy.sparse
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from mamo.world.captions import caption, captions
+from mamo.world.captions import all_captions, caption
 from mamo.world.grammar import WORD_CLASSES
 from mamo.world.probes import PROBES, ProbeItem, probe_items
 from mamo.world.scene import Difficulty, SceneWorld, Split
@@ -65,7 +65,7 @@ def test_probes_use_captions_of_training(difficulty: Difficulty, probe: str) -> 
     """Catches probe captions in wordings that a model has never seen."""
     world = SceneWorld(difficulty, 0)
     for item in items_of(difficulty, probe, 2000, "test")[:1000][:200]:
-        assert item.caption in {one.text for one in captions(world.scene("test", item.scene_index))}
+        assert item.caption in {one.text for one in all_captions(world.scene("test", item.scene_index))}
 
 
 def test_items_are_a_pure_function_and_follow_the_split() -> None:
@@ -73,7 +73,7 @@ def test_items_are_a_pure_function_and_follow_the_split() -> None:
     world = SceneWorld("full", 5)
     assert probe_items(world, "count_change", 20) == probe_items(SceneWorld("full", 5), "count_change", 50)[:20]
     (item,) = probe_items(world, "object_replacement", 1, split="val")
-    assert item.caption in {one.text for one in captions(world.scene("val", item.scene_index))}
+    assert item.caption in {one.text for one in all_captions(world.scene("val", item.scene_index))}
     with pytest.raises(ValueError, match="'negation' is unknown; use one of attribute_swap, relation_swap"):
         probe_items(world, "negation")
 

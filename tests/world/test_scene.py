@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw
 
 from mamo.world.captions import _IDENTIFYING_STREAM, _full
 from mamo.world.grammar import is_true
-from mamo.world.rendering import coverage, render
+from mamo.world.rendering import render
 from mamo.world.scene import Background, Difficulty, Scene, SceneObject, SceneWorld, near_duplicate
+from tests.world.masks import coverage
 
 DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "full")
 EMPTY = Background("plain", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0, 2.0, 2.0, noise=0.0)
@@ -43,10 +44,10 @@ def test_scenes_do_not_depend_on_the_order_of_access(difficulty: Difficulty) -> 
 def test_scenes_do_not_depend_on_the_process() -> None:
     """Catches captions or scenes drawn from a set, whose order changes with Python's hash seed."""
     program = (
-        "import hashlib; from mamo.data.scenes import SceneWorld; from mamo.data.scene_captions import captions;"
-        "from mamo.data.tokenizer import VOCABULARY;"
+        "import hashlib; from mamo.world.scene import SceneWorld; from mamo.world.captions import all_captions;"
+        "from mamo.world.vocabulary import VOCABULARY;"
         "scenes = [SceneWorld(d, 0).scene('val', i) for d in ('easy', 'full') for i in range(50)];"
-        "print(hashlib.sha256(repr([(s, captions(s), VOCABULARY) for s in scenes]).encode()).hexdigest())"
+        "print(hashlib.sha256(repr([(s, all_captions(s), VOCABULARY) for s in scenes]).encode()).hexdigest())"
     )
     digests = {
         subprocess.run(
@@ -74,7 +75,7 @@ def test_a_near_duplicate_differs_in_one_word(difficulty: Difficulty) -> None:
         assert other.background == scene.background
         changed[attribute] += 1
         for shown, said in ((scene, other), (other, scene)):
-            statement = _full(said, said.draws(_IDENTIFYING_STREAM), total_probability=0.0).statement
+            statement = _full(said, said.rng(_IDENTIFYING_STREAM), total_probability=0.0).statement
             assert is_true(statement, said.objects)
             assert not is_true(statement, shown.objects)
     assert set(changed) == ({"shape", "colour"} | ({"pattern"} if difficulty == "full" else set()))

@@ -1,1 +1,1 @@
-"""Builders: one file per public data set, from its official release to our JSON Lines."""
+"""Builders that convert the official releases of public data sets to JSON Lines, one module for each family."""

@@ -1,9 +1,9 @@
-"""COCO and Flickr30k captions in Karpathy's splits, and Visual Genome regions: image-text pairs."""
+"""Builders of image-text pairs: COCO and Flickr30k captions in Karpathy's splits, and Visual Genome regions."""
 
 from pathlib import Path
 from typing import Any
 
-from mamo.data.builders.report import BuildReport, Count, Images, read_json, rows_of
+from mamo.data.builders.report import BuildReport, Count, ReleaseImages, get_rows, read_json
 from mamo.data.pairs_reader import write_json_lines
 
 _SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -14,25 +14,28 @@ _EXPECTED_IMAGES = {
 
 
 def build_karpathy(name: str, source: Path, to: Path) -> BuildReport:
-    """Writes `train.jsonl` (COCO: with restval), `val.jsonl` and `test.jsonl`, one row an image with all its captions.
+    """Write `train.jsonl` (COCO: with restval), `val.jsonl` and `test.jsonl`, one row an image with all its captions.
 
-    `source` holds `dataset_NAME.json` and the images: COCO's in `train2014/` and `val2014/`, Flickr30k's in
-    `flickr30k-images/`. `image_id` is `coco/ID` or `flickr30k/FILE`, by which an audit finds overlaps.
+    `source` contains `dataset_NAME.json` and the images: COCO's in `train2014/` and `val2014/`, Flickr30k's in
+    `flickr30k-images/`. `image_id` is `coco/ID` or `flickr30k/FILE`; `mamo.data.audit` finds overlaps by it.
 
-    Raises ValueError for a file that is not Karpathy's.
+    Raises:
+        ValueError: the file does not have Karpathy's format.
     """
     file = source / f"dataset_{name}.json"
-    images = Images(source, to)
+    images = ReleaseImages(source, to)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in _EXPECTED_IMAGES[name]}
-    for entry in rows_of(read_json(file), "images", ("filename", "split", "sentences"), file):
+    for entry in get_rows(read_json(file), "images", ("filename", "split", "sentences"), file):
         if entry["split"] not in _SPLIT_OF:
-            raise ValueError(f"{file}: {entry['filename']} is of the unknown split {entry['split']!r}")
+            raise ValueError(
+                f"{file}: {entry['filename']} has the unknown split {entry['split']!r}; is it the official file?"
+            )
         if name == "coco":
             path, image_id = f"{entry['filepath']}/{entry['filename']}", f"coco/{entry['cocoid']}"
         else:
             path, image_id = f"flickr30k-images/{entry['filename']}", f"flickr30k/{entry['filename']}"
         captions = [sentence["raw"].strip() for sentence in entry["sentences"]]
-        row = {"image": images.name(path), "caption": captions, "image_id": image_id}
+        row = {"image": images.relative_path(path), "caption": captions, "image_id": image_id}
         rows[_SPLIT_OF[entry["split"]]].append(row)
     counts = []
     for split, expected in _EXPECTED_IMAGES[name].items():
@@ -43,19 +46,20 @@ def build_karpathy(name: str, source: Path, to: Path) -> BuildReport:
 
 
 def build_vg(source: Path, to: Path) -> BuildReport:
-    """Writes `pairs.jsonl`: Visual Genome images with the phrases of their regions as captions.
+    """Write `pairs.jsonl`: Visual Genome images with the phrases of their regions as captions.
 
-    `source` holds `region_descriptions.json` and the images in `VG_100K/` and `VG_100K_2/`.
+    `source` contains `region_descriptions.json` and the images in `VG_100K/` and `VG_100K_2/`.
 
-    Raises ValueError for a file that is not Visual Genome's.
+    Raises:
+        ValueError: the file does not have Visual Genome's format.
     """
     file = source / "region_descriptions.json"
-    images, rows = Images(source, to), []
-    for entry in rows_of(read_json(file), "", ("id", "regions"), file):
+    images, rows = ReleaseImages(source, to), []
+    for entry in get_rows(read_json(file), "", ("id", "regions"), file):
         phrases = list(dict.fromkeys(region["phrase"].strip() for region in entry["regions"]))
         captions = [phrase for phrase in phrases if phrase]
         if captions:
-            name = images.name(f"VG_100K/{entry['id']}.jpg", f"VG_100K_2/{entry['id']}.jpg")
+            name = images.relative_path(f"VG_100K/{entry['id']}.jpg", f"VG_100K_2/{entry['id']}.jpg")
             rows.append({"image": name, "caption": captions, "image_id": f"vg/{entry['id']}"})
     write_json_lines(to / "pairs.jsonl", rows)
     n_captions = sum(len(row["caption"]) for row in rows)

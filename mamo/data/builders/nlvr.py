@@ -1,6 +1,6 @@
-"""NLVR (Suhr, Lewis, Yeh, Artzi; ACL 2017), development split: from its release to image-text pairs and statements.
+"""Builder of NLVR (Suhr, Lewis, Yeh, Artzi; ACL 2017), development split: image-text pairs and statements.
 
-A record is a sentence, its truth, and six pictures (permutations of three boxes) of which the truth holds alike.
+A record is a sentence, its label, and six images (permutations of three boxes) with the same label.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mamo.data.pairs_reader import lines_of, write_json_lines
+from mamo.data.pairs_reader import read_lines, write_json_lines
 from mamo.data.records import ReasoningRecord, write_task_records
 from mamo.data.shard_index import ShardMember, index_shard, read_member
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NlvrCounts:
-    """What the release held: images found, pairs (images with a true sentence) and statements written."""
+    """Counts of a build: records, images found, pairs (images with a true sentence) and statements."""
 
     records: int
     images: int
@@ -31,7 +31,7 @@ class NlvrCounts:
     statements: int
 
     def lines(self) -> list[str]:
-        """The report, expected beside found."""
+        """Format the report with expected and found numbers."""
         return [
             f"records: expected {EXPECTED_RECORDS}, found {self.records}",
             f"images: expected {EXPECTED_IMAGES}, found {self.images}",
@@ -40,19 +40,20 @@ class NlvrCounts:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the whole published split was found."""
+        """Return whether the complete published split was found."""
         return (self.records, self.images) == (EXPECTED_RECORDS, EXPECTED_IMAGES)
 
 
 def build_nlvr(source: Path, to: Path) -> NlvrCounts:
-    """Writes `images/`, `pairs.jsonl`, `statements.jsonl` and the six folds `fold-0/` to `fold-5/` into `to`.
+    """Write `images/`, `pairs.jsonl`, `statements.jsonl` and the six folds `fold-0/` to `fold-5/` into `to`.
 
-    `source` holds `dev.json` and either `dev-images.tar` or the unpacked `images` folder. A sentence labelled true is a
-    caption of its six pictures; `statements.jsonl` holds every sentence of every picture with its label. `image_id` is
-    a hash of the picture's bytes, because the release shows some pictures under several names. Only the pictures that
-    `dev.json` names are copied. A picture that is not there is left out of both files, and shows in the counts.
+    `source` contains `dev.json`, and `dev-images.tar` or the unpacked `images` folder. A sentence with label true is a
+    caption of its six images. `statements.jsonl` has every sentence with every image and its label. `image_id` is a
+    hash of the image's bytes, because some images have several names in the release. Only the images in `dev.json` are
+    copied. A missing image is omitted from both files and reduces the counts.
 
-    Raises ValueError for a release that lacks its files or has a row that is not NLVR's.
+    Raises:
+        ValueError: files of the release are missing, or a row does not have NLVR's format.
     """
     rows = _read_release(source / "dev.json")
     members = _members(source)
@@ -69,10 +70,10 @@ def build_nlvr(source: Path, to: Path) -> NlvrCounts:
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             (to / name).write_bytes(content)
             group: Row = {"image": name, "directory": row["directory"]}
-            identity = {"identifier": row["identifier"], "permutation": permutation}
+            ids = {"identifier": row["identifier"], "permutation": permutation}
             image_id = hashlib.sha256(content).hexdigest()[:16]
             group["image_id"] = image_id
-            statements.append({**group, "sentence": row["sentence"], "label": is_true, **identity})
+            statements.append({**group, "sentence": row["sentence"], "label": is_true, **ids})
             if is_true:
                 pairs.append({**group, "caption": row["sentence"]})
     write_json_lines(to / "pairs.jsonl", pairs)
@@ -82,12 +83,12 @@ def build_nlvr(source: Path, to: Path) -> NlvrCounts:
 
 
 def _write_folds(to: Path, pairs: list[Row], statements: list[Row]) -> None:
-    """Writes `fold-K/train.jsonl`, `eval.jsonl` and `statements.jsonl`: fold K holds out the K-th directory.
+    """Write `fold-K/train.jsonl`, `eval.jsonl` and `statements.jsonl`. Fold K holds out the K-th directory.
 
-    `reasoning-train.jsonl` and `reasoning-eval.jsonl` hold all sentences, true and false, as `ReasoningRecord`s.
+    `reasoning-train.jsonl` and `reasoning-eval.jsonl` have all sentences, true and false, as `ReasoningRecord`.
 
-    Permutations of one picture lie in one directory; the few pictures that occur in several directories are kept out
-    of training wherever they are held out.
+    Permutations of one image are in one directory. A few images occur in several directories; they are removed from the
+    training data of the folds that hold them out.
     """
     for fold, held_out in enumerate(sorted({row["directory"] for row in statements}, key=int)):
         seen = {row["image_id"] for row in statements if row["directory"] == held_out}
@@ -112,15 +113,16 @@ def _reasoning(row: Row) -> ReasoningRecord:
 
 
 def _read_release(file: Path) -> list[Row]:
+    """Read and check the rows of `dev.json`."""
     if not file.is_file():
-        raise ValueError(f"{file}: no such file; --from must be a folder with NLVR's dev.json and its pictures")
+        raise ValueError(f"{file}: no such file; --from must be a folder with NLVR's dev.json and its images")
     rows = []
-    for line, text in enumerate(lines_of(file), 1):
+    for line, text in enumerate(read_lines(file), 1):
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}:{line}: not valid JSON ({error.msg}); fetch the release again") from None
-        # These two become file names, so nothing but digits may pass.
+        # identifier and directory become file names, so only digits are allowed
         for key, pattern in (
             ("identifier", r"\d+-\d+"),
             ("directory", r"\d+"),
@@ -140,16 +142,17 @@ def _read_release(file: Path) -> list[Row]:
 
 
 def _members(source: Path) -> dict[str, ShardMember]:
-    """The pictures in the tar by name; empty where they are unpacked."""
+    """Return the images in the tar by name; empty if they are unpacked."""
     if (source / "images").is_dir():
         return {}
     tar = source / "dev-images.tar"
     if not tar.is_file():
-        raise ValueError(f"{source}: holds neither an images folder nor dev-images.tar")
+        raise ValueError(f"{source}: contains neither an images folder nor dev-images.tar")
     return {member.name.removeprefix("./"): member for member in index_shard(tar)}
 
 
 def _content(source: Path, name: str, members: dict[str, ShardMember]) -> bytes | None:
+    """Read an image from the tar or from the folder; None if it is missing."""
     if members:
         return read_member(members[name]) if name in members else None
     file = source / name

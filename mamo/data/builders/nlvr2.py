@@ -1,14 +1,14 @@
-"""NLVR2 (Suhr et al., ACL 2019), from its official JSON Lines to `ReasoningRecord`."""
+"""Builder of NLVR2 (Suhr et al., ACL 2019): official JSON Lines to `ReasoningRecord`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from mamo.data.builders.report import BuildReport, Count, Images
-from mamo.data.pairs_reader import lines_of
+from mamo.data.builders.report import BuildReport, Count, ReleaseImages
+from mamo.data.pairs_reader import read_lines
 from mamo.data.records import ReasoningRecord, write_task_records
 
-_SPLITS = {  # ours -> (the official file, its number of statements)
+_SPLITS = {  # split -> (official file, number of statements)
     "train": ("train.json", 86_373),
     "dev": ("dev.json", 6_982),
     "test-p": ("test1.json", 6_967),
@@ -18,45 +18,50 @@ _SPLITS = {  # ours -> (the official file, its number of statements)
 
 
 def build_nlvr2(source: Path, to: Path) -> BuildReport:
-    """Writes `train.jsonl`, `dev.jsonl`, `test-p.jsonl` and its two subsets, those whose files are in `source`.
+    """Write `train.jsonl`, `dev.jsonl`, `test-p.jsonl` and its two subsets, for each official file in `source`.
 
-    Images are looked for in both layouts: `images/train/DIRECTORY/` (the release) and `train/` (flat), `dev/`,
-    `test1/`, with or without `images/` before them.
+    Two layouts of the images are supported: `images/train/DIRECTORY/` (the release), and flat folders `train/`, `dev/`
+    and `test1/`, with or without `images/` before them.
 
-    Raises ValueError naming file and line for a row that is not NLVR2's, and where there is no file at all.
+    Raises:
+        ValueError: no official file, or a row that does not have NLVR2's format (with file and line).
     """
-    images, counts = Images(source, to), []
+    images, counts = ReleaseImages(source, to), []
     for split, (name, expected) in _SPLITS.items():
         file = source / name
         if not file.is_file():
             continue
         records = []
-        for line, text in enumerate(lines_of(file), 1):
+        for line, text in enumerate(read_lines(file), 1):
             row = _row(text, f"{file}:{line}")
             pair, _ = row["identifier"].rsplit("-", 1)
             folder = row["identifier"].split("-")[0]
             folders = [f"images/{folder}", folder]
             if "directory" in row:
                 folders = [f"images/{folder}/{row['directory']}", f"{folder}/{row['directory']}", *folders]
-            sides = [images.name(*(f"{each}/{pair}-img{side}.png" for each in folders)) for side in (0, 1)]
+            sides = [images.relative_path(*(f"{each}/{pair}-img{side}.png" for each in folders)) for side in (0, 1)]
             record = {"images": sides, "sentence": row["sentence"], "label": row["label"] == "True"}
             records.append(ReasoningRecord.model_validate({**record, "identifier": row["identifier"]}))
         write_task_records(to / f"{split}.jsonl", records)
         counts.append(Count(f"{split} statements", len(records), expected))
     if not counts:
-        raise ValueError(f"{source}: holds none of {', '.join(name for name, _ in _SPLITS.values())}")
+        raise ValueError(f"{source}: contains none of {', '.join(name for name, _ in _SPLITS.values())}")
     return BuildReport((*counts, images.count()))
 
 
-def _row(text: str, where: str) -> dict[str, Any]:
+def _row(text: str, location: str) -> dict[str, Any]:
+    """Parse and check a row. Messages begin with `location`."""
     try:
         row = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON ({error}); fetch the release again") from None
+        raise ValueError(f"{location}: not valid JSON ({error}); fetch the release again") from None
     if not isinstance(row, dict) or not all(
         isinstance(row.get(key), str) for key in ("identifier", "sentence", "label")
     ):
-        raise ValueError(f"{where}: needs identifier, sentence and label; is it the official file?")
+        raise ValueError(f"{location}: needs identifier, sentence and label; is it the official file?")
     if row["label"] not in ("True", "False") or row["identifier"].count("-") != 3:
-        raise ValueError(f"{where}: label {row['label']!r} or identifier {row['identifier']!r} is not NLVR2's")
+        raise ValueError(
+            f"{location}: label {row['label']!r} or identifier {row['identifier']!r} is not NLVR2's; "
+            "is it the official file?"
+        )
     return row

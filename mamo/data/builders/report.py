@@ -1,4 +1,4 @@
-"""What the builders share: reading a release, naming its images, counting."""
+"""Parts that the builders share: reading a release, image paths, counts."""
 
 import json
 import os
@@ -9,50 +9,53 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many of something were found; `expected` is the published number, None where there is none."""
+    """Number of something found. `expected` is the published number, None if there is none."""
 
-    what: str
+    name: str
     found: int
     expected: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """The counts of a build."""
+    """Counts of a build."""
 
     counts: tuple[Count, ...]
 
     def lines(self) -> list[str]:
-        """The report, expected beside found."""
+        """Format the report with found and expected numbers."""
         return [
-            f"{count.what}: found {count.found}" + ("" if count.expected is None else f", expected {count.expected}")
+            f"{count.name}: found {count.found}" + ("" if count.expected is None else f", expected {count.expected}")
             for count in self.counts
         ]
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that was published was found."""
+        """Return whether all published numbers were found."""
         return all(count.expected in (None, count.found) for count in self.counts)
 
 
 def read_json(file: Path) -> Any:
-    """A JSON file of a release. Raises ValueError naming the file."""
+    """Read a JSON file of a release. Raises ValueError with the file name."""
     try:
         return json.loads(file.read_text("utf-8"))
     except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror}; --from must be a folder that holds it") from None
+        raise ValueError(
+            f"{file}: cannot be read: {error.strerror}; --from must be a folder that contains it"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{file}: not valid JSON ({error}); fetch the release again") from None
 
 
-def rows_of(document: Any, key: str, fields: tuple[str, ...], file: Path) -> list[dict[str, Any]]:
-    """`document[key]` (or the document itself where `key` is empty) as objects that have all `fields`.
+def get_rows(document: Any, key: str, fields: tuple[str, ...], file: Path) -> list[dict[str, Any]]:
+    """Return `document[key]`, or the document if `key` is empty, as a list of objects that have all `fields`.
 
-    Raises ValueError naming file, entry and field.
+    Raises:
+        ValueError: with file, entry and field.
     """
     rows = document.get(key) if key and isinstance(document, dict) else document
     if not isinstance(rows, list):
-        raise ValueError(f"{file}: holds no list {key!r}; is it the official file?")
+        raise ValueError(f"{file}: contains no list {key!r}; is it the official file?")
     for number, row in enumerate(rows):
         missing = [field for field in fields if not isinstance(row, dict) or field not in row]
         if missing:
@@ -62,23 +65,23 @@ def rows_of(document: Any, key: str, fields: tuple[str, ...], file: Path) -> lis
     return rows
 
 
-class Images:
-    """Names images of a release relative to the folder that is written, and counts those that are not there."""
+class ReleaseImages:
+    """Image paths of a release relative to the output folder, with a count of the missing images."""
 
     def __init__(self, release: Path, to: Path) -> None:
         self.release, self.to = release.absolute(), to.absolute()
-        self.named: set[str] = set()
+        self.used: set[str] = set()
         self.missing: set[str] = set()
 
-    def name(self, *candidates: str) -> str:
-        """The first of the candidate paths (below the release) that exists, else the first; relative to `to`."""
-        there = [path for path in candidates if (self.release / path).is_file()]
-        chosen = (there or list(candidates))[0]
-        self.named.add(chosen)
-        if not there:
+    def relative_path(self, *candidates: str) -> str:
+        """Return the first candidate (path in the release) that exists, else the first, relative to `to`."""
+        existing = [path for path in candidates if (self.release / path).is_file()]
+        chosen = (existing or list(candidates))[0]
+        self.used.add(chosen)
+        if not existing:
             self.missing.add(chosen)
         return os.path.relpath(self.release / chosen, self.to)
 
     def count(self) -> Count:
-        """Images on the disk of those that the annotations name."""
-        return Count("image files", len(self.named) - len(self.missing), len(self.named))
+        """Return the number of existing images, out of all that the annotations use."""
+        return Count("image files", len(self.used) - len(self.missing), len(self.used))

@@ -1,7 +1,7 @@
-"""Conceptual Captions (Sharma et al. 2018) and SBU (Ordonez et al. 2011): lists of captions and links, whose pictures
-one fetches oneself, with `img2dataset --output_format files` into the folder `images/`.
+"""Builders of Conceptual Captions (Sharma et al. 2018) and SBU (Ordonez et al. 2011), lists of captions and links.
 
-Shards that img2dataset wrote as tar files need no building: name them in `data.train_file`.
+Download the images first with `img2dataset --output_format files` into the folder `images/`. Tar shards of img2dataset
+need no builder: use them as `data.train_file`.
 """
 
 import json
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mamo.data.builders.report import BuildReport, Count, Images, read_json
-from mamo.data.pairs_reader import lines_of, write_json_lines
+from mamo.data.builders.report import BuildReport, Count, ReleaseImages, read_json
+from mamo.data.pairs_reader import read_lines, write_json_lines
 
-_CC3M = {  # ours -> (the official list, its number of rows)
+_CC3M = {  # split -> (official list, number of rows)
     "train": ("Train_GCC-training.tsv", 3_318_333),
     "val": ("Validation_GCC-1.1.0-Validation.tsv", 15_840),
 }
@@ -21,37 +21,39 @@ _SUFFIXES = ("jpg", "png", "webp")
 
 
 def build_cc3m(source: Path, to: Path) -> BuildReport:
-    """Writes `train.jsonl` and `val.jsonl`, those whose official list (`caption<TAB>link` a line) is in `source`.
+    """Write `train.jsonl` and `val.jsonl`, for each official list (`caption<TAB>link` a line) in `source`.
 
-    A row is written for each picture that was fetched, with the caption of the list; many links are dead by now, and
-    the counts show how many. `image_id` is `cc3m/` and the split and line of the list.
+    Each downloaded image gives a row with the caption of the list. Many links are dead; the counts show how many.
+    `image_id` is `cc3m/SPLIT-LINE`.
 
-    Raises ValueError where there is no list, and naming file and line for a row that is not of the list's form.
+    Raises:
+        ValueError: no list, or a row that does not have the list's format (with file and line).
     """
-    fetched, images, counts = _fetched(source), Images(source, to), []
+    fetched, images, counts = _fetched(source), ReleaseImages(source, to), []
     for split, (name, expected) in _CC3M.items():
         file = source / name
         if not file.is_file():
             continue
         rows = []
-        for line, text in enumerate(lines_of(file), 1):
+        for line, text in enumerate(read_lines(file), 1):
             caption, tab, link = text.rpartition("\t")
             if not tab or "\t" in caption:
                 raise ValueError(f"{file}:{line}: needs a caption, a tab and a link; is it the official file?")
             rows.append((caption, link, f"cc3m/{split}-{line}"))
         counts += _write(rows, fetched, images, to / f"{split}.jsonl", expected, split)
     if not counts:
-        raise ValueError(f"{source}: holds neither {' nor '.join(name for name, _ in _CC3M.values())}")
+        raise ValueError(f"{source}: contains neither {' nor '.join(name for name, _ in _CC3M.values())}")
     return BuildReport(tuple(counts))
 
 
 def build_sbu(source: Path, to: Path) -> BuildReport:
-    """Writes `pairs.jsonl` of the pictures that were fetched, with the captions of the list; as `build_cc3m`.
+    """Write `pairs.jsonl`: the downloaded images with the captions of the list, as `build_cc3m`.
 
     The list is `sbu-captions-all.json` (`image_urls` and `captions`) or `SBU_captioned_photo_dataset_urls.txt` and
     `..._captions.txt`.
 
-    Raises ValueError where there is no list, or as many links as captions are missing.
+    Raises:
+        ValueError: no list, or different numbers of links and captions.
     """
     file = source / "sbu-captions-all.json"
     stem = "SBU_captioned_photo_dataset_{}.txt"
@@ -63,42 +65,48 @@ def build_sbu(source: Path, to: Path) -> BuildReport:
     else:
         file = source / stem.format("urls")
         if not file.is_file():
-            raise ValueError(f"{source}: holds neither sbu-captions-all.json nor {stem.format('urls')}")
-        lists = [lines_of(source / stem.format(name)) for name in ("urls", "captions")]
+            raise ValueError(f"{source}: contains neither sbu-captions-all.json nor {stem.format('urls')}")
+        lists = [read_lines(source / stem.format(name)) for name in ("urls", "captions")]
     links, captions = lists
     if not isinstance(links, list) or not isinstance(captions, list) or len(links) != len(captions):
         raise ValueError(f"{file}: needs as many image_urls as captions; is it the official file?")
     rows = [(caption, link, f"sbu/{line}") for line, (link, caption) in enumerate(zip(links, captions), 1)]
-    counts = _write(rows, _fetched(source), Images(source, to), to / "pairs.jsonl", _SBU_ROWS, "pairs")
+    counts = _write(rows, _fetched(source), ReleaseImages(source, to), to / "pairs.jsonl", _SBU_ROWS, "pairs")
     return BuildReport(tuple(counts))
 
 
 def _write(
-    rows: list[tuple[str, str, str]], fetched: dict[str, str], images: Images, file: Path, expected: int, what: str
+    rows: list[tuple[str, str, str]],
+    fetched: dict[str, str],
+    images: ReleaseImages,
+    file: Path,
+    expected: int,
+    name: str,
 ) -> list[Count]:
-    """Rows (caption, link, image_id) whose picture is there; counts of the list and of the pictures."""
+    """Write the rows (caption, link, image_id) with a downloaded image; return the counts of rows and images."""
     found = [
-        {"image": images.name(fetched[link]), "caption": caption.strip(), "image_id": image_id}
+        {"image": images.relative_path(fetched[link]), "caption": caption.strip(), "image_id": image_id}
         for caption, link, image_id in rows
         if link in fetched and caption.strip()
     ]
     write_json_lines(file, found)
-    return [Count(f"{what} rows of the list", len(rows), expected), Count(f"{what} pictures", len(found), len(rows))]
+    return [Count(f"{name} rows of the list", len(rows), expected), Count(f"{name} images", len(found), len(rows))]
 
 
 def _fetched(source: Path) -> dict[str, str]:
-    """Links whose picture img2dataset has written -> its path below `source`."""
+    """Return the path (below `source`) of each image that img2dataset wrote, by link."""
     return dict(_read_sidecars(source))
 
 
 def _read_sidecars(source: Path) -> Iterator[tuple[str, str]]:
+    """Yield (link, image path below `source`) for each JSON file of img2dataset that has an image."""
     for file in sorted((source / "images").rglob("*.json")):
         try:
             row = json.loads(file.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"{file}: not valid JSON ({error}); fetch its shard again") from None
         if not isinstance(row, dict) or not isinstance(row.get("url"), str):
-            continue  # the statistics of a shard
-        there = [path for suffix in _SUFFIXES if (path := file.with_suffix(f".{suffix}")).is_file()]
-        if there:
-            yield row["url"], str(there[0].relative_to(source))
+            continue  # statistics of a shard
+        existing = [path for suffix in _SUFFIXES if (path := file.with_suffix(f".{suffix}")).is_file()]
+        if existing:
+            yield row["url"], str(existing[0].relative_to(source))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mamo.data.pairs_reader import lines_of, write_json_lines
+from mamo.data.pairs_reader import read_lines, write_json_lines
 
 N_FOLDS = 6
 _N_RESAMPLES = 2000
@@ -38,7 +38,7 @@ def read_statements(path: Path) -> list[StatementRecord]:
     Raises ValueError naming file, line and field of a malformed row, and for a file without rows.
     """
     records = []
-    for number, line in enumerate(lines_of(path, "; build it with `data.py build nlvr`"), 1):
+    for number, line in enumerate(read_lines(path, "; build it with `data.py build nlvr`"), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -101,7 +101,7 @@ def write_scores(file: Path, score: Floats, records: list[StatementRecord]) -> N
 def read_scores(file: Path) -> tuple[Floats, list[StatementRecord]]:
     """Read a file of `write_scores`. Raises ValueError naming the file and the malformed line."""
     scores = []
-    for number, line in enumerate(lines_of(file), 1):
+    for number, line in enumerate(read_lines(file), 1):
         try:
             scores.append(float(json.loads(line)["score"]))
         except (ValueError, KeyError, TypeError):

@@ -29,7 +29,7 @@ class ExpressionPairs:
     def __len__(self) -> int:
         return len(self.source)
 
-    def identity(self) -> Any:
+    def fingerprint_items(self) -> Any:
         """Images and expressions."""
         for record in self.source.relocated_records():
             yield f"{record.image}\t{record.expression}\t{record.foil}\n"

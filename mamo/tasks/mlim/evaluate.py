@@ -20,7 +20,7 @@ from mamo.reports.pictures import img_tag
 from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.network import Mlim
 from mamo.world.captions import identifying_caption
-from mamo.world.masked_words import masked_words
+from mamo.world.masked_words import masked_word_items
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, Scene, SceneWorld
 
@@ -117,7 +117,7 @@ def evaluate_mlim(config: MlimConfig, predictor: Predictor) -> dict[str, float]:
     with eval_mode(network):
         if network.get_head("mlm") is not None:
             rows = {index: index for index in range(n_items)}
-            found = masked_word_accuracy(scorer, pictures, masked_words(world, n_items), rows)
+            found = masked_word_accuracy(scorer, pictures, masked_word_items(world, n_items), rows)
             metrics |= {f"masked_word/{name}": value for name, value in found.items()}
         if network.get_head("recon") is not None:
             filled = reconstruct(scorer, scenes, pictures, config.masking.image_ratio, config.masking.image_style)

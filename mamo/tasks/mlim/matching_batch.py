@@ -46,7 +46,7 @@ class CataloguePairs:
     def __len__(self) -> int:
         return self.n_pairs
 
-    def identity(self) -> Iterator[str]:
+    def fingerprint_items(self) -> Iterator[str]:
         """The parameters of the world."""
         yield f"catalogue {self.world.difficulty} {self.split} {self.n_pairs} {self.image_size_px}"
 

@@ -37,7 +37,7 @@ from mamo.evaluation.scorer import (
 )
 from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.world.captions import identifying_caption
-from mamo.world.masked_words import MaskedWord, masked_words
+from mamo.world.masked_words import MaskedWord, masked_word_items
 from mamo.world.probes import PROBES, ProbeItem, probe_items
 from mamo.world.referring import Expression, expressions
 from mamo.world.rendering import render
@@ -73,7 +73,7 @@ def evaluate_pretrained(
 def _scene_items(difficulty: Difficulty, n_items: int) -> tuple[dict[str, list[ProbeItem]], list[MaskedWord]]:
     """Probes and masked words of the test scenes; kept, since a run evaluates the same ones again and again."""
     world = SceneWorld(difficulty, WORLD_SEED)
-    return {name: probe_items(world, name, n_items) for name in PROBES}, masked_words(world, n_items)
+    return {name: probe_items(world, name, n_items) for name in PROBES}, masked_word_items(world, n_items)
 
 
 def _on_scenes(scorer: Scorer, config: PretrainConfig) -> dict[str, float]:

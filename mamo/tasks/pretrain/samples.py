@@ -9,15 +9,15 @@ from mamo.data.collate import sample_rng
 from mamo.data.images import BadSampleError
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import clean_caption, read_pairs
-from mamo.data.records import GroundingRecord
+from mamo.data.records import Box, GroundingRecord
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.predictor import Predictor
 from mamo.reports.pictures import Picture, Samples, network_pictures
 from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.sources import load_records
 from mamo.world.captions import identifying_caption
-from mamo.world.masked_words import MaskedWord, masked_words
-from mamo.world.referring import Box, Expression, expressions
+from mamo.world.masked_words import MaskedWord, masked_word_items
+from mamo.world.referring import Expression, expressions
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld
 
@@ -35,7 +35,7 @@ def select_samples(config: PretrainConfig, n: int) -> Samples | None:
             [render(scene, data.image_size) for scene in scenes],
             [identifying_caption(scene).text for scene in scenes],
             [item for item in expressions(world, n, data.image_size) if item.scene_index < n],
-            [item for item in masked_words(world, n) if item.scene_index < n],
+            [item for item in masked_word_items(world, n) if item.scene_index < n],
         )
     if data.eval_file is None:
         return None

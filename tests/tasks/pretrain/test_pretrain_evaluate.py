@@ -24,7 +24,7 @@ from mamo.tasks.pretrain.evaluate import _gallery, _retrieval_in_folds, evaluate
 from mamo.tasks.registry import build_config
 from mamo.tasks.sources import load_tokenizer
 from mamo.world.captions import identifying_caption
-from mamo.world.masked_words import masked_words
+from mamo.world.masked_words import masked_word_items
 from mamo.world.probes import PROBES, probe_items
 from mamo.world.referring import expressions
 from mamo.world.rendering import render
@@ -284,7 +284,7 @@ def planted_scenes(config, is_knowing):
         facts += [(item.scene_index, item.caption) for item in items]
     for index, caption in facts if is_knowing else ():
         network.truths.setdefault(picture_number(index), set()).add(text_number(TOKENIZER(caption)["input_ids"]))
-    for item in masked_words(world, config.evaluation.probe_items) if is_knowing else ():
+    for item in masked_word_items(world, config.evaluation.probe_items) if is_knowing else ():
         ids = TOKENIZER(item.caption[: item.start] + "@" + item.caption[item.end :])["input_ids"]
         place = ids.index(TOKENIZER.convert_tokens_to_ids("@"))
         ids[place] = TOKENIZER.mask_token_id

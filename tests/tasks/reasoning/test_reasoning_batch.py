@@ -20,7 +20,7 @@ def test_unordered_sentences_mean_the_same_of_the_images_exchanged(kind: str) ->
     world = SceneWorld("easy", 0)
     claim = _Claim(kind, Description(shape="circle"), Description(colour="red"), 1)
     truths = [
-        (claim.holds(a.objects, b.objects), claim.holds(b.objects, a.objects))
+        (claim.is_true(a.objects, b.objects), claim.is_true(b.objects, a.objects))
         for a, b in itertools.combinations([world.scene("test", k) for k in range(12)], 2)
     ]
     if is_ordered(claim.write()):
