@@ -80,7 +80,9 @@ class TrainingRun:
         choose_attention(self.task.network, self.device, config.training.precision)
         if config.checkpoint is not None and not is_resume:
             self.load_pretrained(Path(config.checkpoint))
-        freeze_unused_parameters(self.task, self.example_batch(max(2, self.task.unit)).to(self.device))
+        self.parameter_counts = freeze_unused_parameters(
+            self.task, self.example_batch(max(2, self.task.unit)).to(self.device)
+        )
         apply_compile_and_checkpointing(config.training, self.task.modules())
         self.optimizer = make_optimizer(self.task.network, config.training)
         self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
@@ -234,6 +236,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         if not is_resume:
             run_on_all_ranks(lambda: run_dir.create_output_dir(Path(config.output_dir)) if rank() == 0 else None)
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
+        logger.info("parameters: %s", run.parameter_counts)
         run_on_all_ranks(lambda: run.task.check_evaluation_files() if config.evaluation.enabled else None)
         evaluated: set[int] = set()
         if rank() == 0:

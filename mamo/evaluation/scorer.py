@@ -47,20 +47,30 @@ class ImageTokens(Protocol):
         """Return the encoded tokens of rows int64 [M]: float [M, num_prefix_tokens + P, D_image] on the CPU."""
         ...
 
+    def visible_of(self, rows: Tensor) -> Tensor | None:
+        """Return the patches that were encoded, int64 [M, P_visible]; None for all."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
     """Images with cached tokens.
 
-    `tokens` is float [I, num_prefix_tokens + P, D_image] on the CPU, `feature` fp32 [I, D_itc] on the device.
+    `tokens` is float [I, num_prefix_tokens + P, D_image] on the CPU, `feature` fp32 [I, D_itc] on the device. Where only
+    some patches were encoded, `visible` int64 [I, P_visible] names them and `tokens` has theirs.
     """
 
     tokens: Tensor
     feature: Tensor
+    visible: Tensor | None = None
 
     def tokens_of(self, rows: Tensor) -> Tensor:
         """Return the tokens of rows int64 [M]."""
         return self.tokens[rows]
+
+    def visible_of(self, rows: Tensor) -> Tensor | None:
+        """Return the visible patches of rows int64 [M]; None where all are."""
+        return None if self.visible is None else self.visible[rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,9 @@ class ReencodedImages:
     def tokens_of(self, rows: Tensor) -> Tensor:
         """Encode the images of rows int64 [M] again -> float [M, num_prefix_tokens + P, D_image]."""
         return self.encode([self.files[row] for row in rows.tolist()]).tokens
+
+    def visible_of(self, rows: Tensor) -> None:
+        """Return None: all patches are encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +247,9 @@ class Scorer:
         """
         fusion = self.network.backbone.fusion
         for group, used, place in self.by_image(image_indices, texts.lengths[text_rows]):
-            embedded = fusion.embed_image(images.tokens_of(used).to(self.device))
+            visible = images.visible_of(used)
+            visible = None if visible is None else visible.to(self.device)
+            embedded = fusion.embed_image(images.tokens_of(used).to(self.device), visible)
             for part, longest in self._by_length(texts.lengths[text_rows[group]]):
                 rows = text_rows[group[part]]
                 text, is_valid = texts.tokens[rows, :longest], _is_valid(texts.lengths[rows], longest)

@@ -147,20 +147,19 @@ def _to_images(best: Sequence[Sequence[int]], pictures: Sequence[Picture], capti
 
 
 def _partly_seen(scorer: Scorer, batch: Tensor, visible: Tensor) -> EncodedImages:
-    """Encode images for the fusion as in training: only their visible patches.
+    """Encode only the visible patches of images, as in training.
 
     Args:
         scorer: scorer of the network.
         batch: uint8 [I, 3, H, W].
         visible: int64 [I, P_v].
     """
-    backbone, parts = scorer.network.backbone, []
+    parts = []
     for pixels, seen in zip(
         torch.split(batch, scorer.batch_size), torch.split(visible.to(scorer.device), scorer.batch_size)
     ):
-        encoded = backbone.image_encoder(pixels.to(scorer.device), seen)
-        parts.append(backbone.fusion.embed_image(encoded, seen).cpu())
-    return EncodedImages(torch.cat(parts), torch.empty(len(batch), 0))
+        parts.append(scorer.network.backbone.image_encoder(pixels.to(scorer.device), seen).cpu())
+    return EncodedImages(torch.cat(parts), torch.empty(len(batch), 0), visible)
 
 
 def rebuilt_pictures(
@@ -185,7 +184,8 @@ def rebuilt_pictures(
     predicted = []
     for start in range(0, len(batch), scorer.batch_size):
         rows = slice(start, start + scorer.batch_size)
-        image, text = partly.tokens[rows].to(scorer.device), texts.tokens[rows].to(scorer.device)
+        encoded, text = partly.tokens[rows].to(scorer.device), texts.tokens[rows].to(scorer.device)
+        image = backbone.fusion.embed_image(encoded, visible[rows].to(scorer.device))
         is_valid = (torch.arange(text.shape[1]) < texts.lengths[rows, None]).to(scorer.device)
         fused = backbone.fusion.fuse(image, text, is_valid, positions[rows].to(scorer.device))
         predicted.append(mim(fused).float().cpu())

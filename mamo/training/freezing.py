@@ -1,6 +1,5 @@
 """Freeze the parameters that no loss reaches."""
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,11 +7,9 @@ import torch
 if TYPE_CHECKING:
     from mamo.tasks.base import Task  # below the tasks: for annotations
 
-logger = logging.getLogger(__name__)
 
-
-def freeze_unused_parameters(task: "Task", batch: Any) -> None:
-    """Run one backward pass and freeze every parameter that gets no gradient; log the counts of each part.
+def freeze_unused_parameters(task: "Task", batch: Any) -> str:
+    """Run one backward pass and freeze every parameter that gets no gradient.
 
     Backbones are alike whatever the losses, so that one task can start from another's. What no loss of this task
     reaches (the projections without ITC, the fusion without a fused head) would otherwise train on weight decay only,
@@ -21,6 +18,9 @@ def freeze_unused_parameters(task: "Task", batch: Any) -> None:
     Args:
         task: its network is in its final place, and not yet compiled, wrapped or split.
         batch: some samples, at least `task.unit` of them, on the network's device.
+
+    Returns:
+        The numbers of trainable and frozen parameters of each part, in a line.
     """
     network = task.network
     was_training = network.training
@@ -37,10 +37,7 @@ def freeze_unused_parameters(task: "Task", batch: Any) -> None:
         parameter.grad = None
         part = ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
         counts.setdefault(part, [0, 0])[int(not parameter.requires_grad)] += parameter.numel()
-    logger.info(
-        "parameters: %s",
-        ", ".join(
-            f"{part.removeprefix('backbone.')} {trainable:,}" + (f" (frozen {frozen:,})" if frozen else "")
-            for part, (trainable, frozen) in counts.items()
-        ),
+    return ", ".join(
+        f"{part.removeprefix('backbone.')} {trainable:,}" + (f" (frozen {frozen:,})" if frozen else "")
+        for part, (trainable, frozen) in counts.items()
     )

@@ -1,4 +1,7 @@
-"""The one training loop. Every task runs in it; state moves here and in the task's `on_optimizer_step`, nowhere else."""
+"""The one training loop: every task runs in it.
+
+State moves here and in the task's `on_optimizer_step`, nowhere else.
+"""
 
 import contextlib
 import functools
