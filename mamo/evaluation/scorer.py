@@ -56,8 +56,8 @@ class ImageTokens(Protocol):
 class EncodedImages:
     """Images with cached tokens.
 
-    `tokens` is float [I, num_prefix_tokens + P, D_image] on the CPU, `feature` fp32 [I, D_itc] on the device. Where only
-    some patches were encoded, `visible` int64 [I, P_visible] names them and `tokens` has theirs.
+    `tokens` is float [I, num_prefix_tokens + P, D_image] on the CPU, `feature` fp32 [I, D_itc] on the device. Where
+    only some patches were encoded, `visible` int64 [I, P_visible] names them and `tokens` has theirs.
     """
 
     tokens: Tensor
