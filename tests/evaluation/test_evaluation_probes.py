@@ -206,11 +206,12 @@ def test_preference_counts_a_tie_as_half():
 def test_probe_accuracy_sets_captions_against_their_own_foils(has_itm):
     """Would catch captions paired with the foil or the image of another item."""
 
-    class Head:
-        temperature, itm = 1.0, object() if has_itm else None
+    class Heads:
+        def get_head(self, name):
+            return {"temperature": 1.0, "itm": object() if has_itm else None}[name]
 
     class Stub:
-        network = Head()
+        network = Heads()
 
         def tokenize(self, texts):
             self.texts = texts
