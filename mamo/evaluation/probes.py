@@ -47,9 +47,9 @@ def probe_accuracy(
     image_indices = torch.tensor([image_row[item.scene_index] for item in items]).repeat(2)
     text_rows = torch.arange(2 * len(items))
     accuracy = {}
-    if scorer.network.temperature is not None:
+    if scorer.network.get_head("temperature") is not None:
         accuracy["itc"] = pairwise_accuracy(*scorer.similarity(images, texts, image_indices, text_rows).chunk(2))
-    if scorer.network.itm is not None:
+    if scorer.network.get_head("itm") is not None:
         accuracy["itm"] = pairwise_accuracy(*scorer.itm_scores(images, texts, image_indices, text_rows).chunk(2))
     return accuracy
 

@@ -54,10 +54,10 @@ def load_albef(path: Path, network: Mamo, teacher: Backbone, teacher_mlm: MLMHea
     state = {plain.sub(r"\1.", key): value for key, value in read_weights(path).items()}
     online, momentum = _split(state)
     _check_tie(online, path)
-    wanted = _views(network.backbone, network.mlm)
-    if network.itm is not None:
+    wanted = _views(network.backbone, network.get_head("mlm"))
+    if network.get_head("itm") is not None:
         wanted |= _prefixed("itm_head.", network.itm.classifier)
-    if network.temperature is not None:
+    if network.get_head("temperature") is not None:
         wanted["temp"] = network.temperature.detach()
     report = _prepare(online, wanted, network.backbone, path)
     _check_tie(momentum, path)
@@ -68,7 +68,7 @@ def load_albef(path: Path, network: Mamo, teacher: Backbone, teacher_mlm: MLMHea
     for key, view in copies.items():
         view.copy_(momentum[key] if key in copied.loaded else wanted[key])
     left_out = [key for key in state if key in _NEVER_READ]
-    ours = [name for name in ("mim", "mrm_image", "mrm_text") if getattr(network, name) is not None]
+    ours = [name for name in ("mim", "mrm_image", "mrm_text") if network.get_head(name) is not None]
     return WeightReport(
         loaded=(*report.loaded, *(f"momentum {key}" for key in copied.loaded)),
         interpolated=(*report.interpolated, *(f"momentum {key}" for key in copied.interpolated)),
