@@ -4,19 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from mamo.config.schema import DataConfig, MaskingConfig
+from mamo.config.schema import DataConfig
 from mamo.masking import draw_ratios, mask_count
 from mamo.tasks.mlim.batch import MlimBatch, MlimCollator
+from mamo.tasks.mlim.config import MlimMaskingConfig
 from mamo.tasks.mlim.matching_batch import CataloguePairs, ListingCollator
 from mamo.world.datasets import ScenePairs
 from mamo.world.vocabulary import scenes_tokenizer
 
 DATA = DataConfig(image_size_px=16)
-MASKING = MaskingConfig(mode="modality_aware", image_ratio=0.8, text_ratio=0.7, light_ratio=0.2)
+MASKING = MlimMaskingConfig(mode="modality_aware", image_ratio=0.8, text_ratio=0.7, light_ratio=0.2)
 N = 240
 
 
-def batch(order: list[int], epoch: int = 0, seed: int = 0, masking: MaskingConfig = MASKING) -> MlimBatch:
+def batch(order: list[int], epoch: int = 0, seed: int = 0, masking: MlimMaskingConfig = MASKING) -> MlimBatch:
     source = ScenePairs(DATA, "test", N)
     collator = MlimCollator(scenes_tokenizer(), 48, masking, (4, 5), itm_pool_size=2, seed=seed)
     return collator([(epoch, source.load(index, np.random.default_rng(index))) for index in order])
