@@ -174,7 +174,7 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 def memory_bytes(run: TrainingRun, micro_batch: int) -> dict[str, int]:
-    """What the device holds at most in a step, in bytes; `micro_batch` is what one needs besides weights and Adam."""
+    """Estimate the peak memory of a step in bytes; `micro_batch` is the need of one besides weights and Adam."""
     network = run.task.network
     others = {name: module for name, module in run.task.modules().items() if module is not network}
     n_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -166,7 +166,7 @@ class TrainingRun:
         return collate_range(self.source, self.collator, [i % len(self.source) for i in range(size)])
 
     def trivial_losses(self) -> dict[str, float]:
-        """What each loss is worth to a model that has learned nothing."""
+        """Compute the losses of a predictor that ignores its input."""
         return self.task.trivial_losses(self.example_batch(min(EXAMPLES, len(self.source))))
 
     def loop(self, trackers: list[run_dir.Tracker]) -> Loop:

@@ -55,7 +55,7 @@ class AugmentationConfig(Section):
 
 
 class BadSampleConfig(Section):
-    """What happens to a sample whose image or caption cannot be used."""
+    """Policy for samples whose image or caption cannot be used."""
 
     policy: Literal["raise", "skip"] = "raise"
     """`raise` stops at the first; `skip` counts, names and replaces each until the budget is spent."""
@@ -205,7 +205,7 @@ class MamoModelConfig(ModelConfig):
 
 
 class BaseMaskingConfig(Section):
-    """How much is masked, whichever passes read it."""
+    """Share of patches and words that is masked, whichever passes read it."""
 
     image_ratio: Ratio = 0.75
     """Share of the patches that are masked, at least one."""
@@ -218,7 +218,7 @@ class BaseMaskingConfig(Section):
 
 
 class MaskingConfig(BaseMaskingConfig):
-    """How the masked views are drawn; ratios as in the paper's section 4 (75 % and 25 %)."""
+    """Masked views of MAMO; ratios as in the paper's section 4 (75 % and 25 %)."""
 
     mode: Literal["alternate", "joint"] = "alternate"
     """`alternate`: one modality is masked a pass; `joint`: one pass with both masked."""

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 BERT_ATTENTION = "mamo"
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float = 0.0) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float = 0.0) -> Tensor:
     """Compute softmax(q k^T / sqrt(d)) v.
 
     PyTorch's fused kernel, except while training on a CPU in bf16 or with dropout. In bf16 its backward pass takes
@@ -75,7 +75,7 @@ def _for_bert(
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Adapt `attention` to the signature and output layout ([B, R, A, d]) that transformers expects."""
-    return attention(query, key, value, attention_mask, dropout).transpose(1, 2).contiguous(), None
+    return attend(query, key, value, attention_mask, dropout).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(BERT_ATTENTION, _for_bert)

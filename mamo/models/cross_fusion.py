@@ -8,7 +8,7 @@ Legend: B batch, N image tokens, L text tokens, R output tokens, D width, A atte
 import torch
 from torch import Tensor, nn
 
-from mamo.models.attention import attention, attention_weights
+from mamo.models.attention import attend, attention_weights
 from mamo.models.fusion import (
     LAYER_NORM_EPS,
     FusionEncoder,
@@ -46,7 +46,7 @@ class CrossLayer(PostNormLayer):
         """Compute the self-attention branch: float [B, L, D] -> [B, L, D], or [B, R, D] at int64 [B, R]."""
         queries_in = tokens if output_positions is None else gather_tokens(tokens, output_positions)
         query, key, value = self.project(tokens, queries_in)
-        attn_output = attention(query, key, value, is_valid[:, None, None, :], self.attention_dropout_p)
+        attn_output = attend(query, key, value, is_valid[:, None, None, :], self.attention_dropout_p)
         return self.add(queries_in, attn_output, self.out, self.norm1)
 
     def image_query(self, tokens: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class CrossLayer(PostNormLayer):
     def attend_image(self, tokens: Tensor, key_value: Tensor) -> Tensor:
         """Compute cross-attention and MLP: float [B, R, D], keys and values of `project_image` -> [B, R, D]."""
         key, value = key_value.unbind(1)
-        attn_output = attention(self.image_query(tokens), key, value, None, self.attention_dropout_p)
+        attn_output = attend(self.image_query(tokens), key, value, None, self.attention_dropout_p)
         return self.cross_output_and_mlp(tokens, attn_output)
 
     def attend_image_with_weights(self, tokens: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor]:

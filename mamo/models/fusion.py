@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.models.attention import attention, attention_weights
+from mamo.models.attention import attend, attention_weights
 from mamo.models.init import init_like_bert, init_position
 from mamo.models.layers import LayeredModule
 
@@ -140,7 +140,7 @@ class FusionLayer(PostNormLayer):
         queries_in = tokens if output_positions is None else gather_tokens(tokens, output_positions)
         query, key, value = self.project(tokens, queries_in)
         mask = None if is_valid is None else is_valid[:, None, None, :]  # [B, 1, 1, S]
-        return self.output_and_mlp(queries_in, attention(query, key, value, mask, self.attention_dropout_p))
+        return self.output_and_mlp(queries_in, attend(query, key, value, mask, self.attention_dropout_p))
 
     def forward_with_weights(self, tokens: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
         """Return `forward` of all tokens and its attention weights [B, A, S, S], on which the result depends."""

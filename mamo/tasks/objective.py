@@ -68,7 +68,7 @@ def compute_views(network: Any, batch: Any, schedule: Schedule) -> Views:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the losses of one optimizer step are compared with and divided by; nothing carries a gradient."""
+    """Teacher views and counts of one optimizer step; nothing carries a gradient."""
 
     views: Views
     """The teacher's, of this process's samples."""

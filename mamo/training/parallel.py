@@ -144,7 +144,7 @@ class ForwardRedirect(nn.Module):
         self.method = method
 
     def forward(self, *arguments: Any) -> Any:
-        """What the method gives."""
+        """Call the method."""
         return self.method(*arguments)
 
 

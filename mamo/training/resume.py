@@ -81,7 +81,7 @@ def inherit_from_checkpoint(
 
 
 def read_lineage(folder: Path) -> list[dict[str, Any]]:
-    """What a checkpoint descends from, oldest first, itself last: name, step, data sets, fingerprint of the data."""
+    """Read the lineage of a checkpoint, oldest first, itself last: name, step, data sets, fingerprint of the data."""
     state = json.loads((folder / "state.json").read_text())
     if not {"step", "data_fingerprint", "ancestry"} <= state.keys():
         raise checkpoint.CheckpointError(f"{folder}: state.json does not say what it descends from; train it anew")

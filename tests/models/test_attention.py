@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertModel
 
-from mamo.models.attention import attention, explicit_attention
+from mamo.models.attention import attend, explicit_attention
 from mamo.models.text_encoder import TextEncoder
 
 MASKS = ["none", "padding", "full"]
@@ -37,7 +37,7 @@ def test_attention_equals_pytorchs(kind: str, dtype: torch.dtype, tolerance: flo
     weight = torch.randn(2, 3, 4, 8).to(dtype)
     results = []
     for function in (
-        lambda q, k, v: attention(q, k, v, mask, dropout_p),
+        lambda q, k, v: attend(q, k, v, mask, dropout_p),
         lambda q, k, v: explicit_attention(q, k, v, mask, dropout_p),
         lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p),
     ):
@@ -57,7 +57,7 @@ def test_attention_equals_pytorchs(kind: str, dtype: torch.dtype, tolerance: flo
 def test_attention_equals_a_loop(kind: str) -> None:
     """Bug: an error that both ways of writing it share."""
     (query, key, value), mask = inputs(torch.float64, kind)
-    for result in (attention(query, key, value, mask), explicit_attention(query, key, value, mask)):
+    for result in (attend(query, key, value, mask), explicit_attention(query, key, value, mask)):
         for b in range(2):
             for a in range(3):
                 for r in range(4):
@@ -72,9 +72,9 @@ def test_dropout_keeps_the_mean_and_drops_weights() -> None:
     (query, key, value), mask = inputs(torch.float64, "padding")
     query.requires_grad_()
     torch.manual_seed(2)
-    drawn = torch.stack([attention(query, key, value, mask, 0.3).detach() for _ in range(3000)])
+    drawn = torch.stack([attend(query, key, value, mask, 0.3).detach() for _ in range(3000)])
     assert drawn.std(dim=0).min() > 0.01
-    error = (drawn.mean(dim=0) - attention(query, key, value, mask).detach()).abs()
+    error = (drawn.mean(dim=0) - attend(query, key, value, mask).detach()).abs()
     assert (error < 6 * drawn.std(dim=0) / 3000**0.5).all()
 
 

@@ -1,4 +1,4 @@
-"""Where a network sees what expressions mean: Grad-CAM heat of records, against their boxes."""
+"""Evaluate grounding: heat maps of expressions against their boxes."""
 
 from collections.abc import Callable, Sequence
 

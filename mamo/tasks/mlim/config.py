@@ -16,7 +16,7 @@ class MlimModelConfig(ModelConfig):
 
 
 class MlimMaskingConfig(BaseMaskingConfig):
-    """How MLIM's masked view is drawn."""
+    """Masked view of MLIM."""
 
     mode: Literal["modality_aware"] = "modality_aware"
     """`modality_aware`: one pass; of each third of the samples the image, the text, or both are masked, the last by

@@ -1,4 +1,4 @@
-"""What a pre-trained MLIM has learned: masked words by class, and images filled in.
+"""Evaluate a pre-trained MLIM: masked words by class, and images filled in.
 
 Legend: I images, N items, L text tokens, W tokens of a masked word, P patches in a grid [h, w], H, W in pixels.
 """

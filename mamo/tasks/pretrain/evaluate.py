@@ -115,7 +115,7 @@ def _grounding(
     image_row: Mapping[int, int],
     config: PretrainConfig,
 ) -> dict[str, float]:
-    """Which object an expression means, from the heat of `evaluation.grounding_heat`."""
+    """Ground expressions by the heat of `evaluation.grounding_heat`."""
     texts = scorer.encode_texts(*scorer.tokenize([item.text for item in items]))
     if config.evaluation.grounding_heat == "fusion":
         rows = torch.tensor([image_row[item.scene_index] for item in items])

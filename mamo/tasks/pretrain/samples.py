@@ -1,4 +1,4 @@
-"""What the pictures of a report are made from: test scenes, or the evaluation file's first pairs or expressions."""
+"""Select the samples shown in a report: test scenes, or the evaluation file's first pairs or expressions."""
 
 import re
 from collections.abc import Iterator

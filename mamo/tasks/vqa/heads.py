@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mamo.models.attention import attention
+from mamo.models.attention import attend
 from mamo.models.fusion import LAYER_NORM_EPS, FusionEncoder, FusionLayer
 from mamo.models.heads import MLMHead, fp32_linear
 from mamo.models.init import init_like_bert
@@ -42,10 +42,10 @@ class DecoderLayer(nn.Module):
         query, key, value = self.qkv(tokens).view(b * k, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B K, A, T, .]
         is_before = torch.ones(t, t, dtype=torch.bool, device=tokens.device).tril()
         dropout_p = self.dropout_p if self.training else 0.0
-        attn_output = attention(query, key, value, is_before, dropout_p).transpose(1, 2).reshape(tokens.shape)
+        attn_output = attend(query, key, value, is_before, dropout_p).transpose(1, 2).reshape(tokens.shape)
         tokens = self.norm(tokens + self.dropout(self.out(attn_output))).view(b, k * t, d)
         query, key, value = self.cross.project(memory, tokens)  # each memory is projected once for its K answers
-        attn_output = attention(query, key, value, memory_is_valid[:, None, None, :], dropout_p)
+        attn_output = attend(query, key, value, memory_is_valid[:, None, None, :], dropout_p)
         return self.cross.output_and_mlp(tokens, attn_output).view(b, k, t, d)
 
     def init_from(self, layer: FusionLayer) -> None:

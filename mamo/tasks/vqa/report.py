@@ -1,4 +1,4 @@
-"""Which answers a network gives for which gold answers, by question type, as HTML for the report."""
+"""Tabulate answers against gold answers by question type, as HTML for the report."""
 
 import html
 from collections import Counter, defaultdict
