@@ -34,7 +34,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first used: `import mamo.masking` alone stays light."""
+    """Import a public name when it is first used: `import mamo.masking` stays light."""
     if name == "__version__":
         return version("mamo")
     if name not in __all__:

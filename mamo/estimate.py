@@ -45,7 +45,7 @@ def print_estimate(config: RunConfig) -> None:
 
 
 def plan(run: TrainingRun, loop: Loop) -> list[str]:
-    """The lines that need no clock: a table of parameters, then costs of a sample and of the run."""
+    """Return the lines that need no clock: a table of parameters, then costs of a sample and of the run."""
     training = run.config.training
     table = parameter_table(run.task.modules())
     width = max(len(name) for name in table)
@@ -81,7 +81,7 @@ def plan(run: TrainingRun, loop: Loop) -> list[str]:
 
 
 def measure(run: TrainingRun, loop: Loop) -> list[str]:
-    """Seconds of loading and of whole steps, and the hours that follow; the weights that move are thrown away."""
+    """Time loading and whole steps, and estimate the hours; the weights that move are thrown away."""
     data, training = run.config.data, run.config.training
     started = time.perf_counter()
     batches = list(itertools.islice(run.batches(0, workers=0), TIMED_STEPS))
@@ -124,7 +124,9 @@ def parameter_table(modules: Mapping[str, nn.Module]) -> dict[str, int]:
 
 
 def count_operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products, convolutions and attention in `work`, backward included."""
+    """Return floating-point operations of the matrix products, convolutions and attention in `work`, backward
+    included.
+    """
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):  # attention as plain products: counted alike on every device
         work()
@@ -132,7 +134,7 @@ def count_operations(work: Callable[[], object]) -> int:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes of tensors made by `work` that live at one time: activations, gradients, copies, temporaries.
+    """Return most bytes of tensors made by `work` that live at one time: activations, gradients, copies, temporaries.
 
     Each storage counts once, from the operation that makes it until its last tensor is gone; what an operation uses
     inside is not seen.
@@ -154,11 +156,11 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {storage._cdata for storage in _storages((args, kwargs))}
+        known = {storage._cdata for storage in _storages((args, kwargs))}
         result = function(*args, **kwargs)
         for storage in _storages(result):
             key = storage._cdata
-            if key not in given and key not in self.sizes:  # else a view, or in place
+            if key not in known and key not in self.sizes:  # else a view, or in place
                 self.sizes[key] = storage.nbytes()
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._free, key)
@@ -191,5 +193,5 @@ def memory_bytes(run: TrainingRun, micro_batch: int) -> dict[str, int]:
 
 
 def batch_bytes(batch: Any) -> int:
-    """Bytes of a batch as the loader hands it over."""
+    """Return bytes of a batch as the loader hands it over."""
     return sum(tensor.numel() * tensor.element_size() for tensor in batch.tensors().values())

@@ -1,4 +1,4 @@
-"""A checkpoint under a named protocol, from its folder alone."""
+"""A checkpoint under a named protocol, read from its folder."""
 
 import json
 from collections.abc import Sequence
@@ -67,5 +67,5 @@ def evaluate(
     with cast_parameters(precision, [predictor.network]):
         metrics = task.evaluate(predictor, output_dir)
         entry = result_entry(config, name, task.describe_scorer(), folder, own["step"], ancestry, metrics)
-        map_over_ranks(write, [output_dir])  # by the first process alone
+        map_over_ranks(write, [output_dir])  # on rank 0
     return entry

@@ -146,7 +146,7 @@ class TrainingRun:
         self.ancestry = read_lineage(folder)
 
     def batches(self, start_step: int, workers: int) -> Iterator[Any]:
-        """The training batches from `start_step` on, loaded by this many processes (0: by this one)."""
+        """Return the training batches from `start_step` on, loaded by this many processes (0: by this one)."""
         training = self.config.training
         sampler = StepSampler(
             len(self.source),
@@ -162,7 +162,7 @@ class TrainingRun:
         yield from make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
 
     def example_batch(self, size: int) -> Any:
-        """The first `size` samples, for timing and counting."""
+        """Return the first `size` samples, for timing and counting."""
         return collate_range(self.source, self.collator, [i % len(self.source) for i in range(size)])
 
     def trivial_losses(self) -> dict[str, float]:
@@ -170,7 +170,7 @@ class TrainingRun:
         return self.task.trivial_losses(self.example_batch(min(EXAMPLES, len(self.source))))
 
     def loop(self, trackers: list[run_dir.Tracker]) -> Loop:
-        """The training loop of this run."""
+        """Return the training loop of this run."""
         names = (run_dir.CONFIG, "tokenizer", *self.task.assets)
         files = {name: self.output_dir / name for name in names}
         if self.config.model.text.bert is not None:
@@ -201,7 +201,9 @@ class TrainingRun:
         return loop
 
     def dry_run_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
-        """A loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss fails."""
+        """Return a loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss
+        fails.
+        """
         choose_attention(self.task.network, self.device, precision)
         training = self.config.training.model_copy(update={"precision": precision})
         config = self.config.model_copy(update={"training": training})
@@ -210,7 +212,7 @@ class TrainingRun:
         )
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with the training data, the vocabulary and what the run carries (answers)."""
+        """Return 16 hex digits that change with the training data, the vocabulary and what the run carries (answers)."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return run_dir.sha256_hex([vocabulary, *self.source.fingerprint_items(), *self.task.assets.values()])[:16]
 
@@ -250,7 +252,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         except RankLostError:
             raise  # at once: who started the processes ends this one too
         except BaseException:
-            with contextlib.suppress(Exception):  # on a full disk these fail too; the first error is the one to tell
+            with contextlib.suppress(Exception):  # on a full disk these fail too; report the first error
                 close_loggers(run.output_dir, opened)
             raise
         close_loggers(run.output_dir, opened)
@@ -259,7 +261,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
 
 
 def new_run(config: RunConfig) -> tuple[TrainingRun, int]:
-    """A new run and its first step."""
+    """Build a new run; return it and its first step."""
     run = TrainingRun(config)
     if config.training.precision == "auto" or config.training.device == "auto":
         run = resolve_auto_settings(run)
@@ -267,7 +269,7 @@ def new_run(config: RunConfig) -> tuple[TrainingRun, int]:
 
 
 def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
-    """The run in `output_dir` and the number of steps it has done."""
+    """Restore the run in `output_dir`; return it and the number of steps it has done."""
     output_dir = Path(config.output_dir)
     config = resumed_config(config, output_dir / run_dir.CONFIG, build_config)
     has_checkpoint = bool(checkpoint.step_folders(output_dir))
@@ -294,7 +296,7 @@ def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
 
 
 def train_and_evaluate(run: TrainingRun, loop: Loop, start_step: int, evaluated: set[int]) -> None:
-    """The steps from `start_step` on, and the evaluations that are due; `evaluated` are the steps done already."""
+    """Run the steps from `start_step` on and the evaluations that are due; `evaluated` are the steps done already."""
     total, evaluation = run.config.training.total_steps, run.config.evaluation
     evaluate = make_evaluator(run, loop) if evaluation.enabled else None
     is_due = start_step == total or (evaluation.every_steps > 0 and start_step % evaluation.every_steps == 0)
@@ -330,7 +332,7 @@ def write_run_report(run: TrainingRun, loop: Loop) -> None:
 
 
 def load_checkpoint(run: TrainingRun) -> int:
-    """Load the last good checkpoint; returns the number of optimizer steps it stands after."""
+    """Load the last good checkpoint; returns its step."""
     folder = checkpoint.last_good(run.output_dir)
     state = json.loads((folder / "state.json").read_text())
     found = run.fingerprint()
@@ -353,7 +355,7 @@ def load_checkpoint(run: TrainingRun) -> int:
 
 
 def make_evaluator(run: TrainingRun, loop: Loop) -> Any:
-    """A function that evaluates after a step and appends the result to `results.json`."""
+    """Return a function that evaluates after a step and appends the result to `results.json`."""
 
     def evaluate(step: int) -> None:
         with loop.strategy.evaluating() as network:
@@ -374,7 +376,7 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Any:
 
 
 def resolve_auto_settings(run: TrainingRun) -> TrainingRun:
-    """`auto` replaced by what this machine offers and what a few timed steps prefer."""
+    """Replace `auto` by what this machine offers and what a few timed steps prefer."""
     values = run.config.model_dump()
     values["training"]["device"] = run.device.type
     if run.config.training.precision == "auto":

@@ -1,4 +1,4 @@
-"""Sizes of the network: what `model.preset` stands for in a config file."""
+"""Sizes of the network: the values of `model.preset` in a config file."""
 
 from typing import Any
 

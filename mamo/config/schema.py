@@ -133,7 +133,7 @@ class ImageEncoderConfig(Section):
     """A timm VisionTransformer; the numbers override the named model's own."""
 
     name: str = "vit_tiny_patch16_224"
-    """timm name of a VisionTransformer with absolute positions; the sizes below, where given, replace its own."""
+    """timm name of a VisionTransformer with absolute positions; the sizes below, where set, replace its own."""
     patch_size_px: Positive | None = None
     """Side of a patch; the image size is a multiple of it."""
     width: Positive | None = None
@@ -357,7 +357,7 @@ class EvaluationConfig(Section):
     enabled: bool = True
     """Whether to evaluate at all."""
     every_steps: NonNegative = 0
-    """0: at the end alone."""
+    """0: only at the end."""
     retrieval_items: Positive = 1000
     """Images in the retrieval gallery (scenes); pairs files are taken whole."""
     near_duplicates: bool = False

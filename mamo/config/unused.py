@@ -125,7 +125,7 @@ def _difference(values: Values, defaults: Values) -> Values:
 
 
 def _holds(value: Any, unused: Any) -> bool:
-    """Whether a value, or each value of a section, is the unused one."""
+    """Say whether a value, or each value of a section, is the unused one."""
     if isinstance(value, dict) and isinstance(unused, dict):
         return all(key in unused and _holds(inner, unused[key]) for key, inner in value.items())
     return bool(value == unused)

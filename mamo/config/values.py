@@ -25,7 +25,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file with the overrides applied; raises `ValueError` as `load_config` does."""
+    """Return the plain values of a YAML file with the overrides applied; raises `ValueError` as `load_config` does."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, section by section."""
+    """Return `base` with the values of `over`, section by section."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)

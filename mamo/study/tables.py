@@ -249,7 +249,7 @@ def protocols_table(root: Path) -> str:
 
 
 def recipes_table(root: Path) -> str:
-    """Size, patch, steps and learning rate of every shipped training config."""
+    """Return size, patch, steps and learning rate of every shipped training config."""
     rows = []
     folders = (root / "configs/pretrain", root / "configs/finetune")
     for file in (file for folder in folders for file in sorted(folder.glob("*.yaml"))):

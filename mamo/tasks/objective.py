@@ -204,7 +204,7 @@ class ObjectiveTask(Task):
 
     @torch.no_grad()
     def compute_targets(self, batch: Any, micro_batch_size: int, step: int) -> tuple[Targets, dict[str, Tensor]]:
-        """See `Task`; without a teacher there are counts alone."""
+        """See `Task`; without a teacher there are only counts."""
         return self.prepare_losses({}, batch, step), {}
 
     def losses(self, batch: Any, targets: Targets, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

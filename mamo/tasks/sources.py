@@ -32,12 +32,14 @@ from mamo.world.vocabulary import scenes_tokenizer
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer that `data.tokenizer` names: `scenes`, a folder, or a hub name; raises as `read_tokenizer`."""
+    """Return the tokenizer that `data.tokenizer` names: `scenes`, a folder, or a hub name; raises as
+    `read_tokenizer`.
+    """
     return scenes_tokenizer() if name == "scenes" else read_tokenizer(name)
 
 
 def record_dataset(records: list[Record], load_image: LoadImage, data: DataConfig) -> RecordDataset[Record]:
-    """The training records of a config as samples; files are augmented, scenes are not."""
+    """Return the training records of a config as samples; files are augmented, scenes are not."""
     if data.source == "scenes":
         return RecordDataset(records, load_image, data.image_size, on_bad=data.bad_samples.policy, name="scenes")
     return RecordDataset(
@@ -51,7 +53,7 @@ def record_dataset(records: list[Record], load_image: LoadImage, data: DataConfi
 
 
 def load_records(data: DataConfig, kind: type[Record], split: Split, n_items: int) -> tuple[list[Record], LoadImage]:
-    """The training (`split` "train") or evaluation records of a config.
+    """Return the training (`split` "train") or evaluation records of a config.
 
     Args:
         data: the config's.
@@ -88,7 +90,7 @@ class _SceneImages:
 def scene_records(
     world: SceneWorld, kind: type[Record], split: Split, n_items: int, image_size_px: tuple[int, int]
 ) -> list[Record]:
-    """The first `n_items` questions, statements or expressions about the scenes of `split`, as records of `kind`."""
+    """Return the first `n_items` questions, statements or expressions about the scenes of `split`, as records of `kind`."""
     rows: list[dict[str, Any]] = []
     if kind is VqaRecord:
         for index in range(n_items):
@@ -116,7 +118,7 @@ def scene_records(
 
 
 def pair_dataset(config: RunConfig) -> SampleDataset:
-    """The training pairs of a config."""
+    """Return the training pairs of a config."""
     data = config.data
     if data.source == "scenes":
         return ScenePairs(data, "train", data.train_scenes)

@@ -118,7 +118,7 @@ class Loop:
                 log.close()
 
     def step(self, batch: Any, step: int) -> dict[str, float]:
-        """One optimizer step on one batch; returns the step's metrics as plain numbers."""
+        """Take one optimizer step on one batch; return the step's metrics as plain numbers."""
         learning_rate = learning_rate_at(self.config.training, step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -128,7 +128,7 @@ class Loop:
         bad = [name for name, number in numbers.items() if not math.isfinite(number)]
         if bad:
             folder: Path | None = None
-            with contextlib.suppress(CheckpointError):  # a full disk; which loss it was must be told all the same
+            with contextlib.suppress(CheckpointError):  # the disk may be full; raise NonFiniteLoss anyway
                 folder = dump_failing_batch(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
             sample_ids = [number for part in all_gather_object(batch.sample_id.tolist()) for number in part]
             raise NonFiniteLoss(bad, step + 1, sample_ids, folder)
@@ -139,7 +139,7 @@ class Loop:
         return {**numbers, **weights, "learning_rate": learning_rate}
 
     def backward(self, batch: Any, step: int) -> tuple[Any, dict[str, Tensor]]:
-        """Gradients of the weighted sum of losses over micro-batches and processes; moves no state.
+        """Compute the gradients of the weighted sum of losses over micro-batches and processes; move no state.
 
         Returns:
             The targets, and the losses and metrics of the global batch.
@@ -183,10 +183,10 @@ class Loop:
 
     def _agree(self, batch: Any, is_terminated: bool) -> bool:
         """Count what all processes loaded, as bad samples have one budget; whether any of them got SIGTERM."""
-        told = all_gather_object((len(batch), batch.skipped, is_terminated))
-        for n_samples, skipped, _ in told:
+        counts = all_gather_object((len(batch), batch.skipped, is_terminated))
+        for n_samples, skipped, _ in counts:
             self.bad_samples.record(n_samples, skipped)
-        return any(is_requested for _, _, is_requested in told)
+        return any(is_requested for _, _, is_requested in counts)
 
     def _timing(self, samples: int, elapsed: float, waited: float) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -206,5 +206,5 @@ class Evaluate(Protocol):
 
 
 def _mix(seed: int, step: int) -> int:
-    """One 63-bit number of seed, step and process, without collisions in any run's reach."""
+    """Return one 63-bit number of seed, step and process, without collisions in any run's reach."""
     return (seed * 1_000_003 + step + (rank() << 44)) % 2**63

@@ -11,7 +11,9 @@ from mamo.models.layers import transformer_layers
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and higher, decayed; vectors and scalars (biases, norms, temperature), not decayed."""
+    """Return two groups: matrices and higher, decayed; vectors and scalars (biases, norms, temperature), not
+    decayed.
+    """
     trainable = [p for p in network.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
@@ -20,7 +22,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`, in PyTorch's fused implementation; with `optimizer: muon`, `MuonWithAdamW`."""
+    """Return AdamW over `parameter_groups`, in PyTorch's fused implementation; with `optimizer: muon`, `MuonWithAdamW`."""
     groups = parameter_groups(network, config.weight_decay)
     if config.optimizer == "muon":
         return MuonWithAdamW(layer_matrices(network), groups, config)
@@ -57,7 +59,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of each; a closure is not taken."""
+        """Take one optimizer step on one batch; return the step's metrics as plain numbers."""
         self.muon.step()  # type: ignore[no-untyped-call]
         self.adamw.step()
 
@@ -67,7 +69,7 @@ def _adamw(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up from 0, then cosine from `learning_rate` to `learning_rate_min` at the end; `step` is 0-based."""
+    """Warm up linearly from 0, then follow a cosine from `learning_rate` to `learning_rate_min`; `step` is 0-based."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     span = max(1, config.total_steps - config.warmup_steps)

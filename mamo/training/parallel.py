@@ -80,7 +80,7 @@ def check_combination(training: TrainingConfig) -> None:
     if world_size() > 1 and 0 < len(used) < len(extras) and not is_bf16_alone:
         raise ValueError(
             f"training.parallel: {training.parallel} over {world_size()} processes is tested with none or all of "
-            f"{', '.join(extras)} (ddp also with bf16 alone), this run has {', '.join(used)} alone"
+            f"{', '.join(extras)} (ddp also with only bf16), this run has only {', '.join(used)}"
         )
 
 
@@ -117,12 +117,12 @@ class SingleProcess:
         self.compute_targets, self.losses = task.compute_targets, task.losses
 
     def precision_context(self) -> AbstractContextManager[None]:
-        """The precision of the run, for forward and backward passes."""
+        """Return the precision of the run, for forward and backward passes."""
         assert self.precision != "auto"
         return cast_parameters(self.precision, self.task.modules().values())
 
     def gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch: gradients are summed over processes after the last one."""
+        """Enclose forward and backward of a micro-batch; gradients are summed over processes after the last one."""
         return contextlib.nullcontext()
 
     def reduce_remaining_gradients(self) -> None:
@@ -130,7 +130,7 @@ class SingleProcess:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Any]:
-        """The whole network in the run's precision; every process must enter."""
+        """Yield the whole network in the run's precision; every process must enter."""
         with self.precision_context():
             yield self.task.network
 
@@ -205,7 +205,7 @@ class FSDP(SingleProcess):
             part.set_force_sum_reduction_for_comms(True)  # the only one that gloo knows
 
     def precision_context(self) -> AbstractContextManager[None]:
-        """Nothing to do: the sharding policy rounds the weights as it gathers them."""
+        """Return nothing to do: the sharding policy rounds the weights as it gathers them."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
@@ -223,7 +223,7 @@ class FSDP(SingleProcess):
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Any]:
-        """A copy in each process, gathered from all of them; it leaves the device afterwards."""
+        """Yield the whole network in the run's precision; every process must enter."""
         tensors = {
             name: value.full_tensor() if isinstance(value, DTensor) else value
             for name, value in self.task.network.state_dict().items()

@@ -1,4 +1,4 @@
-"""Continuing a run: which config it has, and whether the one given now is the same run."""
+"""Continue a run: find its config, and check that the present one is the same run."""
 
 import json
 import logging
@@ -103,9 +103,9 @@ def check_architecture(config: RunConfig, parent: RunConfig, folder: Path) -> No
         pairs["model.image.heads"] = own.image.heads, its.image.heads
     if own.text.bert is None and its.text.bert is None:
         pairs["model.text.heads"] = own.text.heads, its.text.heads
-    told = [f"{key} is {mine} here, {theirs} there" for key, (mine, theirs) in pairs.items() if mine != theirs]
-    if told:
-        raise checkpoint.CheckpointError(f"{folder} is of another architecture: {'; '.join(told)}")
+    differing = [f"{key} is {mine} here, {theirs} there" for key, (mine, theirs) in pairs.items() if mine != theirs]
+    if differing:
+        raise checkpoint.CheckpointError(f"{folder} is of another architecture: {'; '.join(differing)}")
 
 
 def warn_if_not_bit_identical(state: dict[str, Any], now: dict[str, str]) -> None:
@@ -116,13 +116,13 @@ def warn_if_not_bit_identical(state: dict[str, Any], now: dict[str, str]) -> Non
         now: the library versions and the machine.
     """
     before = {**now, **state["versions"], **state.get("machine", {})}
-    told = [f"{name} {new} ({before[name]} before)" for name, new in now.items() if before[name] != new]
-    if told:
-        logger.warning("resumed with other last bits: %s", ", ".join(told))
+    changed = [f"{name} {new} (was {before[name]})" for name, new in now.items() if before[name] != new]
+    if changed:
+        logger.warning("this resume is not bit-identical: %s", ", ".join(changed))
 
 
-def resumed_config(given: RunConfig, resolved_file: Path, build: BuildConfig) -> RunConfig:
-    """Return the config of the run to continue, with the keys of `RESUME_MAY_CHANGE` from `given`.
+def resumed_config(present: RunConfig, resolved_file: Path, build: BuildConfig) -> RunConfig:
+    """Return the config of the run to continue, with the keys of `RESUME_MAY_CHANGE` from `present`.
 
     Raises:
         ValueError: the file is missing, or a key that changes the run differs; all such keys are named.
@@ -130,7 +130,7 @@ def resumed_config(given: RunConfig, resolved_file: Path, build: BuildConfig) ->
     if not resolved_file.is_file():
         raise ValueError(f"nothing to resume: {resolved_file} does not exist; start without --resume")
     stored = build(read_values(resolved_file), str(resolved_file))
-    old, new = flatten(stored.model_dump()), flatten(given.model_dump())
+    old, new = flatten(stored.model_dump()), flatten(present.model_dump())
     for key in AUTO_KEYS:
         if new[key] == "auto":
             new[key] = old[key]
@@ -138,7 +138,7 @@ def resumed_config(given: RunConfig, resolved_file: Path, build: BuildConfig) ->
     if differing:
         lines = [f"  {key}: {old.get(key)} in the run, {new[key]} now" for key in differing]
         raise ValueError("--resume with another config than the run's:\n" + "\n".join(lines))
-    merged, now = stored.model_dump(), given.model_dump()
+    merged, now = stored.model_dump(), present.model_dump()
     for key in RESUME_MAY_CHANGE:
         section, _, name = key.rstrip(".").partition(".")
         if name:

@@ -30,16 +30,16 @@ class ExpressionPairs:
         return len(self.source)
 
     def fingerprint_items(self) -> Any:
-        """Images and expressions."""
+        """Yield what the fingerprint of the data covers."""
         for record in self.source.relocated_records():
             yield f"{record.image}\t{record.expression}\t{record.foil}\n"
 
     def dataset_names(self) -> list[str]:
-        """As the records'."""
+        """Name the data set."""
         return self.source.dataset_names()
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """The image and the expression of record `index`; expressions of one image are never negatives of it."""
+        """Load the image and the expression of record `index`; expressions of one image are never negatives of it."""
         found = self.source.load(index, rng)
         text, foil = clean_caption(found.record.expression), clean_caption(found.record.foil)
         image_id = hash_id(found.record.image)

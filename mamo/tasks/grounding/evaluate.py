@@ -28,7 +28,7 @@ def ground_records(
     heat_from: HeatFrom = "fusion",
     resize: Callable[[Tensor, tuple[int, int]], NDArray[np.float64]] = to_image_size,
 ) -> dict[str, float]:
-    """`grounding_metrics` of the records, a batch of them at a time; boxes are in pixels of each image's own size.
+    """Compute `grounding_metrics` of the records, a batch at a time; boxes are in pixels of each image's own size.
 
     `resize` brings heat to that size. Several processes share the work.
 

@@ -36,13 +36,13 @@ class StreamScorer:
         self.batch_size = batch_size
 
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids int64 [N, L] and which of them are real, bool [N, L]."""
+        """Return token ids int64 [N, L] and which of them are real, bool [N, L]."""
         return input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None]
 
     def predict_masked(
         self, images: Tensor, texts: tuple[Tensor, Tensor], image_indices: Tensor, text_rows: Tensor, slots: Tensor
     ) -> Tensor:
-        """The likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""
+        """Return the likeliest token at text positions `slots` int64 [N, W] of pairs -> int64 [N, W] in main memory."""
         stream = self.network.backbone
         found = []
         for rows in torch.split(torch.arange(len(slots)), self.batch_size):
@@ -63,13 +63,15 @@ class Reconstruction:
     is_masked: Tensor
 
     def error(self, other: Tensor | None = None) -> float:
-        """Mean over masked pixels of the squared error summed over the colours; of the prediction, or of `other`."""
+        """Return mean over masked pixels of the squared error summed over the colours; of the prediction, or of
+        `other`.
+        """
         guess = self.prediction if other is None else other
         squared = torch.square(guess - self.image).sum(dim=1)  # [I, H, W]
         return (squared * self.is_masked).sum().item() / self.is_masked.sum().item()
 
     def mean_visible(self) -> Tensor:
-        """Each image's mean visible colour, float32 [I, 3, 1, 1]: what one knows without looking at shapes."""
+        """Return each image's mean visible colour, float32 [I, 3, 1, 1]: what one knows without looking at shapes."""
         is_visible = ~self.is_masked[:, None]
         return (self.image * is_visible).sum(dim=(2, 3), keepdim=True) / is_visible.sum(dim=(2, 3), keepdim=True)
 
@@ -77,9 +79,9 @@ class Reconstruction:
 def reconstruct(
     scorer: StreamScorer, scenes: Sequence[Scene], pictures: Tensor, ratio: float, style: Literal["random", "block"]
 ) -> Reconstruction:
-    """Fill in images uint8 [I, 3, H, W], of which `ratio` is masked, given the scenes' identifying captions.
+    """Fill in images uint8 [I, 3, H, W], of which `ratio` is masked, from the scenes' identifying captions.
 
-    The masks are a function of the scenes alone.
+    The masks are a function of the scenes.
     """
     network = scorer.network
     grid, patch = network.backbone.embedder.grid, network.backbone.embedder.patch_size_px
@@ -127,7 +129,7 @@ def evaluate_mlim(config: MlimConfig, predictor: Predictor) -> dict[str, float]:
 
 
 def reconstructions(config: MlimConfig, predictor: Predictor, n_shown: int) -> list[tuple[str, str]]:
-    """For the report: test scenes as they are, masked, and filled in. The network stays in eval mode."""
+    """Draw test scenes for the report: whole, masked, and filled in. The network stays in eval mode."""
     network = predictor.network
     if config.data.source != "scenes" or network.get_head("recon") is None:
         return []
@@ -149,6 +151,6 @@ def reconstructions(config: MlimConfig, predictor: Predictor, n_shown: int) -> l
 
 
 def _rendered(scenes: Sequence[Scene], config: MlimConfig) -> Tensor:
-    """uint8 [I, 3, H, W]."""
+    """Return uint8 [I, 3, H, W]."""
     pictures = np.stack([render(scene, config.data.image_size) for scene in scenes])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2)

@@ -143,7 +143,7 @@ class RandomItm(Loss):
 
 
 def recon_loss(prediction: Tensor, image: Tensor, is_counted: Tensor | None, n_global: Tensor | int) -> Tensor:
-    """Squared error summed over the colours of a pixel, summed over counted pixels / n_global.
+    """Return squared error summed over the colours of a pixel, summed over counted pixels / n_global.
 
     Args:
         prediction: float [B, 3, H, W].

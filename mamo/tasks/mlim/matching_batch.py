@@ -47,11 +47,11 @@ class CataloguePairs:
         return self.n_pairs
 
     def fingerprint_items(self) -> Iterator[str]:
-        """The parameters of the world."""
+        """Yield what the fingerprint of the data covers."""
         yield f"catalogue {self.world.difficulty} {self.split} {self.n_pairs} {self.image_size_px}"
 
     def dataset_names(self) -> list[str]:
-        """The embedded world."""
+        """Name the data set."""
         return ["scenes"]
 
     def load(self, index: int, rng: np.random.Generator | None = None) -> ListingSample:
@@ -94,7 +94,7 @@ class ListingBatch(Batch):
     """Always empty: the embedded catalogue has no bad samples."""
 
     def given(self, modality: Modality) -> tuple[Tensor, Tensor]:
-        """`has_image` and `has_text`, bool [B, 2] each, where only this modality is given."""
+        """Return `has_image` and `has_text`, bool [B, 2] each, where only this modality is kept."""
         nothing = torch.zeros_like(self.has_image)
         has_image = nothing if modality == "text_only" else self.has_image
         has_text = nothing if modality == "image_only" else self.has_text

@@ -1,4 +1,4 @@
-"""Closely matching items: PR AUC with both modalities, and with one of them alone (MLIM).
+"""Closely matching items: PR AUC with both modalities, and with only one of them (MLIM).
 
 Legend: N pairs.
 """
@@ -13,7 +13,8 @@ from mamo.tasks.mlim.network import Mlim
 
 
 def pr_auc(score: Tensor, is_match: Tensor) -> float:
-    """Area under the precision-recall curve of the class "same item", in percent: scikit-learn's average precision,
+    """Return area under the precision-recall curve of the class "same item", in percent: scikit-learn's average
+    precision,
     sum over ranks of (R_n - R_(n-1)) P_n. MLIM does not say which area it means; the trapezoid's is optimistic.
 
     Args:

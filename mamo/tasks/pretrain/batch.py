@@ -116,7 +116,7 @@ class PairCollator:
 
 
 def _pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Ragged positions -> (int64 [B, K] filled with zeros, bool [B, K] True where real); K is at least 1."""
+    """Return ragged positions -> (int64 [B, K] filled with zeros, bool [B, K] True where real); K is at least 1."""
     width = max(1, max(row.size for row in rows))
     positions = np.zeros((len(rows), width), dtype=np.int64)
     is_valid = np.zeros((len(rows), width), dtype=bool)
@@ -129,5 +129,5 @@ def _pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 def pair_collator(
     config: PretrainConfig, tokenizer: Any, grid: tuple[int, int], kind: type[PairCollator] = PairCollator
 ) -> PairCollator:
-    """Tokenizer and masks of a config."""
+    """Return tokenizer and masks of a config."""
     return kind(tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed)

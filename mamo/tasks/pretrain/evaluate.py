@@ -71,7 +71,7 @@ def evaluate_pretrained(
 
 @functools.cache
 def _scene_items(difficulty: Difficulty, n_items: int) -> tuple[dict[str, list[ProbeItem]], list[MaskedWord]]:
-    """Probes and masked words of the test scenes; kept, since a run evaluates the same ones again and again."""
+    """Return probes and masked words of the test scenes; kept, since a run evaluates the same ones again and again."""
     world = SceneWorld(difficulty, WORLD_SEED)
     return {name: probe_items(world, name, n_items) for name in PROBES}, masked_word_items(world, n_items)
 
@@ -129,7 +129,7 @@ def _grounding(
 def _pixel_heats(
     scorer: Scorer, texts: EncodedTexts, items: Sequence[Expression], config: PretrainConfig
 ) -> Iterator[Tensor]:
-    """Heat that needs the pictures themselves, float32 [N, h, w] a batch of expressions; each is drawn again."""
+    """Return heat that needs the pictures themselves, float32 [N, h, w] a batch of expressions; each is drawn again."""
     world, step = SceneWorld(config.data.difficulty, WORLD_SEED), config.evaluation.batch_size
     for start in range(0, len(items), step):
         part = range(start, min(start + step, len(items)))
@@ -140,7 +140,7 @@ def _pixel_heats(
 
 
 def _gallery(world: SceneWorld, config: PretrainConfig) -> list[Scene]:
-    """The test scenes to retrieve: the first N, or the first N / 2 and then a near duplicate of each."""
+    """Return the test scenes to retrieve: the first N, or the first N / 2 and then a near duplicate of each."""
     n = config.evaluation.retrieval_items
     if not config.evaluation.near_duplicates:
         return [world.scene("test", index) for index in range(n)]
@@ -149,7 +149,7 @@ def _gallery(world: SceneWorld, config: PretrainConfig) -> list[Scene]:
 
 
 def _rendered(scenes: Sequence[Scene], config: PretrainConfig) -> Iterator[Tensor]:
-    """Scenes as batches uint8 [B, 3, H, W]."""
+    """Return scenes as batches uint8 [B, 3, H, W]."""
     step = config.evaluation.batch_size
     for start in range(0, len(scenes), step):
         pictures = [render(scene, config.data.image_size) for scene in scenes[start : start + step]]
@@ -159,7 +159,7 @@ def _rendered(scenes: Sequence[Scene], config: PretrainConfig) -> Iterator[Tenso
 def _retrieval(
     scorer: Scorer, images: ImageTokens, captions: Sequence[Iterable[str]], rerank_k: int, first: int = 0
 ) -> dict[str, float]:
-    """Recalls of the ITC ranking and of its `rerank_k` best re-ranked by ITM.
+    """Return recalls of the ITC ranking and of its `rerank_k` best re-ranked by ITM.
 
     `captions[i]` are those of image row `first` + i; further images are not in the gallery. The text gallery holds each
     distinct caption once: all images that have it are right for it, so a shared caption is never a false negative.
@@ -202,7 +202,7 @@ def _match(
 
 
 def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) -> dict[str, float]:
-    """Retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
+    """Evaluate retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
     data, network = config.data, scorer.network
     metrics: dict[str, float] = {}
     if data.eval_file is not None and network.get_head("temperature") is not None:
@@ -236,7 +236,7 @@ def check_files(config: PretrainConfig) -> None:
 def _retrieval_in_folds(
     scorer: Scorer, images: ImageTokens, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
 ) -> dict[str, float]:
-    """`_retrieval` within each of `retrieval_folds` consecutive galleries of equal size, averaged."""
+    """Average `_retrieval` over `retrieval_folds` consecutive galleries of equal size."""
     n_folds = evaluation.retrieval_folds
     size, rest = divmod(len(captions), n_folds)
     if rest or not size:
@@ -259,14 +259,14 @@ def _on_statements(scorer: Scorer, path: Path, config: PretrainConfig, scores_fi
     text_rows = torch.tensor([text_row[record.sentence] for record in records])
     score = _match(scorer, images, texts, image_indices, text_rows).double().numpy()
     if scores_file is not None:
-        map_over_ranks(lambda file: write_scores(file, score, records), [scores_file])  # by the first process alone
+        map_over_ranks(lambda file: write_scores(file, score, records), [scores_file])  # on rank 0
     return {f"statements/{name}": value for name, value in statement_metrics(score, records).items()}
 
 
 def _load_and_encode(
     scorer: Scorer, files: Mapping[str, str | ShardMember], config: PretrainConfig
 ) -> tuple[ReencodedImages, list[str]]:
-    """Encodes images by name; returns the names of those that could be loaded, in the order of the rows.
+    """Encode images by name; return the names of those that could be loaded, in the order of the rows.
 
     Raises BadSampleError as `data.bad_samples` says, where each process counts those of its own share of the images.
     """

@@ -26,7 +26,7 @@ _LONG_CHARS = 4  # of a word that is worth asking for: not "a", "of", "the"
 
 
 def select_samples(config: PretrainConfig, n: int) -> Samples | None:
-    """`n` exhibits, or as many as there are, of what the config evaluates retrieval or grounding on; None without."""
+    """Select `n` samples, or as many as there are, of what the config evaluates; None without any."""
     data = config.data
     if data.source == "scenes":
         world = SceneWorld(data.difficulty, WORLD_SEED)
@@ -48,7 +48,7 @@ def select_samples(config: PretrainConfig, n: int) -> Samples | None:
 
 
 def _of_expressions(data: DataConfig, n: int) -> Samples | None:
-    """The first `n` images that can be read, each with the first expression that has a box."""
+    """Return the first `n` images that can be read, each with the first expression that has a box."""
     records, read = load_records(data, GroundingRecord, "test", n)
     pictures: list[Picture] = []
     items: list[Expression] = []
@@ -59,7 +59,7 @@ def _of_expressions(data: DataConfig, n: int) -> Samples | None:
     for record, gold in first.values():
         try:
             image = read(record.image)
-        except BadSampleError:  # the evaluation has told of it
+        except BadSampleError:  # already logged by the evaluation
             continue
         height, width = image.shape[1:]
         down, across = data.image_size[0] / height, data.image_size[1] / width
@@ -73,10 +73,10 @@ def _of_expressions(data: DataConfig, n: int) -> Samples | None:
 
 
 def _distinct_pairs(data: DataConfig, eval_file: str) -> Iterator[tuple[Picture, str]]:
-    """Each image once with its first caption, written as the evaluation reads it.
+    """Return each image once with its first caption, written as the evaluation reads it.
 
     Left out are images with a caption that is an earlier one's too, of which either would be right, and those that
-    cannot be read: the evaluation has told of them, or ended there, as `data.bad_samples` says.
+    cannot be read: the evaluation logs them, or ends there, as `data.bad_samples` says.
     """
     images: set[str] = set()
     said: set[str] = set()
@@ -94,7 +94,7 @@ def _distinct_pairs(data: DataConfig, eval_file: str) -> Iterator[tuple[Picture,
 
 
 def _word_of(index: int, caption: str) -> Iterator[MaskedWord]:
-    """One word of the caption, drawn among the longer ones; nothing of a caption without words."""
+    """Draw one word of the caption among the longer ones; yield nothing of a caption without words."""
     words = list(re.finditer(r"\w+", caption))
     words = [word for word in words if len(word[0]) >= _LONG_CHARS] or words
     if words:

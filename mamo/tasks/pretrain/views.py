@@ -43,7 +43,7 @@ class FusedPass:
     """One masked pass through fusion.
 
     Attributes:
-        image: `visible` encodes the visible patches alone; `whole` the clean image.
+        image: `visible` encodes only the visible patches; `whole` the clean image.
         text: `clean` or `masked` caption.
         patches: name of the view of its fused tokens at masked patches; None reads none.
         words: name of the view of its fused tokens at masked words; None reads none.

@@ -20,7 +20,8 @@ _SIDES = re.compile(r"\b(left|right|first|second)", re.IGNORECASE)
 
 
 def is_ordered(sentence: str) -> bool:
-    """Whether a sentence may tell its first image from its second: it says left, right, first or second (or a word
+    """Return whether a sentence may tell its first image from its second: it says left, right, first or second (or a
+    word
     that begins so: "leftmost"). All others mean the same of the two images exchanged.
     """
     return _SIDES.search(sentence) is not None
@@ -73,7 +74,7 @@ class ReasoningCollator:
 
 
 def same_number_of_images(records: Sequence[ReasoningRecord], what: str) -> int:
-    """Images a statement. Raises ValueError, naming the first, where one has another number than the others."""
+    """Return images a statement. Raises ValueError, naming the first, where one has another number than the others."""
     n_images = len(records[0].images)
     for record in records:
         if len(record.images) != n_images:

@@ -53,7 +53,7 @@ def predict_reasoning(
 def judgement_metrics(
     logits: Mapping[str, float], records: Sequence[ReasoningRecord], subsets: Mapping[str, set[str]]
 ) -> dict[str, float]:
-    """`accuracy`, `consistency`, `majority`, a 95 % interval of the accuracy clustered by sentence
+    """Return `accuracy`, `consistency`, `majority`, a 95 % interval of the accuracy clustered by sentence
     (`interval_low`, `interval_high`), and `SUBSET/...` of identifiers where the split has subsets; in percent.
 
     Raises ValueError where a subset names a statement that the split does not have.

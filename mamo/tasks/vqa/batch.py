@@ -28,7 +28,7 @@ SINGLE_ANSWER_WEIGHT = 0.5
 
 
 def answer_list(records: Iterable[VqaRecord], min_count: int) -> list[str]:
-    """Answers that are the commonest one to at least `min_count` questions, the most frequent first.
+    """Return answers that are the commonest one to at least `min_count` questions, the most frequent first.
 
     Raises ValueError where there is none.
     """
@@ -41,7 +41,7 @@ def answer_list(records: Iterable[VqaRecord], min_count: int) -> list[str]:
 
 
 def read_answers(folder: Path) -> list[str]:
-    """The answer list of a run or a checkpoint. Raises ValueError where there is none."""
+    """Return the answer list of a run or a checkpoint. Raises ValueError where there is none."""
     try:
         answers = json.loads((folder / ANSWERS).read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -35,7 +35,7 @@ _TOKENS_AT_ONCE = 2**16  # of shortlisted answers in one pass of the decoder
 
 @dataclass(frozen=True, slots=True)
 class AnswerList:
-    """The answers that may be given: `ids` int64 [N, T] `[CLS] answer [SEP]`, `is_valid` bool [N, T]."""
+    """The possible answers: `ids` int64 [N, T] `[CLS] answer [SEP]`, `is_valid` bool [N, T]."""
 
     answers: Sequence[str]
     ids: Tensor
@@ -43,7 +43,7 @@ class AnswerList:
 
     @classmethod
     def of(cls, answers: Sequence[str], tokenizer: Any, device: torch.device) -> "AnswerList":
-        """The list in tokens, on `device`."""
+        """Tokenize the answers, on `device`."""
         ids, is_valid = tokenize(tokenizer, answers, ANSWER_MAX_TOKENS)
         return cls(answers, ids.to(device), is_valid.to(device))
 
@@ -51,7 +51,7 @@ class AnswerList:
 def rank_answers(
     decoder: AnswerDecoder, embed: Callable[[Tensor], Tensor], memory: Tensor, is_valid: Tensor, of: AnswerList, k: int
 ) -> Tensor:
-    """The likeliest answer of the list for each question: the `k` with the likeliest first token, scored whole.
+    """Return the likeliest answer of the list for each question: the `k` with the likeliest first token, scored whole.
 
     With k = N this is the argmax of the likelihood over the whole list.
 
@@ -65,7 +65,7 @@ def rank_answers(
     Returns:
         int64 [B], rows of the list.
     """
-    start = embed(of.ids[:1, :1])[None].expand(len(memory), -1, -1, -1)  # [CLS] alone, [B, 1, 1, D_text]
+    start = embed(of.ids[:1, :1])[None].expand(len(memory), -1, -1, -1)  # only [CLS], [B, 1, 1, D_text]
     first = decoder(start, memory, is_valid)[:, 0, 0].float().log_softmax(dim=-1)  # [B, V]
     shortlist = first[:, of.ids[:, 1]].topk(min(k, len(of.ids)), dim=1).indices  # [B, K]
     length = int(of.is_valid.sum(dim=1).max())
@@ -117,7 +117,8 @@ def answer_all(
     batch_size: int,
     is_blank: bool = False,
 ) -> dict[int, str]:
-    """Answers by question_id; questions about one image stay together, so that it is read and encoded about once.
+    """Return answers by question_id; questions about one image stay together, so that it is read and encoded about
+    once.
 
     Several processes share the work.
     """
@@ -127,15 +128,15 @@ def answer_all(
         part = ordered[start : start + batch_size]
         images, row = load_unique_images(part, load_image, image_size_px)
         rows = torch.tensor([row[record.image] for record in part])
-        given = answerer(torch.stack(images), rows, [record.question for record in part], is_blank)
-        return {record.question_id: answer for record, answer in zip(part, given, strict=True)}
+        found = answerer(torch.stack(images), rows, [record.question for record in part], is_blank)
+        return {record.question_id: answer for record, answer in zip(part, found, strict=True)}
 
     parts = range(0, len(ordered), batch_size)
-    return {key: text for given in map_over_ranks(answer, parts) for key, text in given.items()}
+    return {key: text for found in map_over_ranks(answer, parts) for key, text in found.items()}
 
 
 def accuracies(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -> dict[str, float]:
-    """The official accuracy, whole and by answer type, of the questions that have published answers; else nothing."""
+    """Return the official accuracy, whole and by answer type, of the questions that have published answers; else nothing."""
     answered = {
         record.question_id: VqaAnswers(tuple(record.answers), record.answer_type, record.question_type)
         for record in records

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 def decoder_loss(likelihood: Tensor, weight: Tensor, n_global: int) -> Tensor:
-    """ALBEF's: negative log-likelihood of each answer times the share of people who gave it, sum / questions.
+    """Return ALBEF's: negative log-likelihood of each answer times the share of people who gave it, sum / questions.
 
     Args:
         likelihood: float32 [B, K], of each answer.
@@ -17,7 +17,7 @@ def decoder_loss(likelihood: Tensor, weight: Tensor, n_global: int) -> Tensor:
 
 
 def classifier_loss(logits: Tensor, score: Tensor, n_global: int) -> Tensor:
-    """Binary cross-entropy of every answer of the list with its soft score, summed over the list (METER, ViLT).
+    """Return binary cross-entropy of every answer of the list with its soft score, summed over the list (METER, ViLT).
 
     Args:
         logits: float [B, N].
@@ -28,6 +28,8 @@ def classifier_loss(logits: Tensor, score: Tensor, n_global: int) -> Tensor:
 
 
 def list_scores(row: Tensor, score: Tensor, n_answers: int) -> Tensor:
-    """Scores float32 [B, K] of the answers at rows int64 [B, K] of the list (-1: not on it) -> float32 [B, N]."""
+    """Return scores float32 [B, K] of the answers at rows int64 [B, K] of the list (-1: not on it) -> float32 [B,
+    N].
+    """
     whole = torch.zeros(len(row), n_answers + 1, device=score.device)
     return whole.scatter(1, row.remainder(n_answers + 1), score)[:, :-1]  # -1 becomes the last column, cut off

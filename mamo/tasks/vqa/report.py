@@ -10,38 +10,39 @@ from mamo.evaluation.metrics.vqa import vqa_accuracy
 from mamo.evaluation.metrics.vqa_answers import distinct_answers
 
 MOST_ANSWERS = 8
-"""Gold answers of a type that have a row of their own, and given ones that have a column: the commonest."""
+"""Gold answers of a type that have a row of their own, and answered ones that have a column: the commonest."""
 _GREEN, _RED = "44,159,75", "192,57,43"
 
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """`gold` is what most people answered, `accuracy` what the official rules give to `given`, 0 to 1."""
+    """`gold` is what most people answered, `accuracy` what the official rules give to `answered`, 0 to 1."""
 
     gold: str
-    given: str
+    answered: str
     accuracy: float
 
     @property
     def is_right(self) -> bool:
-        return self.given == self.gold or self.accuracy >= 0.5  # people disagree: "small" and "little" are both right
+        return self.answered == self.gold or self.accuracy >= 0.5  # people disagree: "small" and "little" are both right
 
 
-def answer_confusion(given: Mapping[int, str], records: Sequence[VqaRecord], n_types: int) -> list[tuple[str, str]]:
-    """(title, HTML fragment): a bar of the official accuracy for each question type and, for the `n_types` types with
-    the most questions, a table of given answers against gold ones; nothing where the answers are withheld.
+def answer_confusion(answered: Mapping[int, str], records: Sequence[VqaRecord], n_types: int) -> list[tuple[str, str]]:
+    """Return (title, HTML fragment): a bar of the official accuracy for each question type and, for the `n_types`
+    types with
+    the most questions, a table of answered answers against gold ones; nothing where the answers are withheld.
 
     The type is `question_type`, where a record has none `answer_type`, and without either "all questions".
 
     Args:
-        given: answers by question_id.
+        answered: answers by question_id.
         records: the questions, each of which has been answered.
         n_types: how many tables.
     """
     types: dict[str, list[_Answered]] = defaultdict(list)
     for record in records:
         if record.answers:
-            answer, gold = given[record.question_id], next(iter(distinct_answers(record)), "")
+            answer, gold = answered[record.question_id], next(iter(distinct_answers(record)), "")
             judged = _Answered(gold, answer, vqa_accuracy(answer, record.answers))
             types[record.question_type or record.answer_type or "all questions"].append(judged)
     if not types:
@@ -53,7 +54,7 @@ def answer_confusion(given: Mapping[int, str], records: Sequence[VqaRecord], n_t
         for name in by_size[:n_types]
     )
     legend = (
-        "Rows: what most people answered, and how often. Columns: what was given, in percent of the row, green where "
+        "Rows: what most people answered, and how often. Columns: what was answered, in percent of the row, green where "
         "it is right for most of the questions, else red."
     )
     bars = f"<table><tr><td>question type</td><td>questions</td><td>accuracy</td></tr>{bars}</table>"
@@ -68,15 +69,16 @@ def _bar(name: str, answered: Sequence[_Answered]) -> str:
     )
 
 
-def _table(answered: Sequence[_Answered]) -> str:
-    """The rows of one type. Columns are the gold answers of the rows, so that right ones lie on the diagonal, then
-    further given answers; what has no row or column of its own is counted in the last (None)."""
+def _table(answered: Sequence[_Answered]) ->
+str:
+    """Return the rows of one type. Columns are the gold answers of the rows, so that right ones lie on the diagonal, then
+    further answered answers; what has no row or column of its own is counted in the last (None)."""
     golds = [answer for answer, _ in Counter(one.gold for one in answered).most_common(MOST_ANSWERS)]
-    commonest = [answer for answer, _ in Counter(one.given for one in answered).most_common(MOST_ANSWERS)]
+    commonest = [answer for answer, _ in Counter(one.answered for one in answered).most_common(MOST_ANSWERS)]
     columns = list(dict.fromkeys([*golds, *commonest]))
     cells: dict[tuple[str | None, str | None], list[_Answered]] = defaultdict(list)
     for one in answered:
-        cells[one.gold if one.gold in golds else None, one.given if one.given in columns else None].append(one)
+        cells[one.gold if one.gold in golds else None, one.answered if one.answered in columns else None].append(one)
     shown_rows = [*golds, *([None] if any(gold is None for gold, _ in cells) else [])]
     shown_columns = [*columns, *([None] if any(answer is None for _, answer in cells) else [])]
     lines = ["<tr><th></th><th></th>" + "".join(f"<th>{_name(answer)}</th>" for answer in shown_columns) + "</tr>"]
@@ -93,7 +95,7 @@ def _name(answer: str | None) -> str:
 
 
 def _cell(found: Sequence[_Answered], total: int) -> str:
-    """The share of the row's `total`, as number and shade; the colour is that of most of its questions."""
+    """Return the share of the row's `total`, as number and shade; the colour is that of most of its questions."""
     if not found:
         return "<td></td>"
     colour = _GREEN if 2 * sum(one.is_right for one in found) >= len(found) else _RED
