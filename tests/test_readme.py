@@ -151,8 +151,10 @@ def test_ci_finds_its_command() -> None:
     assert first.endswith("mamo pretrain --config scenes")
     assert ".[dev]" in test
     assert "pytest" in test.rpartition(" && ")[2]
-    (extract,) = re.findall(r"^command=\$\(.*\)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
-    found = subprocess.run(["bash", "-c", f'{extract}; echo "$command"'], cwd=ROOT, capture_output=True, text=True)
+    extract = re.search(r"^test_command=\$\(.*?README\.md\)$", (ROOT / ".ci/run").read_text(), re.MULTILINE | re.DOTALL)
+    assert extract is not None
+    script = f'{extract[0]}; echo "$test_command"'
+    found = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.strip() == test
 
 
