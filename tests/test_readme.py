@@ -14,7 +14,6 @@ import yaml
 from PIL import Image
 
 from mamo.benchmark.scale import PAPER
-from mamo.config.reference import config_table
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
@@ -240,7 +239,7 @@ def test_a_table_that_cannot_be_filled_is_named(text: str, message: str) -> None
 
 def test_every_key_has_a_meaning() -> None:
     """Bug: a key without the string below it, or a type or default that a reader cannot use."""
-    table = config_table(CONFIG_TYPES)
+    table = TABLES["keys"](ROOT)
     assert "| `training.batch_size_global` | whole number ≥ 1 | `64` | Samples an optimizer step sees," in table
     assert "| `output_dir` | text | *needed* |" in table
     assert "| `teacher.momentum` | number ≥ 0, ≤ 1 | `0.995` |" in table
