@@ -21,7 +21,7 @@ from mamo.study.report import markdown
 from mamo.study.results import read_rows
 from mamo.study.spec import read_study
 from mamo.study.tables import TABLES, fill, readmes
-from mamo.tasks.registry import CONFIG_TYPES, build_config
+from mamo.tasks.registry import build_config
 from mamo.world.export import Layout, export_scenes
 from mamo.world.scene import SceneWorld, Split
 
@@ -90,10 +90,11 @@ def write_records(folder: Path) -> None:
     )
     splits: tuple[tuple[Split, int], ...] = (("train", 40), ("val", 12))
     for name, layout, build in layouts:
-        for split, count in splits:
-            export_scenes(SceneWorld("easy", 0), split, count, (48, 48), folder / f"{name}-release", layout)
         assert callable(build)
-        build(folder / f"{name}-release", folder / name)
+        for split, count in splits:
+            release = folder / f"{name}-{split}"
+            export_scenes(SceneWorld("easy", 0), split, count, (48, 48), release, layout)
+            build(release, folder / name)
         if layout == "nlvr2":
             (folder / name / "dev.jsonl").rename(folder / name / "val.jsonl")
 
