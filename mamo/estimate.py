@@ -124,9 +124,7 @@ def parameter_table(modules: Mapping[str, nn.Module]) -> dict[str, int]:
 
 
 def count_operations(work: Callable[[], object]) -> int:
-    """Return floating-point operations of the matrix products, convolutions and attention in `work`, backward
-    included.
-    """
+    """Count the operations of the matrix products, convolutions and attention in `work`, backward included."""
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):  # attention as plain products: counted alike on every device
         work()

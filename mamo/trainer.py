@@ -201,8 +201,9 @@ class TrainingRun:
         return loop
 
     def dry_run_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
-        """Return a loop for measuring steps: no trackers, no checkpoints; `output_dir` gets a file only if a loss
-        fails.
+        """Build a loop for measuring steps: without trackers and checkpoints.
+
+        `output_dir` gets a file only if a loss is not finite.
         """
         choose_attention(self.task.network, self.device, precision)
         training = self.config.training.model_copy(update={"precision": precision})
@@ -212,7 +213,7 @@ class TrainingRun:
         )
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change with the training data, the vocabulary and what the run carries (answers)."""
+        """Return 16 hex digits that change with the training data, the vocabulary and the assets."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return run_dir.sha256_hex([vocabulary, *self.source.fingerprint_items(), *self.task.assets.values()])[:16]
 

@@ -4,7 +4,6 @@ Exit code 1 with `--check` where a table is older than the results, configs or c
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from mamo.cli import run
@@ -12,8 +11,8 @@ from mamo.cli import run
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def main() -> None:
-    """Parse the command line, write or check."""
+def main() -> int:
+    """Read the arguments, write or check; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; name the files that are stale")
     is_checking = parser.parse_args().check
@@ -29,7 +28,7 @@ def main() -> None:
                 file.write_text(filled, "utf-8")
     for file in stale:
         print(file.relative_to(ROOT))
-    sys.exit(1 if is_checking and stale else 0)
+    return int(is_checking and bool(stale))
 
 
 if __name__ == "__main__":

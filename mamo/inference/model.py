@@ -31,6 +31,7 @@ from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
 from mamo.inference.gallery import EmptyGalleryError, Gallery, gallery_of_images, gallery_of_texts
 from mamo.inference.hf_export import FILES, TokenizerMismatchError, read_exported, write_exported
+from mamo.tasks.base import Task
 from mamo.tasks.reasoning.batch import is_ordered
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.tasks.vqa.evaluate import Answerer
@@ -326,6 +327,18 @@ class Model(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the model; called by `save_pretrained`."""
         write_exported(save_directory, self.network, self.processor.tokenizer, self.config, self.card, self.assets)
+
+    @classmethod
+    def from_task(cls, task: Task) -> "Model":
+        """Wrap the network of a task from `mamo.build`, without a copy; puts it into eval mode.
+
+        >>> import mamo
+        >>> mamo.Model.from_task(mamo.build("scenes")).similarity(["a.jpg"], ["a red circle"]).shape
+        torch.Size([1, 1])
+        """
+        config, device = task.config, next(task.network.parameters()).device
+        processor = Processor(task.tokenizer, config.data.image_size, config.data.text_max_tokens)
+        return cls(Predictor(task.network.eval(), processor, device), config, "", task.assets)
 
     @classmethod
     def from_pretrained(

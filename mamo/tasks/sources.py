@@ -32,9 +32,7 @@ from mamo.world.vocabulary import scenes_tokenizer
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Return the tokenizer that `data.tokenizer` names: `scenes`, a folder, or a hub name; raises as
-    `read_tokenizer`.
-    """
+    """Load the tokenizer that `data.tokenizer` names: `scenes`, a folder, or a hub name."""
     return scenes_tokenizer() if name == "scenes" else read_tokenizer(name)
 
 
@@ -90,7 +88,7 @@ class _SceneImages:
 def scene_records(
     world: SceneWorld, kind: type[Record], split: Split, n_items: int, image_size_px: tuple[int, int]
 ) -> list[Record]:
-    """Return the first `n_items` questions, statements or expressions about the scenes of `split`, as records of `kind`."""
+    """Return the first `n_items` records of `kind` about the scenes of `split`."""
     rows: list[dict[str, Any]] = []
     if kind is VqaRecord:
         for index in range(n_items):

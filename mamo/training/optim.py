@@ -11,9 +11,7 @@ from mamo.models.layers import transformer_layers
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: matrices and higher, decayed; vectors and scalars (biases, norms, temperature), not
-    decayed.
-    """
+    """Return two groups: decayed matrices, and vectors and scalars (biases, norms, temperature) without decay."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
@@ -22,7 +20,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return AdamW over `parameter_groups`, in PyTorch's fused implementation; with `optimizer: muon`, `MuonWithAdamW`."""
+    """Return PyTorch's fused AdamW over `parameter_groups`; with `optimizer: muon`, `MuonWithAdamW`."""
     groups = parameter_groups(network, config.weight_decay)
     if config.optimizer == "muon":
         return MuonWithAdamW(layer_matrices(network), groups, config)

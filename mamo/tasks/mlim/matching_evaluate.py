@@ -13,9 +13,10 @@ from mamo.tasks.mlim.network import Mlim
 
 
 def pr_auc(score: Tensor, is_match: Tensor) -> float:
-    """Return area under the precision-recall curve of the class "same item", in percent: scikit-learn's average
-    precision,
-    sum over ranks of (R_n - R_(n-1)) P_n. MLIM does not say which area it means; the trapezoid's is optimistic.
+    """Compute the area under the precision-recall curve of the class "same item", in percent.
+
+    It is scikit-learn's average precision, the sum over ranks of (R_n - R_(n-1)) P_n. MLIM does not state its area; the
+    trapezoid's is optimistic.
 
     Args:
         score: float [N], higher where the pair looks more alike; equal scores share a rank.

@@ -20,9 +20,10 @@ _SIDES = re.compile(r"\b(left|right|first|second)", re.IGNORECASE)
 
 
 def is_ordered(sentence: str) -> bool:
-    """Return whether a sentence may tell its first image from its second: it says left, right, first or second (or a
-    word
-    that begins so: "leftmost"). All others mean the same of the two images exchanged.
+    """Return whether the order of the images may matter to a sentence.
+
+    It may where the sentence says left, right, first or second, or a word that begins so ("leftmost"). All others mean
+    the same of the two images exchanged.
     """
     return _SIDES.search(sentence) is not None
 

@@ -53,8 +53,10 @@ def predict_reasoning(
 def judgement_metrics(
     logits: Mapping[str, float], records: Sequence[ReasoningRecord], subsets: Mapping[str, set[str]]
 ) -> dict[str, float]:
-    """Return `accuracy`, `consistency`, `majority`, a 95 % interval of the accuracy clustered by sentence
-    (`interval_low`, `interval_high`), and `SUBSET/...` of identifiers where the split has subsets; in percent.
+    """Compute the metrics of the predictions, in percent.
+
+    They are `accuracy`, `consistency`, `majority`, a 95 % interval of the accuracy clustered by sentence
+    (`interval_low`, `interval_high`), and `SUBSET/...` of identifiers where the split has subsets.
 
     Raises ValueError where a subset names a statement that the split does not have.
     """

@@ -117,10 +117,9 @@ def answer_all(
     batch_size: int,
     is_blank: bool = False,
 ) -> dict[int, str]:
-    """Return answers by question_id; questions about one image stay together, so that it is read and encoded about
-    once.
+    """Return answers by question_id; ranks share the work.
 
-    Several processes share the work.
+    Questions about one image stay together, so that it is read and encoded about once.
     """
     ordered = sorted(records, key=lambda record: record.image)
 
@@ -136,7 +135,7 @@ def answer_all(
 
 
 def accuracies(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -> dict[str, float]:
-    """Return the official accuracy, whole and by answer type, of the questions that have published answers; else nothing."""
+    """Return the official accuracy, whole and by answer type, of the questions with published answers, if any."""
     answered = {
         record.question_id: VqaAnswers(tuple(record.answers), record.answer_type, record.question_type)
         for record in records

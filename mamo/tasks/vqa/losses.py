@@ -28,8 +28,6 @@ def classifier_loss(logits: Tensor, score: Tensor, n_global: int) -> Tensor:
 
 
 def list_scores(row: Tensor, score: Tensor, n_answers: int) -> Tensor:
-    """Return scores float32 [B, K] of the answers at rows int64 [B, K] of the list (-1: not on it) -> float32 [B,
-    N].
-    """
+    """Spread scores float32 [B, K] to the rows int64 [B, K] of the list (-1: not on it) -> float32 [B, N]."""
     whole = torch.zeros(len(row), n_answers + 1, device=score.device)
     return whole.scatter(1, row.remainder(n_answers + 1), score)[:, :-1]  # -1 becomes the last column, cut off

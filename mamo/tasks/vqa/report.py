@@ -24,13 +24,15 @@ class _Answered:
 
     @property
     def is_right(self) -> bool:
-        return self.answered == self.gold or self.accuracy >= 0.5  # people disagree: "small" and "little" are both right
+        # people disagree: "small" and "little" are both right
+        return self.answered == self.gold or self.accuracy >= 0.5
 
 
 def answer_confusion(answered: Mapping[int, str], records: Sequence[VqaRecord], n_types: int) -> list[tuple[str, str]]:
-    """Return (title, HTML fragment): a bar of the official accuracy for each question type and, for the `n_types`
-    types with
-    the most questions, a table of answered answers against gold ones; nothing where the answers are withheld.
+    """Return (title, HTML fragment): a bar of the official accuracy for each question type, and tables.
+
+    The `n_types` types with the most questions get a table of answers against gold ones. Where the answers are withheld
+    there is nothing.
 
     The type is `question_type`, where a record has none `answer_type`, and without either "all questions".
 
@@ -54,7 +56,7 @@ def answer_confusion(answered: Mapping[int, str], records: Sequence[VqaRecord], 
         for name in by_size[:n_types]
     )
     legend = (
-        "Rows: what most people answered, and how often. Columns: what was answered, in percent of the row, green where "
+        "Rows: what most people answered, and how often. Columns: the answer, in percent of the row, green where "
         "it is right for most of the questions, else red."
     )
     bars = f"<table><tr><td>question type</td><td>questions</td><td>accuracy</td></tr>{bars}</table>"
@@ -69,10 +71,12 @@ def _bar(name: str, answered: Sequence[_Answered]) -> str:
     )
 
 
-def _table(answered: Sequence[_Answered]) ->
-str:
-    """Return the rows of one type. Columns are the gold answers of the rows, so that right ones lie on the diagonal, then
-    further answered answers; what has no row or column of its own is counted in the last (None)."""
+def _table(answered: Sequence[_Answered]) -> str:
+    """Return the rows of one type.
+
+    Columns are the gold answers of the rows, so that right ones lie on the diagonal, then further answers; what has no
+    row or column of its own is counted in the last (None).
+    """
     golds = [answer for answer, _ in Counter(one.gold for one in answered).most_common(MOST_ANSWERS)]
     commonest = [answer for answer, _ in Counter(one.answered for one in answered).most_common(MOST_ANSWERS)]
     columns = list(dict.fromkeys([*golds, *commonest]))
