@@ -117,7 +117,7 @@ def read_shards(path: Path) -> TarShardDataset:
         raise ValueError(f"{path}: no tar shard (*.tar) found; use a pairs file, a folder of shards or a glob")
     if len(found) > 1 and path.is_dir():
         logger.info(
-            "%s: %d shards without an index; write it once with `data.py index` for a faster start", path, len(found)
+            "%s: %d shards without an index; write it once with `mamo data index` for a faster start", path, len(found)
         )
     shards = [Path(shard).absolute() for shard in found]
     tables = _tables(shards, workers=0)
@@ -152,7 +152,7 @@ def index_folder(folder: Path, workers: int = 0) -> TarShardDataset:
 def open_index(folder: Path) -> TarShardDataset:
     """Open the pairs of an indexed folder. Raises ValueError if the shards changed after indexing."""
     entries = _entries(folder)
-    again = "; run `data.py index` again when the shards are complete"
+    again = "; run `mamo data index` again when the shards are complete"
     missing = {entry["name"] for entry in entries} - {shard.name for shard in folder.glob("*.tar")}
     if missing:
         raise ValueError(
@@ -180,7 +180,7 @@ def _open_mapped(folder: Path) -> TarShardDataset:
     try:
         rows = npy.open_memmap(folder / TABLE, mode="r")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / TABLE}: cannot be read ({error}); run `data.py index` again") from None
+        raise ValueError(f"{folder / TABLE}: cannot be read ({error}); run `mamo data index` again") from None
     shards = [str(folder.absolute() / entry["name"]) for entry in entries]
     return TarShardDataset(shards, [entry["pairs"] for entry in entries], rows, folder.absolute())
 
@@ -189,7 +189,7 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     try:
         entries: list[dict[str, Any]] = json.loads((folder / INDEX).read_text("utf-8"))["shards"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / INDEX}: cannot be read ({error}); run `data.py index` again") from None
+        raise ValueError(f"{folder / INDEX}: cannot be read ({error}); run `mamo data index` again") from None
     return entries
 
 

@@ -76,7 +76,7 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerFast:
     """
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path and not Path(source).is_dir():
-        raise ValueError(f"tokenizer {source!r}: no such folder; make one with scripts/data.py tokenizer")
+        raise ValueError(f"tokenizer {source!r}: no such folder; make one with `mamo data tokenizer`")
     try:
         folder = Path(source) if Path(source).exists() else hub_folder(source, _NEEDED_FILES, _FURTHER_FILES)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

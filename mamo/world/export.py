@@ -34,7 +34,7 @@ def export_scenes(
     A record is a scene (layout `pairs`), a question (`vqa2`), a statement (`nlvr2`) or an expression (`refcoco`).
 
     Returns:
-        The path to use next: `pairs.jsonl`, or the folder for `data.py build LAYOUT --from`.
+        The path to use next: `pairs.jsonl`, or the folder for `mamo data build LAYOUT --from`.
 
     Raises:
         ValueError: `n` or a side of the image is below 1.

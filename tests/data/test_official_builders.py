@@ -72,7 +72,7 @@ def test_flickr30k_and_mistakes(tmp_path: Path) -> None:
     for content, message in (
         ({"images": [karpathy("tset", 7, None)]}, "unknown split 'tset'"),
         ({"images": [{"filename": "x"}]}, "entry 0 of images has no 'split'"),
-        ({"annotations": []}, "holds no list 'images'"),
+        ({"annotations": []}, "contains no list 'images'"),
         ("{", "not valid JSON"),
     ):
         put(release, {"dataset_flickr30k.json": content})

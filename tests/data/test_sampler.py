@@ -59,7 +59,7 @@ def test_shares_of_the_processes_make_up_the_global_batch(world: int, start: int
 
 @pytest.mark.parametrize("n", [9, 10])
 def test_groups_stay_side_by_side(n: int) -> None:
-    """Bug: minimal pairs end up in different pools, a group is permuted inside, the odd last sample is lost or doubled."""
+    """Bug: minimal pairs are separated, a group is permuted inside, the odd last sample is lost or doubled."""
     order = epoch_order(0, 0, n, group_size=2).tolist()
     assert sorted(order) == list(range(n))
     assert order != list(range(n))

@@ -173,7 +173,7 @@ def test_damaged_shards_are_named_in_one_message_and_nothing_is_written(folder: 
         open_index(folder)
     index_folder(folder)
     (folder / TABLE).write_bytes((folder / TABLE).read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"index\.npy.*run `data\.py index` again"):
+    with pytest.raises(ValueError, match=r"index\.npy.*run `mamo data index` again"):
         open_index(folder)
     (folder / INDEX).write_text("{")
     with pytest.raises(ValueError, match=r"index\.json: cannot be read"):

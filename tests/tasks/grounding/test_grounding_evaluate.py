@@ -74,7 +74,7 @@ def test_bad_boxes_are_named() -> None:
     for over, message in (
         ({"box_xywh": None}, r"expression_id 7 \(a\): has no box_xywh"),
         ({"box_xywh": (60.0, 8.0, 40.0, 16.0)}, r"expression_id 7 \(a\): box .* is not inside its image of 80 x 40 px"),
-        ({"proposals_xywh": [(0.0, 0.0, 9.0, 90.0)]}, r"expression_id 7 \(a\): box .* leaves"),
+        ({"proposals_xywh": [(0.0, 0.0, 9.0, 90.0)]}, r"expression_id 7 \(a\): box .* is not inside"),
         ({"proposals_xywh": [(0.2, 0.2, 0.3, 0.3)]}, r"expression_id 7 \(a\): .*covers no pixel"),
     ):
         with pytest.raises(ValueError, match=message):
