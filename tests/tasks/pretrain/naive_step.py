@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from mamo.config.schema import RunConfig
 from mamo.data.pairs import Sample, hash_id
-from mamo.models.build import build_network
 from mamo.models.vlm import Backbone
-from mamo.tasks.pretrain.batch import PairBatch, pair_collator
-from mamo.tasks.pretrain.task import PixelNorm, PretrainTask
+from mamo.tasks.pretrain.batch import PairBatch
+from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.registry import build_config
+from mamo.training.freezing import freeze_unused_parameters
 from mamo.world.vocabulary import scenes_tokenizer
 
 LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")
@@ -60,20 +60,19 @@ def tiny(
 
 def make(config: RunConfig) -> tuple[PretrainTask, PairBatch]:
     """A task whose teacher differs from its student, and a batch with repeated images and captions."""
-    network = build_network(config, len(tokenizer()), tokenizer().pad_token_id)
-    encoder = network.backbone.image_encoder
-    task = PretrainTask(config, network, PixelNorm(encoder.mean, encoder.std, torch.device("cpu")))
+    task = PretrainTask(config, tokenizer())
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in (*network.parameters(), *task.teacher.parameters()):
+        for parameter in (*task.network.parameters(), *task.teacher.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter) * (parameter.ndim > 0))
-    collator = pair_collator(config, tokenizer(), encoder.grid)
     images = torch.randint(0, 256, (7, 3, 24, 24), dtype=torch.uint8)
     drawn = [
         (0, Sample(images[image_id], caption, image_id, hash_id(caption), row, ()))
         for row, (image_id, caption) in enumerate(zip(IMAGE_IDS, CAPTIONS))
     ]
-    return task, collator(drawn)
+    batch = task.collator(drawn)
+    freeze_unused_parameters(task, batch)
+    return task, batch
 
 
 def make_exact(config: RunConfig) -> tuple[PretrainTask, PairBatch]:
@@ -105,7 +104,7 @@ class Naive:
         self.temperature = task.network.temperature
         self.mlm_alpha = mlm_alpha
         self.first_word = int(self.body.fusion.text_positions(torch.tensor(0)))
-        self.pixels = task.normalise(batch.image)
+        self.pixels = self.body.image_encoder.normalize(batch.image)
         self.slots = [batch.text_slots[i][batch.text_slot_is_valid[i]].tolist() for i in range(B)]
         self.patches = [batch.masked_patches[i].tolist() for i in range(B)]
 
@@ -183,12 +182,12 @@ class Naive:
             with torch.no_grad():
                 goal, features = self.fuse(self.teacher, i, i), self.image(self.teacher, i)[0]
                 guess = self.fuse(self.teacher, i, i, text_masked=True)
-            for p in self.patches[i] if network.mim is not None else ():
+            for p in self.patches[i] if network.get_head("mim") is not None else ():
                 token = by_image[1 + p]
                 wanted = (features[1 + p] - features[1 + p].mean()) / (features[1 + p].var(correction=0) + 1e-6).sqrt()
                 sums["mim"] = sums["mim"] + (network.mim(token[None, None])[0, 0] - wanted).square().mean()
                 sums["mrm_image"] = sums["mrm_image"] + self.distance(network.mrm_image(token), goal[1 + p])
-            for t in self.slots[i] if network.mlm is not None else ():
+            for t in self.slots[i] if network.get_head("mlm") is not None else ():
                 place = self.first_word + t
                 token, logits = by_text[place], network.mlm(by_text[place][None])[0]
                 target = nn.functional.one_hot(self.batch.input_ids[i, t], len(logits)).double()

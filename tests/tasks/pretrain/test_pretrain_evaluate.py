@@ -12,11 +12,14 @@ from torch import nn
 from transformers import BertConfig
 
 from mamo.config.schema import EvaluationConfig
+from mamo.data.processor import Processor
 from mamo.evaluation.metrics.statements import read_scores
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, Scorer
 from mamo.explain import image_grad_cam, occlusion
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion
+from mamo.models.heads import ITMHead, MLMHead
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder
 from mamo.models.vlm import Backbone, Mamo
@@ -43,11 +46,21 @@ def config_of(data=None, **evaluation):
     return build_config({"output_dir": "unused", "data": data, "evaluation": {**sizes, **evaluation}})
 
 
-def normalise(image):
-    return image.float() / 127.5 - 1
+def predictor_of(network):
+    return Predictor(network, Processor(TOKENIZER, (16, 16), 48), CPU)
 
 
-def tiny_network(**heads):
+def heads_of(names, backbone):
+    """Heads as the losses make them."""
+    make = {
+        "itc": lambda: ("temperature", nn.Parameter(torch.tensor(0.07))),
+        "itm": lambda: ("itm", ITMHead(backbone.fusion.width)),
+        "mlm": lambda: ("mlm", MLMHead(backbone.fusion.width, backbone.text_encoder.word_embeddings)),
+    }
+    return dict(make[name]() for name in names)
+
+
+def tiny_network(*names):
     torch.manual_seed(0)
     image_encoder = ImageEncoder("vit_tiny_patch16_224", (16, 16), patch_size_px=8, width=16, depth=1, heads=2)
     bert = BertConfig(
@@ -59,9 +72,8 @@ def tiny_network(**heads):
     )
     text_encoder = TextEncoder(bert, 1)
     fusion = Fusion(16, 2, 2, 32, 16, image_encoder.grid, image_encoder.num_prefix_tokens, 16, dropout=0.5)
-    network = Mamo(
-        Backbone(image_encoder, text_encoder, fusion, 8), **(heads or {"itc": True, "itm": True, "mlm": True})
-    )
+    backbone = Backbone(image_encoder, text_encoder, fusion, 8)
+    network = Mamo(backbone, heads_of(names or ("itc", "itm", "mlm"), backbone))
     for parameter in network.parameters():  # far from the small start, where all scores are nearly equal
         nn.init.normal_(parameter, std=0.3)
     return network
@@ -80,7 +92,7 @@ def naive_match(network, picture, text):
     backbone = network.backbone
     ids = torch.tensor([TOKENIZER(text)["input_ids"]])
     is_valid = torch.ones_like(ids, dtype=torch.bool)
-    image = backbone.fusion.embed_image(backbone.image_encoder(normalise(picture)[None]))
+    image = backbone.fusion.embed_image(backbone.image_encoder(picture[None]))
     fused = backbone.fusion(image, backbone.text_encoder(ids, is_valid), is_valid)
     logits = network.itm(fused[:, int(backbone.fusion.text_positions(torch.tensor(0)))])[0]
     return float(logits[1] - logits[0])
@@ -89,7 +101,7 @@ def naive_match(network, picture, text):
 def test_reranking_the_whole_gallery_equals_scoring_all_pairs():
     """Would catch wrong rows, padding that is attended to, lost order after sorting by length, and stale ITC ranks."""
     network, config = tiny_network(), config_of()
-    metrics = evaluate_pretrained(network, config, TOKENIZER, normalise, CPU)
+    metrics = evaluate_pretrained(predictor_of(network), config)
     network.eval()
     pictures, captions = scenes_of(config, 14)
     score = np.array([[naive_match(network, picture, text) for text in captions] for picture in pictures])
@@ -117,7 +129,7 @@ def test_each_image_is_embedded_once_for_all_its_pairs():
     original = network.backbone.fusion.embed_image
     network.backbone.fusion.embed_image = lambda tokens: embedded.append(len(tokens)) or original(tokens)
     with torch.inference_mode():
-        scorer = Scorer(network, TOKENIZER, normalise, CPU, text_max_tokens=48, batch_size=4)
+        scorer = Scorer(predictor_of(network), batch_size=4)
         images = scorer.encode_images([torch.stack(pictures)])
         texts = scorer.encode_texts(*scorer.tokenize(captions))
         table = torch.cartesian_prod(torch.tensor([0, 1, 3, 4, 5]), torch.arange(6))
@@ -134,7 +146,7 @@ def test_pair_scores_equal_unbatched_ones(make_network):
     pictures, captions = scenes_of(config, 6)
     captions = [*captions, "a red circle", "two shapes"]
     with torch.inference_mode():
-        scorer = Scorer(network, TOKENIZER, normalise, CPU, text_max_tokens=48, batch_size=3)
+        scorer = Scorer(predictor_of(network), batch_size=3)
         images = scorer.encode_images([torch.stack(pictures[:4]), torch.stack(pictures[4:])])
         texts = scorer.encode_texts(*scorer.tokenize(captions))
         rows = torch.tensor([(k * 5 % 6, k * 3 % 8) for k in range(20)])
@@ -143,7 +155,7 @@ def test_pair_scores_equal_unbatched_ones(make_network):
         for (i, t), matched, similar in zip(rows.tolist(), score, similarity):
             assert float(matched) == pytest.approx(naive_match(network, pictures[i], captions[t]), abs=1e-4)
             ids = torch.tensor([TOKENIZER(captions[t])["input_ids"]])
-            image = network.backbone.image_feature(network.backbone.image_encoder(normalise(pictures[i])[None]))
+            image = network.backbone.image_feature(network.backbone.image_encoder(pictures[i][None]))
             text = network.backbone.text_feature(network.backbone.text_encoder(ids, ids > 0))
             assert float(similar) == pytest.approx(float(image[0] @ text[0]), abs=1e-5)
 
@@ -151,21 +163,18 @@ def test_pair_scores_equal_unbatched_ones(make_network):
 @pytest.mark.parametrize(
     ("heads", "expected"),
     [
-        ({"itc": True}, {"itc", "probe/itc"}),
-        ({"itm": True}, {"probe/itm", "grounding"}),
-        ({"mlm": True}, {"masked_word"}),
-        (
-            {"itc": True, "itm": True, "mlm": True},
-            {"itc", "rerank", "probe/itc", "probe/itm", "masked_word", "grounding"},
-        ),
+        (("itc",), {"itc", "probe/itc"}),
+        (("itm",), {"probe/itm", "grounding"}),
+        (("mlm",), {"masked_word"}),
+        (("itc", "itm", "mlm"), {"itc", "rerank", "probe/itc", "probe/itm", "masked_word", "grounding"}),
     ],
 )
 def test_absent_heads_leave_their_metrics_out_and_modes_return(heads, expected):
     """Would catch a crash or a made-up number without a head, and a network left in evaluation mode."""
-    network = tiny_network(**heads).train()
+    network = tiny_network(*heads).train()
     network.backbone.text_encoder.eval()
     before = [module.training for module in network.modules()]
-    metrics = evaluate_pretrained(network, config_of(), TOKENIZER, normalise, CPU)
+    metrics = evaluate_pretrained(predictor_of(network), config_of())
     assert [module.training for module in network.modules()] == before
     wanted = {f"{name}/{metric}" for name in expected & {"itc", "rerank"} for metric in RETRIEVAL}
     wanted |= {f"probe/{probe}/{by}" for probe in PROBES for by in ("itc", "itm") if f"probe/{by}" in expected}
@@ -180,9 +189,9 @@ def test_absent_heads_leave_their_metrics_out_and_modes_return(heads, expected):
 def test_repeats_and_bf16_agree():
     """Would catch dropout that stays on, and stored tokens in another precision than the weights."""
     network, config = tiny_network().train(), config_of()
-    first = evaluate_pretrained(network, config, TOKENIZER, normalise, CPU)
-    assert evaluate_pretrained(network, config, TOKENIZER, normalise, CPU) == first
-    coarse = evaluate_pretrained(network.bfloat16(), config, TOKENIZER, lambda image: normalise(image).bfloat16(), CPU)
+    first = evaluate_pretrained(predictor_of(network), config)
+    assert evaluate_pretrained(predictor_of(network), config) == first
+    coarse = evaluate_pretrained(predictor_of(network.bfloat16()), config)
     assert coarse.keys() == first.keys()
     assert abs(coarse["rerank/rsum"] - first["rerank/rsum"]) < 100
 
@@ -196,6 +205,9 @@ class Planted(nn.Module):
         self.pictures, self.texts = {}, {}
         self.backbone = PlantedBackbone(self)
         self.temperature = 1.0
+
+    def get_head(self, name):
+        return getattr(self, name)
 
     def itm(self, fused):
         logits = torch.zeros(len(fused), 2)
@@ -276,7 +288,7 @@ def planted_scenes(config, is_knowing):
 
     def picture_number(index):
         picture = torch.from_numpy(render(world.scene("test", index), config.data.image_size)).permute(2, 0, 1)
-        return network.pictures.setdefault(picture.contiguous().float().numpy().tobytes(), len(network.pictures))
+        return network.pictures.setdefault(picture.contiguous().numpy().tobytes(), len(network.pictures))
 
     facts = [(k, identifying_caption(world.scene("test", k)).text) for k in range(config.evaluation.retrieval_items)]
     for probe in PROBES:
@@ -336,7 +348,7 @@ def test_a_heat_on_the_object_grounds_it(monkeypatch, heat_from):
     monkeypatch.setattr(Scorer, "ground", oracle)
     monkeypatch.setattr(Scorer, "ground_pixels", pixel_oracle)
     network = tiny_network().eval()
-    metrics = evaluate_pretrained(network, config, TOKENIZER, normalise, CPU)
+    metrics = evaluate_pretrained(predictor_of(network), config)
     assert metrics["grounding/pointing"] == metrics["grounding/upper_bound"] == 100
     assert metrics["grounding/proposal"] > 80  # objects of 3 px: whole pixels are coarse
     assert 10 < metrics["grounding/random_proposal"] < 60
@@ -347,7 +359,7 @@ def test_a_heat_on_the_object_grounds_it(monkeypatch, heat_from):
 def test_an_oracle_reaches_100_everywhere():
     """Would catch any item, row, caption, foil, slot or answer that does not belong to its picture."""
     config = config_of(rerank_k=3)
-    metrics = evaluate_pretrained(planted_scenes(config, True), config, TOKENIZER, torch.Tensor.float, CPU)
+    metrics = evaluate_pretrained(predictor_of(planted_scenes(config, True)), config)
     rsums = {"itc/rsum": 600, "rerank/rsum": 600}
     assert metrics == {name: rsums.get(name, 100) for name in metrics}
     assert len(metrics) == 2 * 7 + 2 * 5 + 5
@@ -357,7 +369,7 @@ def test_an_oracle_reaches_100_everywhere():
 def test_a_constant_network_is_at_chance():
     """Would catch any metric that rewards a network which says the same of everything: chance at K is K of 14."""
     config = config_of(rerank_k=3)
-    metrics = evaluate_pretrained(planted_scenes(config, False), config, TOKENIZER, torch.Tensor.float, CPU)
+    metrics = evaluate_pretrained(predictor_of(planted_scenes(config, False)), config)
     for name, value in metrics.items():
         depth = re.search(r"_r(\d+)$", name)
         chance = 100 * int(depth[1]) / 14 if depth else 2 * 1600 / 14 if "rsum" in name else 0
@@ -387,7 +399,7 @@ def planted_pairs(n_images=9):
     network = Planted({}, {})
     NUMBERS.clear()
     for k in range(n_images):
-        network.pictures[torch.full((3, 16, 16), 20.0 * k + 5).numpy().tobytes()] = k
+        network.pictures[torch.full((3, 16, 16), 20 * k + 5, dtype=torch.uint8).numpy().tobytes()] = k
         texts = [f"one shape {k}", f"two shapes {k // 3}", f"three shapes {k}"] + ["four shapes"] * (k == 0)
         network.truths[k] = {text_number(TOKENIZER(text)["input_ids"]) for text in texts}
     return network
@@ -396,9 +408,7 @@ def planted_pairs(n_images=9):
 def test_pairs_with_shared_captions_and_statements(tmp_path):
     """Would catch a shared caption counted as a wrong answer, rows not joined by image id, and exchanged labels."""
     config = config_of(write_pairs(tmp_path), rerank_k=4)
-    metrics = evaluate_pretrained(
-        planted_pairs(), config, TOKENIZER, torch.Tensor.float, CPU, tmp_path / "scores.jsonl"
-    )
+    metrics = evaluate_pretrained(predictor_of(planted_pairs()), config, tmp_path / "scores.jsonl")
     assert {name: metrics[name] for name in ("itc/rsum", "rerank/rsum")} == {"itc/rsum": 600, "rerank/rsum": 600}
     assert metrics["statements/accuracy"] == metrics["statements/interval_low"] == 100
     assert metrics["statements/majority"] == 50
@@ -412,9 +422,9 @@ def test_pairs_with_a_bad_image(tmp_path):
     data = write_pairs(tmp_path)
     (tmp_path / "4.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"4\.png"):
-        evaluate_pretrained(planted_pairs(), config_of(data), TOKENIZER, torch.Tensor.float, CPU)
+        evaluate_pretrained(predictor_of(planted_pairs()), config_of(data))
     data["bad_samples"] = {"policy": "skip", "budget": 0.5}
-    metrics = evaluate_pretrained(planted_pairs(), config_of(data), TOKENIZER, torch.Tensor.float, CPU)
+    metrics = evaluate_pretrained(predictor_of(planted_pairs()), config_of(data))
     assert metrics["itc/rsum"] == metrics["rerank/rsum"] == 600
     assert metrics["statements/accuracy"] == 100
 

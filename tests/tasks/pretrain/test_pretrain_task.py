@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from mamo.tasks.pretrain.targets import feature_std, linear_ramp
 from torch import Tensor, nn
 
+from mamo.tasks.pretrain.losses import linear_ramp, sphere_spread
 from mamo.teacher import momentum_at
 from mamo.training.optim import make_optimizer
 from tests.tasks.pretrain.naive_step import CAPTIONS, LOSS_NAMES, B, Naive, gradients, make, make_exact, tiny
@@ -51,7 +51,7 @@ def test_step_equals_the_naive_step(mode: str, names: tuple[str, ...], fusion_ty
     soft = {"itc_soft_target_alpha": 0.4, "mlm_soft_target_alpha": mlm_alpha}
     task, batch = make_exact(tiny(names, mode, fusion_type, queue_size=6, **soft))
     assert len({len(c.split()) for c in CAPTIONS}) > 3  # the rows are padded differently
-    targets, _ = task.prepare(batch, B, step=0)
+    targets, _ = task.compute_targets(batch, B, step=0)
     ours, _ = task.losses(batch, targets, 0)
     naive = Naive(task, batch, alpha=0.4, mlm_alpha=mlm_alpha)
     expected = {"itc": naive.itc(), "itm": naive.itm(), **naive.masked(mode)}
@@ -71,9 +71,9 @@ def test_step_equals_the_naive_step(mode: str, names: tuple[str, ...], fusion_ty
 def test_uneven_micro_batches_add_up_to_the_whole(mode: str, cuts: tuple[int, ...]) -> None:
     """Bug: accumulation changes a loss or gradient, for a part divides by its own count or takes another's targets."""
     task, batch = make_exact(tiny(mode=mode, queue_size=6, itm_pool_size=2, itc_soft_target_alpha=0.4))
-    targets, _ = task.prepare(batch, B, 0)
+    targets, _ = task.compute_targets(batch, B, 0)
     whole, metrics = task.losses(batch, targets, 0)
-    in_parts, _ = task.prepare(batch, 4, 0)
+    in_parts, _ = task.compute_targets(batch, 4, 0)
     losses, numbers = Counter(), Counter()
     for start, stop in itertools.pairwise(cuts):
         part, part_metrics = task.losses(batch.part(start, stop), in_parts, start)
@@ -99,7 +99,7 @@ def test_every_trainable_parameter_gets_a_gradient(row: str, mode: str, mim_targ
     if mim_target == "pixels" and "mim" not in ROWS[row]:
         mim_target = "features"
     task, batch = make(tiny(ROWS[row], mode, mim_target=mim_target, queue_size=3))
-    targets, _ = task.prepare(batch, B, 0)
+    targets, _ = task.compute_targets(batch, B, 0)
     losses, _ = task.losses(batch, targets, 0)
     assert set(losses) == set(ROWS[row])
     found = gradients(task.network, losses)
@@ -128,7 +128,7 @@ def test_computing_losses_moves_no_state(mode: str) -> None:
     """Bug: teacher or queue move inside the forward pass, so that evaluation or accumulation moves them too."""
     task, batch = make(tiny(mode=mode, queue_size=6, itc_soft_target_alpha=0.4))
     before = {name: copy.deepcopy(module.state_dict()) for name, module in task.modules().items()}
-    targets, _ = task.prepare(batch, 4, 0)
+    targets, _ = task.compute_targets(batch, 4, 0)
     for start in (0, 4):
         losses, _ = task.losses(batch.part(start, start + 4), targets, start)
         gradients(task.network, losses)
@@ -138,18 +138,17 @@ def test_computing_losses_moves_no_state(mode: str) -> None:
     assert all(p.grad is None for p in task.teacher.parameters())
 
 
-def test_after_step_moves_teacher_queue_and_temperature_once() -> None:
+def test_on_optimizer_step_moves_teacher_queue_and_temperature_once() -> None:
     """Bug: the queue gets the online features or the old queue again, the teacher the wrong momentum or nothing."""
     task, batch = make(tiny(queue_size=12, mlm_soft_target_alpha=0.4))
-    targets, _ = task.prepare(batch, B, 0)
+    targets, _ = task.compute_targets(batch, B, 0)
     teacher = task.teacher.module
     with torch.no_grad():
-        pixels = task.normalise(batch.image)
-        expected = teacher.image_feature(teacher.image_encoder(pixels))
+        expected = teacher.image_feature(teacher.image_encoder(batch.image))
         task.network.temperature.fill_(0.7)
     old = {name: p.clone() for name, p in teacher.named_parameters()}
     old_head = [p.clone() for p in task.teacher.mlm.bert_named_tensors().values()]
-    task.after_step(batch, targets, step=10)
+    task.on_optimizer_step(batch, targets, step=10)
     momentum = momentum_at(task.config.teacher, 10, 100)
     for name, parameter in task.network.backbone.named_parameters():
         wanted = momentum * old[name] + (1 - momentum) * parameter.detach()
@@ -171,18 +170,19 @@ def test_false_negatives_change_nothing() -> None:
     task, batch = make(tiny(("itc",), queue_size=6, itc_soft_target_alpha=0.4))
     features = torch.nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
     task.queue.push(*features, torch.tensor([1, 50, 51, 52]), torch.tensor([60, int(batch.caption_id[0]), 62, 63]))
-    targets, _ = task.prepare(batch, B, 0)
+    targets, _ = task.compute_targets(batch, B, 0)
+    candidates = targets.fixed["itc"]
     excluded = {0: {9}, 1: {8}, 2: {3}, 3: {2}, 4: set(), 5: {6}, 6: {5}, 7: set()}
 
     def loss(row: int, image: Tensor | None, text: Tensor | None) -> float:
-        changed = dataclasses.replace(targets, candidate_image=image, candidate_text=text)
+        changed = dataclasses.replace(targets, fixed={"itc": dataclasses.replace(candidates, image=image, text=text)})
         return float(task.losses(batch.part(row, row + 1), changed, row)[0]["itc"].detach())
 
-    assert targets.candidate_image.shape == (B + 6, 8)
+    assert candidates.image.shape == (B + 6, 8)
     for row in range(B):
-        expected = loss(row, targets.candidate_image, targets.candidate_text)
+        expected = loss(row, candidates.image, candidates.text)
         for candidate in range(B + 6):
-            image, text = targets.candidate_image.clone(), targets.candidate_text.clone()
+            image, text = candidates.image.clone(), candidates.text.clone()
             image[candidate] = -3 * image[candidate] + 1
             text[candidate] = -2 * text[candidate] - 1
             is_unused = candidate in excluded[row] or candidate >= B + 4  # the last two slots were never filled
@@ -193,10 +193,10 @@ def test_a_batch_of_one_image_has_nothing_to_contrast() -> None:
     """Bug: a batch in which every sample matches every other crashes, or trains on wrong negatives."""
     task, batch = make(tiny(("itc", "itm")))
     batch = dataclasses.replace(batch, image_id=torch.zeros_like(batch.image_id))
-    targets, _ = task.prepare(batch, B, 0)
+    targets, _ = task.compute_targets(batch, B, 0)
     losses, _ = task.losses(batch, targets, 0)
     assert float(losses["itc"].detach()) == pytest.approx(0, abs=1e-6)
-    assert int(targets.n_itm) == B  # the positives alone
+    assert int(targets.counts["itm"]) == B  # the positives alone
     assert float(losses["itm"].detach()) > 0
 
 
@@ -204,7 +204,8 @@ def test_alpha_grows_over_its_ramp() -> None:
     """Bug: soft targets from a teacher that knows nothing yet, a share that never arrives, or one ramp for both."""
     ramps = {"itc_soft_target_alpha": 0.4, "itc_soft_target_ramp_steps": 10, "mlm_soft_target_alpha": 0.2}
     task, batch = make(tiny(("itc", "mlm"), mlm_soft_target_ramp_steps=20, **ramps))
-    shares = [(t.itc_alpha, t.mlm_alpha) for t in (task.prepare(batch, B, step)[0] for step in (0, 5, 10, 99))]
+    fixed = [task.compute_targets(batch, B, step)[0].fixed for step in (0, 5, 10, 99)]
+    shares = [(each["itc"].alpha, each["mlm"]) for each in fixed]
     assert shares == [pytest.approx(pair) for pair in ((0, 0), (0.2, 0.05), (0.4, 0.1), (0.4, 0.2))]
     assert linear_ramp(0.4, 0, step=0) == 0.4
 
@@ -212,10 +213,10 @@ def test_alpha_grows_over_its_ramp() -> None:
 def test_in_batch_contrast_equals_cross_entropy() -> None:
     """Bug: `itc_candidates: batch` still reads the teacher, or excludes by the wrong rows."""
     task, batch = make(tiny(("itc",), itc_candidates="batch"))
-    targets, _ = task.prepare(batch, B, 0)
+    targets, _ = task.compute_targets(batch, B, 0)
     losses, _ = task.losses(batch, targets, 0)
     body = task.network.backbone
-    image = body.image_feature(body.image_encoder(task.normalise(batch.image)))
+    image = body.image_feature(body.image_encoder(batch.image))
     text = body.text_feature(body.text_encoder(batch.input_ids, batch.is_valid))
     scores = image @ text.T / 0.07
     for i, j in ((2, 3), (3, 2), (5, 6), (6, 5)):
@@ -231,10 +232,10 @@ def test_spread_tells_collapse_from_a_full_sphere() -> None:
     torch.manual_seed(0)
     for width in (8, 256):
         full = nn.functional.normalize(torch.randn(5000, width), dim=-1)
-        assert float(feature_std(full)) == pytest.approx(1, abs=0.02)
-        assert float(feature_std(full[:1].expand(100, width))) == pytest.approx(0, abs=1e-5)
+        assert float(sphere_spread(full)) == pytest.approx(1, abs=0.02)
+        assert float(sphere_spread(full[:1].expand(100, width))) == pytest.approx(0, abs=1e-5)
         half = nn.functional.normalize(torch.randn(5000, width) * (torch.arange(width) < width // 4), dim=-1)
-        assert float(feature_std(half)) == pytest.approx(math.sqrt(1 / 4), abs=0.02)
+        assert float(sphere_spread(half)) == pytest.approx(math.sqrt(1 / 4), abs=0.02)
 
 
 def count(calls: Counter[str], owner: Any, method: str, name: str) -> None:
@@ -264,7 +265,7 @@ def test_no_work_is_done_twice(mode: str) -> None:
         network.fusion.layers[-1].register_forward_hook(
             lambda layer, inputs, output: read.append(tuple(output.shape[:2]))
         )
-    targets, _ = task.prepare(batch, B, 0)
+    targets, _ = task.compute_targets(batch, B, 0)
     task.losses(batch, targets, 0)
     assert calls == {
         "online embed": 1, "online encode": 2, "online text": 1,
@@ -289,7 +290,7 @@ def test_cross_attention_embeds_each_side_once() -> None:
                 return original(tokens, *rest)
 
             setattr(first, name, counted)
-    targets, _ = task.prepare(batch, B, 0)
+    targets, _ = task.compute_targets(batch, B, 0)
     task.losses(batch, targets, 0)
     texts = [("attend_text", B)] * 2  # the clean and the masked caption
     once = [("project_image", B), *texts]
@@ -300,7 +301,7 @@ def test_cross_attention_embeds_each_side_once() -> None:
 def test_every_parameter_of_cross_attention_gets_a_gradient(mode: str) -> None:
     """Bug: a cross-attention that no token goes through, or a mask token that this fusion has no use for."""
     task, batch = make(tiny(CROSS, mode, "cross", queue_size=3, mlm_soft_target_alpha=0.4))
-    targets, _ = task.prepare(batch, B, step=1)
+    targets, _ = task.compute_targets(batch, B, step=1)
     found = gradients(task.network, task.losses(batch, targets, 0)[0])
     assert set(found) == {name for name, p in task.network.named_parameters() if p.requires_grad}
     dead = {name for name, gradient in found.items() if not gradient.any() and not name.endswith("key.bias")}

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from mamo.data.pairs import Sample, hash_id
 from mamo.distributed import all_reduce_sum, rank, world_size
-from mamo.models.build import build_network
-from mamo.tasks.pretrain.batch import pair_collator
-from mamo.tasks.pretrain.task import PixelNorm, PretrainTask
+from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.registry import build_config
 from mamo.world.vocabulary import scenes_tokenizer
 
@@ -40,14 +38,9 @@ CONFIG = {
 
 def two_steps() -> dict[str, Tensor]:
     """Losses, gradients, teacher and queue of two steps; in each, this process sees its share of the batch."""
-    config = build_config(CONFIG)
-    tokenizer = scenes_tokenizer()
-    network = build_network(config, len(tokenizer), tokenizer.pad_token_id)
-    encoder = network.backbone.image_encoder
-    task = PretrainTask(config, network, PixelNorm(encoder.mean, encoder.std, torch.device("cpu")))
+    task = PretrainTask(build_config(CONFIG), scenes_tokenizer())
     for module in task.modules().values():
         module.double()
-    collator = pair_collator(config, tokenizer, encoder.grid)
     images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
     samples = [
         Sample(images[image_id], caption, image_id, hash_id(caption), row, ())
@@ -56,17 +49,17 @@ def two_steps() -> dict[str, Tensor]:
     share = len(samples) // world_size()
     results: dict[str, Tensor] = {}
     for step in range(2):
-        batch = collator([(step, sample) for sample in samples[rank() * share : (rank() + 1) * share]])
-        targets, _ = task.prepare(batch, share, step)
+        batch = task.collator([(step, sample) for sample in samples[rank() * share : (rank() + 1) * share]])
+        targets, _ = task.compute_targets(batch, share, step)
         losses, metrics = task.losses(batch, targets, 0)
         sum(losses.values()).backward()
         results |= {f"{step} {name}": all_reduce_sum(value.double()) for name, value in (losses | metrics).items()}
-        for name, parameter in network.named_parameters():
+        for name, parameter in task.network.named_parameters():
             results[f"{step} gradient of {name}"] = all_reduce_sum(parameter.grad)
             with torch.no_grad():
                 parameter.sub_(0.1 * results[f"{step} gradient of {name}"])
             parameter.grad = None
-        task.after_step(batch, targets, step)
+        task.on_optimizer_step(batch, targets, step)
     for module in ("teacher", "queue"):
         results |= {f"{module} {name}": value for name, value in task.modules()[module].state_dict().items()}
     return results
