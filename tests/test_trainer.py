@@ -59,11 +59,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace the evaluation by one that costs nothing; returns the list it appends to."""
     calls: list[str] = []
 
-    def zero_shot(network: Any, *others: Any) -> dict[str, float]:
+    def zero_shot(predictor: Any, *others: Any) -> dict[str, float]:
         calls.append("evaluated")
-        return {"itc/i2t_r1": float(sum(p.detach().double().sum() for p in network.parameters()))}
+        return {"itc/i2t_r1": float(sum(p.detach().double().sum() for p in predictor.network.parameters()))}
 
-    monkeypatch.setattr("mamo.tasks.registry.evaluate_pretrained", zero_shot)
+    monkeypatch.setattr("mamo.tasks.pretrain.task.evaluate_pretrained", zero_shot)
     return calls
 
 

@@ -10,10 +10,9 @@ from mamo.evaluation.protocols import (
     check_lineage,
     protocol_name,
     protocol_of,
-    scorer_of,
     split_of,
 )
-from mamo.tasks.registry import build_config
+from mamo.tasks.registry import TASKS, build_config, is_same_network
 
 MLIM = {
     "masking": {"mode": "modality_aware"},
@@ -27,14 +26,22 @@ def values_of(**over):
     return config.model_dump(mode="json")
 
 
+def applied(name, values):
+    return apply_protocol(name, values, is_same_network)
+
+
+def name_of(config):
+    return protocol_of(config, TASKS[config.task].scenes_protocol)
+
+
 @pytest.mark.parametrize(
     "name", [name for name in PROTOCOLS if name.endswith(("-zeroshot", "-retrieval")) and "scenes" in name]
 )
 def test_a_protocol_replaces_what_the_checkpoint_said(name):
     """Would catch a gallery, a k or a difficulty that comes from the training config."""
     trained = values_of(evaluation={"retrieval_items": 7, "rerank_k": 3, "enabled": False, "batch_size": 9})
-    config = build_config(apply_protocol(name, trained))
-    assert protocol_of(config) == name
+    config = build_config(applied(name, trained))
+    assert name_of(config) == name
     assert config.evaluation.enabled
     assert (config.evaluation.retrieval_items, config.evaluation.rerank_k) == (1000, 32)
     assert (config.evaluation.batch_size, config.data.image_size, config.data.text_max_tokens) == (9, (64, 64), 20)
@@ -43,22 +50,22 @@ def test_a_protocol_replaces_what_the_checkpoint_said(name):
 def test_pairs_lose_the_training_files():
     """Would catch a checkpoint that can be evaluated only where its training data lies."""
     data = {"source": "pairs", "train_file": "gone.jsonl", "eval_file": "gone_too.jsonl"}
-    assert "gone" not in str(apply_protocol("scenes-easy-zeroshot", values_of(data=data))["data"])
-    config = build_config(apply_protocol("scenes-easy-zeroshot", values_of(data=data)))
+    assert "gone" not in str(applied("scenes-easy-zeroshot", values_of(data=data))["data"])
+    config = build_config(applied("scenes-easy-zeroshot", values_of(data=data)))
     assert config.data.source == "scenes"
 
 
 def test_other_numbers_go_by_another_name():
     """Would catch a result on 100 items that looks like one on 1,000."""
-    values = apply_protocol("scenes-full-retrieval", values_of())
+    values = applied("scenes-full-retrieval", values_of())
     values["evaluation"]["retrieval_items"] = 100
-    assert protocol_of(build_config(values)) == "scenes-full-retrieval-custom"
+    assert name_of(build_config(values)) == "scenes-full-retrieval-custom"
 
 
 def test_an_unknown_name_lists_the_known():
     """Would catch a KeyError."""
     with pytest.raises(ValueError, match=r"'coco' is unknown; use one of: scenes-easy-zeroshot"):
-        apply_protocol("coco", values_of())
+        applied("coco", values_of())
 
 
 PUBLIC = [
@@ -70,8 +77,8 @@ PUBLIC = [
 @pytest.mark.parametrize("name", [*PUBLIC, *(name for name in PROTOCOLS if name not in PUBLIC)])
 def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name, tmp_path):
     """Would catch a protocol that cannot be run, and one that any other number of records goes by."""
-    task = PROTOCOLS[name].values["task"]
-    values = apply_protocol(name, values_of(task=task, **(MLIM if task == "mlim" else {})))
+    kind = PROTOCOLS[name].values["task"]
+    values = applied(name, values_of(task=kind, **(MLIM if kind == "mlim" else {})))
     file = tmp_path / "testA.jsonl"
     n_records = PROTOCOLS[name].n_records or 1
     file.write_text("{}\n" * n_records)
@@ -79,10 +86,12 @@ def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name,
     if is_file:
         values["data"]["eval_file"] = str(file)
     config = build_config(values)
-    assert config.task == task
+    assert config.task == kind
     assert protocol_name(name, config) == name
     assert split_of(name, config) == PROTOCOLS[name].split or (is_file and split_of(name, config) == "testA")
-    assert scorer_of(config)
+    task = object.__new__(TASKS[config.task])
+    task.config = config
+    assert task.describe_scorer()
     if PROTOCOLS[name].n_records:
         file.write_text("{}\n" * (n_records - 1))
         assert protocol_name(name, config) == f"{name}-custom"
@@ -94,8 +103,8 @@ def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name,
 def test_a_checkpoint_of_another_task_is_refused():
     """Would catch a traceback about a head that is not there."""
     with pytest.raises(ValueError, match="vqa2-val needs a checkpoint of task vqa, this one is of pretrain"):
-        apply_protocol("vqa2-val", values_of())
-    assert apply_protocol("refcocop-weak", values_of())["task"] == "grounding"  # the same network
+        applied("vqa2-val", values_of())
+    assert applied("refcocop-weak", values_of())["task"] == "grounding"  # the same network
 
 
 def link(*dataset_names):
@@ -126,5 +135,5 @@ def test_scenes_tasks_have_their_own_names():
     """Would catch questions reported as retrieval."""
     for task, name in (("vqa", "vqa"), ("reasoning", "nlvr2"), ("grounding", "grounding")):
         values = values_of(task=task, evaluation={"rerank_k": 128, "grounding_heat": "image_encoder"})
-        assert protocol_of(build_config(values)) == f"scenes-easy-{name}"
-        assert json.dumps(apply_protocol(f"scenes-full-{name}", values))
+        assert name_of(build_config(values)) == f"scenes-easy-{name}"
+        assert json.dumps(applied(f"scenes-full-{name}", values))

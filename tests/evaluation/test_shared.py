@@ -24,12 +24,12 @@ from mamo.config.schema import RunConfig
 from mamo.data.images import BadSampleError
 from mamo.data.pairs import load_image
 from mamo.data.transforms import eval_transform
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, Scorer
 from mamo.evaluator import evaluate
-from mamo.tasks.base import Trained
 from mamo.tasks.pretrain.evaluate import evaluate_pretrained
 from mamo.tasks.registry import build_config, load_config
-from mamo.tasks.restore import load_trained
+from mamo.tasks.restore import restore_task
 from mamo.trainer import train
 from mamo.training import checkpoint, run_dir
 
@@ -84,26 +84,23 @@ def config_of(folder: Path, rerank_k: int = 3) -> RunConfig:
     return build_config({**values, "data": {"source": "pairs", "image_size_px": 16, "text_max_tokens": 16, **files}})
 
 
-def wild(folder: Path) -> Trained:
+def wild(folder: Path) -> Predictor:
     """The run's network with weights far from the small start, where all scores are nearly equal."""
     run = folder / "run"
     step = checkpoint.resolve(run)
-    trained = load_trained(step, load_config(run / run_dir.CONFIG), torch.device("cpu"))
+    _, predictor = restore_task(step, load_config(run / run_dir.CONFIG), torch.device("cpu"))
     torch.manual_seed(0)
-    for parameter in trained.network.parameters():
+    for parameter in predictor.network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return trained
+    return predictor
 
 
 def on_galleries(folder: Path) -> dict[str, Any]:
     """Metrics of each gallery, or what was wrong with it."""
-    trained, found = wild(folder), {}
+    predictor, found = wild(folder), {}
     for name in GALLERIES:
-        reading = (trained.tokenizer, trained.normalise, trained.device)
         try:
-            found[name] = evaluate_pretrained(
-                trained.network, config_of(folder / name), *reading, folder / f"{name}.scores"
-            )
+            found[name] = evaluate_pretrained(predictor, config_of(folder / name), folder / f"{name}.scores")
         except BadSampleError as error:
             found[name] = str(error)
     return found
@@ -165,18 +162,19 @@ def test_two_processes_evaluate_a_run_as_one_does(shared: tuple[Path, list[dict[
 def test_galleries_are_scored_as_pair_by_pair(shared: tuple[Path, list[dict[str, Any]]]) -> None:
     """Bug: an image encoded again is another one than the row that its feature stands in."""
     folder, _ = shared
-    trained, config = wild(folder), config_of(folder / "odd", rerank_k=20)
-    network, backbone = trained.network, trained.network.backbone
-    metrics = evaluate_pretrained(network, config, trained.tokenizer, trained.normalise, trained.device)
+    predictor, config = wild(folder), config_of(folder / "odd", rerank_k=20)
+    network, tokenizer = predictor.network, predictor.processor.tokenizer
+    backbone = network.backbone
+    metrics = evaluate_pretrained(predictor, config)
     records = [json.loads(line) for line in (folder / "odd/pairs.jsonl").read_text().splitlines()]
     texts = [text for record in records for text in record["caption"]]
     score = np.empty((len(records), len(texts)))
     with torch.inference_mode():
         for i, record in enumerate(records):
             pixels = eval_transform(load_image(str(folder / "odd" / record["image"])), (16, 16))[None]
-            image = backbone.fusion.embed_image(backbone.image_encoder(trained.normalise(pixels)))
+            image = backbone.fusion.embed_image(backbone.image_encoder(pixels))
             for t, text in enumerate(texts):
-                ids = torch.tensor([trained.tokenizer(text.strip(), truncation=True, max_length=16)["input_ids"]])
+                ids = torch.tensor([tokenizer(text.strip(), truncation=True, max_length=16)["input_ids"]])
                 is_valid = torch.ones_like(ids, dtype=torch.bool)
                 fused = backbone.fusion(image, backbone.text_encoder(ids, is_valid), is_valid)
                 mismatch, match = network.itm(fused[:, int(backbone.fusion.text_positions(torch.tensor(0)))])[0]
@@ -203,10 +201,7 @@ def test_tokens_of_a_gallery_are_not_kept(
         return encoded
 
     monkeypatch.setattr(Scorer, "encode_images", encode_images)
-    trained = wild(folder)
-    evaluate_pretrained(
-        trained.network, config_of(folder / "odd"), trained.tokenizer, trained.normalise, trained.device
-    )
+    evaluate_pretrained(wild(folder), config_of(folder / "odd"))
     assert len(seen) >= 2 * 3
     assert max(alive) <= 2 * SIZES["batch_size"]
 

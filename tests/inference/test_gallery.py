@@ -14,8 +14,6 @@ from torch import nn
 
 import mamo
 from mamo.config.schema import RunConfig
-from mamo.data.processor import Processor
-from mamo.tasks.base import Trained
 from mamo.trainer import TrainingRun
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld
@@ -29,11 +27,10 @@ def model(tiny: Callable[..., RunConfig]) -> mamo.Model:
     """Untrained; its weights are spread so that scores differ."""
     run = TrainingRun(tiny(data={"text_max_tokens": 40}, evaluation={"batch_size": 3}))
     torch.manual_seed(1)
-    for parameter in run.parts.network.parameters():
+    for parameter in run.task.network.parameters():
         nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
-    trained = Trained(run.parts.network.eval(), run.tokenizer, run.normalise, run.device)
-    size = run.config.data.image_size
-    return mamo.Model(trained, Processor(run.tokenizer, size, 40), run.config, "", {})
+    run.task.network.eval()
+    return mamo.Model(run.predictor, run.config, "", {})
 
 
 @pytest.fixture

@@ -128,10 +128,9 @@ def test_answers_are_the_evaluators(home: Path, tmp_path: Path, is_exported: boo
         model.save_pretrained(tmp_path / "e")
         model = mamo.load(tmp_path / "e")
     records, load_image = load_records(model.config.data, VqaRecord, "test", 5)
-    scorer, words = model._scorer, model.processor.tokenizer
-    settings = (scorer.normalise, scorer.device, json.loads(model.assets[ANSWERS]), 24, 16)
+    answerer = Answerer(model._predictor, json.loads(model.assets[ANSWERS]), 16)
     with torch.inference_mode():
-        expected = answer_all(Answerer(model.network, words, *settings), records, load_image, (16, 16), 3)
+        expected = answer_all(answerer, records, load_image, (16, 16), 3)
     given = model.answer([load_image(r.image) for r in records], [r.question for r in records])
     assert given == [expected[record.question_id] for record in records]
     with pytest.raises(ValueError, match="1 images and 2 questions"):
@@ -144,10 +143,8 @@ def test_reasoning_is_the_evaluators(home: Path) -> None:
     """Bug: images of one sentence given to another, logits for probabilities, sides forgotten."""
     model = stirred(home / "runs/reasoning")
     records, load_image = load_records(model.config.data, ReasoningRecord, "test", 4)
-    scorer = model._scorer
-    reading = (model.processor.tokenizer, scorer.normalise, scorer.device, 24)
     with torch.inference_mode():
-        logits = predict_reasoning(model.network, *reading, records, load_image, (16, 16), 3)
+        logits = predict_reasoning(model._predictor, records, load_image, 3)
     images = [[load_image(name) for name in record.images] for record in records]
     probability = model.reason(images, [record.sentence for record in records])
     expected = torch.tensor([logits[record.identifier] for record in records]).sigmoid()
@@ -243,7 +240,7 @@ def test_a_named_berts_configuration_stays_with_the_weights(tiny: Callable[..., 
     TrainingRun(settings, is_resume=True)
     over = tmp_path / "finetune.yaml"
     over.write_text(f"output_dir: {tmp_path / 'next'}\ncheckpoint: {tmp_path / 'run'}\n")
-    tuned = TrainingRun(finetune_config(over, [], False)).parts.network.backbone.text_encoder
+    tuned = TrainingRun(finetune_config(over, [], False)).task.network.backbone.text_encoder
     assert tuned.bert.config.layer_norm_eps == 1e-5
 
 

@@ -7,10 +7,9 @@ from transformers import BertConfig, BertModel
 
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, gather_tokens
-from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
-from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.reasoning.head import ReasoningHead
+from mamo.tasks.registry import build_config
 
 B, N, L, D, HEADS, MLP = 3, 7, 5, 32, 4, 48
 
@@ -133,14 +132,18 @@ def test_a_plain_bert_fills_all_but_the_cross_attention(tmp_path: object) -> Non
 
 def test_losses_on_fused_image_tokens_are_refused() -> None:
     """Bug: a head for tokens that do not exist, found out in the middle of the first step."""
-    image_encoder = ImageEncoder("vit_tiny_patch16_224", (16, 24), patch_size_px=8, width=24, depth=1, heads=2)
-    body = Backbone(image_encoder, TextEncoder(bert().config, 1), fusion(), itc_width=8)
-    for head in ({"mim_width": 24}, {"mrm_image": True}):
-        with pytest.raises(ValueError, match="CrossFusion gives none"):
-            Mamo(body, **head)
     with pytest.raises(ValueError, match="CrossFusion gives no fused image tokens"):
-        body.fusion.patch_positions(torch.tensor([0]))
+        fusion().patch_positions(torch.tensor([0]))
     with pytest.raises(ValueError, match="reasoning reads fused image tokens, and CrossFusion gives none"):
-        ReasoningHead(body.fusion, 1)
+        ReasoningHead(fusion(), 1)
+    others = {"mlm": 0, "mrm_text": 0}
+    for used in ("mim", "mrm_image"):
+        weights = {"mim": 0, "mrm_image": 0, **others, used: 1}
+        with pytest.raises(ValueError, match=f"cross gives no fused image tokens, which {used} would learn from"):
+            build_config({"output_dir": "x", "model": {"fusion_type": "cross"}, "losses": {"weights": weights}})
+
+
+def test_no_layers_are_refused() -> None:
+    """Bug: a fusion that fuses nothing."""
     with pytest.raises(ValueError, match="at least one layer"):
         fusion(layers=0)

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import init_weights_vit_timm
 
 from mamo import trainer
 from mamo.reports.compare import PACE, WINDOW, band, compare_runs, running_mean
-from mamo.tasks import registry
+from mamo.tasks.pretrain import task as pretrain_task
 
 ROOT = Path(__file__).parents[2]
 T = 300
@@ -273,7 +273,7 @@ TAMPERED = {  # what is changed -> a metric that shows it
 @pytest.mark.usefixtures("no_curves")
 def test_real_runs(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: another seed leaves the band of real curves, or a tampered run stays inside, its logged settings aside."""
-    build = registry.build_network
+    build = pretrain_task.build_network
 
     def tampered(how: str) -> Callable[..., Any]:
         def changed(*arguments: Any) -> Any:
@@ -292,7 +292,7 @@ def test_real_runs(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest
     def train(how: str, seed: int, folder: Path) -> Path:
         factor = {"learning rate x3": 3.0, "learning rate /3": 1 / 3}.get(how, 1.0)
         training = {**SMALL["training"], "learning_rate": 2e-3 * factor}
-        monkeypatch.setattr(registry, "build_network", tampered(how))
+        monkeypatch.setattr(pretrain_task, "build_network", tampered(how))
         trainer.train(tiny(**{**SMALL, "training": training}, seed=seed, output_dir=str(folder)), False)
         made = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         (folder / "config.yaml").unlink()

@@ -19,13 +19,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mamo.config.schema import RunConfig
+from mamo.data.processor import Processor
+from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import Scorer
 from mamo.evaluator import evaluate
-from mamo.models.build import build_network
 from mamo.reports import curves, pictures
 from mamo.reports.compare import compare_runs
 from mamo.reports.page import as_html, write_report
-from mamo.tasks.base import PixelNorm, Trained, pictures_of
+from mamo.tasks.pretrain.samples import sample_pictures
+from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.registry import load_config
 from mamo.trainer import train
 from mamo.training.run_dir import dump
@@ -81,7 +83,7 @@ def test_a_run_and_an_evaluation_write_their_page(tiny: Callable[..., RunConfig]
         assert len(page.images) > pictures.SHOWN * (1 + pictures.TOP)
 
 
-def test_pairs_have_pictures_of_their_own(tiny: Callable[..., RunConfig], scorer: Scorer, tmp_path: Path) -> None:
+def test_pairs_have_pictures_of_their_own(tiny: Callable[..., RunConfig], predictor: Predictor, tmp_path: Path) -> None:
     """Bug: scenes shown for a run on files, nothing shown, or an end in an error where the file has few images."""
     for k in range(3):
         Image.fromarray(np.full((40, 30, 3), 80 * k, np.uint8)).save(tmp_path / f"{k}.png")
@@ -89,9 +91,7 @@ def test_pairs_have_pictures_of_their_own(tiny: Callable[..., RunConfig], scorer
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {key: str(tmp_path / "pairs.jsonl") for key in ("train_file", "eval_file")}
     config = tiny(data={"source": "pairs", **files}, losses={"mim_target": "pixels"})
-    assert isinstance(scorer.normalise, PixelNorm)
-    trained = Trained(scorer.network, scorer.tokenizer, scorer.normalise, scorer.device)
-    found = {re.split("[,:]", title)[0]: content for title, content in pictures_of(config, trained, 8, tmp_path)}
+    found = {re.split("[,:]", title)[0]: content for title, content in sample_pictures(predictor, config, 8)}
     assert list(found) == ["Images to texts", "Texts to images", "Masked words", "Masked patches"]
     for direction in ("Images to texts", "Texts to images"):
         assert len(re.findall('class="hit"', found[direction])) == 3
@@ -126,14 +126,16 @@ def test_hits_and_misses_are_marked() -> None:
 
 
 @pytest.fixture
-def scorer(tiny: Callable[..., RunConfig]) -> Scorer:
+def predictor(tiny: Callable[..., RunConfig]) -> Predictor:
     """An untrained network of the tiny config, patches of 8 px in pictures of 16 x 16."""
-    config = tiny(losses={"mim_target": "pixels"})
     tokenizer = scenes_tokenizer()
-    network = build_network(config, len(tokenizer), tokenizer.pad_token_id).eval()
-    encoder = network.backbone.image_encoder
-    device = torch.device("cpu")
-    return Scorer(network, tokenizer, PixelNorm(encoder.mean, encoder.std, device), device, 24, 4)
+    network = PretrainTask(tiny(losses={"mim_target": "pixels"}), tokenizer).network.eval()
+    return Predictor(network, Processor(tokenizer, (16, 16), 24), torch.device("cpu"))
+
+
+@pytest.fixture
+def scorer(predictor: Predictor) -> Scorer:
+    return Scorer(predictor, batch_size=4)
 
 
 def test_the_ranking_is_by_itm_within_the_shortlist_of_itc(scorer: Scorer) -> None:
@@ -166,7 +168,7 @@ def test_a_perfect_prediction_rebuilds_the_picture(scorer: Scorer) -> None:
     batch = torch.cat([once, once])  # each picture has its twin to be rebuilt from
     masked = torch.tensor([[0, 3], [1, 2], [2, 3]] * 2)
     visible = torch.tensor([[1, 2], [0, 3], [0, 1]] * 2)
-    pixels = scorer.normalise(batch)
+    pixels = scorer.network.backbone.image_encoder.normalize(batch)
     corner = {0: (0, 0), 1: (0, 8), 2: (8, 0), 3: (8, 8)}
     wanted = torch.stack([
         torch.stack([image[:, y : y + 8, x : x + 8].flatten() for y, x in map(corner.__getitem__, row)])

@@ -9,7 +9,7 @@ import torch
 
 from mamo.config.values import merge, read_values
 from mamo.models.image_encoder import ImageEncoder
-from mamo.tasks.registry import build_config, finetune_config, parts_of
+from mamo.tasks.registry import build_config, build_task, finetune_config
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.trainer import TrainingRun
 from mamo.world.vocabulary import scenes_tokenizer
@@ -35,15 +35,15 @@ def test_full_size_on_the_meta_device(path: Path, tmp_path: Path) -> None:
     base = {"model": {"preset": "base", "image": {"name": "deit_base_patch16_224"}, "dropout": 0.1}}
     values = merge(base, read_values(path))
     with torch.device("meta"):
-        parts = parts_of(build_config(values), scenes_tokenizer(), tmp_path)
-    assert all(parameter.is_meta for parameter in parts.network.parameters())
-    backbone, width = parts.network.backbone, 768
+        task = build_task(build_config(values), scenes_tokenizer(), tmp_path)
+    assert all(parameter.is_meta for parameter in task.network.parameters())
+    backbone, width = task.network.backbone, 768
     assert backbone.fusion.grid == (24, 24)
     deit_base = 85_798_656 - 197 * width  # its published size without a classifier, less its 224 px positions
     assert sum(p.numel() for p in backbone.image_encoder.parameters()) == deit_base + (1 + 24 * 24) * width
     assert len(backbone.text_encoder.bert.encoder.layer) == len(backbone.fusion.layers) == 6
     if values.get("task") == "vqa":
-        cross_and_self = sum(p.numel() for layer in parts.network.answer.layers for p in layer.parameters())
+        cross_and_self = sum(p.numel() for layer in task.network.answer.layers for p in layer.parameters())
         layer = 4 * (width * width + width) + 2 * width  # attention and its norm
         mlp = 2 * 4 * width * width + 5 * width + 2 * width
         assert cross_and_self == 6 * (2 * layer + mlp)
@@ -68,10 +68,10 @@ def test_one_step_at_reduced_size(path: Path, pretrained: Path, tmp_path: Path) 
         overrides += ["vqa.answer_min_count=1"]
     config = finetune_config(path, overrides, is_resume=False)
     run = TrainingRun(config)
-    assert run.parts.network.backbone.fusion.grid == (3, 3)
+    assert run.task.network.backbone.fusion.grid == (3, 3)
     (encoder,) = (part for part in run.task.network.modules() if isinstance(part, ImageEncoder))
-    assert encoder is run.parts.image_encoder
-    before = run.parts.network.backbone.fusion.layers[0].fc1.weight.clone()
+    assert encoder is run.task.image_encoder
+    before = run.task.network.backbone.fusion.layers[0].fc1.weight.clone()
     values = run.dry_run_loop("fp32", tmp_path).step(run.example_batch(8), 1)
     assert all(math.isfinite(value) for value in values.values())
-    assert not torch.equal(run.parts.network.backbone.fusion.layers[0].fc1.weight, before)
+    assert not torch.equal(run.task.network.backbone.fusion.layers[0].fc1.weight, before)

@@ -16,10 +16,11 @@ from torch import Tensor
 import mamo.trainer
 from mamo.distributed import process_group
 from mamo.models.layers import transformer_layers
-from mamo.tasks.registry import load_config
+from mamo.tasks.registry import build_task, load_config
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint, parallel, run_dir
 from mamo.training.parallel import local_batch_sizes
+from mamo.world.vocabulary import scenes_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -172,6 +173,13 @@ def test_saved_by_two_loaded_by_one(tmp_path: Path) -> None:
     assert losses_of(again) == pytest.approx(losses_of(rows[0]), abs=1e-4)
 
 
+def batch_sizes(config_file: Path) -> tuple[int, int]:
+    """Samples of a process in a step and in a pass, with the pools of the config's losses."""
+    config = load_config(config_file)
+    task = build_task(config, scenes_tokenizer())
+    return local_batch_sizes(config.training, task.unit, task.unit_key)
+
+
 @pytest.mark.parametrize(
     ("world", "training", "message"),
     [
@@ -184,18 +192,18 @@ def test_shares_that_do_not_divide_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int, training: dict[str, Any], message: str
 ) -> None:
     """Bug: a pool of negatives straddles two processes, which then train on other pairs than one process does."""
-    config = load_config(write(tmp_path, **training))
+    config = write(tmp_path, **training)
     monkeypatch.setattr(parallel, "world_size", lambda: world)
     with pytest.raises(ValueError, match=message):
-        local_batch_sizes(config)
+        batch_sizes(config)
 
 
 def test_shares_follow_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a process takes the whole global batch; a micro-batch of the config is larger than a process's share."""
-    config = load_config(write(tmp_path, micro_batch_size=4))
-    assert local_batch_sizes(config) == (8, 4)
+    config = write(tmp_path, micro_batch_size=4)
+    assert batch_sizes(config) == (8, 4)
     monkeypatch.setattr(parallel, "world_size", lambda: 4)
-    assert local_batch_sizes(config) == (2, 2)
+    assert batch_sizes(config) == (2, 2)
 
 
 def test_untested_combinations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

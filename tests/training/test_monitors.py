@@ -68,7 +68,7 @@ def test_a_run_knows_its_trivial_values(tiny: Callable[..., RunConfig]) -> None:
         "loss/itm": ITM_CLASS_PRIOR,
         "loss/mlm": -sum(p * math.log(p) for p in shares),
     }
-    assert run.baselines() == pytest.approx(expected, abs=1e-6)
+    assert run.trivial_losses() == pytest.approx(expected, abs=1e-6)
     assert expected.keys() <= run.loop([]).backward(run.example_batch(8), 0)[1].keys()
 
 

@@ -12,8 +12,7 @@ from torch.nn import functional
 from mamo.config.schema import RunConfig
 from mamo.data.pairs_reader import clean_caption
 from mamo.evaluation.metrics.grounding import to_image_size, to_image_size_bicubic
-from mamo.tasks.base import Trained
-from mamo.tasks.grounding import task
+from mamo.tasks.grounding import evaluate
 from mamo.tasks.registry import finetune_config
 from mamo.trainer import TrainingRun
 
@@ -37,15 +36,13 @@ def config(folder: Path, pretrained: Path, **data: object) -> RunConfig:
 def test_each_image_meets_its_expression_and_its_foil(pretrained: Path, tmp_path: Path) -> None:
     """Bug: foils of other samples, labels exchanged, padding that is attended to, a mean over the micro-batch."""
     run = TrainingRun(config(tmp_path, pretrained))
-    network = run.parts.network.eval()
+    network = run.task.network.eval()
     batch = run.example_batch(8)
-    targets, _ = run.task.prepare(batch, 4, 0)
+    targets, _ = run.task.compute_targets(batch, 4, 0)
     parts = [run.task.losses(batch.part(k, k + 4), targets, k) for k in (0, 4)]
     losses = []
     for k, record in enumerate(run.source.source.records[:8]):
-        slots = network.backbone.fusion.embed_image(
-            network.backbone.image_encoder(run.normalise(batch.image[k : k + 1]))
-        )
+        slots = network.backbone.fusion.embed_image(network.backbone.image_encoder(batch.image[k : k + 1]))
         for text, label in ((record.expression, 1), (record.foil, 0)):
             ids = torch.tensor([run.tokenizer(clean_caption(text))["input_ids"]])
             valid = torch.ones_like(ids, dtype=torch.bool)
@@ -69,15 +66,14 @@ def test_a_record_without_a_foil_is_named(pretrained: Path, tmp_path: Path) -> N
 
 
 def test_heat_of_records_is_resized_as_albefs_protocol_does(
-    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: numbers on RefCOCO+ that are not its protocol's, or flat heat at the border of the embedded world."""
     used: list[object] = []
-    monkeypatch.setattr(task, "load_records", lambda *asked: ([], None))
-    monkeypatch.setattr(task, "ground_records", lambda *asked: used.append(asked[-1]) or {})
+    monkeypatch.setattr(evaluate, "load_records", lambda *asked: ([], None))
+    monkeypatch.setattr(evaluate, "ground_records", lambda *asked: used.append(asked[-1]) or {})
     files = {"source": "records", "train_file": "a.jsonl", "eval_file": "b.jsonl"}
     run = TrainingRun(tiny(task="grounding"))
-    trained = Trained(run.parts.network, run.tokenizer, run.normalise, run.device)
     for data in ({}, files):
-        task.evaluate_grounding(tiny(task="grounding", data=data), trained, tmp_path)
+        evaluate.evaluate_grounding(tiny(task="grounding", data=data), run.predictor)
     assert used == [to_image_size, to_image_size_bicubic]

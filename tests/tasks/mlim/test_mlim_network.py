@@ -156,8 +156,7 @@ def test_exchanging_two_items_changes_nothing() -> None:
 @pytest.mark.parametrize("missing", ["neither", "image", "text"])
 def test_a_listing_is_the_mean_of_what_is_given_of_it(stream: SingleStream, missing: str) -> None:
     """Bug: a mean over padding, over the slots of a missing picture, or over all words where the text is missing."""
-    network = Mlim(stream, match=True).eval()
-    assert network.match is not None
+    network = Mlim(stream, {"match": ItemPairHead(WIDTH)}).eval()
     image, ids, is_valid = inputs(4)
     has_image = torch.tensor([missing != "image", True, True, True])
     has_text = torch.tensor([missing != "text", True, True, True])
@@ -178,7 +177,7 @@ def test_bert_weights_fill_the_whole_stream(stream: SingleStream, tmp_path: obje
     bert = BertModel(BertConfig(**SIZES, num_hidden_layers=2))
     bert.apply(init_by_fan_in)
     bert.save_pretrained(str(tmp_path))
-    network = Mlim(stream, recon=True)
+    network = Mlim(stream, {"recon": ImageDecoder(WIDTH, stream.embedder.grid, 2)})
     report = load_bert_weights(network.backbone.text_encoder, None, str(tmp_path))
     assert report.new == ()
     for name, value in stream.text_encoder.bert.state_dict().items():

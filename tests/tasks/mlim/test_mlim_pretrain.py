@@ -16,7 +16,7 @@ import mamo
 from mamo.config.schema import RunConfig
 from mamo.config.values import merge, read_values
 from mamo.evaluator import evaluate
-from mamo.tasks.registry import build_config, finetune_config, load_config, parts_of
+from mamo.tasks.registry import build_config, build_task, finetune_config, load_config
 from mamo.trainer import TrainingRun, train
 from mamo.training import run_dir
 from mamo.world.vocabulary import scenes_tokenizer
@@ -261,14 +261,14 @@ def test_the_paper_s_size_on_the_meta_device(tmp_path: Path) -> None:
     values = merge(read_values(CONFIGS / "pretrain/mlim_paper.yaml"), {"model": {"text": {"weights": "random"}}})
     values["model"]["text"]["bert"] = str(tmp_path)
     with torch.device("meta"):
-        network = parts_of(build_config(values), scenes_tokenizer(), None).network
+        network = build_task(build_config(values), scenes_tokenizer()).network
         bert = BertModel(BertConfig(**large, num_hidden_layers=24), add_pooling_layer=False)
     assert all(parameter.is_meta for parameter in network.parameters())
     stream = network.backbone
     assert stream.embedder.grid == (3, 3)
     own, theirs = (sum(p.numel() for p in module.parameters()) for module in (stream.text_encoder, bert))
     assert own == theirs
-    assert network.itm is None
+    assert network.get_head("itm") is None
     assert len(network.recon.layers) == 10
 
 

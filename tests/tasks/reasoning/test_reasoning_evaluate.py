@@ -6,27 +6,30 @@ import pytest
 import torch
 from transformers import BertConfig
 
+from mamo.data.processor import Processor
 from mamo.data.records import ReasoningRecord
 from mamo.evaluation.metrics.statements import read_scores
+from mamo.evaluation.predictor import Predictor
 from mamo.models.fusion import Fusion
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder
-from mamo.models.vlm import Backbone, Mamo
+from mamo.models.vlm import Backbone
 from mamo.tasks.reasoning.evaluate import judgement_metrics, predict_reasoning, write_logits
 from mamo.tasks.reasoning.head import ReasoningHead
+from mamo.tasks.reasoning.network import ReasoningNetwork
 from mamo.world.vocabulary import scenes_tokenizer
 
 TOKENIZER = scenes_tokenizer()
 
 
-def network() -> Mamo:
+def network() -> ReasoningNetwork:
     torch.manual_seed(0)
     config = BertConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_attention_heads=2, intermediate_size=48)
     image = ImageEncoder("vit_tiny_patch16_224", (16, 16), patch_size_px=8, width=32, depth=1, heads=2)
     fusion = Fusion(
         32, 1, 2, 48, image_width=32, grid=image.grid, num_prefix_tokens=image.num_prefix_tokens, text_width=32
     )
-    whole = Mamo(Backbone(image, TextEncoder(config, 1), fusion, 16), pair=ReasoningHead(fusion, 1)).eval()
+    whole = ReasoningNetwork(Backbone(image, TextEncoder(config, 1), fusion, 16), ReasoningHead(fusion, 1)).eval()
     for parameter in [*fusion.parameters(), *whole.pair.parameters()]:
         torch.nn.init.normal_(parameter, std=0.3)
     return whole
@@ -48,12 +51,12 @@ def picture(name: str) -> torch.Tensor:
 @torch.inference_mode()
 def test_judgements_do_not_depend_on_batches() -> None:
     """Bug: left and right of another statement, or an image shared by two statements given to one of them alone."""
-    reading = (network(), TOKENIZER, lambda image: image.float() / 64 - 2, torch.device("cpu"), 20)
-    alone = predict_reasoning(*reading, records(), picture, (16, 16), 1)
-    together = predict_reasoning(*reading, records()[::-1], picture, (16, 16), 4)
+    predictor = Predictor(network(), Processor(TOKENIZER, (16, 16), 20), torch.device("cpu"))
+    alone = predict_reasoning(predictor, records(), picture, 1)
+    together = predict_reasoning(predictor, records()[::-1], picture, 4)
     assert alone == pytest.approx(together, abs=1e-4)
     turned = [record.model_copy(update={"images": record.images[::-1]}) for record in records()]
-    exchanged = predict_reasoning(*reading, turned, picture, (16, 16), 4)
+    exchanged = predict_reasoning(predictor, turned, picture, 4)
     same = {key for key in alone if abs(alone[key] - exchanged[key]) < 1e-4}
     assert same == {"dev-0-0-0", "dev-0-1-0", "dev-1-1-0"}  # all but the sentence that says "left"
 
