@@ -139,7 +139,7 @@ def test_losses_on_fused_image_tokens_are_refused() -> None:
     others = {"mlm": 0, "mrm_text": 0}
     for used in ("mim", "mrm_image"):
         weights = {"mim": 0, "mrm_image": 0, **others, used: 1}
-        with pytest.raises(ValueError, match=f"cross gives no fused image tokens, which {used} would learn from"):
+        with pytest.raises(ValueError, match=f"cross gives no fused image tokens, from which {used} would learn"):
             build_config({"output_dir": "x", "model": {"fusion_type": "cross"}, "losses": {"weights": weights}})
 
 
