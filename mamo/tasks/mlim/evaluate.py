@@ -63,7 +63,7 @@ class Reconstruction:
     is_masked: Tensor
 
     def error(self, other: Tensor | None = None) -> float:
-        """Return the mean over masked pixels of the squared error of the prediction or of `other`, summed over colours."""
+        """Return the mean squared error over masked pixels, summed over colours; of the prediction, or of `other`."""
         guess = self.prediction if other is None else other
         squared = torch.square(guess - self.image).sum(dim=1)  # [I, H, W]
         return (squared * self.is_masked).sum().item() / self.is_masked.sum().item()
