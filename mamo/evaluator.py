@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mamo.config.values import apply_override, read_values
+from mamo.config.values import Values, apply_override, read_values
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.protocols import apply_protocol, check_lineage, protocol_name
 from mamo.evaluation.results import result_entry
@@ -23,7 +23,7 @@ from mamo.training.run_dir import CONFIG, atomic_write_text
 
 def evaluate(
     path: Path, protocol: str, overrides: Sequence[str], output_dir: Path | None = None, pictures: int = 0
-) -> dict[str, Any]:
+) -> Values:
     """Evaluate a checkpoint and write `results.json`; the processes of a group share the work, the first one writes.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from mamo.config.schema import RunConfig
+from mamo.config.values import Values
 from mamo.data.images import BadSamplePolicy
 from mamo.data.loader import collate_range, loader_errors, make_loader
 from mamo.data.processor import Processor
@@ -73,7 +74,7 @@ class TrainingRun:
         built = config if stored is None else without_published(config, stored)
         self.task = build_task(built, self.tokenizer, self.output_dir if is_resume else None)
         self.source = self.task.train_dataset()
-        self.ancestry: list[dict[str, Any]] = []
+        self.ancestry: list[Values] = []
         self.collator = self.task.collator
         for module in self.task.modules().values():
             module.to(self.device)

@@ -6,14 +6,14 @@ that there is no padding to skip.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
 from mamo.benchmark.timing import Precision
 from mamo.config.schema import RunConfig
-from mamo.config.values import merge
+from mamo.config.values import Values, merge
 from mamo.data.pairs import Sample
 from mamo.data.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from mamo.tasks.pretrain.batch import PairBatch
@@ -21,7 +21,7 @@ from mamo.tasks.registry import build_config
 from mamo.trainer import TrainingRun
 from mamo.training.loop import Loop
 
-ALBEF: dict[str, Any] = {
+ALBEF: Values = {
     "model": {"fusion_type": "cross", "dropout": 0.1},
     "masking": {"text_ratio": 0.15, "text_replacement": "bert"},
     "losses": {
@@ -61,7 +61,7 @@ class Case:
         if not tokenizer.exists():
             words = [f"w{number}" for number in range(self.vocabulary_size - len(SPECIAL_TOKENS))]
             build_tokenizer([*SPECIAL_TOKENS, *words]).save_pretrained(tokenizer)
-        values: dict[str, Any] = {
+        values: Values = {
             "output_dir": str(folder / "run"),
             "data": {
                 "image_size_px": self.image_size_px,

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from mamo.benchmark.timing import seconds
+from mamo.config.values import Values
 
 SHORTEST_S = 5e-4
 """A product is repeated for at least this time, so that clock resolution does not matter."""
@@ -31,7 +32,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Values | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func._overloadpacket not in flop_registry:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from mamo.benchmark.cases import Case, build_case, synthetic_batch
 from mamo.benchmark.step import PASSES
 from mamo.benchmark.timing import Precision, Rounds, seconds
+from mamo.config.values import Values
 from mamo.models.fusion import gather_tokens
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.towers import ImageTower
@@ -77,7 +78,7 @@ def _padded(batch: PairBatch, n_tokens: int) -> PairBatch:
     """Pad the captions to the token limit of the config instead of the longest caption of the batch."""
     missing = n_tokens - batch.input_ids.shape[1]
     names = ("input_ids", "masked_input_ids", "is_valid")  # padding is not valid, so its ids do not matter
-    filled: dict[str, Any] = {name: functional.pad(getattr(batch, name), (0, missing)) for name in names}
+    filled: Values = {name: functional.pad(getattr(batch, name), (0, missing)) for name in names}
     return replace(batch, **filled)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mamo.benchmark.cases import Case, build_case, has_peer_shapes
 from mamo.benchmark.products import Products
 from mamo.benchmark.timing import Precision, Rounds, seconds, square_rate, synchronise
+from mamo.config.values import Values
 from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.training.loop import Loop
@@ -116,7 +117,7 @@ def _three_parts(loop: Loop, batch: PairBatch, weights: Mapping[str, float]) -> 
     assert isinstance(task, ObjectiveTask)
     before = task.weights, task.active, task.schedule
     task.keep_losses(weights)
-    kept: dict[str, Any] = {}
+    kept: Values = {}
 
     def prepare() -> None:
         kept["targets"], _ = task.compute_targets(batch, len(batch), 0)

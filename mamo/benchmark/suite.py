@@ -6,7 +6,6 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from mamo.benchmark.sections import LOADING
 from mamo.benchmark.shortcuts import measure_shortcuts
 from mamo.benchmark.step import measure_passes, measure_step
 from mamo.benchmark.timing import Precision, Rounds, square_rate
+from mamo.config.values import Values
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def faster_precision(device: torch.device, case: Case) -> Precision:
     return "bf16" if sum(rates.values["bf16"]) > sum(rates.values["fp32"]) else "fp32"
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> Values:
     """Describe the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -99,7 +99,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> Iterator[str]:
+def table(found: Values) -> Iterator[str]:
     """Yield the lines of a Markdown table: key, median, spread."""
     yield "| key | median | spread |"
     yield "|---|---|---|"
@@ -110,6 +110,6 @@ def table(found: dict[str, Any]) -> Iterator[str]:
             yield f"| `{key}` | {shown} | {'' if spread is None else f'{100 * spread:.0f} %'} |"
 
 
-def write_json(found: dict[str, Any], file: Path) -> None:
+def write_json(found: Values, file: Path) -> None:
     """Write all numbers as one flat JSON object."""
     file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

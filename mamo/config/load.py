@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from mamo.config.presets import PRESETS
 from mamo.config.schema import DEFAULT_TASK, ModelConfig, RunConfig, Section
 from mamo.config.unused import Types, drop_unused, preset_of, restrict, section_at
-from mamo.config.values import merge, read_values
+from mamo.config.values import Values, merge, read_values
 
 ConfigTypeOf = Callable[[str], type[RunConfig]]
 """Name or import path of a task -> its config type. Raises ValueError for a task that there is not."""
-BuildConfig = Callable[[dict[str, Any], str], RunConfig]
+BuildConfig = Callable[[Values, str], RunConfig]
 """(plain values, their origin) -> config; `build_config` for the tasks of a program."""
 
 
@@ -23,7 +23,7 @@ def load_config(path: Path, overrides: Sequence[str], config_type_of: ConfigType
     return build_config(read_values(path, overrides), str(path), config_type_of, types)
 
 
-def build_config(values: dict[str, Any], origin: str, config_type_of: ConfigTypeOf, types: Types) -> RunConfig:
+def build_config(values: Values, origin: str, config_type_of: ConfigTypeOf, types: Types) -> RunConfig:
     """Validate plain values. Fills `model` from its preset first.
 
     Args:

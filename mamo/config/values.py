@@ -7,6 +7,9 @@ from typing import Any
 
 import yaml
 
+Values = dict[str, Any]
+"""Plain values of a config file, or of another JSON or YAML document, by key."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, except that `1e-4` is a number and a repeated key is an error."""
@@ -24,7 +27,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_values(path: Path, overrides: Sequence[str] = ()) -> Values:
     """Return the plain values of a YAML file with the overrides applied; raises `ValueError` as `load_config` does."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
@@ -39,7 +42,7 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return values
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: Values, override: str) -> None:
     """Put one `section.key=value`, its value read as YAML, into nested plain values. Raises `ValueError`."""
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
@@ -57,7 +60,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     values[leaf] = value
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Values, over: Values) -> Values:
     """Return `base` with the values of `over`, section by section."""
     merged = dict(base)
     for key, value in over.items():
@@ -66,9 +69,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Values, prefix: str = "") -> Values:
     """Return the values by dotted key."""
-    flat: dict[str, Any] = {}
+    flat: Values = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

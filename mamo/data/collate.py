@@ -5,11 +5,14 @@ Legend: B batch, I images of a sample, L text tokens, H, W height and width in p
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mamo.config.values import Values
 
 MASK_STREAM = 1
 """Random stream of a sample for masks and noise; loading uses stream 0 (`loader.LOAD_STREAM`)."""
@@ -46,7 +49,7 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        changed: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        changed: Values = {name: function(tensor) for name, tensor in self.tensors().items()}
         return replace(self, **changed)  # type: ignore[type-var]
 
 
@@ -55,7 +58,7 @@ def sample_rng(seed: int, epoch: int, index: int, stream: int) -> np.random.Gene
     return np.random.Generator(np.random.PCG64([seed, epoch, index, stream]))
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
     """Tokenize texts to (input_ids int64 [B, L], is_valid bool [B, L]), padded to the longest, cut to `max_tokens`."""
     encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"].bool()

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mamo.config.values import Values
 from mamo.data.errors import ErrorCollector
 from mamo.data.pair_record import PairRecord
 from mamo.data.shards import read_shards
@@ -206,7 +207,7 @@ def _is_caption(value: Any) -> bool:
     )
 
 
-def _read_karpathy(path: Path, document: dict[str, Any], split: str | None) -> list[PairRecord]:
+def _read_karpathy(path: Path, document: Values, split: str | None) -> list[PairRecord]:
     images = document["images"]
     if not isinstance(images, list):
         raise ValueError(f"{path}: field 'images' must be a list of images, got {type(images).__name__}")

@@ -6,11 +6,11 @@ Legend: I images, T texts, L text tokens, H, W height and width of an image, h, 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.images import BadSampleError, decode_image
 from mamo.data.pairs_reader import clean_caption
@@ -34,7 +34,9 @@ class Processor:
     [5, 6]
     """
 
-    def __init__(self, tokenizer: Any, image_size_px: tuple[int, int], text_max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, image_size_px: tuple[int, int], text_max_tokens: int
+    ) -> None:
         self.tokenizer = tokenizer
         self.image_size_px = image_size_px
         self.text_max_tokens = text_max_tokens

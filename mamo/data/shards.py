@@ -25,6 +25,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from mamo.config.values import Values
 from mamo.data.errors import ErrorCollector
 from mamo.data.pair_record import PairRecord
 from mamo.data.shard_index import ShardMember, index_shard, read_member
@@ -185,9 +186,9 @@ def _open_mapped(folder: Path) -> TarShardDataset:
     return TarShardDataset(shards, [entry["pairs"] for entry in entries], rows, folder.absolute())
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
+def _entries(folder: Path) -> list[Values]:
     try:
-        entries: list[dict[str, Any]] = json.loads((folder / INDEX).read_text("utf-8"))["shards"]
+        entries: list[Values] = json.loads((folder / INDEX).read_text("utf-8"))["shards"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / INDEX}: cannot be read ({error}); run `mamo data index` again") from None
     return entries

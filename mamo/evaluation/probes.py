@@ -99,7 +99,7 @@ def fill_masked_words(
     filled = scorer.predict_masked(images, texts, rows, torch.arange(len(items)), slots)  # [N, W]
     answers = _answer_tokens(scorer, items, n_tokens)  # [N, A, W]
     is_right = ((filled[:, None] == answers) | ~is_slot[:, None]).all(dim=2).any(dim=1)  # [N]
-    spelled = [scorer.tokenizer.decode(row[:n]) for row, n in zip(filled, n_tokens.tolist())]
+    spelled = [str(scorer.tokenizer.decode(row[:n])) for row, n in zip(filled, n_tokens.tolist())]
     return list(zip(items, spelled, is_right.tolist(), strict=True))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mamo.config.schema import RunConfig
-from mamo.config.values import merge
+from mamo.config.values import Values, merge
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
 SCENES_RERANK_K = 32
@@ -28,7 +28,7 @@ class Protocol:
     checkpoint.
     """
 
-    values: dict[str, Any]
+    values: Values
     split: str
     states: str
     n_records: int | None = None
@@ -138,7 +138,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def apply_protocol(protocol: str, values: dict[str, Any], is_compatible: Callable[[str, str], bool]) -> dict[str, Any]:
+def apply_protocol(protocol: str, values: Values, is_compatible: Callable[[str, str], bool]) -> Values:
     """Return the plain config `values` of a checkpoint with the settings that `protocol` fixes.
 
     Raises ValueError for an unknown name, listing the known ones, and for a checkpoint of another task.

@@ -4,11 +4,11 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mamo.config.schema import RunConfig
+from mamo.config.values import Values
 from mamo.distributed import world_size
 from mamo.evaluation.protocols import split_of
 
@@ -19,9 +19,9 @@ def result_entry(
     scorer: str,
     folder: Path,
     step: int,
-    lineage: list[dict[str, Any]],
+    lineage: list[Values],
     metrics: dict[str, float],
-) -> dict[str, Any]:
+) -> Values:
     """Return one entry of `results.json`: the metrics and everything that they depend on."""
     return {
         "protocol": protocol,

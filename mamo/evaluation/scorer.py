@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from mamo.evaluation.predictor import Predictor
 from mamo.explain import grad_cam, image_grad_cam, occlusion
@@ -107,7 +108,7 @@ class EncodedTexts:
 class MaskedWordPredictor(Protocol):
     """Interface of a scorer that predicts masked words; `images` and `texts` are in the scorer's own encoding."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     text_max_tokens: int
 
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> Any:

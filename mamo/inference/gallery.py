@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mamo.config.schema import RunConfig
+from mamo.config.values import Values
 from mamo.data.images import BadSampleError
 from mamo.evaluation.results import versions
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, ImageTokens, ReencodedImages, Scorer
@@ -174,7 +175,7 @@ def gallery_of_images(
     return _of_images(scorer, texts, ReencodedImages(feature.to(scorer.device), images, encode))
 
 
-def _key(network: nn.Module, files: Iterable[str | Path], settings: dict[str, Any]) -> str:
+def _key(network: nn.Module, files: Iterable[str | Path], settings: Values) -> str:
     """Return the SHA-256 of the weights, the contents of the image files and the settings, in hex digits."""
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in network.state_dict().items():

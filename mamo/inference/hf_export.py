@@ -5,10 +5,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import RunConfig
 from mamo.evaluation.predictor import Predictor
@@ -43,7 +43,12 @@ def is_exported(folder: Path) -> bool:
 
 
 def write_exported(
-    folder: Path, network: Network, tokenizer: Any, config: RunConfig, card: str, assets: Mapping[str, str]
+    folder: Path,
+    network: Network,
+    tokenizer: PreTrainedTokenizerFast,
+    config: RunConfig,
+    card: str,
+    assets: Mapping[str, str],
 ) -> None:
     """Write a network into an existing folder; the config of a BERT named by `model.text.bert` goes to `bert/`."""
     tokenizer.save_pretrained(folder)
@@ -89,7 +94,7 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, RunCon
     return predictor, config, re.sub(r"\A---\n.*?\n---\n\n?", "", card, flags=re.DOTALL), task.assets
 
 
-def _fingerprint(tokenizer: Any) -> str:
+def _fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return 16 hex digits of the vocabulary and of the tokens of `_SAMPLE`, equal for tokenizers that agree."""
     read = [tokenizer.get_vocab(), tokenizer(_SAMPLE)["input_ids"]]
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]

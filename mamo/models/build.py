@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from mamo.config.schema import MamoConfig, RunConfig
+from mamo.config.values import Values
 from mamo.imports import import_class, is_import_path, validate_settings
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, FusionEncoder
@@ -85,7 +86,7 @@ def load_published(config: MamoConfig, network: Mamo) -> None:
 
 def _fusion(config: MamoConfig, image_encoder: ImageTower, text_encoder: TextTower, bert: BertConfig) -> FusionEncoder:
     """Build the fusion of a config, as wide as BERT, so that its layers can be BERT's upper ones."""
-    sizes: dict[str, Any] = {
+    sizes: Values = {
         "width": bert.hidden_size,
         "layers": config.model.fusion_layers,
         "heads": bert.num_attention_heads,

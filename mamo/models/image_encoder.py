@@ -17,6 +17,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from mamo.config.values import Values
 from mamo.models.convert_clip import check_config, from_transformers
 from mamo.models.init import init_by_fan_in, init_position
 from mamo.models.towers import ImageTower
@@ -47,7 +48,7 @@ class ImageEncoder(ImageTower):
         """
         _check(name, image_size_px, patch_size_px, width, heads)
         overrides = {"patch_size": patch_size_px, "embed_dim": width, "depth": depth, "num_heads": heads}
-        options: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+        options: Values = {key: value for key, value in overrides.items() if value is not None}
         # global_pool="" omits the pooling layers, which would get no gradient, and keeps the norm of the tokens
         vit: Any = timm.create_model(name, img_size=image_size_px, num_classes=0, global_pool="", **options)
         super().__init__(

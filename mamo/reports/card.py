@@ -3,11 +3,11 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
 from mamo.config.schema import RunConfig
+from mamo.config.values import Values
 from mamo.training.run_dir import RESULTS
 
 
@@ -54,7 +54,7 @@ def _parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
+def _evaluations(folder: Path, step: int) -> list[Values]:
     """Read the evaluations of this step: the run's own results and those of `evaluate.py`."""
     run_folder = folder.parent.parent
     files = [run_folder / RESULTS, *sorted((run_folder / "evaluations").glob(f"*/{RESULTS}"))]

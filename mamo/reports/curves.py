@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mamo.config.schema import RunConfig
-from mamo.config.values import flatten
+from mamo.config.values import Values, flatten
 from mamo.reports.compare import (
     WINDOW,
     Floats,
@@ -85,7 +85,7 @@ def reference_of(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> 
     return next((folder for folder in folders if _determining(folder / CONFIG, load_config) == own), None)
 
 
-def _determining(file: Path, load_config: Callable[[Path], RunConfig]) -> dict[str, Any] | None:
+def _determining(file: Path, load_config: Callable[[Path], RunConfig]) -> Values | None:
     """Return the config values that determine a run's curves; None where this version cannot load the config."""
     try:
         values = flatten(load_config(file).model_dump())

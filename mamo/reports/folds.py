@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mamo.config.values import Values
 from mamo.evaluation.metrics.statements import StatementRecord, read_scores, statement_metrics, truth_metrics
 from mamo.training.run_dir import STATEMENT_SCORES, read_evaluations
 
 
-def aggregate_folds(runs: Sequence[Path]) -> dict[str, Any]:
+def aggregate_folds(runs: Sequence[Path]) -> Values:
     """Return one entry for `results.json`.
 
     Raises:

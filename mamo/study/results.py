@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mamo.config.values import Values
 from mamo.study.spec import Trial, changed_settings
 from mamo.training.run_dir import METRICS, RESULTS, TIMING, read_evaluations, read_jsonl
 
 TRIALS = "cells.jsonl"
-Row = dict[str, Any]
+Row = Values
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
@@ -78,8 +79,8 @@ def _last_losses(run_folder: Path, window: int = 20) -> dict[str, float]:
     return {name.removeprefix("loss/"): round(sum(row[name] for row in rows) / len(rows), 4) for name in names}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Values:
+    flat: Values = {}
     for key, value in values.items():
         if key != "output_dir":
             flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -31,13 +31,13 @@ from pydantic import Field, ValidationError
 from mamo.config.load import explain
 from mamo.config.schema import RunConfig, Section
 from mamo.config.unused import non_defaults
-from mamo.config.values import apply_override, read_values
+from mamo.config.values import Values, apply_override, read_values
 from mamo.tasks.registry import CONFIG_TYPES, build_config
 from mamo.training.resume import inherit_from_checkpoint
 
 SeedSet = Literal["explore", "confirm", "all"]
 Name = Annotated[str, Field(pattern=r"^[\w.+=, -]+$")]
-Overrides = dict[str, Any]
+Overrides = Values
 _FINETUNE = "finetune."
 _SET_BY_STUDY = ("seed", "output_dir", "finetune.seed", "finetune.output_dir", "finetune.checkpoint")
 _CHANGES_NO_RESULT = ("output_dir", "data.workers", "training.checkpoint_every_steps", "training.checkpoints_kept")
@@ -132,7 +132,7 @@ def read_study(path: Path, common: Sequence[str] = ()) -> Study:
     return Study(path.stem, file, variants, tuple(trials))
 
 
-def _trial(variant: str, overrides: Sequence[str], seed: int, stages: Sequence[tuple[Path, dict[str, Any]]]) -> Trial:
+def _trial(variant: str, overrides: Sequence[str], seed: int, stages: Sequence[tuple[Path, Values]]) -> Trial:
     """Build the trial of the last stage, with the trial of the stage before it as `pretraining`."""
     of_second = [word.removeprefix(_FINETUNE) for word in overrides if len(stages) > 1 and word.startswith(_FINETUNE)]
     of_first = [word for word in overrides if len(stages) == 1 or not word.startswith(_FINETUNE)]
@@ -154,7 +154,7 @@ def _trial(variant: str, overrides: Sequence[str], seed: int, stages: Sequence[t
     return before
 
 
-def changed_settings(config: RunConfig) -> dict[str, Any]:
+def changed_settings(config: RunConfig) -> Values:
     """Return the settings that are not at their default, by section.
 
     Keys of other tasks count with the value at which they change nothing, such as a preset's sizes of an image encoder

@@ -7,13 +7,13 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mamo.benchmark.scale import PAPER, Links, run_hours, step_seconds
 from mamo.config.presets import PRESETS
 from mamo.config.reference import config_table
+from mamo.config.values import Values
 from mamo.evaluation.protocols import PROTOCOLS
 from mamo.study.pipeline import ROWS, table_of
 from mamo.study.published import published_table
@@ -253,7 +253,7 @@ def recipes_table(root: Path) -> str:
     rows = []
     folders = (root / "configs/pretrain", root / "configs/finetune")
     for file in (file for folder in folders for file in sorted(folder.glob("*.yaml"))):
-        values: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
+        values: Values = yaml.safe_load(file.read_text("utf-8"))
         data, training = values["data"], values["training"]
         is_pretraining = file.parent.name == "pretrain"
         size = data.get("image_size_px", "checkpoint's")
@@ -294,7 +294,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }
 
 
-def _patch_px(values: dict[str, Any]) -> int:
+def _patch_px(values: Values) -> int:
     """Return the side of a patch: MLIM's convolutions halve the image, a ViT's name ends in it."""
     model = values.get("model", {})
     if values.get("task") == "mlim":

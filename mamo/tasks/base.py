@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import RunConfig
 from mamo.data.loader import SampleDataset
@@ -41,7 +42,7 @@ class Task(ABC):
     unit: int = 1
     unit_key: str = ""
 
-    def __init__(self, config: RunConfig, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
         """Build the network.
 
         Args:

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import BaseMaskingConfig
+from mamo.config.values import Values
 from mamo.distributed import all_reduce_sum
 from mamo.tasks.base import Task
 
@@ -74,7 +76,7 @@ class Targets:
     """The teacher's, of this process's samples."""
     counts: dict[str, Tensor]
     """Terms of each loss in the global batch, int64 []."""
-    fixed: dict[str, Any]
+    fixed: Values
     """What each loss prepared once for the step."""
 
 
@@ -152,7 +154,7 @@ class Loss(ABC):
     def after_step(self, task: Any, fixed: Any) -> None:
         """Update the state that belongs to the loss, once an optimizer step."""
 
-    def trivial(self, tokenizer: Any, batch: Any) -> float | None:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: Any) -> float | None:
         """Return the loss of a predictor that ignores its input; None where it has no fixed value."""
         return None
 

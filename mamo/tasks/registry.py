@@ -3,10 +3,12 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from mamo.config import load
 from mamo.config.schema import RunConfig
+from mamo.config.values import Values
 from mamo.imports import import_class, is_import_path, no_code_from
 from mamo.tasks.base import Task
 from mamo.tasks.grounding.task import GroundingTask
@@ -43,7 +45,7 @@ def task_class(name: str) -> type[Task]:
     raise ValueError(f"task: unknown task {name!r}; {hint}")
 
 
-def build_task(config: RunConfig, tokenizer: Any, stored: Path | None = None) -> Task:
+def build_task(config: RunConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> Task:
     """Build the task that the config names; see `Task` for the arguments."""
     return task_class(config.task)(config, tokenizer, stored)
 
@@ -76,7 +78,7 @@ def load_stored_config(folder: Path) -> RunConfig:
         return load_config(folder / CONFIG)
 
 
-def build_config(values: dict[str, Any], origin: str = "config") -> RunConfig:
+def build_config(values: Values, origin: str = "config") -> RunConfig:
     """Validate plain values; see `mamo.config.load.build_config`."""
     return load.build_config(values, origin, config_type_of, CONFIG_TYPES)
 

@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import DataConfig, RunConfig
+from mamo.config.values import Values
 from mamo.data.loader import SampleDataset
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset
@@ -89,7 +90,7 @@ def scene_records(
     world: SceneWorld, kind: type[Record], split: Split, n_items: int, image_size_px: tuple[int, int]
 ) -> list[Record]:
     """Return the first `n_items` records of `kind` about the scenes of `split`."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Values] = []
     if kind is VqaRecord:
         for index in range(n_items):
             asked = question(world, split, index)

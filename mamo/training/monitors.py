@@ -3,10 +3,10 @@
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 ITM_CLASS_PRIOR = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
 """0.6365 nats: ITM loss of a predictor of the class frequencies, one match in three pairs."""
@@ -51,7 +51,7 @@ class LossMonitor:
         return lines
 
 
-def word_entropy(tokenizer: Any, input_ids: Tensor, is_valid: Tensor) -> float:
+def word_entropy(tokenizer: PreTrainedTokenizerFast, input_ids: Tensor, is_valid: Tensor) -> float:
     """Compute the `unigram_entropy` of the ordinary tokens among int64 [B, L] where bool [B, L] is True."""
     counts = Counter(input_ids[is_valid].tolist())
     for token in tokenizer.all_special_ids:

@@ -1,16 +1,16 @@
 """Optimizer and learning-rate schedule."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mamo.config.schema import TrainingConfig
+from mamo.config.values import Values
 from mamo.models.layers import transformer_layers
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[Values]:
     """Return two groups: decayed matrices, and vectors and scalars (biases, norms, temperature) without decay."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     return [
@@ -44,7 +44,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     and one weight decay serve both. Both are PyTorch's; their states lie in this optimizer's `state`.
     """
 
-    def __init__(self, matrices: list[Tensor], groups: list[dict[str, Any]], config: TrainingConfig) -> None:
+    def __init__(self, matrices: list[Tensor], groups: list[Values], config: TrainingConfig) -> None:
         taken = {id(matrix) for matrix in matrices}
         others = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
         self.muon = torch.optim.Muon(
@@ -62,7 +62,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.adamw.step()
 
 
-def _adamw(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.AdamW:
+def _adamw(groups: list[Values], config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
 
 

@@ -4,11 +4,10 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mamo.config.load import BuildConfig
 from mamo.config.schema import MamoModelConfig, RunConfig
-from mamo.config.values import flatten, merge, read_values
+from mamo.config.values import Values, flatten, merge, read_values
 from mamo.training import checkpoint
 from mamo.training.run_dir import CONFIG
 
@@ -60,7 +59,7 @@ def finetune_config(path: Path, overrides: Sequence[str], is_resume: bool, build
 
 
 def inherit_from_checkpoint(
-    values: dict[str, Any], stored: dict[str, Any], tokenizer: str, origin: str, build: BuildConfig
+    values: Values, stored: Values, tokenizer: str, origin: str, build: BuildConfig
 ) -> RunConfig:
     """Build the config of a run that starts from another: model, image size and text length are `stored`'s.
 
@@ -80,7 +79,7 @@ def inherit_from_checkpoint(
     return build(merge({"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}, values), origin)
 
 
-def read_lineage(folder: Path) -> list[dict[str, Any]]:
+def read_lineage(folder: Path) -> list[Values]:
     """Read the lineage of a checkpoint, oldest first, itself last: name, step, data sets, fingerprint of the data."""
     state = json.loads((folder / "state.json").read_text())
     if not {"step", "data_fingerprint", "ancestry"} <= state.keys():
@@ -108,7 +107,7 @@ def check_architecture(config: RunConfig, parent: RunConfig, folder: Path) -> No
         raise checkpoint.CheckpointError(f"{folder} is of another architecture: {'; '.join(differing)}")
 
 
-def warn_if_not_bit_identical(state: dict[str, Any], now: dict[str, str]) -> None:
+def warn_if_not_bit_identical(state: Values, now: dict[str, str]) -> None:
     """Say what makes a resumed run differ from an unbroken one in its last bits.
 
     Args:

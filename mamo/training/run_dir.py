@@ -13,6 +13,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from mamo.config.schema import RunConfig
+from mamo.config.values import Values
 from mamo.distributed import rank
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def truncate_jsonl(path: Path, step: int) -> None:
     atomic_write_text(path, "".join(kept))
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[Values]:
     """Read the objects of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -137,7 +138,7 @@ def write_config(output_dir: Path, config: RunConfig) -> None:
         temporary.replace(output_dir / CONFIG)
 
 
-def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
+def read_evaluations(output_dir: Path) -> list[Values]:
     """Read the evaluations in `results.json`; none if there is no file. Raises ValueError naming a damaged file."""
     path = output_dir / RESULTS
     if not path.exists():
@@ -154,7 +155,7 @@ def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
     return evaluations
 
 
-def write_evaluations(output_dir: Path, evaluations: list[dict[str, Any]]) -> None:
+def write_evaluations(output_dir: Path, evaluations: list[Values]) -> None:
     """Write `results.json`."""
     atomic_write_text(output_dir / RESULTS, json.dumps({"evaluations": evaluations}, indent=1) + "\n")
 

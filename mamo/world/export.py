@@ -6,10 +6,11 @@ The official layouts exercise the readers and builders of public data without a 
 import json
 import pickle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 
+from mamo.config.values import Values
 from mamo.data.pairs_reader import write_json_lines
 from mamo.world.captions import all_captions
 from mamo.world.questions import question
@@ -123,5 +124,5 @@ def _save(world: SceneWorld, split: Split, index: int, size: tuple[int, int], fi
         picture.save(file, quality=_JPEG_QUALITY, subsampling=0)
 
 
-def _write_json(file: Path, document: dict[str, Any]) -> None:
+def _write_json(file: Path, document: Values) -> None:
     file.write_text(json.dumps(document), "utf-8")

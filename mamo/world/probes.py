@@ -8,8 +8,9 @@ a scorer that ignores the image is right half of the time.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from mamo.config.values import Values
 from mamo.world.captions import COUNTING, caption_draft
 from mamo.world.grammar import OPPOSITE, Description, Draft, is_true, write
 from mamo.world.scene import N_OBJECTS, Scene, SceneObject, SceneRng, SceneWorld, Split, attribute_values
@@ -137,7 +138,7 @@ def _change_attribute(scene: Scene, true: Draft, attribute: str, values: dict[in
 
 
 def _with_attribute(obj: HasAttributes, attribute: str, value: str) -> HasAttributes:
-    changes: dict[str, Any] = {attribute: value}  # Any: other fields of an object are numbers
+    changes: Values = {attribute: value}  # Any: other fields of an object are numbers
     return replace(obj, **changes)
 
 

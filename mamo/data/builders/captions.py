@@ -1,8 +1,8 @@
 """Builders of image-text pairs: COCO and Flickr30k captions in Karpathy's splits, and Visual Genome regions."""
 
 from pathlib import Path
-from typing import Any
 
+from mamo.config.values import Values
 from mamo.data.builders.report import BuildReport, Count, ReleaseImages, get_rows, read_json
 from mamo.data.pairs_reader import write_json_lines
 
@@ -24,7 +24,7 @@ def build_karpathy(name: str, source: Path, to: Path) -> BuildReport:
     """
     file = source / f"dataset_{name}.json"
     images = ReleaseImages(source, to)
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in _EXPECTED_IMAGES[name]}
+    rows: dict[str, list[Values]] = {split: [] for split in _EXPECTED_IMAGES[name]}
     for entry in get_rows(read_json(file), "images", ("filename", "split", "sentences"), file):
         if entry["split"] not in _SPLIT_OF:
             raise ValueError(

@@ -9,8 +9,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from mamo.config.values import Values
 from mamo.data.pairs_reader import read_lines, write_json_lines
 from mamo.data.records import ReasoningRecord, write_task_records
 from mamo.data.shard_index import ShardMember, index_shard, read_member
@@ -18,7 +18,7 @@ from mamo.data.shard_index import ShardMember, index_shard, read_member
 EXPECTED_RECORDS = 989
 EXPECTED_IMAGES = 5934
 _PERMUTATIONS = 6
-Row = dict[str, Any]
+Row = Values
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+from mamo.config.values import Values
 from mamo.data.builders.report import BuildReport, Count, ReleaseImages
 from mamo.data.pairs_reader import read_lines
 from mamo.data.records import ReasoningRecord, write_task_records
@@ -49,7 +49,7 @@ def build_nlvr2(source: Path, to: Path) -> BuildReport:
     return BuildReport((*counts, images.count()))
 
 
-def _row(text: str, location: str) -> dict[str, Any]:
+def _row(text: str, location: str) -> Values:
     """Parse and check a row. Messages begin with `location`."""
     try:
         row = json.loads(text)

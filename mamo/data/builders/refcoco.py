@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from mamo.config.values import Values
 from mamo.data.builders.report import BuildReport, Count, ReleaseImages, get_rows, read_json
 from mamo.data.records import GroundingRecord, write_task_records
 
@@ -57,7 +58,7 @@ def build_refcoco(source: Path, to: Path) -> BuildReport:
     return BuildReport((*counts, images.count()))
 
 
-def _read_refs(file: Path) -> list[dict[str, Any]]:
+def _read_refs(file: Path) -> list[Values]:
     """Read the references of a pickle of plain values."""
     try:
         refs = _PlainUnpickler(io.BytesIO(file.read_bytes()), encoding="latin-1").load()

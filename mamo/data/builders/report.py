@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mamo.config.values import Values
+
 
 @dataclass(frozen=True, slots=True)
 class Count:
@@ -47,7 +49,7 @@ def read_json(file: Path) -> Any:
         raise ValueError(f"{file}: not valid JSON ({error}); fetch the release again") from None
 
 
-def get_rows(document: Any, key: str, fields: tuple[str, ...], file: Path) -> list[dict[str, Any]]:
+def get_rows(document: Any, key: str, fields: tuple[str, ...], file: Path) -> list[Values]:
     """Return `document[key]`, or the document if `key` is empty, as a list of objects that have all `fields`.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from mamo.models.vlm import Mamo
 from mamo.tasks.grounding.batch import ExpressionBatch
@@ -49,6 +50,6 @@ class FoilItm(Itm):
         """Count two pairs a sample."""
         return 2 * len(batch)
 
-    def trivial(self, tokenizer: Any, batch: Any) -> float:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: Any) -> float:
         """Return log 2."""
         return math.log(2)

@@ -1,7 +1,9 @@
 """Weakly-supervised grounding: ITC and ITM on images and expressions without boxes; heat maps locate (ALBEF)."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.predictor import Predictor
@@ -28,7 +30,7 @@ class GroundingTask(PretrainTask):
     config_type: ClassVar[type[GroundingConfig]] = GroundingConfig
     config: GroundingConfig
 
-    def __init__(self, config: GroundingConfig, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: GroundingConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
         self.has_foils = config.losses.itm_negatives == "foils"
         super().__init__(config, tokenizer, stored)
         if self.has_foils:

@@ -5,11 +5,11 @@ Legend: B batch, L text tokens, P patches, S ITM pool size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.collate import MASK_STREAM, Batch, sample_rng, tokenize
 from mamo.data.pairs import Sample
@@ -49,7 +49,7 @@ class MlimCollator:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerFast,
         text_max_tokens: int,
         masking: MlimMaskingConfig,
         grid: tuple[int, int],

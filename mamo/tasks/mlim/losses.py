@@ -4,10 +4,10 @@ Legend: B batch, L text tokens, P patches in a grid [h, w], M masked words, S IT
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from mamo.losses.itc import positives
 from mamo.losses.itm import draw_negatives, itm_loss
@@ -56,7 +56,7 @@ class MlimMlm(Loss):
         accuracy = (logits.argmax(dim=1) == labels).sum() / n_global
         return mlm_loss(logits, labels, n_global), {"mlm_accuracy": accuracy}
 
-    def trivial(self, tokenizer: Any, batch: MlimBatch) -> float:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: MlimBatch) -> float:
         """Return the unigram entropy of the words."""
         return word_entropy(tokenizer, batch.input_ids, batch.is_valid)
 
@@ -137,7 +137,7 @@ class RandomItm(Loss):
         num_correct = ((logits.argmax(dim=1) == is_match.long()) & is_valid).sum()
         return itm_loss(logits, is_match, is_valid, n_global), {"itm_accuracy": num_correct / n_global}
 
-    def trivial(self, tokenizer: Any, batch: MlimBatch) -> float:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: MlimBatch) -> float:
         """Return log 2: one match and one mismatch a sample."""
         return math.log(2)
 

@@ -4,10 +4,10 @@ Legend: B pairs.
 """
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import eval_mode
@@ -27,7 +27,7 @@ class MatchingTask(Task):
     has_api = False
     network: Mlim
 
-    def __init__(self, config: MatchingConfig, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: MatchingConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
         stream = build_single_stream(config, tokenizer)
         self.network = Mlim(stream, {"match": ItemPairHead(stream.embedder.width)})

@@ -5,11 +5,12 @@ Legend: B pairs, 2 listings of each, L text tokens, H, W height and width in pix
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import DataConfig
 from mamo.data.collate import MASK_STREAM, Batch, sample_rng, tokenize
@@ -108,7 +109,9 @@ class ListingCollator:
         modality_dropout: how often one modality of both listings of a pair is dropped, either with equal chance.
     """
 
-    def __init__(self, tokenizer: Any, text_max_tokens: int, modality_dropout: float, seed: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, text_max_tokens: int, modality_dropout: float, seed: int
+    ) -> None:
         self.tokenizer = tokenizer
         self.text_max_tokens = text_max_tokens
         self.modality_dropout = modality_dropout

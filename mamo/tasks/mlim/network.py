@@ -5,11 +5,11 @@ Legend: B batch, H and W height and width in pixels, P patches in a grid [h, w],
 
 import itertools
 import logging
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from mamo.models.build import bert_config_of
 from mamo.models.fusion import LAYER_NORM_EPS
@@ -247,7 +247,7 @@ class Mlim(Network):
         return logits
 
 
-def build_single_stream(config: MlimConfig | MatchingConfig, tokenizer: Any) -> SingleStream:
+def build_single_stream(config: MlimConfig | MatchingConfig, tokenizer: PreTrainedTokenizerFast) -> SingleStream:
     """Build MLIM's network without heads, initialised from `seed`."""
     torch.manual_seed(config.seed)
     text_encoder = TextEncoder(bert_config_of(config, len(tokenizer), tokenizer.pad_token_id), config.model.text.layers)

@@ -1,7 +1,8 @@
 """MLIM pre-training: L = MLM + RECON (+ ITM) of one modality-aware masked pass (Arici et al. 2021)."""
 
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.loader import SampleDataset
 from mamo.evaluation.predictor import Predictor
@@ -26,7 +27,7 @@ class MlimTask(ObjectiveTask):
     has_api = False
     network: Mlim
 
-    def __init__(self, config: MlimConfig, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: MlimConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
         self.masking, self.masking_mode = config.masking, config.masking.mode
         weights = dict(config.losses.weights)

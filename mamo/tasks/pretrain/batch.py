@@ -5,11 +5,11 @@ Legend: B batch, L text tokens, P patches, K masked positions, S ITM pool size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import MaskingConfig
 from mamo.data.collate import MASK_STREAM, Batch, sample_rng, tokenize
@@ -56,7 +56,7 @@ class PairCollator:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerFast,
         text_max_tokens: int,
         masking: MaskingConfig,
         grid: tuple[int, int],
@@ -127,7 +127,10 @@ def _pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def pair_collator(
-    config: PretrainConfig, tokenizer: Any, grid: tuple[int, int], kind: type[PairCollator] = PairCollator
+    config: PretrainConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    grid: tuple[int, int],
+    kind: type[PairCollator] = PairCollator,
 ) -> PairCollator:
     """Return tokenizer and masks of a config."""
     return kind(tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed)

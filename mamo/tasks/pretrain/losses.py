@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from mamo.distributed import all_gather_no_grad, rank
 from mamo.losses.itc import itc_loss, itc_targets, positives
@@ -132,7 +133,7 @@ class Itc(Loss):
         with torch.no_grad():
             task.network.temperature.clamp_(TEMPERATURE_MIN, TEMPERATURE_MAX)
 
-    def trivial(self, tokenizer: Any, batch: PairBatch) -> float:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: PairBatch) -> float:
         """Return log N."""
         n = self.config.training.batch_size_global + self.config.losses.queue_size
         return float(torch.tensor(float(n)).log())
@@ -202,7 +203,7 @@ class Itm(Loss):
         num_correct = ((logits.argmax(dim=1) == is_match.long()) & is_valid).sum()
         return itm_loss(logits, is_match, is_valid, n_global), {"itm_accuracy": num_correct / n_global}
 
-    def trivial(self, tokenizer: Any, batch: PairBatch) -> float:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: PairBatch) -> float:
         """Return the entropy of the class prior, one match in three."""
         return ITM_CLASS_PRIOR
 
@@ -287,7 +288,7 @@ class Mlm(Loss):
         loss = mlm_loss(logits, labels, n_global, teacher_probs, fixed)
         return loss, {"mlm_accuracy": (logits.argmax(dim=1) == labels).sum() / n_global}
 
-    def trivial(self, tokenizer: Any, batch: PairBatch) -> float:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: PairBatch) -> float:
         """Return the unigram entropy of the words."""
         return word_entropy(tokenizer, batch.input_ids, batch.is_valid)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.loader import SampleDataset
 from mamo.distributed import all_gather_no_grad, world_size
@@ -45,7 +46,11 @@ class PretrainTask(ObjectiveTask):
     method = "MAMO"
 
     def __init__(
-        self, config: PretrainConfig, tokenizer: Any, stored: Path | None = None, network: Mamo | None = None
+        self,
+        config: PretrainConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        stored: Path | None = None,
+        network: Mamo | None = None,
     ) -> None:
         """Build the network, or take one of one's own.
 

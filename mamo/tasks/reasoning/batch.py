@@ -6,10 +6,10 @@ Legend: B statements, I images of each, L text tokens.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.collate import Batch, tokenize
 from mamo.data.pairs_reader import clean_caption
@@ -51,7 +51,7 @@ class ReasoningBatch(Batch):
 class ReasoningCollator:
     """Tokenizes sentences; runs in the loader's worker."""
 
-    def __init__(self, tokenizer: Any, text_max_tokens: int, seed: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, text_max_tokens: int, seed: int) -> None:
         self.tokenizer = tokenizer
         self.text_max_tokens = text_max_tokens
         self.seed = seed

@@ -4,10 +4,10 @@ Legend: B statements, I images of each.
 """
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.record_dataset import RecordDataset
 from mamo.data.records import ReasoningRecord
@@ -30,7 +30,7 @@ class ReasoningTask(Task):
     config: ReasoningConfig
     network: ReasoningNetwork
 
-    def __init__(self, config: ReasoningConfig, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: ReasoningConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
         backbone = build_backbone(config, len(tokenizer), tokenizer.pad_token_id)
         self.network = ReasoningNetwork(backbone, ReasoningHead(backbone.fusion, config.reasoning.cross_layers))

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.collate import Batch, tokenize
 from mamo.data.pairs_reader import clean_caption
@@ -78,7 +78,9 @@ class VqaBatch(Batch):
 class VqaCollator:
     """Tokenizes questions and answers; runs in the loader's worker."""
 
-    def __init__(self, tokenizer: Any, text_max_tokens: int, answers: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, text_max_tokens: int, answers: Sequence[str], seed: int
+    ) -> None:
         self.tokenizer = tokenizer
         self.text_max_tokens = text_max_tokens
         self.row = {answer: row for row, answer in enumerate(answers)}

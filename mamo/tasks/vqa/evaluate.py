@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.collate import tokenize
 from mamo.data.pairs_reader import clean_caption
@@ -42,7 +42,7 @@ class AnswerList:
     is_valid: Tensor
 
     @classmethod
-    def of(cls, answers: Sequence[str], tokenizer: Any, device: torch.device) -> "AnswerList":
+    def of(cls, answers: Sequence[str], tokenizer: PreTrainedTokenizerFast, device: torch.device) -> "AnswerList":
         """Tokenize the answers, on `device`."""
         ids, is_valid = tokenize(tokenizer, answers, ANSWER_MAX_TOKENS)
         return cls(answers, ids.to(device), is_valid.to(device))

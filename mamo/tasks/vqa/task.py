@@ -7,9 +7,9 @@ import functools
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mamo.data.record_dataset import LoadImage, RecordDataset
 from mamo.data.records import VqaRecord
@@ -36,7 +36,7 @@ class VqaTask(Task):
     config: VqaConfig
     network: VqaNetwork
 
-    def __init__(self, config: VqaConfig, tokenizer: Any, stored: Path | None = None) -> None:
+    def __init__(self, config: VqaConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
         if stored is None:
             self.answers = answer_list(self.training_records[0], config.vqa.answer_min_count)
