@@ -6,7 +6,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,14 +178,6 @@ def test_data_reports_a_mistake_as_every_command_does(
         main(["data", "validate", str(missing)])
 
 
-@pytest.fixture
-def _sigterm() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.usefixtures("_sigterm")
 def test_sigterm_is_143(monkeypatch: pytest.MonkeyPatch, ends: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     """Bug: a scheduler cannot tell the end that it asked for from a failure; a study leaves its cells running."""
     stopped: list[bool] = []
@@ -200,6 +192,7 @@ def test_sigterm_is_143(monkeypatch: pytest.MonkeyPatch, ends: Callable[..., tup
     monkeypatch.setattr("mamo.study.execute.run_study", run_study)
     code, message = ends("study", "--config", "losses", "--results", tmp_path)
     assert (code, message.count("\n"), stopped) == (143, 1, [True])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.setattr("mamo.trainer.train", _raises(Preempted("terminated after step 3")))
     assert ends("pretrain") == (143, "terminated after step 3\n")
 

@@ -14,9 +14,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments, print or write the table."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, metavar="FILE", help="Markdown file with the markers of the table")
+    file: Path | None = parser.parse_args(argv).write
     from mamo.tasks.registry import CONFIG_TYPES  # here, so that --help imports no torch
 
-    file: Path | None = parser.parse_args(argv).write
     if file is None:
         print(config_table(CONFIG_TYPES), end="")
     else:

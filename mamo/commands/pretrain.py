@@ -20,10 +20,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args(argv)  # overrides may follow or precede the flags
     with errors_on_rank_0():
-        from mamo.tasks.registry import load_config  # here, so that --help imports no torch
-
         file = find_config(arguments.config, "pretrain")
         add_folder_of(file)
+        from mamo.tasks.registry import load_config  # here, so that --help imports no torch
+
         config = load_config(file, arguments.overrides)
     if arguments.plan:
         from mamo.estimate import print_estimate  # here, so that a mistake in the config is reported at once

@@ -6,8 +6,9 @@ ones are resumed, and the tables are written after each. Settings override the s
 """
 
 import argparse
+import contextlib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -20,7 +21,6 @@ RESULTS = "results"
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments; run, print or report the study."""
     arguments = make_parser(prog).parse_intermixed_args(argv)
-    signal.signal(signal.SIGTERM, _stop)
     if arguments.reproduced:
         from mamo.study.published import PUBLISHED, published_table  # here, so that --help imports no torch
 
@@ -43,8 +43,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if arguments.print:
         print("\n".join(shell_lines(study, arguments.seeds, arguments.runs, results)))
         return
-    for written in run_study(study, arguments.seeds, arguments.jobs, arguments.runs, results):
-        print(written)
+    with _stops_on_sigterm():
+        files = run_study(study, arguments.seeds, arguments.jobs, arguments.runs, results)
+    print("\n".join(map(str, files)))
 
 
 def make_parser(prog: str | None) -> argparse.ArgumentParser:
@@ -63,6 +64,15 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Leave by an exception, which stops the running trials."""
-    raise Preempted("terminated; run the same command again to continue")
+@contextlib.contextmanager
+def _stops_on_sigterm() -> Iterator[None]:
+    """Leave by an exception on SIGTERM, which stops the running trials."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted("terminated; run the same command again to continue")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
