@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mamo.benchmark.cases import Case, build_case, synthetic_batch
-from mamo.benchmark.step import PASSES
+from mamo.benchmark.step import losses_by_pass
 from mamo.benchmark.timing import Precision, Rounds, seconds
 from mamo.config.values import Values
 from mamo.models.fusion import gather_tokens
@@ -91,7 +91,7 @@ def _separate_passes(loop: Loop, batch: PairBatch) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     with loop.strategy.precision_context():
         targets, _ = task.compute_targets(batch, len(batch), 0)
-        for names in PASSES.values():
+        for names in losses_by_pass(task).values():
             task.weights, task.active, task.schedule = before
             task.keep_losses(names)
             losses, _ = task.losses(batch, targets, 0)

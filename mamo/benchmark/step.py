@@ -14,6 +14,7 @@ from mamo.benchmark.cases import Case, build_case, has_peer_shapes
 from mamo.benchmark.products import Products
 from mamo.benchmark.timing import Precision, Rounds, seconds, square_rate, synchronise
 from mamo.config.values import Values
+from mamo.tasks.base import Task
 from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.training.loop import Loop
@@ -21,11 +22,6 @@ from mamo.training.loop import Loop
 PEER_GFLOP = {"tiny": 5.1, "small": 89.0, "base": 416.0}
 """ALBEF's own code at the shapes of `cases.CASES`: seconds per image times the fp32 rate of a 2048-sided product, both
 measured in one run with two threads, in units of 1e9 operations (AVX-512 server, PyTorch 2.13, medians of five)."""
-PASSES = {
-    "masked_image": ("mim", "mrm_image"),
-    "masked_text": ("mlm", "mrm_text"),
-    "matching": ("itc", "itm"),
-}
 
 
 def measure_step(case: Case, folder: Path, device: torch.device) -> dict[str, float]:
@@ -91,7 +87,7 @@ def measure_passes(case: Case, folder: Path, device: torch.device, precision: Pr
         target, forward, backward = _three_parts(loop, batch, weights)
         whole = seconds(lambda: loop.step(batch, 1), device)
         parts: dict[str, float] = {}
-        for name, dropped in PASSES.items():
+        for name, dropped in losses_by_pass(loop.task).items():
             kept = {key: weight for key, weight in weights.items() if key not in dropped}
             _, without_forward, without_backward = _three_parts(loop, batch, kept)
             parts[f"{name}_forward"] = forward - without_forward
@@ -109,6 +105,16 @@ def measure_passes(case: Case, folder: Path, device: torch.device, precision: Pr
         modules.add(**{name: value / online for name, value in by_module.items()})
         modules.add(target=target / online, other=1 - (target + sum(by_module.values())) / online)
     return passes.summary(f"passes/{case.preset}/share") | modules.summary(f"modules/{case.preset}/share")
+
+
+def losses_by_pass(task: Task) -> dict[str, list[str]]:
+    """Group a task's losses by the masked pass whose fused tokens they read; the others match clean pairs."""
+    assert isinstance(task, ObjectiveTask)
+    passes: dict[str, list[str]] = {"masked_image": [], "masked_text": [], "matching": []}
+    for loss in task.active:
+        masked = {"fused_patches": "masked_image", "fused_words": "masked_text"}
+        passes[next((masked[view] for view in loss.reads if view in masked), "matching")].append(loss.name)
+    return passes
 
 
 def _three_parts(loop: Loop, batch: PairBatch, weights: Mapping[str, float]) -> tuple[float, float, float]:
