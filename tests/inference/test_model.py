@@ -13,7 +13,6 @@ from typing import Any, Literal
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import mamo
 from mamo.config.schema import RunConfig
@@ -29,6 +28,7 @@ from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import masked_word_items
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld
+from tests.tiny import spread_weights
 
 ROOT = Path(__file__).parents[2]
 N = 12
@@ -55,8 +55,7 @@ def run(tiny: Callable[..., RunConfig], tmp_path: Path, no_curves: None) -> Path
 def stir(model: mamo.Model) -> mamo.Model:
     """Larger random weights: a network of two steps says nearly the same of everything."""
     torch.manual_seed(0)
-    for parameter in model.network.parameters():
-        nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    spread_weights(model.network, least_ndim=2)
     return model
 
 
