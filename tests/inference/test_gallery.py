@@ -161,7 +161,7 @@ def test_a_damaged_file_is_made_again(
             again = model.index(files, cache=tmp_path / "cache")
         assert sum(encoded) == N
         assert len(caplog.messages) == 1
-        assert f"its {N} images are encoded again" in caplog.text
+        assert f"encoding its {N} images again" in caplog.text
         assert file.read_bytes() == content
         assert again.retrieve(TEXTS) == whole
 

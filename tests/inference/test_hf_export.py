@@ -191,10 +191,10 @@ def test_what_is_not_ours_is_refused(home: Path, tmp_path: Path, monkeypatch: py
         mamo.load(folder)
     assert not (tmp_path / "executed").exists()
     vocabulary = whole["tokenizer.json"].replace(b'"circle"', b'"elcric"')
-    refused(mamo.TokenizerMismatchError, "not the one", tokenizer__json=vocabulary)
+    refused(mamo.TokenizerMismatchError, "differs from the one", tokenizer__json=vocabulary)
     cased = whole["tokenizer.json"].replace(b'"lowercase": true', b'"lowercase": false')
     assert cased != whole["tokenizer.json"]
-    refused(mamo.TokenizerMismatchError, "not the one", tokenizer__json=cased)
+    refused(mamo.TokenizerMismatchError, "differs from the one", tokenizer__json=cased)
     assert not (tmp_path / "executed").exists()
     for path in folder.iterdir():
         path.unlink()

@@ -310,8 +310,8 @@ def test_a_heat_on_the_object_grounds_it(monkeypatch, heat_from):
             assert torch.equal(images[image_row].permute(1, 2, 0), torch.from_numpy(render(scene, (height, width))))
         return oracle(self, images, texts, image_indices, text_rows)
 
-    monkeypatch.setattr(Scorer, "ground", oracle)
-    monkeypatch.setattr(Scorer, "ground_pixels", pixel_oracle)
+    monkeypatch.setattr(Scorer, "gradcam", oracle)
+    monkeypatch.setattr(Scorer, "pixel_heatmaps", pixel_oracle)
     network = tiny_network().eval()
     metrics = evaluate_pretrained(predictor_of(network), config)
     assert metrics["grounding/pointing"] == metrics["grounding/upper_bound"] == 100
