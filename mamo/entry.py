@@ -51,6 +51,11 @@ def build(config: ConfigLike) -> Task:
 def train(config: ConfigLike, is_resume: bool = False, trackers: Sequence[Tracker] = ()) -> Path:
     """Train, evaluate and write everything into the config's `output_dir`; see `mamo.trainer.train`.
 
+    >>> import mamo
+    >>> folder = mamo.train("runs/scenes/config.yaml", is_resume=True)
+    >>> (folder / "checkpoints/last").is_dir()
+    True
+
     Args:
         config: see `ConfigLike`.
         is_resume: continue the run in `output_dir`.

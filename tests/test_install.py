@@ -130,7 +130,7 @@ def test_a_wheel_has_the_command_and_the_configs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_wheel_works_with_what_it_declares(tmp_path: Path) -> None:
     """Bug: an import of something that only developers have, a module or py.typed left out of the wheel."""
-    from tests.conftest import TINY, merged
+    from tests.tiny import TWO_STEPS, values_of
 
     wheel = build_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
@@ -151,7 +151,7 @@ def test_a_wheel_works_with_what_it_declares(tmp_path: Path) -> None:
                 (site / top).symlink_to(ours / top)
     assert not {"pytest", "hypothesis", "ruff", "mypy"} & declared.keys()
     subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, env=CLEAN)
-    done = use(python, tmp_path, merged(TINY, {"training": {"total_steps": 2, "warmup_steps": 1}}))
+    done = use(python, tmp_path, values_of(training=TWO_STEPS))
     assert done.returncode == 0, done.stderr
     assert f"works from {site}" in done.stdout
 
@@ -160,7 +160,7 @@ def test_a_wheel_works_with_what_it_declares(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["oldest", "newest"])
 def test_the_oldest_and_the_newest_torch(tmp_path: Path, which: str) -> None:
     """Bug: a call that the oldest torch that we declare does not have, or the newest has no more (needs the index)."""
-    from tests.conftest import TINY, merged
+    from tests.tiny import TWO_STEPS, values_of
 
     (torch,) = (text for text in PROJECT["dependencies"] if text.startswith("torch>="))
     (torchvision,) = (text for text in PROJECT["dependencies"] if text.startswith("torchvision>="))
@@ -168,5 +168,5 @@ def test_the_oldest_and_the_newest_torch(tmp_path: Path, which: str) -> None:
     python = make_environment(tmp_path / "venv")
     install = [str(python), "-m", "pip", "install", "-q", str(build_wheel(tmp_path)), *pins]
     subprocess.run(install, check=True, env=CLEAN)
-    done = use(python, tmp_path, merged(TINY, {"training": {"total_steps": 2, "warmup_steps": 1}}))
+    done = use(python, tmp_path, values_of(training=TWO_STEPS))
     assert done.returncode == 0, done.stderr

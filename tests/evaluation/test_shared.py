@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
 from PIL import Image
 
 import mamo.trainer
@@ -28,32 +27,19 @@ from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, Scorer
 from mamo.evaluator import evaluate
 from mamo.tasks.pretrain.evaluate import evaluate_pretrained
-from mamo.tasks.registry import build_config, load_config
+from mamo.tasks.registry import load_config
 from mamo.tasks.restore import restore_task
 from mamo.trainer import train
 from mamo.training import checkpoint, run_dir
+from tests.tiny import config_of, spread_weights, values_of, write_config
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"retrieval_items": 5, "probe_items": 4, "rerank_k": 3, "batch_size": 2}
-CONFIG = {
-    "seed": 3,
-    "data": {"train_scenes": 8, "image_size_px": 16, "text_max_tokens": 16, "workers": 0},
-    "model": {
-        "image": {"width": 16, "depth": 1, "heads": 2, "patch_size_px": 8},
-        "text": {"width": 16, "heads": 2, "mlp_width": 32, "layers": 1},
-        "fusion_layers": 1,
-        "itc_width": 8,
-    },
+CONFIG: dict[str, Any] = {
+    "data": {"train_scenes": 8, "text_max_tokens": 16},
     "losses": {"queue_size": 8, "itm_pool_size": 2},
-    "training": {
-        "total_steps": 1,
-        "batch_size_global": 4,
-        "warmup_steps": 0,
-        "precision": "fp32",
-        "device": "cpu",
-        "parallel": "fsdp",
-    },
-    "evaluation": SIZES,
+    "training": {"total_steps": 1, "batch_size_global": 4, "warmup_steps": 0, "parallel": "fsdp"},
+    "evaluation": {"enabled": True, **SIZES},
 }
 COMMAND = ["protocol=scenes-easy-zeroshot", *(f"evaluation.{name}={value}" for name, value in SIZES.items())]
 GALLERIES = {"odd": 9, "smaller than the processes": 1, "broken": 4}
@@ -76,12 +62,12 @@ def write_gallery(folder: Path, n_images: int) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def config_of(folder: Path, rerank_k: int = 3) -> RunConfig:
+def gallery_config(folder: Path, rerank_k: int = 3) -> RunConfig:
     """The run's config, to be evaluated on a gallery."""
     files = {f"{key}_file": str(folder / f"{name}.jsonl") for key, name in (("eval", "pairs"), ("train", "pairs"))}
     files["statements_file"] = str(folder / "statements.jsonl")
-    values = {**CONFIG, "output_dir": "unused", "evaluation": {**SIZES, "rerank_k": rerank_k}}
-    return build_config({**values, "data": {"source": "pairs", "image_size_px": 16, "text_max_tokens": 16, **files}})
+    data = {"source": "pairs", "text_max_tokens": 16, **files}
+    return config_of(**{**CONFIG, "data": data, "evaluation": {"enabled": True, **SIZES, "rerank_k": rerank_k}})
 
 
 def wild(folder: Path) -> Predictor:
@@ -90,8 +76,7 @@ def wild(folder: Path) -> Predictor:
     step = checkpoint.resolve(run)
     _, predictor = restore_task(step, load_config(run / run_dir.CONFIG), torch.device("cpu"))
     torch.manual_seed(0)
-    for parameter in predictor.network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    spread_weights(predictor.network)
     return predictor
 
 
@@ -100,7 +85,7 @@ def on_galleries(folder: Path) -> dict[str, Any]:
     predictor, found = wild(folder), {}
     for name in GALLERIES:
         try:
-            found[name] = evaluate_pretrained(predictor, config_of(folder / name), folder / f"{name}.scores")
+            found[name] = evaluate_pretrained(predictor, gallery_config(folder / name), folder / f"{name}.scores")
         except BadSampleError as error:
             found[name] = str(error)
     return found
@@ -112,7 +97,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     folder = tmp_path_factory.mktemp("shared")
     for name, n_images in GALLERIES.items():
         write_gallery(folder / name, n_images)
-    (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "output_dir": str(folder / "run")}))
+    write_config(folder / "config.yaml", values_of(output_dir=str(folder / "run"), **CONFIG))
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -162,7 +147,7 @@ def test_two_processes_evaluate_a_run_as_one_does(shared: tuple[Path, list[dict[
 def test_galleries_are_scored_as_pair_by_pair(shared: tuple[Path, list[dict[str, Any]]]) -> None:
     """Bug: an image encoded again is another one than the row that its feature stands in."""
     folder, _ = shared
-    predictor, config = wild(folder), config_of(folder / "odd", rerank_k=20)
+    predictor, config = wild(folder), gallery_config(folder / "odd", rerank_k=20)
     network, tokenizer = predictor.network, predictor.processor.tokenizer
     backbone = network.backbone
     metrics = evaluate_pretrained(predictor, config)
@@ -201,7 +186,7 @@ def test_tokens_of_a_gallery_are_not_kept(
         return encoded
 
     monkeypatch.setattr(Scorer, "encode_images", encode_images)
-    evaluate_pretrained(wild(folder), config_of(folder / "odd"))
+    evaluate_pretrained(wild(folder), gallery_config(folder / "odd"))
     assert len(seen) >= 2 * 3
     assert max(alive) <= 2 * SIZES["batch_size"]
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 import mamo
 from mamo.config.schema import RunConfig
 from mamo.trainer import TrainingRun
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld
+from tests.tiny import spread_weights
 
 N = 7
 TEXTS = ["a red circle", "two blue squares", "a small green triangle"]
@@ -27,8 +27,7 @@ def model(tiny: Callable[..., RunConfig]) -> mamo.Model:
     """Untrained; its weights are spread so that scores differ."""
     run = TrainingRun(tiny(data={"text_max_tokens": 40}, evaluation={"batch_size": 3}))
     torch.manual_seed(1)
-    for parameter in run.task.network.parameters():
-        nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    spread_weights(run.task.network, least_ndim=2)
     run.task.network.eval()
     return mamo.Model(run.predictor, run.config, "", {})
 
@@ -162,7 +161,7 @@ def test_a_damaged_file_is_made_again(
             again = model.index(files, cache=tmp_path / "cache")
         assert sum(encoded) == N
         assert len(caplog.messages) == 1
-        assert f"its {N} images are encoded again" in caplog.text
+        assert f"encoding its {N} images again" in caplog.text
         assert file.read_bytes() == content
         assert again.retrieve(TEXTS) == whole
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig
@@ -28,6 +27,7 @@ from mamo.tasks.vqa.batch import ANSWERS
 from mamo.tasks.vqa.evaluate import Answerer, answer_all
 from mamo.trainer import TrainingRun, train
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import TWO_STEPS, config_of, finetuning_values, spread_weights, write_config
 
 TEXTS = ["a small red circle", "a large blue square is left of a green star"]
 
@@ -36,26 +36,14 @@ TEXTS = ["a small red circle", "a large blue square is left of a green star"]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder as the examples see it: `runs/scenes`, `a.jpg` and `b.jpg`."""
     import mamo.trainer
-    from mamo.tasks.registry import build_config
-    from tests.conftest import TINY, merged
 
     folder = tmp_path_factory.mktemp("home")
-    over = {"output_dir": str(folder / "runs/scenes"), "training": {"total_steps": 2, "warmup_steps": 1}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mamo.trainer, "plot_curves", lambda *_: None)
-        train(build_config(merged(TINY, over), "home"), is_resume=False)
+        train(config_of(output_dir=str(folder / "runs/scenes"), training=TWO_STEPS), is_resume=False)
         for task in ("vqa", "reasoning"):
-            values = {
-                "output_dir": str(folder / f"runs/{task}"),
-                "checkpoint": str(folder / "runs/scenes"),
-                "task": task,
-                "data": {"train_scenes": 20, "workers": 0},
-                "training": {**TINY["training"], **over["training"]},
-                "evaluation": {"enabled": False},
-            }
-            if task == "vqa":
-                values["vqa"] = {"answer_min_count": 1}
-            (folder / "task.yaml").write_text(yaml.safe_dump(values))
+            where = {"output_dir": str(folder / f"runs/{task}"), "checkpoint": str(folder / "runs/scenes")}
+            write_config(folder / "task.yaml", finetuning_values(task, **where))
             train(finetune_config(folder / "task.yaml", [], False), is_resume=False)
     for name, colour in (("a.jpg", "red"), ("b.jpg", "blue")):
         Image.new("RGB", (60, 40), colour).save(folder / name)
@@ -115,8 +103,7 @@ def stirred(folder: Path) -> mamo.Model:
     """A model with larger random weights: one of two steps says nearly the same of everything."""
     model = mamo.load(folder)
     torch.manual_seed(0)
-    for parameter in model.network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    spread_weights(model.network, least_ndim=2)
     return model
 
 
@@ -204,10 +191,10 @@ def test_what_is_not_ours_is_refused(home: Path, tmp_path: Path, monkeypatch: py
         mamo.load(folder)
     assert not (tmp_path / "executed").exists()
     vocabulary = whole["tokenizer.json"].replace(b'"circle"', b'"elcric"')
-    refused(mamo.TokenizerMismatchError, "not the one", tokenizer__json=vocabulary)
+    refused(mamo.TokenizerMismatchError, "differs from the one", tokenizer__json=vocabulary)
     cased = whole["tokenizer.json"].replace(b'"lowercase": true', b'"lowercase": false')
     assert cased != whole["tokenizer.json"]
-    refused(mamo.TokenizerMismatchError, "not the one", tokenizer__json=cased)
+    refused(mamo.TokenizerMismatchError, "differs from the one", tokenizer__json=cased)
     assert not (tmp_path / "executed").exists()
     for path in folder.iterdir():
         path.unlink()

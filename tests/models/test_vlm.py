@@ -3,15 +3,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig
 
 from mamo.models.fusion import Fusion
-from mamo.models.heads import ITMHead, MIMHead, MLMHead, MRMHead
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.text_encoder import TextEncoder
 from mamo.models.vlm import Backbone, Mamo
 from mamo.training.freezing import freeze_unused_parameters
+from tests.tiny import make_network
 
 ALL = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")
 
@@ -26,24 +26,6 @@ def backbone(image_name: str = "vit_tiny_patch16_224") -> Backbone:
     text_encoder = TextEncoder(config, 2)
     fusion = Fusion(32, 2, 4, 48, 16, image_encoder.grid, image_encoder.num_prefix_tokens, 24)
     return Backbone(image_encoder, text_encoder, fusion, itc_width=12)
-
-
-def mamo(body: Backbone, *losses: str, mim_blocks: int = 0) -> Mamo:
-    """A network with the heads of these losses."""
-    width = body.fusion.width
-    heads: dict[str, Any] = {}
-    for name in losses:
-        if name == "itc":
-            heads["temperature"] = nn.Parameter(torch.tensor(0.07))
-        elif name == "itm":
-            heads["itm"] = ITMHead(width)
-        elif name == "mlm":
-            heads["mlm"] = MLMHead(width, body.text_encoder.word_embeddings)
-        elif name == "mim":
-            heads["mim"] = MIMHead(width, 16, mim_blocks, body.fusion.heads)
-        else:
-            heads[name] = MRMHead(width, width)
-    return Mamo(body, heads)
 
 
 class SumTask:
@@ -108,7 +90,7 @@ def losses(network: Mamo) -> Tensor:
 )
 def test_every_parameter_gets_a_gradient(image_name: str) -> None:
     """Bug: a pooler, a pooling head or an embedding is carried along that nothing trains."""
-    network = mamo(backbone(image_name), *ALL, mim_blocks=1)
+    network = make_network(backbone(image_name), *ALL, mim_head_blocks=1)
     losses(network).backward()
     idle = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
     assert idle == []
@@ -126,7 +108,7 @@ def test_every_parameter_gets_a_gradient(image_name: str) -> None:
 )
 def test_what_the_losses_in_use_do_not_reach_is_not_trainable(used: tuple[str, ...]) -> None:
     """Bug: without some loss, a parameter stays trainable, decays towards zero and stalls distributed training."""
-    network = freeze(mamo(backbone(), *used))
+    network = freeze(make_network(backbone(), *used))
     assert all(value.grad is None for value in network.parameters())
     losses(network).backward()
     idle = [name for name, value in network.named_parameters() if value.requires_grad and value.grad is None]
@@ -139,7 +121,7 @@ def test_what_the_losses_in_use_do_not_reach_is_not_trainable(used: tuple[str, .
 
 def test_only_the_heads_asked_for_exist() -> None:
     """Bug: a head that no loss reads is stored in every checkpoint."""
-    network = mamo(backbone(), "itc", "itm")
+    network = make_network(backbone(), "itc", "itm")
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"backbone", "itm", "temperature"}
     assert network.get_head("mlm") is None
     assert network.temperature.item() == pytest.approx(0.07)
@@ -164,7 +146,7 @@ def test_features_read_class_token_or_mean_patch() -> None:
 
 def test_copies_keep_the_tied_embedding_tied() -> None:
     """Bug: after a deep copy or a reload, the MLM head decodes with embeddings of its own."""
-    network = mamo(backbone(), *ALL)
+    network = make_network(backbone(), *ALL)
     copied = copy.deepcopy(network)
     copied.load_state_dict(network.state_dict())
     for each in (network, copied):
@@ -173,7 +155,7 @@ def test_copies_keep_the_tied_embedding_tied() -> None:
 
 def test_bf16_forward_stays_close_to_fp32() -> None:
     """Bug: a scatter or a concatenation of mixed precisions fails or truncates under autocast."""
-    network = mamo(backbone(), *ALL).eval()
+    network = make_network(backbone(), *ALL).eval()
     exact = losses(network)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = losses(network)

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mamo.config.schema import RunConfig
-from mamo.data.processor import Processor
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import Scorer
 from mamo.evaluator import evaluate
@@ -32,6 +31,7 @@ from mamo.tasks.registry import load_config
 from mamo.trainer import train
 from mamo.training.run_dir import dump
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import predictor_of, spread_weights
 
 
 class Page(HTMLParser):
@@ -128,9 +128,8 @@ def test_hits_and_misses_are_marked() -> None:
 @pytest.fixture
 def predictor(tiny: Callable[..., RunConfig]) -> Predictor:
     """An untrained network of the tiny config, patches of 8 px in pictures of 16 x 16."""
-    tokenizer = scenes_tokenizer()
-    network = PretrainTask(tiny(losses={"mim_target": "pixels"}), tokenizer).network.eval()
-    return Predictor(network, Processor(tokenizer, (16, 16), 24), torch.device("cpu"))
+    task = PretrainTask(tiny(losses={"mim_target": "pixels"}), scenes_tokenizer())
+    return predictor_of(task.network.eval(), text_max_tokens=24)
 
 
 @pytest.fixture
@@ -141,8 +140,7 @@ def scorer(predictor: Predictor) -> Scorer:
 def test_the_ranking_is_by_itm_within_the_shortlist_of_itc(scorer: Scorer) -> None:
     """Bug: ITC's order shown as ITM's, a text from beyond the shortlist, the two directions exchanged."""
     torch.manual_seed(0)
-    for parameter in scorer.network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    spread_weights(scorer.network, least_ndim=2)
     n = 8
     captions = [
         f"a {colour} circle" for colour in ("red", "blue", "green", "white", "cyan", "pink", "purple", "yellow")

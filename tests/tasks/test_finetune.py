@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
@@ -18,12 +17,12 @@ from mamo.evaluator import evaluate
 from mamo.models.image_encoder import ImageEncoder
 from mamo.tasks.registry import finetune_config
 from mamo.trainer import TrainingRun, train
+from tests.tiny import ITC_AND_ITM, TWO_STEPS, write_config
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-SHORT = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}
 RETRIEVAL: dict[str, Any] = {
-    "losses": {"weights": {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}, "itm_pool_size": 4},
-    "training": {**SHORT, "batch_size_global": 8, "precision": "fp32", "device": "cpu"},
+    "losses": {"weights": ITC_AND_ITM, "itm_pool_size": 4},
+    "training": {**TWO_STEPS, "batch_size_global": 8, "precision": "fp32", "device": "cpu"},
     "evaluation": {"enabled": False},
 }
 FEW = ["evaluation.retrieval_items=6", "evaluation.probe_items=4", "evaluation.rerank_k=2"]
@@ -32,15 +31,13 @@ FEW = ["evaluation.retrieval_items=6", "evaluation.probe_items=4", "evaluation.r
 @pytest.fixture
 def parent(tiny: Callable[..., RunConfig], tmp_path: Path) -> Path:
     """A pre-trained run of two steps."""
-    train(tiny(training=SHORT, output_dir=str(tmp_path / "parent")), is_resume=False)
+    train(tiny(training=TWO_STEPS, output_dir=str(tmp_path / "parent")), is_resume=False)
     return tmp_path / "parent"
 
 
 def child_file(folder: Path, **over: Any) -> Path:
     """A fine-tuning config that writes to `child`."""
-    path = folder / "child.yaml"
-    path.write_text(yaml.safe_dump({**RETRIEVAL, "output_dir": str(folder / "child"), **over}))
-    return path
+    return write_config(folder / "child.yaml", {**RETRIEVAL, "output_dir": str(folder / "child"), **over})
 
 
 def test_a_checkpoint_goes_through_fine_tuning_and_a_protocol(parent: Path, tmp_path: Path) -> None:

@@ -21,17 +21,14 @@ from mamo.tasks.vqa.batch import ANSWERS, VqaBatch
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint
 from mamo.training.failure import NonFiniteLoss
+from tests.tiny import finetuning_values, write_config
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-SHORT = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 1}
-CHILDREN: dict[str, dict[str, Any]] = {
-    "decoder": {"task": "vqa", "vqa": {"answer_min_count": 1}},
-    "classifier": {"task": "vqa", "vqa": {"answer_min_count": 1, "head": "classifier"}},
-    "reasoning": {"task": "reasoning"},
-    "grounding": {
-        "task": "grounding",
-        "losses": {"weights": {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}, "itm_pool_size": 4},
-    },
+CHILDREN: dict[str, tuple[str, dict[str, Any]]] = {  # task and further sections
+    "decoder": ("vqa", {}),
+    "classifier": ("vqa", {"vqa": {"head": "classifier"}}),
+    "reasoning": ("reasoning", {}),
+    "grounding": ("grounding", {}),
 }
 EVALUATION = {"enabled": True, "probe_items": 6, "batch_size": 4, "rerank_k": 3, "grounding_heat": "image_encoder"}
 
@@ -40,14 +37,9 @@ def child(
     kind: str, pretrained: Path, folder: Path, *overrides: str, is_resume: bool = False, **over: Any
 ) -> RunConfig:
     """The config of a fine-tuning, as the command makes it."""
-    values = {
-        "output_dir": str(folder / kind),
-        "data": {"train_scenes": 20, "workers": 0},
-        "training": {**SHORT, "batch_size_global": 8, "precision": "fp32", "device": "cpu"},
-        "evaluation": {"enabled": False},
-    }
-    file = folder / f"{kind}.yaml"
-    file.write_text(yaml.safe_dump({**values, **CHILDREN[kind], **over}))
+    task, sections = CHILDREN[kind]
+    values = finetuning_values(task, output_dir=str(folder / kind), **sections, **over)
+    file = write_config(folder / f"{kind}.yaml", values)
     return finetune_config(file, [f"checkpoint={pretrained}", *overrides], is_resume)
 
 

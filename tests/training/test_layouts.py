@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 import mamo.trainer
+from mamo.config.values import merge
 from mamo.distributed import process_group
 from mamo.models.layers import transformer_layers
 from mamo.tasks.registry import build_task, load_config
@@ -21,42 +21,25 @@ from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint, parallel, run_dir
 from mamo.training.parallel import local_batch_sizes
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import values_of, write_config
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("student", "teacher", "queue")
-SMALL = {
-    "seed": 3,
-    "data": {"train_scenes": 50, "image_size_px": 16, "text_max_tokens": 16, "workers": 0},
-    "model": {
-        "image": {"width": 16, "depth": 1, "heads": 2, "patch_size_px": 8},
-        "text": {"width": 16, "heads": 2, "mlp_width": 32, "layers": 1},
-        "fusion_layers": 2,
-        "itc_width": 8,
-        "dropout": 0.0,
-    },
-    "losses": {"queue_size": 11, "itm_pool_size": 2, "itc_soft_target_alpha": 0.4},
-    "teacher": {"momentum": 0.9},
-    "training": {
-        "total_steps": 20,
-        "batch_size_global": 8,
-        "warmup_steps": 2,
-        "precision": "fp32",
-        "device": "cpu",
-        "checkpoint_every_steps": 10,
-        "learning_rate": 1e-3,
-    },
-    "evaluation": {"enabled": False},
-}
+SMALL = values_of(
+    data={"text_max_tokens": 16},
+    model={"fusion_layers": 2, "dropout": 0.0},
+    losses={"queue_size": 11, "itm_pool_size": 2, "itc_soft_target_alpha": 0.4},
+    teacher={"momentum": 0.9},
+    training={"total_steps": 20, "checkpoint_every_steps": 10, "learning_rate": 1e-3},
+)
 
 
 def write(folder: Path, **training: Any) -> Path:
     """The config file of a run in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {**SMALL, "output_dir": str(folder / "run"), "training": {**SMALL["training"], **training}}  # type: ignore[dict-item]
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    return folder / "config.yaml"
+    values = merge(SMALL, {"output_dir": str(folder / "run"), "training": training})
+    return write_config(folder / "config.yaml", values)
 
 
 def launch(count: int, *arguments: str | Path, **environment: str) -> list[subprocess.Popen[str]]:

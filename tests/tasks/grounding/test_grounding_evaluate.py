@@ -27,7 +27,7 @@ class Planted:
     def encode_texts(self, ids: torch.Tensor, lengths: torch.Tensor) -> EncodedTexts:
         return EncodedTexts(ids, lengths, ids)
 
-    def ground(self, images: EncodedImages, texts: EncodedTexts, rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def gradcam(self, images: EncodedImages, texts: EncodedTexts, rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return images.tokens[rows]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.nn import functional
 
 from mamo.config.schema import RunConfig
@@ -15,21 +14,13 @@ from mamo.evaluation.metrics.grounding import to_image_size, to_image_size_bicub
 from mamo.tasks.grounding import evaluate
 from mamo.tasks.registry import finetune_config
 from mamo.trainer import TrainingRun
-
-WEIGHTS = {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}
+from tests.tiny import finetuning_values, write_config
 
 
 def config(folder: Path, pretrained: Path, **data: object) -> RunConfig:
-    values = {
-        "task": "grounding",
-        "output_dir": str(folder / "run"),
-        "data": {"train_scenes": 20, "workers": 0, **data},
-        "losses": {"weights": WEIGHTS, "itm_negatives": "foils", "itm_pool_size": 4},
-        "training": {"batch_size_global": 8, "total_steps": 2, "warmup_steps": 1, "precision": "fp32", "device": "cpu"},
-        "evaluation": {"enabled": False},
-    }
-    file = folder / "grounding.yaml"
-    file.write_text(yaml.safe_dump(values))
+    losses = {"itm_negatives": "foils"}
+    values = finetuning_values("grounding", output_dir=str(folder / "run"), data=data, losses=losses)
+    file = write_config(folder / "grounding.yaml", values)
     return finetune_config(file, [f"checkpoint={pretrained}"], is_resume=False)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -20,40 +19,24 @@ from mamo.tasks.registry import build_config, build_task, finetune_config, load_
 from mamo.trainer import TrainingRun, train
 from mamo.training import run_dir
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import config_of, finetuning_values, write_config
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 CONFIGS = Path(__file__).parents[3] / "configs"
-MLIM: dict[str, Any] = {
-    "task": "mlim",
-    "model": {"text": {"width": 32, "heads": 2, "mlp_width": 64, "layers": 1}, "embedder_layers": 3, "dropout": 0.1},
-    "masking": {"mode": "modality_aware", "image_ratio": 0.8, "text_ratio": 0.8},
-    "losses": {
-        "weights": {"itc": 0, "itm": 1, "mlm": 1, "mim": 0, "mrm_image": 0, "mrm_text": 0, "recon": 1},
-        "itm_pool_size": 4,
-    },
-}
-BASE = {
-    "seed": 3,
-    "data": {"train_scenes": 50, "image_size_px": 16, "text_max_tokens": 24, "workers": 0},
-    "training": {
-        "total_steps": 6, "checkpoint_every_steps": 3, "batch_size_global": 8, "warmup_steps": 1,
-        "learning_rate": 1e-3, "precision": "fp32", "device": "cpu",
-    },
-    "evaluation": {"enabled": True, "probe_items": 12, "batch_size": 5},
-}  # fmt: skip
+TRAINING = {"total_steps": 6, "checkpoint_every_steps": 3, "warmup_steps": 1, "learning_rate": 1e-3}
+EVALUATION = {"enabled": True, "probe_items": 12, "batch_size": 5}
 
 
 def mlim(folder: Path, **over: Any) -> RunConfig:
     """A pre-training of MLIM."""
-    return build_config(merge(merge({**BASE, "output_dir": str(folder)}, MLIM), over))
+    sections = {"output_dir": str(folder), "training": TRAINING, "evaluation": EVALUATION}
+    return config_of("mlim", **merge(sections, over))
 
 
 def matching(folder: Path, parent: Path, *overrides: str, is_resume: bool = False) -> RunConfig:
     """Its fine-tuning, as the command makes it."""
-    values = {**BASE, "task": "matching", "output_dir": str(folder)}
-    values["data"] = {"train_scenes": 20, "workers": 0}
-    file = folder.parent / "matching.yaml"
-    file.write_text(yaml.safe_dump(values))
+    sections = {"output_dir": str(folder), "training": TRAINING, "evaluation": EVALUATION}
+    file = write_config(folder.parent / "matching.yaml", finetuning_values("matching", **sections))
     return finetune_config(file, [f"checkpoint={parent}", *overrides], is_resume)
 
 

@@ -11,9 +11,9 @@ from mamo.data.pairs import Sample, hash_id
 from mamo.models.vlm import Backbone
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.tasks.pretrain.task import PretrainTask
-from mamo.tasks.registry import build_config
 from mamo.training.freezing import freeze_unused_parameters
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import config_of
 
 LOSS_NAMES = ("itc", "itm", "mlm", "mim", "mrm_image", "mrm_text")
 
@@ -40,21 +40,19 @@ def tiny(
     names: tuple[str, ...] = LOSS_NAMES, mode: str = "alternate", fusion_type: str = "concat", **losses: Any
 ) -> RunConfig:
     weights = {name: float(name in names) for name in LOSS_NAMES}
-    return build_config(
-        {
-            "output_dir": "unused",
-            "data": {"image_size_px": 24},
-            "model": {
-                "image": {"width": 24, "depth": 2, "heads": 2, "patch_size_px": 8},
-                "text": {"width": 16, "heads": 2, "mlp_width": 32, "layers": 1},
-                "fusion_layers": 2,
-                "fusion_type": fusion_type,
-                "itc_width": 8,
-            },
-            "masking": {"mode": mode, "image_ratio": 0.6, "text_ratio": 0.3},
-            "losses": {"weights": weights, "itm_pool_size": 4, **losses},
-            "training": {"batch_size_global": B, "total_steps": 100},
-        }
+    return config_of(
+        data={"image_size_px": 24},
+        model={
+            "image": {"width": 24, "depth": 2},
+            "text": {"width": 16, "mlp_width": 32},
+            "fusion_layers": 2,
+            "fusion_type": fusion_type,
+            "itc_width": 8,
+            "dropout": 0.0,
+        },
+        masking={"mode": mode, "image_ratio": 0.6, "text_ratio": 0.3},
+        losses={"weights": weights, "queue_size": 0, "itm_pool_size": 4, **losses},
+        training={"batch_size_global": B, "total_steps": 100, "warmup_steps": 0},
     )
 
 

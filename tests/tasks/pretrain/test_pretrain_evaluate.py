@@ -9,20 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import BertConfig
 
 from mamo.config.schema import EvaluationConfig
-from mamo.data.processor import Processor
 from mamo.evaluation.metrics.statements import read_scores
-from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, Scorer
 from mamo.explain import image_grad_cam, occlusion
 from mamo.models.cross_fusion import CrossFusion
-from mamo.models.fusion import Fusion
-from mamo.models.heads import ITMHead, MLMHead
-from mamo.models.image_encoder import ImageEncoder
-from mamo.models.text_encoder import TextEncoder
-from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.pretrain.evaluate import _gallery, _retrieval_in_folds, evaluate_pretrained
 from mamo.tasks.registry import build_config
 from mamo.tasks.sources import load_tokenizer
@@ -32,6 +24,7 @@ from mamo.world.probes import PROBES, probe_items
 from mamo.world.referring import expressions
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld, near_duplicate
+from tests.tiny import make_backbone, make_network, predictor_of, spread_weights
 
 CPU = torch.device("cpu")
 TOKENIZER = load_tokenizer("scenes")
@@ -46,36 +39,9 @@ def config_of(data=None, **evaluation):
     return build_config({"output_dir": "unused", "data": data, "evaluation": {**sizes, **evaluation}})
 
 
-def predictor_of(network):
-    return Predictor(network, Processor(TOKENIZER, (16, 16), 48), CPU)
-
-
-def heads_of(names, backbone):
-    """Heads as the losses make them."""
-    make = {
-        "itc": lambda: ("temperature", nn.Parameter(torch.tensor(0.07))),
-        "itm": lambda: ("itm", ITMHead(backbone.fusion.width)),
-        "mlm": lambda: ("mlm", MLMHead(backbone.fusion.width, backbone.text_encoder.word_embeddings)),
-    }
-    return dict(make[name]() for name in names)
-
-
 def tiny_network(*names):
-    torch.manual_seed(0)
-    image_encoder = ImageEncoder("vit_tiny_patch16_224", (16, 16), patch_size_px=8, width=16, depth=1, heads=2)
-    bert = BertConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=16,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=48,
-    )
-    text_encoder = TextEncoder(bert, 1)
-    fusion = Fusion(16, 2, 2, 32, 16, image_encoder.grid, image_encoder.num_prefix_tokens, 16, dropout=0.5)
-    backbone = Backbone(image_encoder, text_encoder, fusion, 8)
-    network = Mamo(backbone, heads_of(names or ("itc", "itm", "mlm"), backbone))
-    for parameter in network.parameters():  # far from the small start, where all scores are nearly equal
-        nn.init.normal_(parameter, std=0.3)
+    network = make_network(make_backbone(dropout=0.5), *(names or ("itc", "itm", "mlm")))
+    spread_weights(network)
     return network
 
 
@@ -116,8 +82,7 @@ def test_reranking_the_whole_gallery_equals_scoring_all_pairs():
 def cross_network():
     network = tiny_network()
     network.backbone.fusion = CrossFusion(16, 2, 2, 32, image_width=16, grid=(2, 2), num_prefix_tokens=1, dropout=0.5)
-    for parameter in network.backbone.fusion.parameters():
-        nn.init.normal_(parameter, std=0.3)
+    spread_weights(network.backbone.fusion)
     return network
 
 
@@ -345,8 +310,8 @@ def test_a_heat_on_the_object_grounds_it(monkeypatch, heat_from):
             assert torch.equal(images[image_row].permute(1, 2, 0), torch.from_numpy(render(scene, (height, width))))
         return oracle(self, images, texts, image_indices, text_rows)
 
-    monkeypatch.setattr(Scorer, "ground", oracle)
-    monkeypatch.setattr(Scorer, "ground_pixels", pixel_oracle)
+    monkeypatch.setattr(Scorer, "gradcam", oracle)
+    monkeypatch.setattr(Scorer, "pixel_heatmaps", pixel_oracle)
     network = tiny_network().eval()
     metrics = evaluate_pretrained(predictor_of(network), config)
     assert metrics["grounding/pointing"] == metrics["grounding/upper_bound"] == 100

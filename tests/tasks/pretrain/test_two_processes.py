@@ -13,23 +13,16 @@ from torch import Tensor
 from mamo.data.pairs import Sample, hash_id
 from mamo.distributed import all_reduce_sum, rank, world_size
 from mamo.tasks.pretrain.task import PretrainTask
-from mamo.tasks.registry import build_config
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import config_of
 
 IMAGE_IDS = (0, 1, 2, 2, 3, 4, 0, 5)  # images 0 and 2 twice, image 0 once in each half
 CAPTIONS = (
     "a red circle", "two circles", "one", "a green triangle left of a small red square",
     "two circles", "a large blue square above a small green circle", "three", "one small yellow circle",
 )  # fmt: skip
-CONFIG = {
-    "output_dir": "unused",
-    "data": {"image_size_px": 16},
-    "model": {
-        "image": {"width": 16, "depth": 1, "heads": 2, "patch_size_px": 8},
-        "text": {"width": 16, "heads": 2, "mlp_width": 32, "layers": 1},
-        "fusion_layers": 1,
-        "itc_width": 8,
-    },
+CONFIG: dict[str, Any] = {
+    "model": {"dropout": 0.0},
     "losses": {"itm_pool_size": 2, "queue_size": 11, "itc_soft_target_alpha": 0.4},
     "teacher": {"momentum": 0.6},
     "training": {"batch_size_global": 8, "total_steps": 10, "warmup_steps": 0},
@@ -38,7 +31,7 @@ CONFIG = {
 
 def two_steps() -> dict[str, Tensor]:
     """Losses, gradients, teacher and queue of two steps; in each, this process sees its share of the batch."""
-    task = PretrainTask(build_config(CONFIG), scenes_tokenizer())
+    task = PretrainTask(config_of(**CONFIG), scenes_tokenizer())
     for module in task.modules().values():
         module.double()
     images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))

@@ -4,35 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig
 
-from mamo.data.processor import Processor
 from mamo.data.records import ReasoningRecord
 from mamo.evaluation.metrics.statements import read_scores
-from mamo.evaluation.predictor import Predictor
-from mamo.models.fusion import Fusion
-from mamo.models.image_encoder import ImageEncoder
-from mamo.models.text_encoder import TextEncoder
-from mamo.models.vlm import Backbone
 from mamo.tasks.reasoning.evaluate import judgement_metrics, predict_reasoning, write_logits
 from mamo.tasks.reasoning.head import ReasoningHead
 from mamo.tasks.reasoning.network import ReasoningNetwork
-from mamo.world.vocabulary import scenes_tokenizer
-
-TOKENIZER = scenes_tokenizer()
+from tests.tiny import make_backbone, predictor_of, spread_weights
 
 
 def network() -> ReasoningNetwork:
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_attention_heads=2, intermediate_size=48)
-    image = ImageEncoder("vit_tiny_patch16_224", (16, 16), patch_size_px=8, width=32, depth=1, heads=2)
-    fusion = Fusion(
-        32, 1, 2, 48, image_width=32, grid=image.grid, num_prefix_tokens=image.num_prefix_tokens, text_width=32
-    )
-    whole = ReasoningNetwork(Backbone(image, TextEncoder(config, 1), fusion, 16), ReasoningHead(fusion, 1)).eval()
-    for parameter in [*fusion.parameters(), *whole.pair.parameters()]:
-        torch.nn.init.normal_(parameter, std=0.3)
-    return whole
+    backbone = make_backbone(width=32, fusion_layers=1)
+    pair = ReasoningHead(backbone.fusion, 1)
+    spread_weights(backbone.fusion, pair)
+    return ReasoningNetwork(backbone, pair).eval()
 
 
 def records() -> list[ReasoningRecord]:
@@ -51,7 +36,7 @@ def picture(name: str) -> torch.Tensor:
 @torch.inference_mode()
 def test_judgements_do_not_depend_on_batches() -> None:
     """Bug: left and right of another statement, or an image shared by two statements given to one of them alone."""
-    predictor = Predictor(network(), Processor(TOKENIZER, (16, 16), 20), torch.device("cpu"))
+    predictor = predictor_of(network(), text_max_tokens=20)
     alone = predict_reasoning(predictor, records(), picture, 1)
     together = predict_reasoning(predictor, records()[::-1], picture, 4)
     assert alone == pytest.approx(together, abs=1e-4)

@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig
 
-from mamo.data.processor import Processor
 from mamo.data.records import VqaRecord
-from mamo.evaluation.predictor import Predictor
-from mamo.models.fusion import Fusion
-from mamo.models.image_encoder import ImageEncoder
-from mamo.models.text_encoder import TextEncoder
-from mamo.models.vlm import Backbone
 from mamo.tasks.vqa.evaluate import (
     Answerer,
     AnswerList,
@@ -26,6 +19,7 @@ from mamo.tasks.vqa.evaluate import (
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder
 from mamo.tasks.vqa.network import VqaNetwork
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import make_backbone, predictor_of, spread_weights
 
 TOKENIZER = scenes_tokenizer()
 ANSWERS = ["red", "yes", "no", "small", "small red circle", "small blue circle", "3", "yellow square", "yellow"]
@@ -34,18 +28,11 @@ PHRASES = ["small red circle", "small blue circle", "large red", "large blue", "
 
 
 def network(head: str = "decoder") -> VqaNetwork:
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_attention_heads=2, intermediate_size=48)
-    image = ImageEncoder("vit_tiny_patch16_224", (16, 16), patch_size_px=8, width=32, depth=1, heads=2)
-    text = TextEncoder(config, 1)
-    fusion = Fusion(
-        32, 2, 2, 48, image_width=32, grid=image.grid, num_prefix_tokens=image.num_prefix_tokens, text_width=32
-    )
-    made = AnswerDecoder(fusion, text) if head == "decoder" else AnswerClassifier(32, len(ANSWERS))
-    whole = VqaNetwork(Backbone(image, text, fusion, 16), made).eval()
-    for parameter in [*fusion.parameters(), *made.parameters()]:
-        torch.nn.init.normal_(parameter, std=0.4)
-    return whole
+    backbone = make_backbone(width=32)
+    fusion = backbone.fusion
+    made = AnswerDecoder(fusion, backbone.text_encoder) if head == "decoder" else AnswerClassifier(32, len(ANSWERS))
+    spread_weights(fusion, made, std=0.4)
+    return VqaNetwork(backbone, made).eval()
 
 
 @torch.inference_mode()
@@ -88,7 +75,7 @@ def picture(name: str) -> torch.Tensor:
 @pytest.mark.parametrize("head", ["decoder", "classifier"])
 def test_answers_do_not_depend_on_batches_and_blank_images_tell_nothing(head: str) -> None:
     """Bug: answers go to other questions, an image to another question, or the prior still sees the image."""
-    answerer = Answerer(Predictor(network(head), Processor(TOKENIZER, (16, 16), 20), CPU), ANSWERS, 4)
+    answerer = Answerer(predictor_of(network(head), text_max_tokens=20), ANSWERS, 4)
     seen: list[torch.Tensor] = []
     answerer.network.backbone.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
