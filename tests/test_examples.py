@@ -83,17 +83,19 @@ def main_evaluate(run: Path) -> dict:
 
 @pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_trainable_tensor_of_an_example_moves(name: str, folder: Path, tmp_path: Path) -> None:
+def test_every_trainable_tensor_of_an_example_learns(name: str, folder: Path, tmp_path: Path) -> None:
     """Bug: an extension whose parameters are frozen or forgotten by the optimizer, with no line that says so (P11)."""
     file = folder / f"{name}.yaml"
     add_folder_of(file)
-    overrides = [f"output_dir={tmp_path / name}", "training.device=cpu", "data.workers=0", "training.warmup_steps=0"]
-    run = TrainingRun(load_config(file, overrides))
-    before = {key: value.clone() for key, value in run.task.network.named_parameters()}
+    run = TrainingRun(load_config(file, [f"output_dir={tmp_path / name}", "training.device=cpu", "data.workers=0"]))
     loop = run.dry_run_loop("fp32", tmp_path)
-    loop.step(run.example_batch(run.config.training.batch_size_global), 0)
+    loop.backward(run.example_batch(run.config.training.batch_size_global), 0)
     trainable = {key: value for key, value in run.task.network.named_parameters() if value.requires_grad}
-    assert [key for key, value in trainable.items() if torch.equal(value, before[key])] == []
+    # what is added to all scores alike leaves their differences and the softmax over keys as they are
+    dead = ("fusion.layers.0.norm2.bias",) if name == "ranking" else ()
+    assert [k for k, v in trainable.items() if not v.grad.any() and not k.endswith(("key.bias", *dead))] == []
+    optimized = {id(value) for group in run.optimizer.param_groups for value in group["params"]}
+    assert optimized == {id(value) for value in trainable.values()}
     own = {"filip": "filip.image.weight", "ranking": "rank.weight", "convnext_tower": "backbone.image_encoder.colour"}
     own["prenorm_text"] = "backbone.text_encoder.positions"
     assert own.get(name, "backbone.fusion.mask_token") in trainable

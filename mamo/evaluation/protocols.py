@@ -163,9 +163,12 @@ def protocol_of(config: RunConfig, scenes_name: str) -> str:
 
     Args:
         config: of the run.
-        scenes_name: last part of the task's protocols in the embedded world.
+        scenes_name: last part of the task's protocols in the embedded world; empty for a task without any, whose
+            evaluations are named by the task and the source of its data.
     """
     data = config.data
+    if not scenes_name:
+        return f"{config.task}-{data.source}"
     if data.source == "records":
         return f"records-{config.task}"
     if data.source == "pairs":
@@ -222,9 +225,6 @@ def check_lineage(protocol: str, lineage: Sequence[Mapping[str, Any]]) -> str:
 
 def split_of(protocol: str, config: RunConfig) -> str:
     """Return the evaluated split: the stem of a public data set's file (val, testA, ...), else the protocol's split."""
-    base = PROTOCOLS.get(protocol) or next(p for name, p in PROTOCOLS.items() if protocol.startswith(f"{name}-"))
-    return (
-        base.split
-        if config.data.eval_file is None or base.split.startswith("all")
-        else Path(config.data.eval_file).stem
-    )
+    names = [name for name in PROTOCOLS if protocol == name or protocol.startswith(f"{name}-")]
+    split = PROTOCOLS[names[0]].split if names else "test"
+    return split if config.data.eval_file is None or split.startswith("all") else Path(config.data.eval_file).stem

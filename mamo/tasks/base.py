@@ -152,6 +152,6 @@ class Task(ABC):
         """Name the image encoder, for the network's card."""
         return str(getattr(self.image_encoder, "name", type(self.image_encoder).__name__))
 
-    @abstractmethod
     def describe_scorer(self) -> str:
         """Say in words how an item is scored."""
+        return self.config.task

@@ -16,15 +16,10 @@ from mamo.world.datasets import ScenePairs
 
 
 class RankingSettings(Section):
-    """Settings of the task."""
-
     margin: float = 0.0
 
 
 class RankingConfig(MamoConfig):
-    """Config of the task: what every task reads, and a section of its own."""
-
-    task: str = "ranking:CaptionRanking"
     ranking: RankingSettings = RankingSettings()
 
 
@@ -36,16 +31,16 @@ class CaptionRanking(Task):
     def __init__(self, config, tokenizer, stored=None):
         super().__init__(config, tokenizer, stored)
         backbone = build_backbone(config, len(tokenizer), tokenizer.pad_token_id)
-        self.network = Mamo(backbone, {"rank": nn.Linear(backbone.fusion.width, 1)})
+        self.network = Mamo(backbone, {"rank": nn.Linear(backbone.fusion.width, 1, bias=False)})
         self.weights, self.unit, self.unit_key = {"rank": 1.0}, 2, "training.micro_batch_size"
-        sizes = config.data.text_max_tokens, MaskingConfig(), backbone.image_encoder.grid, 2
-        self.collator = PairCollator(tokenizer, *sizes, config.seed)
+        grid, length = backbone.image_encoder.grid, config.data.text_max_tokens
+        self.collator = PairCollator(tokenizer, length, MaskingConfig(), grid, 2, config.seed)
 
     def train_dataset(self):
         return pair_dataset(self.config)
 
     def gap(self, network, batch):
-        """Return score of each pair minus that of its image with the neighbour's caption, float32 [B]."""
+        """Return score of each pair minus its image's with the neighbour's caption, float32 [B]."""
         body, other = network.backbone, torch.arange(len(batch), device=batch.image.device) ^ 1
         image, text = body.image_encoder(batch.image), body.text_encoder(batch.input_ids, batch.is_valid)
         cls = body.fusion.text_positions(torch.zeros(len(batch), 1, dtype=torch.int64, device=image.device))
@@ -54,15 +49,11 @@ class CaptionRanking(Task):
         return (network.rank(true) - network.rank(false))[:, 0].float()
 
     def losses(self, batch, targets, start):
-        gap, n_global = self.gap(self.network, batch), self.config.training.batch_size_global
-        loss = functional.softplus(self.config.ranking.margin - gap).sum() / n_global
-        return {"rank": loss}, {"rank_accuracy": (gap > 0).sum() / n_global}
+        gap, n = self.gap(self.network, batch), self.config.training.batch_size_global
+        return {"rank": functional.softplus(self.config.ranking.margin - gap).sum() / n}, {"acc": (gap > 0).sum() / n}
 
     def evaluate(self, predictor, folder):
-        size, data = self.config.evaluation.probe_items // 2 * 2, self.config.data
-        batch = collate_range(ScenePairs(data, "test", size), self.collator, range(size)).to(predictor.device)
+        pairs = ScenePairs(self.config.data, "test", self.config.evaluation.probe_items // 2 * 2)
+        batch = collate_range(pairs, self.collator, range(len(pairs))).to(predictor.device)
         with eval_mode(predictor.network):
             return {"ranking/accuracy": 100 * (self.gap(predictor.network, batch) > 0).float().mean().item()}
-
-    def describe_scorer(self):
-        return "scalar head"
