@@ -194,7 +194,7 @@ def test_tokens_of_a_gallery_are_not_kept(
 def main() -> None:
     """One of the two processes."""
     folder, ports = Path(sys.argv[1]), sys.argv[2:]
-    mamo.trainer.plot_curves = lambda output_dir: None
+    mamo.trainer.plot_curves = lambda *_: None
     mamo.trainer.write_run_report = lambda run, loop: None
     os.environ["MASTER_PORT"] = ports[0]
     train(load_config(folder / "config.yaml"), is_resume=False)

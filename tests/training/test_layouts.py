@@ -239,7 +239,7 @@ def main() -> None:
         Tensor.float = Tensor.double  # type: ignore[method-assign, assignment]
         in_float64(config_file)
     else:
-        mamo.trainer.plot_curves = lambda output_dir: None
+        mamo.trainer.plot_curves = lambda *_: None
         train(load_config(config_file), is_resume=False)
 
 

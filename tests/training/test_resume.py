@@ -262,7 +262,7 @@ def test_a_start_killed_before_its_first_checkpoint_resumes(tiny: Callable[..., 
 def main() -> None:
     """The child process of several threads: a whole run, a broken and resumed one, one that is left broken."""
     logging.basicConfig(level=logging.INFO)
-    mamo.trainer.plot_curves = lambda output_dir: None
+    mamo.trainer.plot_curves = lambda *_: None
     whole, broken, moved = (load_config(Path(name)) for name in sys.argv[1:])
     train(whole, is_resume=False)
     for config in (broken, moved):
