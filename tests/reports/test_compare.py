@@ -14,8 +14,10 @@ import torch
 from timm.models.vision_transformer import init_weights_vit_timm
 
 from mamo import trainer
-from mamo.reports.compare import PACE, WINDOW, band, compare_runs, running_mean
+from mamo.reports import curves
+from mamo.reports.compare import PACE, PATIENCE, WINDOW, band, compare_runs, running_mean
 from mamo.tasks.pretrain import task as pretrain_task
+from mamo.tasks.registry import load_config
 
 ROOT = Path(__file__).parents[2]
 T = 300
@@ -140,6 +142,36 @@ def test_several_seeds_widen_and_narrow_the_band(tmp_path: Path) -> None:
     run = write(tmp_path / "run", rows(7, shifted(12.0, "loss/mim")))
     assert compare_runs(run, close / "seed-0").deviations == ()
     assert compare_runs(run, close).deviations[0].metric == "loss/mim"
+
+
+def test_the_green_band_is_the_one_that_runs_are_compared_with(
+    tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: curves.png draws another band, or another line in it, than `compare_runs` judges a run by."""
+    from matplotlib.axes import Axes
+
+    drawn: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    areas: list[tuple[Axes, Any]] = []
+    monkeypatch.setattr(Axes, "fill_between", lambda axis, *area, **style: areas.append((axis, area)))
+    monkeypatch.setattr(curves, "CLONE", tmp_path)
+    late = write(tmp_path / "run", rows(5, lambda n, s, v: v * 3 if n == "loss/mlm" and s >= 100 else v))
+    reference = tmp_path / "configs/reference/recipe"
+    for seed, folder in enumerate((reference, reference / "second", late)):
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder != late:
+            write(folder, rows(seed))
+        (folder / "config.yaml").write_text(tiny_file(output_dir=folder.name).read_text())
+    curves.plot_curves(late, load_config)
+    drawn = {axis.get_title(): area for axis, area in areas}
+    line = {axis.get_title(): axis.lines[-1].get_ydata() for axis, _ in areas}
+    _, low, high = drawn["loss/mlm"]
+    outside = (line["loss/mlm"] < low) | (line["loss/mlm"] > high)
+    (deviation,) = compare_runs(late, reference).deviations
+    first = 1 + int(np.argmax([outside[k : k + PATIENCE].all() for k in range(T)]))
+    assert (deviation.metric, deviation.step) == ("loss/mlm", first)
+    for name in ("loss/itc", "gradient_norm"):
+        _, low, high = drawn[name]
+        assert ((low <= line[name]) & (line[name] <= high)).all()
 
 
 def test_an_unfinished_run_and_differing_settings(reference: Path, tmp_path: Path) -> None:
