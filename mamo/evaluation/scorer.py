@@ -248,9 +248,8 @@ class Scorer:
         """
         fusion = self.network.backbone.fusion
         for group, used, place in self.by_image(image_indices, texts.lengths[text_rows]):
-            visible = images.visible_of(used)
-            visible = None if visible is None else visible.to(self.device)
-            embedded = fusion.embed_image(images.tokens_of(used).to(self.device), visible)
+            tokens, visible = images.tokens_of(used).to(self.device), images.visible_of(used)
+            embedded = fusion.embed_image(tokens, *(() if visible is None else (visible.to(self.device),)))
             for part, longest in self._by_length(texts.lengths[text_rows[group]]):
                 rows = text_rows[group[part]]
                 text, is_valid = texts.tokens[rows, :longest], _is_valid(texts.lengths[rows], longest)
