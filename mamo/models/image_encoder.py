@@ -4,6 +4,7 @@ Legend: B batch, H height and W width in pixels, P patches, D width, A heads, S 
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -143,8 +144,7 @@ def _check(
         near = difflib.get_close_matches(name, timm.list_models("*vit*"), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"image encoder {name!r} is not a timm model{hint}")
-    with torch.device("meta"):
-        vit: Any = timm.create_model(name, num_classes=0)
+    vit = _meta_model(name)
     reason = _why_refused(vit)
     if reason is not None:
         raise ValueError(
@@ -165,6 +165,13 @@ def _check(
     heads = heads or vit.blocks[0].attn.num_heads
     if (width or vit.embed_dim) % heads != 0:
         raise ValueError(f"image encoder width {width or vit.embed_dim} is not a multiple of its {heads} heads")
+
+
+@functools.cache
+def _meta_model(name: str) -> Any:
+    """Build a timm model that holds no memory, of which sizes are read. Building one takes half a second."""
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
 
 
 def _why_refused(vit: Any) -> str | None:

@@ -92,7 +92,7 @@ def test_each_image_is_embedded_once_for_all_its_pairs():
     pictures, captions = scenes_of(config, 6)
     embedded = []
     original = network.backbone.fusion.embed_image
-    network.backbone.fusion.embed_image = lambda tokens: embedded.append(len(tokens)) or original(tokens)
+    network.backbone.fusion.embed_image = lambda tokens, *rest: embedded.append(len(tokens)) or original(tokens, *rest)
     with torch.inference_mode():
         scorer = Scorer(predictor_of(network), batch_size=4)
         images = scorer.encode_images([torch.stack(pictures)])
@@ -220,7 +220,7 @@ class PlantedBackbone:
     def text_feature(self, tokens):
         return nn.functional.one_hot(tokens[:, 0, 0].long(), self.n_features).float()
 
-    def embed_image(self, tokens):
+    def embed_image(self, tokens, visible=None):
         return tokens
 
     def embed_text(self, tokens, is_valid):
