@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mamo.config.values import Values
-
 Class = TypeVar("Class")
 
 
@@ -91,7 +89,7 @@ def import_class(path: str, parent: type[Class], key: str) -> type[Class]:
     return found
 
 
-def validate_settings(settings_type: type[BaseModel] | None, values: Values, key: str) -> Any:
+def validate_settings(settings_type: type[BaseModel] | None, values: dict[str, Any], key: str) -> Any:
     """Validate the settings of a named class.
 
     Args:

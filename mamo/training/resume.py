@@ -74,7 +74,7 @@ def inherit_from_checkpoint(
         ValueError: `values` have a `model`; and as `build` does.
     """
     if "model" in values:
-        raise ValueError(f"{origin}: model: is the checkpoint's; take it out")
+        raise ValueError(f"{origin}: model: not allowed here, it comes from the checkpoint; remove the section")
     sizes = {key: stored["data"][key] for key in ("image_size_px", "text_max_tokens")}
     return build(merge({"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}, values), origin)
 
