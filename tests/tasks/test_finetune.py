@@ -113,7 +113,11 @@ def test_mistakes_are_told(parent: Path, tmp_path: Path) -> None:
     for over, overrides, message in (
         ({}, [], "name where to start from: checkpoint="),
         ({}, [f"checkpoint={tmp_path / 'absent'}"], "no checkpoint found"),
-        ({"model": {"preset": "small"}}, [f"checkpoint={parent}"], "model: not allowed here, it comes from the checkpoint"),
+        (
+            {"model": {"preset": "small"}},
+            [f"checkpoint={parent}"],
+            "model: not allowed here, it comes from the checkpoint",
+        ),
         ({}, [f"checkpoint={parent}", "losses.wieghts.itm=1"], "did you mean `weights`"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -30,7 +30,7 @@ NAMES = ("student", "teacher", "queue")
 SMALL = values_of(
     data={"text_max_tokens": 16},
     model={"fusion_layers": 2, "dropout": 0.0},
-    losses={"queue_size": 11, "itm_pool_size": 2, "itc_soft_target_alpha": 0.4},
+    losses={"queue_size": 11, "itm_pool_size": 2, "itc_soft_target_alpha": 0.4, "mlm_soft_target_alpha": 0.4},
     teacher={"momentum": 0.9},
     training={"total_steps": 20, "checkpoint_every_steps": 10, "learning_rate": 1e-3},
 )
