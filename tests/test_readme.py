@@ -26,6 +26,8 @@ from mamo.world.export import Layout, export_scenes
 from mamo.world.scene import SceneWorld, Split
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.timeout(2400)
+"""Some forty commands run before the first of these tests."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = {file.relative_to(ROOT): file.read_text(encoding="utf-8") for file in readmes(ROOT)}
 PARTS = TEXTS[Path("mamo/README.md")].partition("## The parts in a loop of your own\n")[2].partition("\n## ")[0]
@@ -62,7 +64,7 @@ def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     start = {"mamo": ["mamo"], "torchrun": ["torch.distributed.run", "--standalone"]}[program]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     words = [sys.executable, "-m", *start, *words]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def first_failure(lines: list[str], folder: Path) -> str | None:
