@@ -44,7 +44,7 @@ def build_wheel(folder: Path, *options: str) -> Path:
     """Build the wheel of the files that git tracks, in `folder`."""
     source = folder / "source"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
-    for name in filter(None, listed.stdout.split("\0")):
+    for name in (name for name in listed.stdout.split("\0") if (ROOT / name).is_file()):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", *options, "-w", str(folder), str(source)]

@@ -60,7 +60,9 @@ def test_a_full_disk_does_not_hide_which_loss_it_was(
     tiny: Callable[..., RunConfig], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: writing what reproduces the failure fails, and that error alone is told."""
-    monkeypatch.setattr("mamo.tasks.pretrain.task.mim_loss", lambda *given: torch.tensor(torch.nan, requires_grad=True))
+    monkeypatch.setattr(
+        "mamo.tasks.pretrain.losses.mim_loss", lambda *given: torch.tensor(torch.nan, requires_grad=True)
+    )
 
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
@@ -75,7 +77,7 @@ def test_a_loss_that_overflows_later_reproduces_to_the_bit(
     tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: the batch of another step, weights of after the step, or other dropout stand in the file."""
-    seen: list[dict[str, torch.Tensor]] = []
+    seen: list[dict[str, torch.Tensor]] = []  # first of the dry pass that freezes unused parameters
     losses = PretrainTask.losses
 
     def overflowing(
@@ -83,7 +85,7 @@ def test_a_loss_that_overflows_later_reproduces_to_the_bit(
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         found, metrics = losses(task, batch, targets, start)  # type: ignore[arg-type]
         seen.append({name: value.detach().clone() for name, value in found.items()})
-        return ({**found, "mlm": found["mlm"] * torch.inf} if len(seen) == 4 else found), metrics
+        return ({**found, "mlm": found["mlm"] * torch.inf} if len(seen) == 5 else found), metrics
 
     monkeypatch.setattr(PretrainTask, "losses", overflowing)
     config = tiny(training={"total_steps": 6, "checkpoint_every_steps": 2})
@@ -92,7 +94,7 @@ def test_a_loss_that_overflows_later_reproduces_to_the_bit(
     monkeypatch.undo()
     folder = tmp_path / "run" / "non-finite" / "step-0000004"
     again = reproduced(folder)
-    assert {name: again[f"loss/{name}"].item() for name in seen[3]} == {n: v.item() for n, v in seen[3].items()}
+    assert {name: again[f"loss/{name}"].item() for name in seen[4]} == {n: v.item() for n, v in seen[4].items()}
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
     assert checkpoint.resolve(tmp_path / "run").name == "step-0000002"
