@@ -63,10 +63,11 @@ def fill(text: str, root: Path) -> str:
 
 
 def readmes(root: Path) -> list[Path]:
-    """List the Markdown files that people write; the reports of the studies are generated whole."""
+    """List the Markdown files that people write; reports of studies and model cards are generated whole."""
     folders = ("mamo", "configs", "scripts", "tests", ".github")
     found = [root / "README.md", *(file for folder in folders for file in (root / folder).rglob("*.md"))]
-    return sorted(file for file in found if root / STUDIES / "results" not in file.parents)
+    generated = {root / STUDIES / "results", root / "tests/fixtures/version_0_1/exported"}
+    return sorted(file for file in found if not generated & set(file.parents))
 
 
 def results_table(root: Path) -> str:
