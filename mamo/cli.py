@@ -32,6 +32,9 @@ COMMANDS = (
 )  # fmt: skip
 """Each is a module of `mamo.commands` with `main(argv, prog) -> exit code or None`."""
 MISTAKE = 2
+SPIN_COUNT = "10000"
+"""Rounds of a loop in which an idle OpenMP thread waits before it sleeps. PyTorch's default is without end: beside one
+other busy program the training steps then take many times as long."""
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -68,6 +71,7 @@ def run(main: Callable[[], int | None]) -> None:
 
     Only rank 0 logs at level INFO. Set the environment variable `MAMO_TRACEBACK=1` to see the traceback of a mistake.
     """
+    _limit_spinning()
     level = logging.INFO if is_first_rank() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     code, message = _outcome(main)
@@ -77,6 +81,12 @@ def run(main: Callable[[], int | None]) -> None:
     _discard_unwritable_output()
     if code:
         sys.exit(code)
+
+
+def _limit_spinning() -> None:
+    """Make idle OpenMP threads sleep, unless the user chose otherwise; OpenMP reads this when PyTorch is imported."""
+    if not any(name.startswith(("GOMP_", "KMP_")) or name == "OMP_WAIT_POLICY" for name in os.environ):
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def _outcome(main: Callable[[], int | None]) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mamo.config.schema import RunConfig
 from mamo.config.shipped import find_config
@@ -13,7 +12,7 @@ from mamo.tasks.sources import load_tokenizer
 from mamo.trainer import train as run_training
 from mamo.training.run_dir import Tracker
 
-ConfigLike = str | Path | Mapping[str, Any] | RunConfig
+ConfigLike = str | Path | Mapping[str, object] | RunConfig
 """A config file or the name of a shipped one of pre-training, its values as a dict, or a validated config."""
 
 

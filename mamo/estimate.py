@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mamo.config.schema import RunConfig
+from mamo.config.values import Values
+from mamo.data.collate import Batch
 from mamo.trainer import TrainingRun, resolve_auto_settings
 from mamo.training.loop import Loop
 
@@ -152,7 +153,13 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Values | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         known = {storage._cdata for storage in _storages((args, kwargs))}
         result = function(*args, **kwargs)
@@ -169,7 +176,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self.sizes.pop(key)
 
 
-def _storages(values: Any) -> list[torch.UntypedStorage]:
+def _storages(values: object) -> list[torch.UntypedStorage]:
     return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
@@ -190,6 +197,6 @@ def memory_bytes(run: TrainingRun, micro_batch: int) -> dict[str, int]:
     }
 
 
-def batch_bytes(batch: Any) -> int:
+def batch_bytes(batch: Batch) -> int:
     """Return bytes of a batch as the loader hands it over."""
     return sum(tensor.numel() * tensor.element_size() for tensor in batch.tensors().values())

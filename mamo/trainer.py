@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
+from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
 from mamo.data.loader import collate_range, loader_errors, make_loader
 from mamo.data.processor import Processor
@@ -43,7 +44,7 @@ from mamo.tasks.sources import load_tokenizer
 from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_dir
 from mamo.training.freezing import freeze_unused_parameters
-from mamo.training.loop import Loop
+from mamo.training.loop import Evaluate, Loop
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import apply_compile_and_checkpointing, local_batch_sizes
@@ -146,7 +147,7 @@ class TrainingRun:
                 logger.info("teacher: a copy of the student, %s has none", folder)
         self.ancestry = read_lineage(folder)
 
-    def batches(self, start_step: int, workers: int) -> Iterator[Any]:
+    def batches(self, start_step: int, workers: int) -> Iterator[Batch]:
         """Return the training batches from `start_step` on, loaded by this many processes (0: by this one)."""
         training = self.config.training
         sampler = StepSampler(
@@ -162,9 +163,10 @@ class TrainingRun:
         )
         yield from make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
 
-    def example_batch(self, size: int) -> Any:
+    def example_batch(self, size: int) -> Batch:
         """Return the first `size` samples, for timing and counting."""
-        return collate_range(self.source, self.collator, [i % len(self.source) for i in range(size)])
+        batch: Batch = collate_range(self.source, self.collator, [i % len(self.source) for i in range(size)])
+        return batch
 
     def trivial_losses(self) -> dict[str, float]:
         """Compute the losses of a predictor that ignores its input."""
@@ -356,7 +358,7 @@ def load_checkpoint(run: TrainingRun) -> int:
     return step
 
 
-def make_evaluator(run: TrainingRun, loop: Loop) -> Any:
+def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
     """Return a function that evaluates after a step and appends the result to `results.json`."""
 
     def evaluate(step: int) -> None:

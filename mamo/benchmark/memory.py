@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -23,7 +23,7 @@ from mamo.training.async_writer import AsyncWriter
 Result = TypeVar("Result")
 
 
-def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
+def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
     """Run `function(*arguments)`, both importable by name, in a new process with as many threads as this one."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:

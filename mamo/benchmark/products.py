@@ -7,7 +7,6 @@ interpreter.
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +27,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: Counter[tuple[Any, tuple[Any, ...]]] = Counter()
+        self.calls: Counter[tuple[torch._ops.OpOverload, tuple[object, ...]]] = Counter()
         self.operations = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Values | None = None
-    ) -> Any:
+        self, func: torch._ops.OpOverload, types: object, args: tuple[object, ...] = (), kwargs: Values | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func._overloadpacket not in flop_registry:
             with self:
@@ -61,7 +60,7 @@ class Products:
             work()
         self.operations = recorder.operations
         self.calls = recorder.calls
-        self._repeats: dict[Any, int] = {}
+        self._repeats: dict[object, int] = {}
 
     def seconds(self) -> float:
         """Measure the seconds of each recorded product by itself, now, and return the sum."""
@@ -77,14 +76,14 @@ class Products:
         return total
 
 
-def _described(argument: Any) -> Any:
+def _described(argument: object) -> object:
     """Describe an argument as a hashable value from which `_made` makes an equal one; contents do not matter."""
     if isinstance(argument, Tensor):
         return Tensor, tuple(argument.shape), argument.stride(), argument.dtype
     return (list, *argument) if isinstance(argument, list) else argument
 
 
-def _made(described: Any, device: torch.device) -> Any:
+def _made(described: object, device: torch.device) -> object:
     if not isinstance(described, tuple):
         return described
     if described[0] is list:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mamo.benchmark.cases import Case, build_case, has_peer_shapes
 from mamo.benchmark.products import Products
@@ -165,7 +166,7 @@ def timing_modules(
     parts: Mapping[str, list[nn.Module]], device: torch.device, spent: dict[str, float]
 ) -> Iterator[None]:
     """Collect in `spent` the seconds of `NAME_forward` and `NAME_backward` of each part within the block."""
-    handles: list[Any] = []
+    handles: list[RemovableHandle] = []
     started: dict[str, float] = {}
 
     def start(key: str) -> Callable[..., None]:

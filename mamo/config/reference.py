@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -90,7 +90,7 @@ def _type_name(field: FieldInfo) -> str:
     return " ".join([_name_of(field.annotation), ", ".join(limits)]).strip()
 
 
-def _name_of(kind: Any) -> str:
+def _name_of(kind: object) -> str:
     if get_origin(kind) is Annotated:
         return _name_of(get_args(kind)[0])
     if get_origin(kind) is Literal:
@@ -101,8 +101,11 @@ def _name_of(kind: Any) -> str:
         return f"list of {_name_of(get_args(kind)[0])}"
     if get_origin(kind) in (UnionType, Union):
         return " or ".join(_name_of(part) for part in get_args(kind))
-    return {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null"}[kind]
+    names: dict[object, str] = {
+        str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null",
+    }  # fmt: skip
+    return names[kind]
 
 
-def _as_yaml(value: Any) -> str:
+def _as_yaml(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

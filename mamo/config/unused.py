@@ -124,7 +124,7 @@ def _difference(values: Values, defaults: Values) -> Values:
     return found
 
 
-def _holds(value: Any, unused: Any) -> bool:
+def _holds(value: object, unused: object) -> bool:
     """Say whether a value, or each value of a section, is the unused one."""
     if isinstance(value, dict) and isinstance(unused, dict):
         return all(key in unused and _holds(inner, unused[key]) for key, inner in value.items())

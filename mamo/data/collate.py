@@ -26,6 +26,8 @@ class Batch:
     """uint8 [B, 3, H, W], or [B, I, 3, H, W] with several images a sample."""
     sample_id: Tensor
     """int64 [B], indices in the data set."""
+    is_valid: Tensor
+    """bool [B, L], False at padding; [B, 2, L] with two texts a sample."""
     skipped: tuple[str, ...]
     """One line for each bad sample that was replaced."""
 

@@ -7,13 +7,13 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mamo.data.collate import sample_rng
+from mamo.data.collate import Batch, sample_rng
 from mamo.data.images import BadSampleError
 from mamo.data.sampler import StepSampler
 
@@ -41,6 +41,20 @@ class SampleDataset(Protocol):
 
     def dataset_names(self) -> list[str]:
         """Return the names of the data sets that the samples come from, where known."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch, covariant=True)
+
+
+class Collator(Protocol[BatchT]):
+    """Makes a batch of samples, in the loader's processes."""
+
+    seed: int
+    """Of the run."""
+
+    def __call__(self, drawn: Sequence[tuple[int, Any]]) -> BatchT:
+        """Collate [(epoch, sample)]."""
         ...
 
 
@@ -73,8 +87,8 @@ def _kill_workers() -> None:
 
 
 def make_loader(
-    dataset: SampleDataset, collator: Any, sampler: StepSampler, workers: int, pin_memory: bool
-) -> DataLoader[Any]:
+    dataset: SampleDataset, collator: Collator[Batch], sampler: StepSampler, workers: int, pin_memory: bool
+) -> DataLoader[tuple[int, Any]]:
     """Build the loader of `dataset` in the sampler's order. The batches do not depend on `workers`."""
     if workers:
         atexit.unregister(_kill_workers)  # register once for all loaders
@@ -129,6 +143,6 @@ def loader_errors(workers: int) -> Iterator[None]:
         ) from None
 
 
-def collate_range(dataset: SampleDataset, collator: Any, indices: Sequence[int]) -> Any:
+def collate_range(dataset: SampleDataset, collator: Collator[BatchT], indices: Sequence[int]) -> BatchT:
     """Load the samples `indices` (epoch 0) and collate them to one batch."""
     return collator([(0, dataset.load(i, sample_rng(collator.seed, 0, i, LOAD_STREAM))) for i in indices])

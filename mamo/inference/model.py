@@ -373,7 +373,7 @@ def model_of(
     return Model(predictor, config, card, assets)
 
 
-def _check_list(what: str, values: Any, least: int = 1) -> None:
+def _check_list(what: str, values: Sequence[object], least: int = 1) -> None:
     """Raise ValueError for a single image or text, for values without a length, and for fewer than `least`."""
     is_list = hasattr(values, "__len__") and hasattr(values, "__getitem__") and not isinstance(values, str)
     if not is_list or len(values) < least:

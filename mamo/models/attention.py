@@ -3,8 +3,6 @@
 Legend: B batch, A heads, R queries, S keys, d width of a head.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -72,7 +70,7 @@ def _for_bert(
     value: Tensor,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
-    **unused: Any,
+    **unused: object,
 ) -> tuple[Tensor, None]:
     """Adapt `attention` to the signature and output layout ([B, R, A, d]) that transformers expects."""
     return attend(query, key, value, attention_mask, dropout).transpose(1, 2).contiguous(), None

@@ -174,7 +174,7 @@ def _meta_model(name: str) -> Any:
         return timm.create_model(name, num_classes=0)
 
 
-def _why_refused(vit: Any) -> str | None:
+def _why_refused(vit: nn.Module) -> str | None:
     """Return the reason why a timm model is not supported, or None."""
     if not isinstance(vit, VisionTransformer):
         return f"it is a {type(vit).__name__}"

@@ -18,7 +18,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -294,7 +293,7 @@ def _result_deviations(run: Path, references: Sequence[Path]) -> list[Deviation]
     return deviations
 
 
-def _last_results(folder: Path) -> tuple[tuple[Any, ...], dict[str, float]] | None:
+def _last_results(folder: Path) -> tuple[tuple[object, ...], dict[str, float]] | None:
     try:
         evaluations = read_evaluations(folder)
         last = evaluations[-1] if evaluations else None

@@ -4,7 +4,7 @@ import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from mamo.reports.compare import (
 )
 from mamo.training.resume import RESUME_MAY_CHANGE
 from mamo.training.run_dir import CONFIG, CURVES, METRICS, read_evaluations, read_jsonl
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANELS = 4
 """Panels a row."""
@@ -135,7 +139,7 @@ def plot_evaluations(output_dir: Path) -> bytes | None:
     return found.getvalue()
 
 
-def _panels(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def _panels(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple["Figure", np.ndarray]:
     """Create a figure without a window and its axes [n_rows, n_columns]."""
     from matplotlib.figure import Figure  # imported here, as it slows the start of every command
 
@@ -143,7 +147,7 @@ def _panels(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Any
     return figure, figure.subplots(n_rows, n_columns, squeeze=False)
 
 
-def _draw_group(axis: Any, group: str, names: Sequence[str], evaluations: Sequence[Mapping[str, Any]]) -> None:
+def _draw_group(axis: "Axes", group: str, names: Sequence[str], evaluations: Sequence[Values]) -> None:
     """Draw one panel: percent against the step; the legend is ordered by the last value, highest first."""
     from matplotlib import colormaps  # imported here, as in `_panels`
 
@@ -152,14 +156,16 @@ def _draw_group(axis: Any, group: str, names: Sequence[str], evaluations: Sequen
     leaves = list(dict.fromkeys(leaf for stem, leaf in parts.values() if stem))
     steps = [entry["step"] for entry in evaluations]
     colours = colormaps["tab10"]
+    last: list[float] = []
     for name, (stem, leaf) in parts.items():
         hue = hues.index(stem or leaf)
         dashes = DASHES[(leaves.index(leaf) if stem else hue // colours.N) % len(DASHES)]
         values = [entry["metrics"].get(name, np.nan) for entry in evaluations]
         label = name.removeprefix(f"{group}/").replace("_", " ")
         axis.plot(steps, values, dashes, color=colours(hue % colours.N), marker="o", markersize=3, label=label)
+        last.append(float(np.nan_to_num(values[-1])))
     lines, labels = axis.get_legend_handles_labels()
-    order = sorted(range(len(lines)), key=lambda k: -np.nan_to_num(lines[k].get_ydata()[-1]))
+    order = sorted(range(len(lines)), key=lambda k: -last[k])
     axis.legend(
         [lines[k] for k in order], [labels[k] for k in order], fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
     )

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mamo.config.schema import RunConfig
 from mamo.evaluator import evaluate
@@ -123,7 +122,7 @@ def table_of(results: Mapping[str, Mapping[str, float]], rows: Sequence[Row]) ->
         baselines = ", ".join(f"`{name}` {tuned[name]:.1f}" for name in row.baselines)
         for metric in row.metrics:
             removed = errors_removed(tuned[metric], scratch[metric])
-            numbers: list[Any] = [row.target, tuned[metric], scratch[metric], removed]
+            numbers: list[object] = [row.target, tuned[metric], scratch[metric], removed]
             shown = [f"{number:.1f}" for number in numbers]
             before = f"{zero_shot[metric]:.1f}" if metric in zero_shot else "—"
             lines.append((row.task, f"`{metric}`", *shown, before, baselines))

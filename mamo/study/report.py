@@ -5,9 +5,9 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mamo.study.results import Row
@@ -163,7 +163,7 @@ def draw(study: Study, finished: list[tuple[Trial, Row]], to: Path) -> None:
     figure.savefig(to, dpi=110, metadata={"Software": None})
 
 
-def _draw_dots(axis: Any, values: Values, baseline: str, with_names: bool) -> None:
+def _draw_dots(axis: Axes, values: Values, baseline: str, with_names: bool) -> None:
     for height, (name, by_seed) in enumerate(values.items()):
         if not by_seed:
             continue
@@ -182,7 +182,7 @@ def _draw_dots(axis: Any, values: Values, baseline: str, with_names: bool) -> No
     axis.grid(alpha=0.25, axis="x")
 
 
-def _draw_map(axis: Any, study: Study, values: Values) -> None:
+def _draw_map(axis: Axes, study: Study, values: Values) -> None:
     (down, rows), (across, columns) = study.file.grid.items()
     means = np.full((len(rows), len(columns)), np.nan)
     for by_seed, place in zip(values.values(), np.ndindex(means.shape)):  # variants are in the grid's order

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mamo.config.values import Values
 from mamo.study.spec import Trial, changed_settings
@@ -79,7 +78,7 @@ def _last_losses(run_folder: Path, window: int = 20) -> dict[str, float]:
     return {name.removeprefix("loss/"): round(sum(row[name] for row in rows) / len(rows), 4) for name in names}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Values:
+def _flat(values: Mapping[str, object], prefix: str = "") -> Values:
     flat: Values = {}
     for key, value in values.items():
         if key != "output_dir":

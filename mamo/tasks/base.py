@@ -3,17 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
+from typing_extensions import TypeVar
 
 from mamo.config.schema import RunConfig
-from mamo.data.loader import SampleDataset
+from mamo.data.collate import Batch
+from mamo.data.loader import Collator, SampleDataset
 from mamo.evaluation.predictor import Predictor
 
+BatchT = TypeVar("BatchT", bound=Batch, default=Any)
+"""The batch of a task."""
+TargetsT = TypeVar("TargetsT", default=Any)
+"""Values that its losses are compared with; None without any."""
 
-class Task(ABC):
+
+class Task(ABC, Generic[BatchT, TargetsT]):
     """One task: its network, data, losses, evaluation and report.
 
     A task lies in its own folder and is named in `mamo.tasks.registry`, or in a config by its import path. The
@@ -36,7 +43,7 @@ class Task(ABC):
     """Whether `mamo.load` and `save_pretrained` take its network."""
     config: RunConfig
     network: Any
-    collator: Any
+    collator: Collator[BatchT]
     weights: dict[str, float]
     assets: Mapping[str, str] = {}
     unit: int = 1
@@ -76,11 +83,11 @@ class Task(ABC):
             new: names of the parameters that it lacks.
         """
 
-    def trivial_losses(self, batch: Any) -> dict[str, float]:
+    def trivial_losses(self, batch: BatchT) -> dict[str, float]:
         """Return `loss/NAME` of a predictor that ignores its input, by name (ITC: log N)."""
         return {}
 
-    def compute_targets(self, batch: Any, micro_batch_size: int, step: int) -> tuple[Any, dict[str, Tensor]]:
+    def compute_targets(self, batch: BatchT, micro_batch_size: int, step: int) -> tuple[TargetsT, dict[str, Tensor]]:
         """Compute, without gradient, what the losses of one optimizer step are compared with.
 
         Args:
@@ -91,10 +98,10 @@ class Task(ABC):
         Returns:
             Targets for `losses`, and metrics.
         """
-        return None, {}
+        return None, {}  # type: ignore[return-value]
 
     @abstractmethod
-    def losses(self, batch: Any, targets: Any, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def losses(self, batch: BatchT, targets: TargetsT, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute the unweighted losses and metrics of one micro-batch, both as shares of the global batch.
 
         Args:
@@ -103,7 +110,7 @@ class Task(ABC):
             start: position of the first sample.
         """
 
-    def on_optimizer_step(self, batch: Any, targets: Any, step: int) -> None:
+    def on_optimizer_step(self, batch: BatchT, targets: TargetsT, step: int) -> None:
         """Update the state that follows the weights, as a teacher and a queue, once an optimizer step."""
 
     # ---- evaluation -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ Legend: B batch.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from pydantic import BaseModel
@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import BaseMaskingConfig
 from mamo.config.values import Values
+from mamo.data.collate import Batch
 from mamo.distributed import all_reduce_sum
-from mamo.tasks.base import Task
+from mamo.tasks.base import BatchT, Task
 
 Views = dict[str, Tensor]
 """Tensors [B, ...] by name."""
@@ -60,7 +61,7 @@ def schedule_stages(stages: Sequence[Stage], wanted: Iterable[str]) -> Schedule:
     return tuple(reversed(chosen))
 
 
-def compute_views(network: Any, batch: Any, schedule: Schedule) -> Views:
+def compute_views(network: nn.Module, batch: Batch, schedule: Schedule) -> Views:
     """Run the stages of a schedule."""
     views: Views = {}
     for stage, wanted in schedule:
@@ -81,10 +82,10 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(Generic[BatchT]):
     """One micro-batch: samples `start` to `start + len(batch)` of this process's batch."""
 
-    batch: Any
+    batch: BatchT
     start: int
     views: Views
     """The student's."""
@@ -92,7 +93,11 @@ class Part:
     """The teacher's, of the same samples."""
 
 
-class Loss(ABC):
+LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
+"""The share of the global loss, float [], and metrics by name."""
+
+
+class Loss(ABC, Generic[BatchT]):
     """One term of an objective. It holds settings, no parameters: those are heads of the network.
 
     Attributes:
@@ -125,11 +130,11 @@ class Loss(ABC):
     def check(self, world_size: int) -> None:
         """Raise ValueError where the loss does not work with so many processes."""
 
-    def count(self, batch: Any) -> Tensor | int:
+    def count(self, batch: BatchT) -> Tensor | int:
         """Count this process's terms of the sum; the default is one a sample."""
         return len(batch)
 
-    def prepare(self, task: Any, views: Views, batch: Any, step: int) -> Any:
+    def prepare(self, task: Any, views: Views, batch: BatchT, step: int) -> Any:
         """Compute, once a step and without gradient, what `__call__` gets as `fixed`.
 
         Args:
@@ -141,7 +146,7 @@ class Loss(ABC):
         return None
 
     @abstractmethod
-    def __call__(self, network: Any, part: Part, n_global: Tensor, fixed: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Any, part: Part[BatchT], n_global: Tensor, fixed: Any) -> LossAndMetrics:
         """Compute the share of the global loss, float [], and of its metrics.
 
         Args:
@@ -154,20 +159,20 @@ class Loss(ABC):
     def after_step(self, task: Any, fixed: Any) -> None:
         """Update the state that belongs to the loss, once an optimizer step."""
 
-    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: Any) -> float | None:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: BatchT) -> float | None:
         """Return the loss of a predictor that ignores its input; None where it has no fixed value."""
         return None
 
 
-class ObjectiveTask(Task):
+class ObjectiveTask(Task[BatchT, Targets]):
     """A task whose objective is a weighted sum of `Loss` objects over views of one network."""
 
-    active: tuple[Loss, ...]
+    active: tuple[Loss[BatchT], ...]
     """The losses whose weight is not 0, in the order of their passes."""
     schedule: Schedule
     """The student's stages."""
 
-    def use_losses(self, active: Sequence[Loss], weights: dict[str, float], stages: Sequence[Stage]) -> None:
+    def use_losses(self, active: Sequence[Loss[BatchT]], weights: dict[str, float], stages: Sequence[Stage]) -> None:
         """Take the losses and plan the student's stages.
 
         Args:
@@ -189,27 +194,27 @@ class ObjectiveTask(Task):
         self.weights = {name: weight for name, weight in self.weights.items() if name in kept}
         self.schedule = self.schedule_of(self.active)
 
-    def schedule_of(self, losses: Sequence[Loss]) -> Schedule:
+    def schedule_of(self, losses: Sequence[Loss[BatchT]]) -> Schedule:
         """Plan the student's stages for some of the losses."""
         return schedule_stages(self.stages, [name for loss in losses for name in loss.reads])
 
-    def count_terms(self, batch: Any) -> dict[str, Tensor]:
+    def count_terms(self, batch: BatchT) -> dict[str, Tensor]:
         """Count the terms of each loss over the global batch, int64 [], in one all-reduce; at least 1."""
         device = batch.image.device
         local = [torch.as_tensor(loss.count(batch), device=device).long() for loss in self.active]
         return dict(zip((loss.name for loss in self.active), all_reduce_sum(torch.stack(local)).clamp(min=1)))
 
-    def prepare_losses(self, views: Views, batch: Any, step: int) -> Targets:
+    def prepare_losses(self, views: Views, batch: BatchT, step: int) -> Targets:
         """Complete the teacher's views to the targets of a step."""
         counts = self.count_terms(batch)
         return Targets(views, counts, {loss.name: loss.prepare(self, views, batch, step) for loss in self.active})
 
     @torch.no_grad()
-    def compute_targets(self, batch: Any, micro_batch_size: int, step: int) -> tuple[Targets, dict[str, Tensor]]:
+    def compute_targets(self, batch: BatchT, micro_batch_size: int, step: int) -> tuple[Targets, dict[str, Tensor]]:
         """See `Task`; without a teacher there are only counts."""
         return self.prepare_losses({}, batch, step), {}
 
-    def losses(self, batch: Any, targets: Targets, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def losses(self, batch: BatchT, targets: Targets, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `Task`."""
         rows = {name: value[start : start + len(batch)] for name, value in targets.views.items()}
         part = Part(batch, start, compute_views(self.network, batch, self.schedule), rows)
@@ -221,12 +226,12 @@ class ObjectiveTask(Task):
             metrics |= more
         return losses, metrics
 
-    def on_optimizer_step(self, batch: Any, targets: Targets, step: int) -> None:
+    def on_optimizer_step(self, batch: BatchT, targets: Targets, step: int) -> None:
         """See `Task`."""
         for loss in self.active:
             loss.after_step(self, targets.fixed[loss.name])
 
-    def trivial_losses(self, batch: Any) -> dict[str, float]:
+    def trivial_losses(self, batch: BatchT) -> dict[str, float]:
         """See `Task`."""
         found = {f"loss/{loss.name}": loss.trivial(self.tokenizer, batch) for loss in self.active}
         return {name: value for name, value in found.items() if value is not None}

@@ -15,7 +15,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -100,7 +99,7 @@ def save(
     output_dir: Path,
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
+    state: Mapping[str, object],
     files: Mapping[str, Path],
     kept: int,
 ) -> Path:
@@ -134,7 +133,7 @@ def save(
 
 
 def write_folder(
-    target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], files: Mapping[str, Path]
+    target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object], files: Mapping[str, Path]
 ) -> None:
     """Write a checkpoint folder so that it appears under its name complete or not at all.
 
@@ -158,7 +157,7 @@ def write_folder(
 
 
 def _write_files(
-    temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], files: Mapping[str, Path]
+    temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object], files: Mapping[str, Path]
 ) -> None:
     for name, values in tensors.items():
         save_file(dict(values), temporary / f"{name}.safetensors")

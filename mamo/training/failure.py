@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from mamo.data.collate import Batch
 from mamo.distributed import all_gather_object, rank
 from mamo.training.checkpoint import snapshot, write_folder
 
@@ -24,7 +24,7 @@ class NonFiniteLoss(ValueError):
 
 
 def dump_failing_batch(
-    output_dir: Path, step: int, modules: Mapping[str, nn.Module], batch: Any, files: Mapping[str, Path]
+    output_dir: Path, step: int, modules: Mapping[str, nn.Module], batch: Batch, files: Mapping[str, Path]
 ) -> Path:
     """Save the batch (as `batch.safetensors`) and all weights, in the layout of a checkpoint.
 

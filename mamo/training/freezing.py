@@ -1,14 +1,16 @@
 """Freeze the parameters that no loss reaches."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+
+from mamo.data.collate import Batch
 
 if TYPE_CHECKING:
     from mamo.tasks.base import Task  # below the tasks: for annotations
 
 
-def freeze_unused_parameters(task: "Task", batch: Any) -> str:
+def freeze_unused_parameters(task: "Task", batch: Batch) -> str:
     """Run one backward pass and freeze every parameter that gets no gradient.
 
     Backbones are alike whatever the losses, so that one task can start from another's. What no loss of this task

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mamo.config.schema import RunConfig
+from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
 from mamo.distributed import all_gather_object, all_reduce_sum, rank, world_size
 from mamo.training import checkpoint
@@ -47,7 +48,7 @@ class Loop:
         device: torch.device,
         output_dir: Path,
         trackers: list[Tracker],
-        checkpoint_state: Mapping[str, Any],
+        checkpoint_state: Mapping[str, object],
         checkpoint_files: Mapping[str, Path],
         alarms: LossMonitor,
         bad_samples: BadSamplePolicy,
@@ -77,7 +78,7 @@ class Loop:
         elif world_size() > 1:
             self.strategy = DDP(self.config, self.task)
 
-    def run(self, batches: Iterable[Any], start_step: int, evaluate: "Evaluate | None") -> None:
+    def run(self, batches: Iterable[Batch], start_step: int, evaluate: "Evaluate | None") -> None:
         """Train. `batches` begins with the batch of step `start_step`.
 
         Raises:
@@ -117,7 +118,7 @@ class Loop:
             if log is not None:
                 log.close()
 
-    def step(self, batch: Any, step: int) -> dict[str, float]:
+    def step(self, batch: Batch, step: int) -> dict[str, float]:
         """Take one optimizer step on one batch; return the step's metrics as plain numbers."""
         learning_rate = learning_rate_at(self.config.training, step)
         for group in self.optimizer.param_groups:
@@ -138,7 +139,7 @@ class Loop:
         weights = {f"weight/{name}": weight for name, weight in self.task.weights.items()}
         return {**numbers, **weights, "learning_rate": learning_rate}
 
-    def backward(self, batch: Any, step: int) -> tuple[Any, dict[str, Tensor]]:
+    def backward(self, batch: Batch, step: int) -> tuple[Any, dict[str, Tensor]]:
         """Compute the gradients of the weighted sum of losses over micro-batches and processes; move no state.
 
         Returns:
@@ -181,7 +182,7 @@ class Loop:
             arguments = (self.output_dir, step, tensors, state, self.checkpoint_files, kept)
             writing.start(functools.partial(checkpoint.save, *arguments))
 
-    def _agree(self, batch: Any, is_terminated: bool) -> bool:
+    def _agree(self, batch: Batch, is_terminated: bool) -> bool:
         """Count what all processes loaded, as bad samples have one budget; whether any of them got SIGTERM."""
         counts = all_gather_object((len(batch), batch.skipped, is_terminated))
         for n_samples, skipped, _ in counts:

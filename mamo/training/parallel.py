@@ -102,7 +102,7 @@ def apply_compile_and_checkpointing(training: TrainingConfig, modules: Mapping[s
                 layer.forward = functools.partial(_checkpointed, layer.forward)
 
 
-def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: Any) -> Any:
+def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(*arguments, **options)
     return checkpoint(forward, *arguments, use_reentrant=False, **options)
@@ -129,7 +129,7 @@ class SingleProcess:
         """Sum what the engine did not."""
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[Any]:
+    def evaluating(self) -> Iterator[nn.Module]:
         """Yield the whole network in the run's precision; every process must enter."""
         with self.precision_context():
             yield self.task.network
@@ -138,12 +138,12 @@ class SingleProcess:
 class ForwardRedirect(nn.Module):
     """A method of the task as the forward pass of the module whose weights it reads: where DDP and FSDP set in."""
 
-    def __init__(self, module: nn.Module, method: Callable[..., Any]) -> None:
+    def __init__(self, module: nn.Module, method: Callable[..., object]) -> None:
         super().__init__()
         self.module = module
         self.method = method
 
-    def forward(self, *arguments: Any) -> Any:
+    def forward(self, *arguments: object) -> object:
         """Call the method."""
         return self.method(*arguments)
 
@@ -183,7 +183,7 @@ class FSDP(SingleProcess):
         self.whole = copy.deepcopy(task.network).to("cpu")  # to evaluate
         for layer in forward_layers(self.whole):
             vars(layer).pop("forward", None)
-        names = {parameter: name for name, parameter in task.network.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in task.network.named_parameters()}
         self.student = ForwardRedirect(task.network, task.losses)
         self._shard(self.student)
         self.losses = self.student
@@ -222,7 +222,7 @@ class FSDP(SingleProcess):
             scalar.grad = all_reduce_sum(scalar.grad)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[Any]:
+    def evaluating(self) -> Iterator[nn.Module]:
         """Yield the whole network in the run's precision; every process must enter."""
         tensors = {
             name: value.full_tensor() if isinstance(value, DTensor) else value
@@ -239,7 +239,7 @@ class FSDP(SingleProcess):
 
 
 def _move_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[Any, str], sharded: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], sharded: Mapping[str, nn.Parameter]
 ) -> None:
     """Let the optimizer move the sharded parameters, its state split like them."""
     for group in optimizer.param_groups:

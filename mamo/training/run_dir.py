@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -167,7 +167,7 @@ class JsonlWriter:
         self.path = path
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
-    def write(self, values: Mapping[str, Any]) -> None:
+    def write(self, values: Mapping[str, object]) -> None:
         """Append one object."""
         with add_path_to_oserror(self.path):
             self.file.write(json.dumps(values) + "\n")

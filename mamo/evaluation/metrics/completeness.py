@@ -1,13 +1,13 @@
 """Check that predictions cover exactly the items of a split."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Key = TypeVar("Key", int, str)
 
 
 def check_predictions(
-    task: str, item: str, predictions: Mapping[Key, Any], truth: Mapping[Key, Any], key_prefix: str = ""
+    task: str, item: str, predictions: Mapping[Key, object], truth: Mapping[Key, object], key_prefix: str = ""
 ) -> None:
     """Raise ValueError, naming the first, for an item without prediction, a prediction without item, or no items.
 

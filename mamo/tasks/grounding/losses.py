@@ -4,7 +4,6 @@ Legend: B batch, L text tokens.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -14,6 +13,7 @@ from mamo.models.vlm import Mamo
 from mamo.tasks.grounding.batch import ExpressionBatch
 from mamo.tasks.grounding.config import GroundingConfig
 from mamo.tasks.objective import Stage, Views
+from mamo.tasks.pretrain.batch import PairBatch
 from mamo.tasks.pretrain.losses import Itm
 
 
@@ -46,10 +46,10 @@ class FoilItm(Itm):
         fused = fusion(torch.cat([views["whole"], views["whole"]]), both, is_valid, output_positions=cls)
         return {"itm_cls": fused[:, 0], "itm_is_valid": torch.ones(2 * n, dtype=torch.bool, device=text.device)}
 
-    def count(self, batch: Any) -> int:
+    def count(self, batch: PairBatch) -> int:
         """Count two pairs a sample."""
         return 2 * len(batch)
 
-    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: Any) -> float:
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: PairBatch) -> float:
         """Return log 2."""
         return math.log(2)

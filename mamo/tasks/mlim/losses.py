@@ -16,7 +16,7 @@ from mamo.models.heads import ITMHead, MLMHead
 from mamo.tasks.mlim.batch import MlimBatch
 from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.network import ImageDecoder, Mlim, SingleStream
-from mamo.tasks.objective import Loss, Part, Stage, Views
+from mamo.tasks.objective import Loss, LossAndMetrics, Part, Stage, Views
 from mamo.training.monitors import word_entropy
 
 Heads = dict[str, nn.Module | nn.Parameter]
@@ -34,7 +34,7 @@ def _masked_stream(network: Mlim, batch: MlimBatch, views: Views, wanted: frozen
     return {"patches": fused[:, : stream.n_patches], "words": fused[:, stream.n_patches :]}
 
 
-class MlimMlm(Loss):
+class MlimMlm(Loss[MlimBatch]):
     """Predict masked words."""
 
     name = "mlm"
@@ -48,9 +48,9 @@ class MlimMlm(Loss):
         """Count the masked words."""
         return batch.is_masked_word.sum()
 
-    def __call__(self, network: Mlim, part: Part, n_global: Tensor, fixed: None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Mlim, part: Part[MlimBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the cross-entropy and the accuracy."""
-        batch: MlimBatch = part.batch
+        batch = part.batch
         labels = batch.input_ids[batch.is_masked_word]
         logits = network.mlm(part.views["words"][batch.is_masked_word])
         accuracy = (logits.argmax(dim=1) == labels).sum() / n_global
@@ -61,7 +61,7 @@ class MlimMlm(Loss):
         return word_entropy(tokenizer, batch.input_ids, batch.is_valid)
 
 
-class Recon(Loss):
+class Recon(Loss[MlimBatch]):
     """Rebuild pixels from the patches' outputs; `losses.recon_area` says which count."""
 
     name = "recon"
@@ -83,16 +83,16 @@ class Recon(Loss):
             n_patches = torch.full_like(n_patches, batch.is_masked_patch.numel())
         return n_patches * (height * width // batch.is_masked_patch.shape[1])
 
-    def __call__(self, network: Mlim, part: Part, n_global: Tensor, fixed: None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Mlim, part: Part[MlimBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the squared error."""
-        batch: MlimBatch = part.batch
+        batch = part.batch
         is_counted = None
         if self.counts_masked_only:
             is_counted = batch.is_masked_patch.view(-1, *network.backbone.embedder.grid)
         return recon_loss(network.recon(part.views["patches"]), batch.image.float() / 255, is_counted, n_global), {}
 
 
-class RandomItm(Loss):
+class RandomItm(Loss[MlimBatch]):
     """Match each image, unmasked, with its text and with a random other text of its pool: no ITC ranks them."""
 
     name = "itm"
@@ -130,7 +130,7 @@ class RandomItm(Loss):
         """Count the pairs: a sample whose whole pool matches it has no negative."""
         return len(batch) + (~self._pool_positives(batch).all(dim=2)).sum()
 
-    def __call__(self, network: Mlim, part: Part, n_global: Tensor, fixed: None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Mlim, part: Part[MlimBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the two-class cross-entropy and the accuracy."""
         logits, is_valid = network.itm(part.views["itm_cls"]), part.views["itm_is_valid"]
         is_match = torch.arange(len(logits), device=logits.device) < len(part.batch)

@@ -19,7 +19,7 @@ from mamo.tasks.mlim.network import ItemPairHead, Mlim, PixelEmbedder, build_sin
 from mamo.training.monitors import class_entropy
 
 
-class MatchingTask(Task):
+class MatchingTask(Task[ListingBatch, None]):
     """Same item or not; the one loss is `match`."""
 
     config_type = MatchingConfig

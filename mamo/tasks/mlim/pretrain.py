@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mamo.data.loader import SampleDataset
 from mamo.evaluation.predictor import Predictor
-from mamo.tasks.mlim.batch import MlimCollator
+from mamo.tasks.mlim.batch import MlimBatch, MlimCollator
 from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.evaluate import evaluate_mlim, reconstructions
 from mamo.tasks.mlim.losses import MlimMlm, RandomItm, Recon, masked_stage
@@ -18,7 +18,7 @@ LOSSES: tuple[type[Loss], ...] = (MlimMlm, Recon, RandomItm)
 """In the order of their passes."""
 
 
-class MlimTask(ObjectiveTask):
+class MlimTask(ObjectiveTask[MlimBatch]):
     """One masked pass for MLM and RECON and, where ITM is on, a clean one of twice the samples."""
 
     config_type = MlimConfig

@@ -20,7 +20,7 @@ from mamo.losses.mrm import mrm_loss
 from mamo.models.fusion import index_rows
 from mamo.models.heads import ITMHead, MIMHead, MLMHead, MRMHead
 from mamo.models.vlm import Backbone, Mamo
-from mamo.tasks.objective import Loss, Part, Stage, Views
+from mamo.tasks.objective import Loss, LossAndMetrics, Part, Stage, Views
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.training.monitors import ITM_CLASS_PRIOR, word_entropy
@@ -58,7 +58,7 @@ def temperature_of(network: Mamo, config: PretrainConfig) -> Tensor:
     return torch.tensor(config.losses.temperature) if learned is None else learned
 
 
-class Itc(Loss):
+class Itc(Loss[PairBatch]):
     """Image-text contrast: cross-entropy of each side's feature against the other side's N candidates."""
 
     name = "itc"
@@ -95,14 +95,14 @@ class Itc(Loss):
         return Candidates(image, text, image_id, caption_id, is_filled, rank() * len(batch), alpha)
 
     def __call__(
-        self, network: Mamo, part: Part, n_global: Tensor, fixed: Candidates
+        self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: Candidates
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean of both directions, and the accuracy of image to text."""
         image_feature, text_feature = part.views["image_feature"], part.views["text_feature"]
         candidate_image = image_feature if fixed.image is None else fixed.image
         candidate_text = text_feature if fixed.text is None else fixed.text
         temperature = temperature_of(network, self.config)
-        batch: PairBatch = part.batch
+        batch = part.batch
         positive_index = torch.arange(len(batch), device=image_feature.device) + fixed.first + part.start
         is_excluded = positives(batch.image_id, batch.caption_id, fixed.image_id, fixed.caption_id) | ~fixed.is_filled
         is_excluded = is_excluded.scatter(1, positive_index[:, None], False)
@@ -146,7 +146,7 @@ def pool_positives(batch: PairBatch, size: int) -> Tensor:
     return same_image | (caption_id[:, :, None] == caption_id[:, None, :])
 
 
-class Itm(Loss):
+class Itm(Loss[PairBatch]):
     """Image-text matching: each pair, each image with a hard negative text, each text with a hard negative image.
 
     A negative is drawn with probability proportional to exp(ITC similarity / temperature) within its pool, as in ALBEF,
@@ -196,7 +196,7 @@ class Itm(Loss):
         """Count the pairs: a sample whose whole pool matches it has no negative."""
         return len(batch) + 2 * (~pool_positives(batch, self.unit).all(dim=2)).sum()
 
-    def __call__(self, network: Mamo, part: Part, n_global: Tensor, fixed: None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the two-class cross-entropy and the accuracy."""
         logits, is_valid = network.itm(part.views["itm_cls"]), part.views["itm_is_valid"]
         is_match = torch.arange(len(logits), device=logits.device) < len(part.batch)
@@ -208,7 +208,7 @@ class Itm(Loss):
         return ITM_CLASS_PRIOR
 
 
-class Mim(Loss):
+class Mim(Loss[PairBatch]):
     """Predict the teacher's image features, or pixels, at masked patches (the paper's Eq. 4)."""
 
     name = "mim"
@@ -229,13 +229,13 @@ class Mim(Loss):
         """Count the masked patches."""
         return batch.masked_patches.numel()
 
-    def __call__(self, network: Mamo, part: Part, n_global: Tensor, fixed: None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the squared error."""
         (target,) = self.targets
         return mim_loss(network.mim(part.views["fused_patches"]), part.targets[target], n_global), {}
 
 
-class MrmImage(Loss):
+class MrmImage(Loss[PairBatch]):
     """Predict the teacher's fused tokens of the whole pair at masked patches."""
 
     name = "mrm_image"
@@ -249,13 +249,13 @@ class MrmImage(Loss):
         """Count the masked patches."""
         return batch.masked_patches.numel()
 
-    def __call__(self, network: Mamo, part: Part, n_global: Tensor, fixed: None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the squared distance of unit vectors."""
         prediction = network.mrm_image(part.views["fused_patches"])
         return mrm_loss(prediction, part.targets["fused_patches"], n_global), {}
 
 
-class Mlm(Loss):
+class Mlm(Loss[PairBatch]):
     """Predict masked words; with `losses.mlm_soft_target_alpha` also the teacher's word probabilities (ALBEF)."""
 
     name = "mlm"
@@ -278,9 +278,9 @@ class Mlm(Loss):
         """Return the share of the teacher's probabilities in the target."""
         return linear_ramp(self.alpha, self.ramp_steps, step)
 
-    def __call__(self, network: Mamo, part: Part, n_global: Tensor, fixed: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: float) -> LossAndMetrics:
         """Return the cross-entropy over the vocabulary and the accuracy."""
-        batch: PairBatch = part.batch
+        batch = part.batch
         is_valid = batch.text_slot_is_valid
         labels = batch.input_ids.gather(1, batch.text_slots)[is_valid]
         logits = network.mlm(part.views["fused_words"])
@@ -293,7 +293,7 @@ class Mlm(Loss):
         return word_entropy(tokenizer, batch.input_ids, batch.is_valid)
 
 
-class MrmText(Loss):
+class MrmText(Loss[PairBatch]):
     """Predict the teacher's fused tokens of the whole pair at masked words."""
 
     name = "mrm_text"
@@ -307,7 +307,7 @@ class MrmText(Loss):
         """Count the masked words."""
         return batch.text_slot_is_valid.sum()
 
-    def __call__(self, network: Mamo, part: Part, n_global: Tensor, fixed: None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the squared distance of unit vectors."""
         prediction = network.mrm_text(part.views["fused_words"])
         target = part.targets["fused_words"][part.batch.text_slot_is_valid]

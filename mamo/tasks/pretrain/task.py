@@ -38,7 +38,7 @@ from mamo.teacher import Teacher, momentum_at
 from mamo.training.run_dir import STATEMENT_SCORES
 
 
-class PretrainTask(ObjectiveTask):
+class PretrainTask(ObjectiveTask[PairBatch]):
     """MAMO: the losses of `losses` on image-text pairs, with a momentum teacher and a queue."""
 
     config_type = PretrainConfig

@@ -23,7 +23,7 @@ from mamo.tasks.sources import check_records, load_records, record_dataset
 from mamo.training.monitors import class_entropy
 
 
-class ReasoningTask(Task):
+class ReasoningTask(Task[ReasoningBatch, None]):
     """True or false; the one loss is `truth`."""
 
     config_type = ReasoningConfig

@@ -29,7 +29,7 @@ from mamo.training import checkpoint
 logger = logging.getLogger(__name__)
 
 
-class VqaTask(Task):
+class VqaTask(Task[VqaBatch, None]):
     """Answers to questions about images; the one loss is `answer`."""
 
     config_type = VqaConfig
