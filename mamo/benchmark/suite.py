@@ -68,12 +68,12 @@ def run_benchmark(
         if LOADING in names:
             logger.info("loading")
             yield measure_loading(Path(scratch), 5, loading_images)
-        for case in cases:
+        sections = [name for name in names if name != LOADING]
+        for case in cases if sections else ():
             precision = faster_precision(device, case)
-            for name in names:
-                if name != LOADING:
-                    logger.info("%s/%s", name, case.preset)
-                    yield SECTIONS[name](case, Path(scratch), device, precision)
+            for name in sections:
+                logger.info("%s/%s", name, case.preset)
+                yield SECTIONS[name](case, Path(scratch), device, precision)
 
 
 def faster_precision(device: torch.device, case: Case) -> Precision:
