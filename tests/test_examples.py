@@ -55,7 +55,7 @@ def test_an_example_goes_through_everything(
     run = folder / "runs" / name
     before = load_file(run / "checkpoints/last/student.safetensors")
     shutil.rmtree(run / "checkpoints/step-0000004")
-    main(["pretrain", "--config", f"{name}.yaml", *SHORT, *SMALL, "--resume"])
+    main(["pretrain", "--config", f"{name}.yaml", *SHORT, *SMALL, "--resume", "data.workers=0"])
     after = load_file(run / "checkpoints/last/student.safetensors")
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     main(["card", str(run)])
