@@ -58,11 +58,16 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     index = add("index", _index, "write the position of each pair in a folder of tar shards")
     index.add_argument("folder", type=Path)
     index.add_argument("--workers", type=int, default=1, help="processes that read shards")
-    overlap = add("audit", _audit, "find images that pre-training and evaluation share; exit code 1 if any")
+    overlap = add("audit", _audit, "find images that pre-training and evaluation share; exit code 1 if any by id")
     overlap.add_argument("train", type=Path, help="pairs file of the pre-training data")
     overlap.add_argument("eval", type=Path, help="pairs file of the evaluation set")
     overlap.add_argument("--train-split", help="of a Karpathy file")
     overlap.add_argument("--eval-split", help="of a Karpathy file")
+    overlap.add_argument(
+        "--distance", type=int, help="different bits, of 64, up to which pictures look alike (default: 4)"
+    )
+    overlap.add_argument("--to", type=Path, metavar="FILE", help="file for all pairs, one line of JSON each")
+    overlap.add_argument("--overwrite", action="store_true", help="replace an existing file")
     export = add("export", _export, "write the embedded data set as files")
     export.add_argument("source", choices=["scenes"])
     export.add_argument("--difficulty", choices=DIFFICULTIES, default="easy")
@@ -118,9 +123,12 @@ def _index(arguments: argparse.Namespace) -> Outcome:
 
 
 def _audit(arguments: argparse.Namespace) -> Outcome:
-    from mamo.data.audit import find_overlap
+    from mamo.data.audit import MAX_DISTANCE, find_overlap
 
-    found = find_overlap(arguments.train, arguments.eval, arguments.train_split, arguments.eval_split)
+    distance = MAX_DISTANCE if arguments.distance is None else arguments.distance
+    found = find_overlap(arguments.train, arguments.eval, arguments.train_split, arguments.eval_split, distance)
+    if arguments.to is not None:
+        found.write(arguments.to, arguments.overwrite)
     return found.lines(), found.is_complete
 
 

@@ -417,7 +417,7 @@ def test_rows_of_one_link_are_one_picture(tmp_path: Path) -> None:
     build_cc3m(tmp_path, tmp_path / "out")
     one, two, three = read_pairs(tmp_path / "out/train.jsonl")
     assert one.image_id == three.image_id != two.image_id
-    assert find_overlap(tmp_path / "out/train.jsonl", tmp_path / "out/val.jsonl").by_id == 1
+    assert len(find_overlap(tmp_path / "out/train.jsonl", tmp_path / "out/val.jsonl").by_id) == 1
 
 
 def test_vqa2_keeps_the_chosen_answer(tmp_path: Path) -> None:
