@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mamo.commands.shared import positive
 from mamo.data.builders.captions import build_karpathy, build_vg
 from mamo.data.builders.nlvr import NlvrCounts, build_nlvr
 from mamo.data.builders.nlvr2 import build_nlvr2
@@ -57,7 +58,7 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
     index = add("index", _index, "write the position of each pair in a folder of tar shards")
     index.add_argument("folder", type=Path)
-    index.add_argument("--workers", type=int, default=1, help="processes that read shards")
+    index.add_argument("--workers", type=positive, default=1, help="processes that read shards")
     overlap = add("audit", _audit, "find images that pre-training and evaluation share; exit code 1 if any by id")
     overlap.add_argument("train", type=Path, help="pairs file of the pre-training data")
     overlap.add_argument("eval", type=Path, help="pairs file of the evaluation set")

@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Construct a value. Raises ValueError with the line of a number or date that is not valid."""
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except ValueError as error:
             if isinstance(error, _ScalarError) or not isinstance(node, yaml.ScalarNode):
                 raise

@@ -222,7 +222,7 @@ def _read_karpathy(path: Path, document: Values, split: str | None) -> list[Pair
     images = document["images"]
     if not isinstance(images, list):
         raise ValueError(f"{path}: field 'images' must be a list of images, got {brief(images)}")
-    splits = {image.get("split") for image in images if isinstance(image, dict) and _is_text(image.get("split"))}
+    splits = {str(image["split"]) for image in images if isinstance(image, dict) and _is_text(image.get("split"))}
     if images and not splits:
         raise ValueError(f"{path}: its images have no 'split', so it is not a Karpathy file; write JSON Lines")
     wanted = {"train", "restval"} if split == "train" else {split}

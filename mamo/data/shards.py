@@ -41,7 +41,7 @@ INDEX, TABLE = "index.json", "index.npy"
 """Files in a folder of shards: names, sizes and times of the shards; one `ROW` for each pair, in shard order."""
 _HEADER_BYTES, _NAME_BYTES = 512, 100
 _MAX_TEXT_BYTES = 2**24
-_ENTRY = {"name": str, "bytes": int, "mtime_ns": int, "pairs": int}
+_ENTRY = ("name", "bytes", "mtime_ns", "pairs")
 _AGAIN = "; run `mamo data index` again when the shards are complete"
 _CHUNK_ROWS = 2**20
 Rows = NDArray[np.void]
@@ -267,10 +267,13 @@ def _entries(folder: Path) -> list[Values]:
     _refuse_foreign_index(folder)
     entries: list[Values] = document["shards"] if isinstance(document["shards"], list) else [document["shards"]]
     for number, entry in enumerate(entries):
-        for key, kind in _ENTRY.items():
-            value = entry.get(key) if isinstance(entry, dict) else None
-            is_good = type(value) is kind and (kind is str or key == "mtime_ns" or 0 <= value < 2**62)
-            if not is_good or (key == "name" and Path(str(value)).name != value):
+        for key in _ENTRY:
+            value: Any = entry.get(key) if isinstance(entry, dict) else None
+            if key == "name":
+                is_good = isinstance(value, str) and Path(value).name == value
+            else:
+                is_good = type(value) is int and (key == "mtime_ns" or 0 <= value < 2**62)
+            if not is_good:
                 raise ValueError(f"{folder / INDEX}: entry {number}: {key}: not valid; run `mamo data index` again")
     return entries
 
