@@ -112,10 +112,9 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
         if not content:
             raise BadSampleError("zero bytes: the file is empty")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the limit here
-            image = Image.open(io.BytesIO(content), formats=_formats())
-        with image:
-            return _decode(image, max_pixels)
+            warnings.simplefilter("ignore")  # `max_pixels` is the limit here, and metadata decide about nothing
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+                return _decode(image, max_pixels)
     except BadSampleError as error:
         raise BadSampleError(f"{label}: {error}") from None
     except UnidentifiedImageError:
