@@ -3,7 +3,7 @@
 | exit code | meaning |
 |---|---|
 | 0 | success |
-| 1 | `data check`, `data audit`, `data build`: a gap; `compare`: outside the band |
+| 1 | `data check`, `data audit` (by id), `data build`: a gap; `compare`: outside the band |
 | 2 | a mistake in the arguments, the config or the data; a file that cannot be read or written |
 | 130 | interrupted (Ctrl-C) |
 | 141 | the reader of the output closed the pipe |

@@ -197,6 +197,41 @@ def test_sigterm_is_143(monkeypatch: pytest.MonkeyPatch, ends: Callable[..., tup
     assert ends("pretrain") == (143, "terminated after step 3\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("benchmark", "--threads", "0"),
+        ("benchmark", "--threads", "-3"),
+        ("evaluate", "checkpoint=x", "protocol=y", "--pictures", "--rows", "0"),
+        ("evaluate", "checkpoint=x", "protocol=y", "--rows", "-1"),
+        ("evaluate", "checkpoint=x", "protocol=y", "--rows", "1.5"),
+        ("evaluate", "checkpoint=x", "protocol=y", "--rows", "1" * 5000),
+        ("data", "index", "x", "--workers", "0"),
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_counts_are_at_least_one(words: tuple[str, ...], ends: Callable[..., tuple[int, str]]) -> None:
+    """Bug: `--threads 0` is a traceback of torch, `--rows 0` leaves the pictures out in silence."""
+    code, message = ends(*words)
+    assert code == 2
+    assert "must be a whole number of at least 1, got '" in message
+
+
+def test_ctrl_c_in_data_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., tuple[int, str]]
+) -> None:
+    """Bug: Ctrl-C in `mamo data` is a traceback with the exit code of a gap, and half of the files stay."""
+    monkeypatch.setattr("mamo.world.export._write_json", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr("mamo.data.tokenizer.build_tokenizer", _raises(KeyboardInterrupt()))
+    (tmp_path / "captions.txt").write_text("a red kite\n")
+    for words in (
+        ("export", "scenes", "--count", 1, "--layout", "vqa2"),
+        ("tokenizer", tmp_path / "captions.txt", "--size", 250),
+    ):
+        assert ends("data", *words, "--to", tmp_path / "to") == (130, "interrupted\n")
+        assert not (tmp_path / "to").exists()
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("keys",), ("finetune", "--help")], ids=" ".join)
 def test_a_closed_pipe_ends_quietly(words: tuple[str, ...], unbuffered: str) -> None:

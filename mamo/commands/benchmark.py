@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from mamo.benchmark.sections import LOADING, SectionName
+from mamo.commands.shared import positive
 from mamo.config.presets import PRESETS
 
 
@@ -16,7 +17,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("--preset", choices=list(PRESETS), action="append", help="default: all")
     parser.add_argument("--only", choices=[LOADING, *get_args(SectionName)], action="append", help="default: all")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of the CPU")
+    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="threads of the CPU")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args(argv)
     import torch  # here, so that --help imports no torch

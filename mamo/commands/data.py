@@ -5,11 +5,12 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mamo.commands.shared import positive
 from mamo.data.builders.captions import build_karpathy, build_vg
 from mamo.data.builders.nlvr import NlvrCounts, build_nlvr
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
-from mamo.data.builders.refcoco import build_refcoco
+from mamo.data.builders.refcoco import DEFAULT_SPLIT_BY, build_refcoco
 from mamo.data.builders.report import BuildReport
 from mamo.data.builders.web import build_cc3m, build_sbu
 from mamo.data.records import TASK_RECORDS
@@ -18,7 +19,7 @@ from mamo.world.scene import DIFFICULTIES, SPLITS
 
 Outcome = tuple[list[str], bool]
 """The lines to print, and whether nothing is missing."""
-BUILDERS: dict[str, Callable[[Path, Path], BuildReport | NlvrCounts]] = {
+BUILDERS: dict[str, Callable[[Path, Path, bool], BuildReport | NlvrCounts]] = {
     "coco": functools.partial(build_karpathy, "coco"),
     "flickr30k": functools.partial(build_karpathy, "flickr30k"),
     "vg": build_vg,
@@ -57,12 +58,17 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
     index = add("index", _index, "write the position of each pair in a folder of tar shards")
     index.add_argument("folder", type=Path)
-    index.add_argument("--workers", type=int, default=1, help="processes that read shards")
-    overlap = add("audit", _audit, "find images that pre-training and evaluation share; exit code 1 if any")
+    index.add_argument("--workers", type=positive, default=1, help="processes that read shards")
+    overlap = add("audit", _audit, "find images that pre-training and evaluation share; exit code 1 if any by id")
     overlap.add_argument("train", type=Path, help="pairs file of the pre-training data")
     overlap.add_argument("eval", type=Path, help="pairs file of the evaluation set")
     overlap.add_argument("--train-split", help="of a Karpathy file")
     overlap.add_argument("--eval-split", help="of a Karpathy file")
+    overlap.add_argument(
+        "--distance", type=int, help="different bits, of 64, up to which pictures look alike (default: 4)"
+    )
+    overlap.add_argument("--to", type=Path, metavar="FILE", help="file for all pairs, one line of JSON each")
+    overlap.add_argument("--overwrite", action="store_true", help="replace an existing file")
     export = add("export", _export, "write the embedded data set as files")
     export.add_argument("source", choices=["scenes"])
     export.add_argument("--difficulty", choices=DIFFICULTIES, default="easy")
@@ -73,6 +79,9 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     build = add("build", _build, "convert a public release to records; exit code 1 on a gap")
     build.add_argument("source", choices=list(BUILDERS))
     build.add_argument("--from", type=Path, required=True, dest="release")
+    build.add_argument(
+        "--split-by", help=f"of refcoco: unc, google or umd (default: {DEFAULT_SPLIT_BY}, or the only one)"
+    )
     for reader in (validate, check):
         reader.add_argument("file", type=Path)
         reader.add_argument("--task", choices=["pairs", *TASK_RECORDS], default="pairs", help="kind of its rows")
@@ -80,6 +89,7 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
         reader.add_argument("--split", help="needed for Karpathy files: train, val or test")
     for writer in (tokenizer, export, build):
         writer.add_argument("--to", type=Path, required=True, help="folder to write")
+        writer.add_argument("--overwrite", action="store_true", help="replace existing files")
     return main
 
 
@@ -102,7 +112,7 @@ def _check(arguments: argparse.Namespace) -> Outcome:
 def _tokenizer(arguments: argparse.Namespace) -> Outcome:
     from mamo.data.tokenizer import train_tokenizer
 
-    n_tokens = train_tokenizer(arguments.files, arguments.size, arguments.to, arguments.split)
+    n_tokens = train_tokenizer(arguments.files, arguments.size, arguments.to, arguments.split, arguments.overwrite)
     return [f"{arguments.to}: {n_tokens} tokens"], True
 
 
@@ -114,9 +124,12 @@ def _index(arguments: argparse.Namespace) -> Outcome:
 
 
 def _audit(arguments: argparse.Namespace) -> Outcome:
-    from mamo.data.audit import find_overlap
+    from mamo.data.audit import MAX_DISTANCE, find_overlap
 
-    found = find_overlap(arguments.train, arguments.eval, arguments.train_split, arguments.eval_split)
+    distance = MAX_DISTANCE if arguments.distance is None else arguments.distance
+    found = find_overlap(arguments.train, arguments.eval, arguments.train_split, arguments.eval_split, distance)
+    if arguments.to is not None:
+        found.write(arguments.to, arguments.overwrite)
     return found.lines(), found.is_complete
 
 
@@ -126,9 +139,15 @@ def _export(arguments: argparse.Namespace) -> Outcome:
 
     size = (arguments.image_size_px, arguments.image_size_px)
     world = SceneWorld(arguments.difficulty, arguments.seed)
-    return [str(export_scenes(world, arguments.split, arguments.count, size, arguments.to, arguments.layout))], True
+    what = (world, arguments.split, arguments.count, size, arguments.to, arguments.layout, arguments.overwrite)
+    return [str(export_scenes(*what))], True
 
 
 def _build(arguments: argparse.Namespace) -> Outcome:
-    built = BUILDERS[arguments.source](arguments.release, arguments.to)
+    build = BUILDERS[arguments.source]
+    if arguments.split_by is not None:
+        if arguments.source != "refcoco":
+            raise ValueError(f"--split-by: {arguments.source} has one way to split; remove it")
+        build = functools.partial(build_refcoco, split_by=arguments.split_by)
+    built = build(arguments.release, arguments.to, arguments.overwrite)
     return built.lines(), built.is_complete

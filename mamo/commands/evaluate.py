@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mamo.commands.shared import errors_on_rank_0
+from mamo.commands.shared import errors_on_rank_0, positive
 from mamo.evaluation.protocols import PROTOCOLS
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
     parser.add_argument("settings", nargs="+", metavar="key=value")
     parser.add_argument("--pictures", action="store_true", help="also write report.html, with pictures of the outputs")
-    parser.add_argument("--rows", type=int, default=8, help="pictures of each kind (default: %(default)s)")
+    parser.add_argument("--rows", type=positive, default=8, help="pictures of each kind (default: %(default)s)")
     arguments = parser.parse_intermixed_args(argv)
     settings = dict(text.partition("=")[::2] for text in arguments.settings)
     with errors_on_rank_0():  # every rank reads the same files

@@ -1,5 +1,6 @@
 """Context managers that several commands share."""
 
+import argparse
 import contextlib
 import os
 from collections.abc import Iterator
@@ -8,6 +9,17 @@ from collections.abc import Iterator
 def is_first_rank() -> bool:
     """Return whether this process is rank 0 of those that `torchrun` started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def positive(text: str) -> int:
+    """Return a whole number of at least 1, as the `type` of an argument. Raises ArgumentTypeError."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text[:40]!r}")
+    return number
 
 
 @contextlib.contextmanager

@@ -380,7 +380,7 @@ class RunConfig(Section):
     file_source: ClassVar[Literal["pairs", "records"] | None] = "pairs"
     """`data.source` of the task's files; None: the task has scenes only."""
 
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of weights, order, captions, augmentation, masks and dropout; the embedded world is the same for all seeds."""
     task: str
     """What is trained, by name, or a task from outside by its class, `module:Class`."""

@@ -3,6 +3,7 @@
 Legend: H, W height and width in pixels.
 """
 
+import functools
 import io
 import logging
 import warnings
@@ -13,13 +14,30 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
+
+from mamo.data.files import path_hint, read_bytes
+from mamo.data.shard_index import MAX_MEMBER_BYTES
 
 logger = logging.getLogger(__name__)
 
 # So many bad samples are allowed under any budget above 0: early in a run a single one exceeds every share.
 FREE_SKIPS = 3
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "HEIF")
+"""Formats that Pillow, or a plugin of it, decodes by itself. Others start a program (EPS) or open any format (IPTC)."""
+_ORIENTATION = 0x0112
+"""EXIF tag."""
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Transposition that makes an image of an EXIF orientation upright."""
 
 
 class BadSampleError(ValueError):
@@ -75,7 +93,8 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
     """Decode an image to RGB uint8 [3, H, W], with its EXIF orientation applied.
 
     Transparent pixels are blended with white, CMYK and palettes become RGB, 16-bit samples keep their high byte, and an
-    animation gives its first frame. `max_pixels` bounds the memory: a larger image is rejected from its header.
+    animation gives its first frame. `max_pixels` bounds the memory: a larger image is rejected from its header. Only
+    `_FORMATS` are decoded, from regular files of at most `MAX_MEMBER_BYTES` bytes.
 
     Args:
         data: content of a file, a path, or a PIL image.
@@ -89,21 +108,29 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
     try:
         if isinstance(data, Image.Image):
             return _decode(data, max_pixels)
-        content = data.read_bytes() if isinstance(data, Path) else data
+        content = read_bytes(data, MAX_MEMBER_BYTES) if isinstance(data, Path) else data
         if not content:
             raise BadSampleError("zero bytes: the file is empty")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the limit here
-            image = Image.open(io.BytesIO(content))
-        with image:
-            return _decode(image, max_pixels)
+            warnings.simplefilter("ignore")  # `max_pixels` is the limit here, and metadata decide about nothing
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+                return _decode(image, max_pixels)
     except BadSampleError as error:
         raise BadSampleError(f"{label}: {error}") from None
     except UnidentifiedImageError:
-        raise BadSampleError(f"{label}: not an image of a format that Pillow reads") from None
+        names = ", ".join(_formats())
+        raise BadSampleError(f"{label}: not an image of a format that is read ({names}); convert it") from None
     except Exception as error:  # damaged bytes can raise any error in a decoder
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadSampleError(f"{label}: {type(error).__name__}: {reason}") from error
+        hint = path_hint(data) if isinstance(data, Path) and isinstance(error, FileNotFoundError) else ""
+        raise BadSampleError(f"{label}: {type(error).__name__}: {reason}{hint}") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return those of `_FORMATS` that this Pillow can decode."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Tensor:
@@ -112,9 +139,21 @@ def _decode(image: Image.Image, max_pixels: int) -> Tensor:
         raise BadSampleError(
             f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels; downscale it"
         )
+    if isinstance(image, ImageFile.ImageFile) and image.tile and image.format not in _FORMATS:
+        raise BadSampleError(f"{image.format} is not a format that is read; convert the image first")
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    turn = _UPRIGHT.get(_orientation(image))
+    upright = image if turn is None else image.transpose(turn)
     return torch.from_numpy(np.array(to_rgb(upright))).permute(2, 0, 1)  # [3, H, W]
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) if there is none or the EXIF data are damaged."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata can raise any error, and the pixels do not depend on them
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

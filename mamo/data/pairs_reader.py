@@ -11,11 +11,11 @@ Our own layout is JSON Lines (UTF-8), one object a line:
 | `image_id` | optional string or integer, the same for rows with the same image (default: the image's path) |
 | `directory` | optional string: a group that folds must not split |
 
-The other layouts are ALBEF's caption JSON (a list of the same objects), Karpathy's split JSON (`{"images": [...]}`),
+Other fields are ignored, with a line in the log. The other layouts are ALBEF's caption JSON (a list of the same
+objects), Karpathy's split JSON (`{"images": [...]}`), COCO's captions JSON (`{"images": [...], "annotations": [...]}`),
 and tar shards in img2dataset's layout (`KEY.jpg` with `KEY.txt` or `KEY.json`).
 """
 
-import difflib
 import glob
 import json
 import unicodedata
@@ -24,12 +24,28 @@ from pathlib import Path
 from typing import Any
 
 from mamo.config.values import Values
-from mamo.data.errors import ErrorCollector
+from mamo.data.errors import ErrorCollector, UnknownFields
+from mamo.data.files import JsonError, brief, parse_json, read_text
+from mamo.data.formats import name_folder, name_table
 from mamo.data.pair_record import PairRecord
-from mamo.data.shards import read_shards
+from mamo.data.shards import has_shards, read_shards
 
 MAX_CAPTION_CHARS = 1000  # longer than the input of any text encoder; bounds the tokenizer's work on long texts
-_ROW_KEYS = ("image", "caption", "image_id", "directory")
+_FIELDS = {
+    "image": "a path",
+    "caption": "a string or a non-empty list of strings",
+    "image_id": "a string or an integer",
+    "directory": "a string",
+}
+"""Description of the values of each field."""
+_REQUIRED = ("image", "caption")
+_IMAGE_FOLDER = (
+    "; this is a Hugging Face metadata.jsonl: rename its fields with "
+    """sed 's/"file_name":/"image":/; s/"text":/"caption":/' metadata.jsonl > pairs.jsonl"""
+)
+
+
+_START_CHARS = 4096
 
 
 def clean_caption(text: str) -> str:
@@ -48,9 +64,15 @@ def _is_visible(char: str) -> bool:
 
 
 def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line (UTF-8). Creates the folder."""
+    """Write one JSON object a line (UTF-8; lone surrogates are escaped). Creates the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    with file.open("wb") as lines:
+        for row in rows:
+            try:
+                line = json.dumps(row, ensure_ascii=False).encode("utf-8")
+            except UnicodeEncodeError:
+                line = json.dumps(row).encode("ascii")
+            lines.write(line + b"\n")
 
 
 def read_lines(path: Path, hint: str = "") -> list[str]:
@@ -66,19 +88,8 @@ def read_lines(path: Path, hint: str = "") -> list[str]:
     Raises:
         ValueError: the file cannot be read or is not UTF-8.
     """
-    lines = _read_text(path, hint).split("\n")
+    lines = read_text(path, hint).split("\n")
     return lines if lines[-1] else lines[:-1]
-
-
-def _read_text(path: Path, hint: str = "") -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}{hint}") from None
 
 
 def read_pairs(path: Path, split: str | None = None) -> Sequence[PairRecord]:
@@ -95,6 +106,8 @@ def read_pairs(path: Path, split: str | None = None) -> Sequence[PairRecord]:
             or a `split` that does not apply.
     """
     is_shards = path.is_dir() or path.suffix == ".tar" or (glob.has_magic(str(path)) and not path.exists())
+    if is_shards and path.is_dir() and not has_shards(path):
+        raise ValueError(f"{path}: no tar shard (*.tar) found; it is {name_folder(path)}")
     if is_shards and split is not None:
         raise ValueError(_split_unused(path, split))
     records: Sequence[PairRecord] = read_shards(path) if is_shards else _read_json(path, split)
@@ -104,14 +117,19 @@ def read_pairs(path: Path, split: str | None = None) -> Sequence[PairRecord]:
 
 
 def _read_json(path: Path, split: str | None) -> list[PairRecord]:
-    text = _read_text(path)
+    text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path}: the file is empty; write one JSON object a line")
+    table = name_table(path, text)
+    if table:
+        raise ValueError(f"{path}: {table}")
     document = _whole_document(path, text)
-    if isinstance(document, dict):
+    if isinstance(document, dict) and "annotations" not in document:
         return _read_karpathy(path, document, split)
     if split is not None:
         raise ValueError(_split_unused(path, split))
+    if isinstance(document, dict):
+        return _read_coco(path, document)
     if isinstance(document, list):
         return _read_rows(path, list(enumerate(document, 1)))
     return _read_lines(path, text)
@@ -129,19 +147,19 @@ def _whole_document(path: Path, text: str) -> Any:
     if is_row or start[0] not in "[{":
         return None
     try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        if start[0] == "{":
+        document = parse_json(text)
+    except JsonError as error:
+        if start[0] == "{" and '"images"' not in start[:_START_CHARS]:
             return None  # JSON Lines with a damaged first row; `_read_lines` reports the line
-        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); the file may be cut short") from None
+        raise ValueError(f"{path}:{error.line}: {error}; the file may be cut short") from None
     return document if isinstance(document, list) or "images" in document else None
 
 
 def _parse(text: str) -> Any:
     """Parse JSON; None if it is not valid."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text)
+    except JsonError:
         return None
 
 
@@ -150,9 +168,9 @@ def _read_lines(path: Path, text: str) -> list[PairRecord]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                rows.append((number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                errors.add(number, f"not valid JSON ({error.msg}, column {error.colno}); write one object a line")
+                rows.append((number, parse_json(line)))
+            except JsonError as error:
+                errors.add(number, f"{error}; write one object a line")
     return _read_rows(path, rows, errors)
 
 
@@ -160,8 +178,9 @@ def _read_rows(path: Path, rows: list[tuple[int, Any]], errors: ErrorCollector |
     errors = errors or ErrorCollector(path)
     folder = path.parent.absolute()
     records = []
+    fields = UnknownFields(_FIELDS, _REQUIRED)
     for line, row in rows:
-        row_errors = _row_errors(row)
+        row_errors = _row_errors(row, fields)
         if row_errors:
             errors.add(line, ", ".join(row_errors))
             continue
@@ -170,34 +189,26 @@ def _read_rows(path: Path, rows: list[tuple[int, Any]], errors: ErrorCollector |
         image_id = str(row.get("image_id", image))
         records.append(PairRecord(image, captions, image_id, line, str(path), row.get("directory")))
     errors.raise_if_any()
+    fields.log(path)
     return records
 
 
-def _row_errors(row: Any) -> list[str]:
+def _row_errors(row: Any, fields: UnknownFields) -> list[str]:
     """Return the errors of one row, empty if it is valid."""
     if not isinstance(row, dict):
-        return [f"must be a JSON object with 'image' and 'caption', got {type(row).__name__}"]
-    errors = []
-    unknown = sorted(row.keys() - set(_ROW_KEYS))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], _ROW_KEYS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known fields: {', '.join(_ROW_KEYS)}"
-        errors.append(f"unknown field {', '.join(map(repr, unknown))} ({hint})")
-    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "image": (lambda value: isinstance(value, str) and bool(value.strip()), "a path"),
-        "caption": (_is_caption, "a string or a non-empty list of strings"),
-        "image_id": (
-            lambda value: isinstance(value, str | int) and not isinstance(value, bool),
-            "a string or an integer",
-        ),
-        "directory": (lambda value: isinstance(value, str), "a string"),
+        return [f"must be a JSON object with 'image' and 'caption', got {brief(row)}"]
+    errors = fields.check(row)
+    if errors and "file_name" in row and "image" not in row:
+        errors[-1] += _IMAGE_FOLDER
+    checks: dict[str, Callable[[Any], bool]] = {
+        "image": lambda value: isinstance(value, str) and bool(value.strip()),
+        "caption": _is_caption,
+        "image_id": lambda value: isinstance(value, str | int) and not isinstance(value, bool),
+        "directory": lambda value: isinstance(value, str),
     }
-    for key, (is_good, wanted) in checks.items():
-        if key not in row:
-            if key in ("image", "caption"):
-                errors.append(f"field '{key}' is missing; add {wanted}")
-        elif not is_good(row[key]):
-            errors.append(f"field '{key}' must be {wanted}, got {json.dumps(row[key])[:60]}")
+    for key, is_good in checks.items():
+        if key in row and not is_good(row[key]):
+            errors.append(f"field '{key}' must be {_FIELDS[key]}, got {brief(row[key])}")
     return errors
 
 
@@ -210,23 +221,88 @@ def _is_caption(value: Any) -> bool:
 def _read_karpathy(path: Path, document: Values, split: str | None) -> list[PairRecord]:
     images = document["images"]
     if not isinstance(images, list):
-        raise ValueError(f"{path}: field 'images' must be a list of images, got {type(images).__name__}")
-    known = sorted({str(image.get("split")) for image in images if isinstance(image, dict)})
+        raise ValueError(f"{path}: field 'images' must be a list of images, got {brief(images)}")
+    splits = {str(image["split"]) for image in images if isinstance(image, dict) and _is_text(image.get("split"))}
+    if images and not splits:
+        raise ValueError(f"{path}: its images have no 'split', so it is not a Karpathy file; write JSON Lines")
     wanted = {"train", "restval"} if split == "train" else {split}
-    if not wanted & set(known):
-        raise ValueError(f"{path}: a Karpathy file needs a split out of {', '.join(known)}; got {split}")
+    if not wanted & splits:
+        raise ValueError(f"{path}: a Karpathy file needs a split out of {', '.join(sorted(splits))}; got {split}")
     errors, rows = ErrorCollector(path), []
     for number, image in enumerate(images, 1):
-        try:
-            if image["split"] not in wanted:
-                continue
+        wrong = _karpathy_error(image)
+        if wrong:
+            errors.add(number, f"an image needs 'filename', 'split' and 'sentences' with 'raw'; {wrong}")
+        elif image["split"] in wanted:
             captions = [sentence["raw"] for sentence in image["sentences"]]
             name = str(Path(image.get("filepath", "")) / image["filename"])
             identifier = f"{document.get('dataset', path.stem)}_{image.get('cocoid', image.get('imgid', name))}"
-        except (KeyError, TypeError, AttributeError) as error:
-            errors.add(
-                number, f"an image needs 'filename', 'split' and 'sentences' with 'raw'; {error} is missing or wrong"
-            )
-            continue
-        rows.append((number, {"image": name, "caption": captions, "image_id": identifier}))
+            rows.append((number, {"image": name, "caption": captions, "image_id": identifier}))
     return _read_rows(path, rows, errors)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _karpathy_error(image: Any) -> str:
+    """Return what is missing or wrong in an entry of a Karpathy file, "" if nothing is."""
+    if not isinstance(image, dict):
+        return f"got {brief(image)}"
+    for key in ("filename", "split"):
+        if not _is_text(image.get(key)):
+            return f"{key!r} is missing or no string"
+    if not _is_text(image.get("filepath", "")):
+        return "'filepath' is no string"
+    sentences = image.get("sentences")
+    if not isinstance(sentences, list):
+        return "'sentences' is missing or no list"
+    if not all(isinstance(sentence, dict) and _is_text(sentence.get("raw")) for sentence in sentences):
+        return "'raw' of a sentence is missing or no string"
+    return ""
+
+
+def _read_coco(path: Path, document: Values) -> list[PairRecord]:
+    """Read COCO's captions JSON: one record for each image with captions, in the order of `images`.
+
+    Images are in the folder of the file, or, for `annotations/captions_NAME.json`, in `NAME/` beside `annotations/`.
+    """
+    errors = ErrorCollector(path)
+    captions = _coco_captions(document["annotations"], errors)
+    names: dict[object, str] = {}
+    rows = []
+    images = document["images"] if isinstance(document["images"], list) else [document["images"]]
+    beside = f"../{path.stem.removeprefix('captions_')}"
+    for number, image in enumerate(images, 1):
+        if not (isinstance(image, dict) and _is_id(image.get("id")) and _is_text(image.get("file_name"))):
+            errors.add(number, "an entry of 'images' needs 'id' and 'file_name'; is it a captions file?")
+            continue
+        key, name = image["id"], image["file_name"]
+        if key in names:
+            errors.add(number, f"an entry of 'images': id {brief(key)} occurs twice")
+        if not (path.parent / name).is_file() and (path.parent / beside / name).is_file():
+            name = f"{beside}/{name}"
+        names[key] = name
+        is_coco = "coco_url" in image or image["file_name"].startswith("COCO_")
+        if key in captions:
+            identifier = f"coco/{key}" if is_coco else f"{path.stem}_{key}"
+            rows.append((number, {"image": name, "caption": captions[key], "image_id": identifier}))
+    unknown = [key for key in captions if key not in names]
+    if unknown:
+        errors.add(1, f"'annotations': image_id {brief(unknown[0])} is not in 'images'")
+    return _read_rows(path, rows, errors)
+
+
+def _coco_captions(annotations: Any, errors: ErrorCollector) -> dict[object, list[str]]:
+    """Return the captions of COCO's annotations by image id; bad entries are added to `errors`."""
+    captions: dict[object, list[str]] = {}
+    for number, entry in enumerate(annotations if isinstance(annotations, list) else [annotations], 1):
+        if isinstance(entry, dict) and _is_text(entry.get("caption")) and _is_id(entry.get("image_id")):
+            captions.setdefault(entry["image_id"], []).append(entry["caption"])
+        else:
+            errors.add(number, "an entry of 'annotations' needs 'image_id' and 'caption'; is it a captions file?")
+    return captions
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)

@@ -17,6 +17,7 @@ from mamo.data.pairs import Transform, apply_transform, load_or_substitute
 from mamo.data.records import (
     ReasoningRecord,
     TaskRecord,
+    VqaRecord,
     image_path,
     read_task_records,
     relative_image_path,
@@ -79,7 +80,9 @@ class RecordDataset(Generic[Record]):
     def fingerprint_items(self) -> Iterator[str]:
         """Yield the texts of the data fingerprint: the records as JSON."""
         for record in self.relocated_records():
-            yield record.model_dump_json() + "\n"
+            # runs of version 0.2 have fingerprints without this field
+            is_new = isinstance(record, VqaRecord) and not record.multiple_choice_answer
+            yield record.model_dump_json(exclude={"multiple_choice_answer"} if is_new else None) + "\n"
 
     def relocated_records(self) -> Iterator[Record]:
         """Yield the records with image paths relative to `folder`, which stay the same if the data are moved."""

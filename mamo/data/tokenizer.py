@@ -7,6 +7,8 @@ Legend: V vocabulary.
 """
 
 import difflib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from mamo.data.files import read_text
+from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import clean_caption, read_pairs
 from mamo.hub import hub_folder
 
@@ -27,7 +31,9 @@ _PAIR_SUFFIXES = (".json", ".jsonl", ".tar")
 _MAX_WORD_CHARS = 1000
 
 
-def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str | None = None) -> int:
+def train_tokenizer(
+    files: Sequence[Path], size: int, folder: Path, split: str | None = None, overwrite: bool = False
+) -> int:
     """Train a WordPiece tokenizer on captions and save it in `folder`. The result depends only on captions and size.
 
     Args:
@@ -35,14 +41,19 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str |
         size: largest number of tokens.
         folder: output.
         split: of Karpathy files.
+        overwrite: whether existing files may be replaced.
 
     Returns:
         The number of tokens.
 
     Raises:
-        ValueError: a file cannot be read, or `size` is smaller than the alphabet of the captions.
+        ValueError: a file cannot be read, there is no caption, `size` is smaller than the alphabet of the captions, or
+            the folder has a tokenizer while `overwrite` is False.
+        OSError: the tokenizer cannot be written, such as on a full disk; the folder stays as it was.
     """
-    captions = [caption for file in files for caption in _captions(file, split)]
+    captions = [caption for file in files for caption in _captions(file, split) if caption]
+    if not captions:
+        raise ValueError(f"{', '.join(map(str, files))}: no caption that is not blank; a tokenizer needs some")
     normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
     seen = {
         char
@@ -64,8 +75,20 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, split: str |
     )
     model.train_from_iterator(captions, trainer)
     tokenizer = build_tokenizer(sorted(model.get_vocab(), key=model.get_vocab().__getitem__))
-    tokenizer.save_pretrained(folder)
+    with OutputFolder(folder, overwrite) as output:
+        _save(tokenizer, output.temporary)
     return len(tokenizer)
+
+
+def _save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save a tokenizer. Raises OSError where the tokenizers library raises an Exception with the number in its text."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def read_tokenizer(source: str) -> PreTrainedTokenizerFast:
@@ -128,10 +151,5 @@ def _captions(file: Path, split: str | None) -> Iterator[str]:
     if file.is_dir() or file.suffix in _PAIR_SUFFIXES:
         texts = [caption for record in read_pairs(file, split) for caption in record.captions]
     else:
-        try:
-            texts = file.read_text("utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8"
-            ) from None
+        texts = read_text(file).splitlines()
     return (clean_caption(text) for text in texts)

@@ -11,6 +11,7 @@ from typing import Literal
 from PIL import Image
 
 from mamo.config.values import Values
+from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import write_json_lines
 from mamo.world.captions import all_captions
 from mamo.world.questions import question
@@ -28,9 +29,15 @@ _REFCOCO_SPLITS = {"train": "train", "val": "val", "test": "testA"}
 
 
 def export_scenes(
-    world: SceneWorld, split: Split, n: int, image_size_px: tuple[int, int], to: Path, layout: Layout = "pairs"
+    world: SceneWorld,
+    split: Split,
+    n: int,
+    image_size_px: tuple[int, int],
+    to: Path,
+    layout: Layout = "pairs",
+    overwrite: bool = False,
 ) -> Path:
-    """Write the first `n` records of a split and their images into the folder `to`; existing files are overwritten.
+    """Write the first `n` records of a split and their images into the folder `to`.
 
     A record is a scene (layout `pairs`), a question (`vqa2`), a statement (`nlvr2`) or an expression (`refcoco`).
 
@@ -38,35 +45,35 @@ def export_scenes(
         The path to use next: `pairs.jsonl`, or the folder for `mamo data build LAYOUT --from`.
 
     Raises:
-        ValueError: `n` or a side of the image is below 1.
+        ValueError: `n` or a side of the image is below 1, or a file exists and `overwrite` is False.
     """
     if n < 1 or min(image_size_px) < 1:
         raise ValueError(f"count and image size must be at least 1, got {n} and {image_size_px}")
-    to.mkdir(parents=True, exist_ok=True)
     writers = {"pairs": _pairs, "vqa2": _vqa2, "nlvr2": _nlvr2, "refcoco": _refcoco}
-    return writers[layout](world, split, n, image_size_px, to)
+    with OutputFolder(to, overwrite) as output:
+        writers[layout](world, split, n, image_size_px, output)
+    return to / "pairs.jsonl" if layout == "pairs" else to
 
 
-def _pairs(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+def _pairs(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: OutputFolder) -> None:
     """Write JSON Lines with the five captions of each scene, and one JPEG file a scene."""
     rows = []
     for index in range(n):
         name = f"images/{split}-{index:07d}.jpg"
-        _save(world, split, index, size, to / name)
+        _save(world, split, index, size, to.path(name))
         texts = [caption.text for caption in all_captions(world.scene(split, index))]
         image_id = f"scenes-{world.difficulty}-{world.seed}-{split}-{index}"
         rows.append({"image": name, "caption": texts, "image_id": image_id})
-    write_json_lines(to / "pairs.jsonl", rows)
-    return to / "pairs.jsonl"
+    write_json_lines(to.path("pairs.jsonl"), rows)
 
 
-def _vqa2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+def _vqa2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: OutputFolder) -> None:
     """Write questions and annotations as two JSON files. As in the release, the test split has no annotations."""
     name = _VQA_SPLITS[split]
     questions, annotations = [], []
     for index in range(n):
         item = question(world, split, index)
-        _save(world, split, index, size, to / name / f"COCO_{name}_{index:012d}.jpg")
+        _save(world, split, index, size, to.path(f"{name}/COCO_{name}_{index:012d}.jpg"))
         ids = {"image_id": index, "question_id": 1000 * index}
         questions.append({**ids, "question": item.text})
         answers = [
@@ -74,13 +81,12 @@ def _vqa2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Pa
         ]
         types = {"question_type": item.kind, "answer_type": item.answer_type}
         annotations.append({**ids, **types, "multiple_choice_answer": item.answer, "answers": answers})
-    _write_json(to / f"v2_OpenEnded_mscoco_{name}_questions.json", {"questions": questions})
+    _write_json(to.path(f"v2_OpenEnded_mscoco_{name}_questions.json"), {"questions": questions})
     if split != "test":
-        _write_json(to / f"v2_mscoco_{name}_annotations.json", {"annotations": annotations})
-    return to
+        _write_json(to.path(f"v2_mscoco_{name}_annotations.json"), {"annotations": annotations})
 
 
-def _nlvr2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+def _nlvr2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: OutputFolder) -> None:
     """Write JSON Lines, and two PNG files a pair of images."""
     name = _NLVR2_SPLITS[split]
     rows = []
@@ -88,20 +94,19 @@ def _nlvr2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: P
         identifier = item.identifier.replace(split, name, 1)
         pair = identifier.rsplit("-", 1)[0]
         place = {"directory": 0} if split == "train" else {}
-        folder = to / "images" / name / "0" if place else to / name
+        folder = f"images/{name}/0" if place else name
         for side, index in enumerate((item.left, item.right)):
-            _save(world, split, index, size, folder / f"{pair}-img{side}.png")
+            _save(world, split, index, size, to.path(f"{folder}/{pair}-img{side}.png"))
         rows.append({"identifier": identifier, "sentence": item.sentence, "label": str(item.label), **place})
-    write_json_lines(to / f"{name}.json", rows)
-    return to
+    write_json_lines(to.path(f"{name}.json"), rows)
 
 
-def _refcoco(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: Path) -> Path:
+def _refcoco(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: OutputFolder) -> None:
     """Write references as a pickle of plain values, boxes as COCO instances, proposals in ALBEF's detection format."""
     refs, images, annotations, proposals = [], [], [], {}
     for number, item in enumerate(expressions(world, n, size, split)):
         file = f"COCO_train2014_{item.scene_index:012d}.jpg"
-        _save(world, split, item.scene_index, size, to / "train2014" / file)
+        _save(world, split, item.scene_index, size, to.path(f"train2014/{file}"))
         sentence = {"tokens": item.text.split(), "raw": item.text, "sent_id": number, "sent": item.text}
         shared = {"ann_id": number, "category_id": 1, "image_id": item.scene_index}
         place = {"split": _REFCOCO_SPLITS[split], "file_name": file, "sent_ids": [number]}
@@ -109,14 +114,12 @@ def _refcoco(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to:
         images.append({"id": item.scene_index, "file_name": file, "height": size[0], "width": size[1]})
         annotations.append({"id": number, "image_id": item.scene_index, "bbox": list(item.box), "category_id": 1})
         proposals[str(item.scene_index)] = [list(box) for box in item.proposals]
-    (to / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
-    _write_json(to / "instances.json", {"images": images, "annotations": annotations, "categories": []})
-    _write_json(to / "dets.json", proposals)
-    return to
+    to.path("refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    _write_json(to.path("instances.json"), {"images": images, "annotations": annotations, "categories": []})
+    _write_json(to.path("dets.json"), proposals)
 
 
 def _save(world: SceneWorld, split: Split, index: int, size: tuple[int, int], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(render(world.scene(split, index), size))
     if file.suffix == ".png":
         picture.save(file)

@@ -384,3 +384,23 @@ def test_a_task_from_outside_has_a_config_type_too() -> None:
         "task": "filip:Filip", "output_dir": "x", "scale": 3.0, "model": non_defaults(build_config({"output_dir": "x"}),
         CONFIG_TYPES)["model"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("[" * 5000, "nested too deeply"),
+        ("{" * 5000, "nested too deeply"),
+        ("1" * 5000, "line 1: .* is no valid number or date"),
+        ("2024-13-45", "line 1: `2024-13-45` is no valid number or date; quote a text"),
+        (str(2**70), "seed: "),
+        (str(2**63), "seed: "),
+    ],
+)
+def test_hostile_values_are_one_short_error_with_their_place(tmp_path: Path, value: str, reason: str) -> None:
+    """Bug: a nesting bomb is a RecursionError, a long integer or an odd date a message without its line or key."""
+    for overrides in ((), (f"seed={value}",)):
+        with pytest.raises(ValueError, match=reason) as caught:
+            load_config(write(tmp_path, "output_dir: x\n" if overrides else f"seed: {value}\noutput_dir: x"), overrides)
+        assert len(str(caught.value)) < 400
+        assert "seed" in str(caught.value) or "config.yaml" in str(caught.value)

@@ -37,6 +37,7 @@ def karpathy(split: str, number: int, folder: str | None = "val2014") -> dict[st
 def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: restval lost, captions as tokens, images that are found only from the release's folder."""
     monkeypatch.setitem(captions._EXPECTED_IMAGES, "coco", {"train": 2, "val": 1, "test": 2})
+    monkeypatch.setitem(captions._EXPECTED_CAPTIONS, "coco", {"train": 4, "val": 2, "test": 3})
     entries = [
         karpathy("train", 1, "train2014"), karpathy("restval", 2), karpathy("val", 3), karpathy("test", 4)
     ]  # fmt: skip
@@ -50,11 +51,11 @@ def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(Path(str(r.image)).is_file() for r in train)
     assert report.lines() == [
         "train images: found 2, expected 2",
-        "train captions: found 4",
+        "train captions: found 4, expected 4",
         "val images: found 1, expected 1",
-        "val captions: found 2",
+        "val captions: found 2, expected 2",
         "test images: found 1, expected 2",
-        "test captions: found 2",
+        "test captions: found 2, expected 3",
         "image files: found 3, expected 4",
     ]
     assert not report.is_complete
@@ -71,7 +72,7 @@ def test_flickr30k_and_mistakes(tmp_path: Path) -> None:
     assert "train images: found 0, expected 29000" in report.lines()
     for content, message in (
         ({"images": [karpathy("tset", 7, None)]}, "unknown split 'tset'"),
-        ({"images": [{"filename": "x"}]}, "entry 0 of images has no 'split'"),
+        ({"images": [{"filename": "x"}]}, r"flickr30k\.json: entry 0: split: missing"),
         ({"annotations": []}, "contains no list 'images'"),
         ("{", "not valid JSON"),
     ):
@@ -82,7 +83,7 @@ def test_flickr30k_and_mistakes(tmp_path: Path) -> None:
         build_karpathy("coco", release, tmp_path / "out")
 
 
-def test_visual_genome(tmp_path: Path) -> None:
+def test_visual_genome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: images of the second folder are missed, or a phrase said twice counts twice."""
     region = {"image_id": 5, "region_id": 1, "x": 0, "y": 0, "width": 1, "height": 1}
     phrases = ["a blue door", "a blue door", " ", "a knob "]
@@ -91,11 +92,14 @@ def test_visual_genome(tmp_path: Path) -> None:
     release = put(
         tmp_path / "vg", {"region_descriptions.json": entries, "question_answers.json": qas, "VG_100K_2/5.jpg": b"x"}
     )
+    monkeypatch.setattr(captions, "_VG_IMAGES", 2)
     assert build_vg(release, tmp_path / "out").is_complete
     (record,) = read_pairs(tmp_path / "out/pairs.jsonl")
     assert record.captions == ("a blue door", "a knob")
     assert Path(str(record.image)).is_file()
-    assert build_vgqa(release, tmp_path / "out").lines() == ["questions: found 1", "image files: found 1, expected 1"]
+    assert build_vgqa(release, tmp_path / "out").lines() == [
+        "questions: found 1, expected 1445322", "image files: found 1, expected 1"
+    ]  # fmt: skip
     (question,) = read_task_records(tmp_path / "out/questions.jsonl", VqaRecord)
     assert (question.question_id, question.answers) == (9, ["blue"])
 
@@ -159,8 +163,12 @@ def test_nlvr2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert record.label is label
         paths = [image_path(tmp_path / f"out/{split}.jsonl", name).resolve() for name in record.images]
         assert paths == [release / f"{folder}-img{k}.png" for k in (0, 1)]
-    for text, message in (("{", r"dev\.json:1: not valid JSON"), (json.dumps(row), r"dev\.json:1: needs identifier")):
+    for text, message in (
+        ("{", r"dev\.json:1: not valid JSON"),
+        (json.dumps(row), r"dev\.json:1: identifier: missing"),
+    ):
         put(release, {"dev.json": text + "\n"})
+        (release / "train.json").unlink(missing_ok=True)
         with pytest.raises(ValueError, match=message):
             build_nlvr2(release, tmp_path / "out")
     with pytest.raises(ValueError, match=r"contains none of train\.json"):
@@ -206,8 +214,12 @@ def test_refcoco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         },
     )
     assert build_refcoco(release, tmp_path / "out").lines() == [
-        "testA expressions: found 2", "image files: found 1, expected 1"
-    ]  # fmt: skip
+        "testA expressions: found 2, expected 5726",
+        "testB expressions: found 0, expected 4889",
+        "train expressions: found 0, expected 120191",
+        "val expressions: found 0, expected 10758",
+        "image files: found 1, expected 1",
+    ]
     records = read_task_records(tmp_path / "out/testA.jsonl", GroundingRecord)
     assert [(r.expression_id, r.expression, r.box_xywh) for r in records] == [
         (k, f"kite {k}", (1.0, 2.0, 3.0, 4.5)) for k in (0, 1)
@@ -220,6 +232,3 @@ def test_refcoco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"unsafe or damaged pickle: it contains "):
         build_refcoco(release, tmp_path / "out")
     assert not (tmp_path / "executed").exists()
-    put(release, {"refs(google).p": b""})
-    with pytest.raises(ValueError, match=r"needs one refs\(\.\.\.\)\.p file, found refs\(google\)\.p, refs\(unc\)\.p"):
-        build_refcoco(release, tmp_path / "out")

@@ -127,7 +127,11 @@ def test_defaults_and_optional_keys(folder: Path) -> None:
         ({"image": "a.png", "caption": "x", "image_id": True}, "field 'image_id' must be"),
         ({"image": "a.png", "caption": "x", "image_id": None}, "field 'image_id' must be"),
         ({"image": "a.png", "caption": "x", "imageid": "1"}, "unknown field 'imageid' (did you mean 'image_id'?)"),
-        ({"image": "a.png", "caption": "x", "zzz": "1"}, "unknown field 'zzz' (known fields: image, caption"),
+        (
+            {"image": "a.png", "zzz": "1"},
+            "field 'caption' is missing; add a string or a non-empty list of strings "
+            "(known fields: image, caption, image_id, directory; the row has 'image', 'zzz'",
+        ),
         (["a.png", "x"], "must be a JSON object"),
     ],
 )
@@ -146,18 +150,24 @@ def test_bad_row_is_named(tmp_path: Path, row: Any, message: str, layout: str) -
     assert message in str(caught.value)
 
 
-def test_all_bad_rows_are_counted_and_ten_listed(tmp_path: Path) -> None:
-    """Bug: the user mends one row at a time."""
+def test_all_bad_rows_are_counted_and_ten_kinds_listed(tmp_path: Path) -> None:
+    """Bug: the user mends one row at a time, or equal errors of thousands of rows are one line of a page."""
     file = tmp_path / "bad.jsonl"
-    file.write_text('{"image": 1, "caption": "x"}\nnot json\n' * 13, "utf-8")
+    rows = [{"image": number, "caption": "x"} for number in range(13)]
+    file.write_text("".join(f"{json.dumps(row)}\nnot json\n" for row in rows), "utf-8")
     with pytest.raises(ValueError) as caught:
         read_pairs(file)
     text = str(caught.value)
     assert text.startswith("26 problem(s)")
-    assert text.endswith("and 16 more")
-    assert text.count(f"{file}:") == 10
-    assert "not valid JSON" in text
-    assert "field 'image'" in text
+    assert text.count(f"{file}:") == 2
+    assert f"{file}:1: field 'image' must be a path, got 0 (and 12 more like it, the last in line 25)" in text
+    assert f"{file}:2: not valid JSON" in text
+    values = [*"abcdefghijkl"]
+    file.write_text("".join(json.dumps({"image": "x", f"caption_{v}": v}) + "\n" for v in values))
+    with pytest.raises(ValueError) as caught:
+        read_pairs(file)
+    assert str(caught.value).count(f"{file}:") == 10
+    assert str(caught.value).endswith("; and 2 more")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +215,7 @@ def test_karpathy_mistakes(tmp_path: Path) -> None:
         ({"0.png": b"x"}, "0: no caption"),
         ({"0.png": b"x", "0.json": b"{}"}, "0: no caption"),
         ({"0.png": b"x", "0.json": b"{"}, "0: "),
-        ({"0.png": b"x", "0.txt": b"\xff"}, "utf-8"),
+        ({"0.png": b"x", "0.txt": b"\xff"}, "0: the .txt member is not UTF-8 text"),
     ],
 )
 def test_shard_mistakes(tmp_path: Path, members: dict[str, bytes], message: str) -> None:

@@ -39,17 +39,53 @@ def test_records_survive_their_file(tmp_path: Path, kind: type, row: dict[str, A
 @pytest.mark.parametrize(
     ("kind", "rows", "message"),
     [
-        (VqaRecord, [VQA, {**VQA, "question": " "}], r":2: question: String should match"),
-        (VqaRecord, [VQA, VQA], r":2: question_id 1 occurs twice"),
-        (VqaRecord, [{**VQA, "question_id": "1"}], r":1: question_id: Input should be a valid integer"),
-        (VqaRecord, [{**VQA, "anwsers": []}], r":1: anwsers: Extra inputs are not permitted"),
-        (ReasoningRecord, [{**REASONING, "label": "False"}], r":1: label: Input should be a valid boolean"),
-        (ReasoningRecord, [{**REASONING, "images": ["a"] * 3}], r":1: images: List should have at most 2 items"),
-        (GroundingRecord, [{**GROUNDING, "box_xywh": [1, 2, 0, 4]}], r":1: box_xywh.2: Input should be greater than 0"),
+        (
+            VqaRecord,
+            [VQA, {**VQA, "question": " "}],
+            r":2: field 'question' must be a text that is not blank, got \" \"",
+        ),
+        (VqaRecord, [VQA, VQA], r":2: question_id 1 occurs twice, first in line 1"),
+        (VqaRecord, [{**VQA, "question_id": "1"}], r":1: field 'question_id' must be an integer, got \"1\""),
+        (VqaRecord, [{**VQA, "question_id": True}], r":1: field 'question_id' must be an integer, got true"),
+        (VqaRecord, [{**VQA, "answers": "x"}], r":1: field 'answers' must be a list of texts, got \"x\""),
+        (VqaRecord, [{**VQA, "answers": [None]}], r":1: field 'answers' must be a list of texts, got \[null\]"),
+        (
+            VqaRecord,
+            [{"image": "a.jpg", "question_id": 1, "question": "?", "anwsers": []}],
+            r":1: unknown field 'anwsers' \(did you mean 'answers'\?\); rename or remove it; known fields: image, q",
+        ),
+        (
+            VqaRecord,
+            [{"image": "a.jpg", "question_id": 1, "text": "?"}],
+            r"'question' is missing; .*the row has .*'text'",
+        ),
+        (ReasoningRecord, [{**REASONING, "label": "False"}], r":1: field 'label' must be true or false, got \"False\""),
+        (ReasoningRecord, [{**REASONING, "label": 1}], r":1: field 'label' must be true or false, got 1"),
+        (
+            ReasoningRecord,
+            [{**REASONING, "images": ["a"] * 3}],
+            r":1: field 'images' must be a list of one or two paths",
+        ),
+        (ReasoningRecord, [{**REASONING, "images": [REASONING]}], r":1: field 'images' must be .*, got a list of 1"),
+        (
+            GroundingRecord,
+            [{**GROUNDING, "box_xywh": [1, 2, 0, 4]}],
+            r":1: field 'box_xywh' must be .*, got \[1, 2, 0, 4\]",
+        ),
+        (GroundingRecord, [{**GROUNDING, "box_xywh": [True, 2, 3, 4]}], r":1: field 'box_xywh' must be"),
+        (GroundingRecord, [{**GROUNDING, "box_xywh": "1234"}], r":1: field 'box_xywh' must be"),
+        (GroundingRecord, [{**GROUNDING, "proposals_xywh": [[1, 2, 3, 1e999]]}], r":1: field 'proposals_xywh' must be"),
+        (
+            GroundingRecord,
+            [{**GROUNDING, "proposals_xywh": [[1, 2, 3, 10**400]]}],
+            r":1: field 'proposals_xywh' must be",
+        ),
+        (GroundingRecord, [[GROUNDING]], r":1: must be a JSON object with fields image, expression_id"),
         (
             GroundingRecord,
             [{"image": "a"}],
-            r"2 problem\(s\): .*:1: expression_id: Field required; .*:1: expression: F",
+            r"2 problem\(s\): .*:1: field 'expression_id' is missing; add an integer \(known fields: image, "
+            r".*:1: field 'expression' is missing; add a text",
         ),
     ],
 )
@@ -59,6 +95,28 @@ def test_mistakes_are_told(tmp_path: Path, kind: type, rows: list[object], messa
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=message):
         read_task_records(file, kind)
+
+
+def test_equal_errors_are_one(tmp_path: Path) -> None:
+    """Bug: thousands of rows with one mistake are a message of a page."""
+    file = tmp_path / "records.jsonl"
+    file.write_text("".join(json.dumps({**VQA, "question_id": f"q{k}"}) + "\n" for k in range(5000)))
+    with pytest.raises(ValueError) as caught:
+        read_task_records(file, VqaRecord)
+    assert str(caught.value) == (
+        f"5000 problem(s): {file}:1: field 'question_id' must be an integer, got \"q0\" "
+        "(and 4999 more like it, the last in line 5000)"
+    )
+
+
+def test_extra_columns_are_ignored_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: a column that nothing reads makes every row an error."""
+    file = tmp_path / "records.jsonl"
+    rows = [{**VQA, "question_id": k, "width": 3, "license": None, "answer": "x"} for k in range(3)]
+    file.write_text("\n" + "".join(json.dumps(row) + "\n \n" for row in rows) + "\n")
+    with caplog.at_level("INFO"):
+        assert [record.question_id for record in read_task_records(file, VqaRecord)] == [0, 1, 2]
+    assert caplog.messages == [f"{file}: fields that are not read: 'width', 'license', 'answer' (in 3 rows)"]
 
 
 def test_a_sentence_may_hold_odd_line_ends(tmp_path: Path) -> None:
@@ -81,7 +139,7 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
     """Bug: an empty evaluation passes as 0 of 0."""
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text("{\n")
-    for name, message in (("empty", "no records"), ("broken", ":1: Invalid JSON"), ("absent", "cannot be read")):
+    for name, message in (("empty", "no records"), ("broken", ":1: not valid JSON"), ("absent", "cannot be read")):
         with pytest.raises(ValueError, match=message):
             read_task_records(tmp_path / f"{name}.jsonl", VqaRecord)
 

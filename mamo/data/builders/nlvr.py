@@ -4,13 +4,14 @@ A record is a sentence, its label, and six images (permutations of three boxes) 
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from mamo.config.values import Values
+from mamo.data.files import JsonError, brief, parse_json
+from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import read_lines, write_json_lines
 from mamo.data.records import ReasoningRecord, write_task_records
 from mamo.data.shard_index import ShardMember, index_shard, read_member
@@ -44,7 +45,7 @@ class NlvrCounts:
         return (self.records, self.images) == (EXPECTED_RECORDS, EXPECTED_IMAGES)
 
 
-def build_nlvr(source: Path, to: Path) -> NlvrCounts:
+def build_nlvr(source: Path, to: Path, overwrite: bool = False) -> NlvrCounts:
     """Write `images/`, `pairs.jsonl`, `statements.jsonl` and the six folds `fold-0/` to `fold-5/` into `to`.
 
     `source` contains `dev.json`, and `dev-images.tar` or the unpacked `images` folder. A sentence with label true is a
@@ -53,8 +54,14 @@ def build_nlvr(source: Path, to: Path) -> NlvrCounts:
     copied. A missing image is omitted from both files and reduces the counts.
 
     Raises:
-        ValueError: files of the release are missing, or a row does not have NLVR's format.
+        ValueError: files of the release are missing, a row does not have NLVR's format, or an output file exists
+            while `overwrite` is False.
     """
+    with OutputFolder(to, overwrite) as output:
+        return _build(source, output)
+
+
+def _build(source: Path, output: OutputFolder) -> NlvrCounts:
     rows = _read_release(source / "dev.json")
     members = _members(source)
     pairs, statements = [], []
@@ -67,8 +74,7 @@ def build_nlvr(source: Path, to: Path) -> NlvrCounts:
             if content is None:
                 continue
             n_images += 1
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            (to / name).write_bytes(content)
+            output.path(name).write_bytes(content)
             group: Row = {"image": name, "directory": row["directory"]}
             ids = {"identifier": row["identifier"], "permutation": permutation}
             image_id = hashlib.sha256(content).hexdigest()[:16]
@@ -76,13 +82,13 @@ def build_nlvr(source: Path, to: Path) -> NlvrCounts:
             statements.append({**group, "sentence": row["sentence"], "label": is_true, **ids})
             if is_true:
                 pairs.append({**group, "caption": row["sentence"]})
-    write_json_lines(to / "pairs.jsonl", pairs)
-    write_json_lines(to / "statements.jsonl", statements)
-    _write_folds(to, pairs, statements)
+    write_json_lines(output.path("pairs.jsonl"), pairs)
+    write_json_lines(output.path("statements.jsonl"), statements)
+    _write_folds(output, pairs, statements)
     return NlvrCounts(len(rows), n_images, len(pairs), len(statements))
 
 
-def _write_folds(to: Path, pairs: list[Row], statements: list[Row]) -> None:
+def _write_folds(output: OutputFolder, pairs: list[Row], statements: list[Row]) -> None:
     """Write `fold-K/train.jsonl`, `eval.jsonl` and `statements.jsonl`. Fold K holds out the K-th directory.
 
     `reasoning-train.jsonl` and `reasoning-eval.jsonl` have all sentences, true and false, as `ReasoningRecord`.
@@ -99,11 +105,11 @@ def _write_folds(to: Path, pairs: list[Row], statements: list[Row]) -> None:
             ("statements", [row for row in statements if row["directory"] == held_out]),
         ):
             from_fold = [{**row, "image": f"../{row['image']}"} for row in rows]
-            write_json_lines(to / f"fold-{fold}" / f"{name}.jsonl", from_fold)
+            write_json_lines(output.path(f"fold-{fold}/{name}.jsonl"), from_fold)
         for name, is_held_out in (("train", False), ("eval", True)):
             chosen = [row for row in statements if (row["directory"] == held_out) == is_held_out]
             records = [_reasoning(row) for row in chosen if is_held_out or row["image_id"] not in seen]
-            write_task_records(to / f"fold-{fold}" / f"reasoning-{name}.jsonl", records)
+            write_task_records(output.path(f"fold-{fold}/reasoning-{name}.jsonl"), records)
 
 
 def _reasoning(row: Row) -> ReasoningRecord:
@@ -118,21 +124,23 @@ def _read_release(file: Path) -> list[Row]:
         raise ValueError(f"{file}: no such file; --from must be a folder with NLVR's dev.json and its images")
     rows = []
     for line, text in enumerate(read_lines(file), 1):
+        if not text.strip():
+            continue
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{line}: not valid JSON ({error.msg}); fetch the release again") from None
+            row = parse_json(text)
+        except JsonError as error:
+            raise ValueError(f"{file}:{line}: {error}; fetch the release again") from None
         # identifier and directory become file names, so only digits are allowed
         for key, pattern in (
             ("identifier", r"\d+-\d+"),
             ("directory", r"\d+"),
             ("label", "true|false"),
-            ("sentence", ".+"),
+            ("sentence", r".*\S.*"),
         ):
             value = row.get(key) if isinstance(row, dict) else None
             if not isinstance(value, str) or not re.fullmatch(pattern, value, re.ASCII | re.DOTALL):
                 raise ValueError(
-                    f"{file}:{line}: field '{key}' must match {pattern}, got {value!r}; fetch the release again"
+                    f"{file}:{line}: field '{key}' must match {pattern}, got {brief(value)}; fetch the release again"
                 )
         rows.append(row)
     repeated = [name for name, count in Counter(row["identifier"] for row in rows).items() if count > 1]

@@ -1,10 +1,10 @@
 """Builder of NLVR2 (Suhr et al., ACL 2019): official JSON Lines to `ReasoningRecord`."""
 
-import json
 from pathlib import Path
 
-from mamo.config.values import Values
-from mamo.data.builders.report import BuildReport, Count, ReleaseImages
+from mamo.data.builders.report import BuildReport, Count, Entry, ReleaseImages, UniqueIds
+from mamo.data.files import JsonError, parse_json
+from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import read_lines
 from mamo.data.records import ReasoningRecord, write_task_records
 
@@ -12,56 +12,73 @@ _SPLITS = {  # split -> (official file, number of statements)
     "train": ("train.json", 86_373),
     "dev": ("dev.json", 6_982),
     "test-p": ("test1.json", 6_967),
+    "test-u": ("test2.json", 6_970),
+    "balanced-dev": ("balanced_dev.json", None),
+    "unbalanced-dev": ("unbalanced_dev.json", None),
     "balanced-test-p": ("balanced_test1.json", 2_316),
     "unbalanced-test-p": ("unbalanced_test1.json", 3_536),
+    "balanced-test-u": ("balanced_test2.json", None),
+    "unbalanced-test-u": ("unbalanced_test2.json", None),
 }
+_FOLDERS = ("", "data/", "nlvr2/data/")
+"""Folders of the official files: the release, the folder `nlvr2` of its repository, and the repository."""
 
 
-def build_nlvr2(source: Path, to: Path) -> BuildReport:
-    """Write `train.jsonl`, `dev.jsonl`, `test-p.jsonl` and its two subsets, for each official file in `source`.
+def build_nlvr2(source: Path, to: Path, overwrite: bool = False) -> BuildReport:
+    """Write `train.jsonl`, `dev.jsonl`, `test-p.jsonl`, `test-u.jsonl` and the balanced and unbalanced subsets.
 
-    Two layouts of the images are supported: `images/train/DIRECTORY/` (the release), and flat folders `train/`, `dev/`
-    and `test1/`, with or without `images/` before them.
+    A split is written for each official file in `source`, `source/data/` or their `balanced/` and `unbalanced/`. Two
+    layouts of the images are supported: `images/train/DIRECTORY/` (the release), and flat folders `train/`, `dev/`,
+    `test1/` and `test2/`, with or without `images/` before them.
 
     Raises:
-        ValueError: no official file, or a row that does not have NLVR2's format (with file and line).
+        ValueError: no official file, a row that does not have NLVR2's format (with file and line), or an output file
+            that exists while `overwrite` is False.
     """
-    images, counts = ReleaseImages(source, to), []
-    for split, (name, expected) in _SPLITS.items():
-        file = source / name
-        if not file.is_file():
+    images, counts, absent = ReleaseImages(source, to), [], []
+    with OutputFolder(to, overwrite) as output:
+        for split, (name, expected) in _SPLITS.items():
+            file = _find(source, name)
+            if file is None:
+                absent.append(name)
+                continue
+            records = _read(file, images)
+            write_task_records(output.path(f"{split}.jsonl"), records)
+            counts.append(Count(f"{split} statements", len(records), expected))
+        if not counts:
+            raise ValueError(f"{source}: contains none of {', '.join(name for name, _ in _SPLITS.values())}")
+    return BuildReport((*counts, images.count()), tuple(absent))
+
+
+def _find(source: Path, name: str) -> Path | None:
+    """Return the path of an official file, None if it is missing."""
+    subset = f"{name.split('_')[0]}/" if "_" in name else ""
+    candidates = [source / f"{folder}{inner}{name}" for folder in _FOLDERS for inner in dict.fromkeys((subset, ""))]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _read(file: Path, images: ReleaseImages) -> list[ReasoningRecord]:
+    ids, records = UniqueIds(), []
+    for line, text in enumerate(read_lines(file), 1):
+        if not text.strip():
             continue
-        records = []
-        for line, text in enumerate(read_lines(file), 1):
-            row = _row(text, f"{file}:{line}")
-            pair, _ = row["identifier"].rsplit("-", 1)
-            folder = row["identifier"].split("-")[0]
-            folders = [f"images/{folder}", folder]
-            if "directory" in row:
-                folders = [f"images/{folder}/{row['directory']}", f"{folder}/{row['directory']}", *folders]
-            sides = [images.relative_path(*(f"{each}/{pair}-img{side}.png" for each in folders)) for side in (0, 1)]
-            record = {"images": sides, "sentence": row["sentence"], "label": row["label"] == "True"}
-            records.append(ReasoningRecord.model_validate({**record, "identifier": row["identifier"]}))
-        write_task_records(to / f"{split}.jsonl", records)
-        counts.append(Count(f"{split} statements", len(records), expected))
-    if not counts:
-        raise ValueError(f"{source}: contains none of {', '.join(name for name, _ in _SPLITS.values())}")
-    return BuildReport((*counts, images.count()))
-
-
-def _row(text: str, location: str) -> Values:
-    """Parse and check a row. Messages begin with `location`."""
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{location}: not valid JSON ({error}); fetch the release again") from None
-    if not isinstance(row, dict) or not all(
-        isinstance(row.get(key), str) for key in ("identifier", "sentence", "label")
-    ):
-        raise ValueError(f"{location}: needs identifier, sentence and label; is it the official file?")
-    if row["label"] not in ("True", "False") or row["identifier"].count("-") != 3:
-        raise ValueError(
-            f"{location}: label {row['label']!r} or identifier {row['identifier']!r} is not NLVR2's; "
-            "is it the official file?"
-        )
-    return row
+        try:
+            entry = Entry(parse_json(text), f"{file}:{line}")
+        except JsonError as error:
+            raise ValueError(f"{file}:{line}: {error}; fetch the release again") from None
+        identifier, label = entry.text("identifier"), entry.text("label")
+        if identifier.count("-") != 3:
+            raise entry.error("identifier", f"{identifier!r} is not NLVR2's split-set-pair-sentence")
+        if label not in ("True", "False"):
+            raise entry.error("label", f"must be 'True' or 'False', got {label!r}")
+        ids.add(entry, "identifier", identifier)
+        pair = identifier.rpartition("-")[0]
+        folder = identifier.split("-")[0]
+        folders = [f"images/{folder}", folder]
+        if "directory" in entry:
+            directory = entry.integer("directory")
+            folders = [f"images/{folder}/{directory}", f"{folder}/{directory}", *folders]
+        sides = [images.relative_path(*(f"{each}/{pair}-img{side}.png" for each in folders)) for side in (0, 1)]
+        values = {"images": sides, "sentence": entry.text("sentence"), "label": label == "True"}
+        records.append(entry.record(ReasoningRecord, {**values, "identifier": identifier}))
+    return records

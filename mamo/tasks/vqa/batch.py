@@ -18,11 +18,13 @@ from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import RecordSample
 from mamo.data.records import VqaRecord
 from mamo.evaluation.metrics.vqa import soft_score
-from mamo.evaluation.metrics.vqa_answers import distinct_answers
+from mamo.evaluation.metrics.vqa_answers import distinct_answers, normalize_vqa_answer
 
 ANSWERS = "answers.json"
 """Name of the answer list in a run's folder and in its checkpoints."""
 ANSWER_MAX_TOKENS = 16
+_VQA_ANSWERS = 10
+"""Answers of each question of VQA v2."""
 SINGLE_ANSWER_WEIGHT = 0.5
 """Of a question that one person answered (Visual Genome's), as ALBEF weighs it."""
 
@@ -30,14 +32,25 @@ SINGLE_ANSWER_WEIGHT = 0.5
 def answer_list(records: Iterable[VqaRecord], min_count: int) -> list[str]:
     """Return answers that are the commonest one to at least `min_count` questions, the most frequent first.
 
+    Questions of VQA v2 have a `multiple_choice_answer` or ten answers. Where there are some, questions that one person
+    answered (Visual Genome's) put nothing on the list, as in METER.
+
     Raises ValueError where there is none.
     """
-    counts = Counter(next(iter(found)) for found in map(distinct_answers, records) if found)
+    records = list(records)
+    if any(record.multiple_choice_answer or len(record.answers) == _VQA_ANSWERS for record in records):
+        records = [record for record in records if record.multiple_choice_answer or len(record.answers) > 1]
+    counts = Counter(answer for answer in map(_commonest, records) if answer)
     answers = [answer for answer, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     answers = [answer for answer in answers if counts[answer] >= min_count]
     if not answers:
         raise ValueError(f"vqa.answer_min_count: no answer is the commonest one to {min_count} training questions")
     return answers
+
+
+def _commonest(record: VqaRecord) -> str:
+    """Return the official answer of a question, or the commonest of its answers, normalised; "" if there is none."""
+    return normalize_vqa_answer(record.multiple_choice_answer) or next(iter(distinct_answers(record)), "")
 
 
 def read_answers(folder: Path) -> list[str]:

@@ -13,6 +13,8 @@ class VqaSettings(Section):
     """`decoder` writes answers word by word and is ranked over the answer list; `classifier` chooses from the list."""
     answer_min_count: Positive = 9
     """An answer is on the list if it is the commonest one to at least this many training questions."""
+    shared_images: bool = False
+    """Allow evaluation questions about training images (VQA-RAD, VQA-CP); their share is in the results."""
 
 
 class VqaConfig(MamoConfig):

@@ -166,30 +166,42 @@ def write_submission(
     file.write_text(json.dumps(rows), "utf-8")
 
 
-def refuse_overlap(train: Sequence[VqaRecord], evaluation: Sequence[VqaRecord], files: str) -> None:
-    """Raise ValueError, naming the first, where a question or an image of the evaluation is trained on too."""
+def refuse_overlap(
+    train: Sequence[VqaRecord], evaluation: Sequence[VqaRecord], files: str, shared_images: bool = False
+) -> float:
+    """Return the percentage of evaluation questions whose image is trained on too.
+
+    Raises ValueError, naming the first, where a question is trained on too, or an image and `shared_images` is False.
+    """
     seen_questions, seen_images = {record.question_id for record in train}, {record.image for record in train}
     same_images = [record for record in evaluation if record.image in seen_images]
     same = [record for record in same_images if record.question_id in seen_questions]
-    for what, found in (("questions", same), ("questions are about images that", same_images)):
+    allow = "; allow it with vqa.shared_images=true"
+    for what, found, fix in (
+        ("questions", same, ""),
+        ("questions are about images that", [] if shared_images else same_images, allow),
+    ):
         if found:
             name = f"question_id {found[0].question_id} ({image_names(found[0])[0]})"
-            raise ValueError(f"{files}: {len(found)} {what} are in the training data too, the first is {name}")
+            raise ValueError(f"{files}: {len(found)} {what} are in the training data too, the first is {name}{fix}")
+    return 100.0 * len(same_images) / max(1, len(evaluation))
 
 
-def refuse_training_questions(config: VqaConfig, train_files: list[str]) -> None:
-    """Raise ValueError where `data.eval_file` shares a question or an image with training files.
+def refuse_training_questions(config: VqaConfig, train_files: list[str]) -> float:
+    """Return the percentage of evaluation questions about images in training files; raises as `refuse_overlap`.
 
     A training file that is gone cannot be compared; the log says so. Scenes cannot overlap.
     """
     if config.data.source != "records" or config.data.eval_file is None:
-        return
+        return 0.0
     found = [file for file in train_files if Path(file).is_file()]
     if len(found) < len(train_files):
         logger.warning("training files that are gone cannot be compared with %s", config.data.eval_file)
     if found:
         held_out, _ = file_records([config.data.eval_file], VqaRecord)
-        refuse_overlap(file_records(found, VqaRecord)[0], held_out, config.data.eval_file)
+        train = file_records(found, VqaRecord)[0]
+        return refuse_overlap(train, held_out, config.data.eval_file, config.vqa.shared_images)
+    return 0.0
 
 
 def evaluate_vqa(config: VqaConfig, answers: list[str], predictor: Predictor, folder: Path) -> dict[str, float]:

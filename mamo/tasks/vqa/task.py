@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 class VqaTask(Task[VqaBatch, None]):
     """Answers to questions about images; the one loss is `answer`."""
 
+    shared_images_percent = 0.0
+    """Percentage of evaluation questions about training images, see `check_held_out`."""
+
     config_type = VqaConfig
     config: VqaConfig
     network: VqaNetwork
@@ -101,11 +104,16 @@ class VqaTask(Task[VqaBatch, None]):
 
     def check_held_out(self, train_files: list[str]) -> None:
         """Refuse questions and images that the network was trained on."""
-        refuse_training_questions(self.config, train_files)
+        self.shared_images_percent = refuse_training_questions(self.config, train_files)
 
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
-        """Answer the evaluation questions, with the image and without it."""
-        return evaluate_vqa(self.config, self.answers, predictor, folder)
+        """Answer the evaluation questions, with the image and without it.
+
+        `vqa/shared_images` is the percentage of questions about training images, where the config allows them.
+        """
+        metrics = evaluate_vqa(self.config, self.answers, predictor, folder)
+        shared = {"vqa/shared_images": self.shared_images_percent} if self.config.vqa.shared_images else {}
+        return metrics | shared
 
     def report(self, predictor: Predictor, rows: int, folder: Path) -> list[tuple[str, str]]:
         """Show the answers of the submission file, which `evaluate` wrote, against the gold ones."""

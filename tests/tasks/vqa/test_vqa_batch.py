@@ -29,6 +29,20 @@ def test_the_list_holds_the_commonest_answers() -> None:
         answer_list(records, 3)
 
 
+def test_answers_of_one_person_are_not_listed_beside_those_of_ten() -> None:
+    """Bug: Visual Genome's free answers enter the list of VQA; or a data set of single answers has no list."""
+    vqa = [asked(*["red"] * 6, *["dark red"] * 4, key=k) for k in range(9)]
+    genome = [asked("on wall", key=100 + k) for k in range(9)]
+    assert answer_list([*vqa, *genome], 9) == ["red"]
+    assert answer_list(genome, 9) == ["on wall"]
+    few = [asked("red", "red", "blue", key=1), asked("green", key=2)]
+    assert answer_list(few, 1) == ["green", "red"]
+    chosen = [record.model_copy(update={"multiple_choice_answer": "Dark red."}) for record in vqa]
+    assert answer_list([*chosen, *genome], 9) == ["dark red"]
+    blank = [record.model_copy(update={"multiple_choice_answer": "."}) for record in vqa]
+    assert answer_list(blank, 9) == ["red"]
+
+
 def batch_of(*records: VqaRecord, answers: tuple[str, ...] = ("yes", "no", "red")):
     samples = [
         RecordSample(record, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), k, ()) for k, record in enumerate(records)

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from mamo.data.records import VqaRecord
+from mamo.data.records import VqaRecord, write_task_records
 from mamo.tasks.vqa.evaluate import (
     Answerer,
     AnswerList,
@@ -18,8 +19,9 @@ from mamo.tasks.vqa.evaluate import (
 )
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder
 from mamo.tasks.vqa.network import VqaNetwork
+from mamo.tasks.vqa.task import VqaTask
 from mamo.world.vocabulary import scenes_tokenizer
-from tests.tiny import make_backbone, predictor_of, spread_weights
+from tests.tiny import config_of, make_backbone, predictor_of, spread_weights
 
 TOKENIZER = scenes_tokenizer()
 ANSWERS = ["red", "yes", "no", "small", "small red circle", "small blue circle", "3", "yellow square", "yellow"]
@@ -119,3 +121,29 @@ def test_overlap_is_refused() -> None:
         refuse_overlap(train, [other, records(2)[1]], "val.jsonl")
     with pytest.raises(ValueError, match=r"1 questions are about images that are in .*question_id 71 \(0\)"):
         refuse_overlap(train, [other, other.model_copy(update={"image": "0", "question_id": 71})], "val.jsonl")
+
+
+def test_shared_images_are_allowed_and_recorded(tmp_path: Path) -> None:
+    """Bug: VQA-RAD and VQA-CP, whose splits share images, cannot be evaluated; or the results do not say so."""
+    train, other = records(2), VqaRecord(image="7", question_id=70, question="what?")
+    about_training = other.model_copy(update={"image": "0", "question_id": 71})
+    with pytest.raises(ValueError, match=r"question_id 71 \(0\); allow it with vqa\.shared_images=true"):
+        refuse_overlap(train, [other, about_training], "val.jsonl")
+    assert refuse_overlap(train, [other, about_training, other, other], "val.jsonl", shared_images=True) == 25.0
+    with pytest.raises(ValueError, match=r"val\.jsonl: 1 questions are in the training data too"):
+        refuse_overlap(train, [records(2)[1]], "val.jsonl", shared_images=True)
+    for name, rows in (("train", train), ("eval", [other, about_training])):
+        write_task_records(tmp_path / f"{name}.jsonl", rows)
+    files = {f"{name}_file": str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")}
+    data = {"source": "records", **files, "tokenizer": "scenes"}
+    for shared, expected in ((True, {"vqa/accuracy": 1.0, "vqa/shared_images": 50.0}), (False, None)):
+        config = config_of("vqa", data=data, vqa={"shared_images": shared})
+        task = VqaTask.__new__(VqaTask)
+        task.config, task.answers = config, ANSWERS
+        if expected is None:
+            with pytest.raises(ValueError, match=r"allow it with vqa\.shared_images=true"):
+                task.check_held_out(config.data.train_files)
+        else:
+            task.check_held_out(config.data.train_files)
+            with patch("mamo.tasks.vqa.task.evaluate_vqa", return_value={"vqa/accuracy": 1.0}):
+                assert task.evaluate(None, tmp_path) == expected
