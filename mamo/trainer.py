@@ -29,7 +29,7 @@ from mamo.distributed import (
 )
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.protocols import protocol_of
-from mamo.evaluation.results import machine, result_entry, summary, versions
+from mamo.evaluation.results import facts_line, machine, remarks, result_entry, summary, versions
 from mamo.models.build import position_resamplers
 from mamo.models.convert_albef import load_albef
 from mamo.models.image_encoder import choose_attention
@@ -330,7 +330,8 @@ def write_run_report(run: TrainingRun, loop: Loop) -> None:
     title = f"{run.output_dir}: {last['protocol']}"
     newest = checkpoint.step_folders(run.output_dir)[-1]
     card = model_card(newest, run.config)
-    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest, card))
+    facts = last.get("facts", {})
+    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest, card, facts))
 
 
 def load_checkpoint(run: TrainingRun) -> int:
@@ -372,7 +373,9 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Any:
         run_dir.write_evaluations(run.output_dir, [*evaluations, entry])
         for tracker in loop.trackers:
             tracker.log(step, {f"evaluation/{name}": value for name, value in metrics.items()})
-        logger.info("step %d: %s", step, summary(metrics))
+        for line in (summary(metrics), facts_line(entry["facts"]), *remarks(metrics)):
+            if line:
+                logger.info("step %d: %s", step, line)
 
     return evaluate
 
