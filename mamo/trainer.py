@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
@@ -168,7 +169,10 @@ class TrainingRun:
 
     def trivial_losses(self) -> dict[str, float]:
         """Compute the losses of a predictor that ignores its input."""
-        return self.task.trivial_losses(self.example_batch(min(EXAMPLES, len(self.source))))
+        batch = self.example_batch(min(EXAMPLES, len(self.source)))
+        if rank() == 0 and isinstance(getattr(batch, "is_valid", None), Tensor):
+            self.predictor.processor.warn_if_full(batch.is_valid.flatten(0, -2).sum(dim=1))
+        return self.task.trivial_losses(batch)
 
     def loop(self, trackers: list[run_dir.Tracker]) -> Loop:
         """Return the training loop of this run."""

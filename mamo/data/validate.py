@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mamo.data.identity import caption_warnings, identity_warnings
 from mamo.data.images import BadSampleError
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
@@ -49,7 +50,8 @@ def validate_pairs(path: Path, split: str | None = None) -> list[str]:
         f"distinct image_id: {len({record.image_id for record in records})}",
         f"captions: {len(words)}, words {min(words)} to {max(words)}, median {statistics.median(words):g}",
     ]
-    return report + _warnings(records)
+    found = [*identity_warnings([records]), *caption_warnings(records)]
+    return [*report, *(f"warning: {text}" for text in found), *_warnings(records)]
 
 
 def check_pairs(path: Path, split: str | None = None) -> CheckReport:

@@ -1,5 +1,6 @@
 """Training and evaluation samples as a config's `data.source` says."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import DataConfig, RunConfig
 from mamo.config.values import Values
+from mamo.data.identity import identity_warnings
 from mamo.data.loader import SampleDataset
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset
@@ -30,6 +32,8 @@ from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld, Split
 from mamo.world.statements import pair_statements
 from mamo.world.vocabulary import scenes_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -122,5 +126,7 @@ def pair_dataset(config: RunConfig) -> SampleDataset:
     if data.source == "scenes":
         return ScenePairs(data, "train", data.train_scenes)
     parts: list[Any] = [read_pairs(Path(file), data.train_split) for file in data.train_files]
+    for line in identity_warnings(parts):
+        logger.warning("data.train_file: %s", line)
     records: ConcatDataset[PairRecord] = ConcatDataset(parts)  # no shard is read to be joined
     return PairDataset(records, data.image_size, train_transform_from(data), data.bad_samples.policy)

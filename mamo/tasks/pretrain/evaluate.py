@@ -7,6 +7,7 @@ Legend: I images, T texts, N right (image, text) pairs.
 """
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mamo.config.schema import EvaluationConfig
+from mamo.data.identity import caption_warnings, identity_warnings
 from mamo.data.images import BadSampleError, BadSamplePolicy
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import clean_caption, read_pairs
@@ -32,7 +34,7 @@ from mamo.evaluation.metrics.retrieval import (
 from mamo.evaluation.metrics.statements import read_statements, statement_metrics, write_scores
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.probes import masked_word_accuracy, probe_accuracy
-from mamo.evaluation.results import Metrics
+from mamo.evaluation.results import Metrics, facts_of
 from mamo.evaluation.scorer import (
     EncodedImages,
     EncodedTexts,
@@ -49,6 +51,8 @@ from mamo.world.probes import PROBES, ProbeItem, probe_items
 from mamo.world.referring import Expression, expressions
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld, near_duplicate
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_pretrained(predictor: Predictor, config: PretrainConfig, scores_file: Path | None = None) -> Metrics:
@@ -218,7 +222,9 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) 
     data, network = config.data, scorer.network
     metrics = Metrics({})
     if data.eval_file is not None and network.get_head("temperature") is not None:
-        records = read_pairs(Path(data.eval_file), data.eval_split)
+        records = [*read_pairs(Path(data.eval_file), data.eval_split)]
+        for line in (*identity_warnings([records]), *caption_warnings(records)):
+            logger.warning("%s: %s", data.eval_file, line)
         spelling: dict[str, str] = {}  # how a caption, whatever its capitals, is written first
         captions: dict[str, dict[str, None]] = {}  # of each image, without repetition
         for record in records:
@@ -262,8 +268,8 @@ def _retrieval_in_folds(
         for first in range(0, len(captions), size)
     ]
     facts: dict[str, float] = {"folds": n_folds}
-    for name in found[0].facts:
-        values = [fold.facts[name] for fold in found]
+    for name in facts_of(found[0]):
+        values = [facts_of(fold)[name] for fold in found]
         facts[name] = sum(values) if name.startswith("ties/") else sum(values) / n_folds
     return Metrics({name: sum(fold[name] for fold in found) / n_folds for name in found[0]}, facts)
 

@@ -42,6 +42,7 @@ def predict_reasoning(
         ids, is_valid = tokenize(
             processor.tokenizer, [clean_caption(text) for text in sentences], processor.text_max_tokens
         )
+        processor.warn_if_full(is_valid.sum(dim=1))
         sided = torch.tensor([is_ordered(text) for text in sentences], device=device)
         found = network.reason(slots[rows], ids.to(device), is_valid.to(device), sided).tolist()
         return {record.identifier: logit for record, logit in zip(part, found, strict=True)}

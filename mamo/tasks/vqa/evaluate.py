@@ -100,6 +100,7 @@ class Answerer:
         embedded = backbone.fusion.embed_image(backbone.image_encoder(pixels))[image_row.to(self.device)]
         texts = [clean_caption(text) for text in questions]
         ids, is_valid = tokenize(self.processor.tokenizer, texts, self.processor.text_max_tokens)
+        self.processor.warn_if_full(is_valid.sum(dim=1))
         question = (embedded, ids.to(self.device), is_valid.to(self.device))
         if isinstance(network.answer, AnswerClassifier):
             best = network.classify(*question).argmax(dim=1)
