@@ -226,7 +226,7 @@ def _read(file: Path, n_images: int) -> Tensor | None:
 def _digest(file: Path, feature: Tensor) -> Tensor:
     """Return the SHA-256 of a file's name and its features on the CPU, uint8 [32]."""
     found = hashlib.sha256(f"{file.name} {feature.dtype} {list(feature.shape)}".encode())
-    found.update(feature.contiguous().flatten().view(torch.uint8).numpy())
+    found.update(feature.contiguous().flatten().view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)
 
 
