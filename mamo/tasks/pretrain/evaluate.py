@@ -7,6 +7,7 @@ Legend: I images, T texts, N right (image, text) pairs.
 """
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from mamo.config.schema import EvaluationConfig
 from mamo.data.identity import caption_warnings, identity_warnings
-from mamo.data.images import BadSampleError, BadSamplePolicy
+from mamo.data.images import BadSampleError
+from mamo.data.judge import check_headers
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import clean_caption, read_pairs
 from mamo.data.shard_index import ShardMember
@@ -45,6 +47,7 @@ from mamo.evaluation.scorer import (
     heatmaps,
 )
 from mamo.tasks.pretrain.config import PretrainConfig
+from mamo.tasks.sources import bad_sample_policy, require_some
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import MaskedWord, masked_word_items
 from mamo.world.probes import PROBES, ProbeItem, probe_items
@@ -234,7 +237,7 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) 
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
         texts = [list(captions[image_id]) for image_id in shown]
-        metrics = _retrieval_in_folds(scorer, images, texts, config.evaluation)
+        metrics = _retrieval_in_folds(scorer, images, texts, config.evaluation, len(files) - len(shown))
         metrics.facts["skipped"] = len(files) - len(shown)
     if data.statements_file is not None and network.get_head("itm") is not None:
         judged = _on_statements(scorer, Path(data.statements_file), config, scores_file)
@@ -245,27 +248,45 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) 
 
 
 def check_files(config: PretrainConfig) -> None:
-    """Read what `evaluate_pretrained` will, but no image. Raises ValueError for a file that cannot be evaluated on."""
+    """Judge the files of `evaluate_pretrained` and the headers of their images, as it will.
+
+    Raises:
+        ValueError: a file cannot be evaluated on.
+        BadSampleError: an image cannot be opened, and `data.bad_samples` does not skip it.
+    """
     data, n_folds = config.data, config.evaluation.retrieval_folds
     if data.eval_file is not None:
-        n_images = len({record.image_id for record in read_pairs(Path(data.eval_file), data.eval_split)})
-        if n_images % n_folds or not n_images:
-            raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {n_images} images")
+        shown = {
+            r.image_id: r
+            for r in reversed(read_pairs(Path(data.eval_file), data.eval_split))
+            if any(map(clean_caption, r.captions))
+        }
+        if len(shown) % n_folds or not shown:
+            raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(shown)} images")
+        check_headers((("", record.image) for record in shown.values()), bad_sample_policy(data))
     if data.statements_file is not None:
-        read_statements(Path(data.statements_file))
+        records = read_statements(Path(data.statements_file))
+        check_headers((("", record.image) for record in records), bad_sample_policy(data))
 
 
 def _retrieval_in_folds(
-    scorer: Scorer, images: ImageTokens, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
+    scorer: Scorer,
+    images: ImageTokens,
+    captions: Sequence[Iterable[str]],
+    evaluation: EvaluationConfig,
+    n_missing: int = 0,
 ) -> Metrics:
-    """Average `_retrieval` over `retrieval_folds` consecutive galleries of equal size."""
+    """Average `_retrieval` over `retrieval_folds` consecutive galleries of equal size.
+
+    Where images are missing, which were skipped, the sizes differ by one.
+    """
     n_folds = evaluation.retrieval_folds
-    size, rest = divmod(len(captions), n_folds)
-    if rest or not size:
+    if (n_missing + len(captions)) % n_folds or len(captions) < n_folds:
         raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
+    bounds = [len(captions) * fold // n_folds for fold in range(n_folds + 1)]
     found = [
-        _retrieval(scorer, images, captions[first : first + size], evaluation.rerank_k, first)
-        for first in range(0, len(captions), size)
+        _retrieval(scorer, images, captions[first:end], evaluation.rerank_k, first)
+        for first, end in itertools.pairwise(bounds)
     ]
     facts: dict[str, float] = {"folds": n_folds}
     for name in facts_of(found[0]):
@@ -297,7 +318,7 @@ def _load_and_encode(
 
     Raises BadSampleError as `data.bad_samples` says, where each process counts those of its own share of the images.
     """
-    policy = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
+    bad_samples = bad_sample_policy(config.data)
 
     def load(file: str | ShardMember) -> Tensor:
         return eval_transform(load_image(file), config.data.image_size)
@@ -310,9 +331,9 @@ def _load_and_encode(
             try:
                 loaded[name] = load(files[name])
             except BadSampleError as error:
-                policy.record(0, [str(error)])
+                bad_samples.record(0, [str(error)])
                 continue
-            policy.record(1, [])
+            bad_samples.record(1, [])
         return list(loaded), encode(loaded.values()).feature.cpu() if loaded else None
 
     def encode(images: Iterable[Tensor]) -> EncodedImages:
@@ -320,7 +341,6 @@ def _load_and_encode(
 
     found = map_over_ranks(features, range(0, len(names), size))
     shown = [name for loaded, _ in found for name in loaded]
-    if not shown:
-        raise ValueError("evaluation: no image could be loaded; check the evaluation files with `data.py check`")
+    require_some(shown)
     feature = torch.cat([part for _, part in found if part is not None]).to(scorer.device)
     return ReencodedImages(feature, [files[name] for name in shown], lambda again: encode(map(load, again))), shown
