@@ -1,13 +1,23 @@
 """A checkpoint under a named protocol, read from its folder."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from transformers import PreTrainedTokenizerFast
+
 from mamo.config.values import Values, apply_override, read_values
+from mamo.data.tokenizer import read_tokenizer
 from mamo.distributed import map_over_ranks
-from mamo.evaluation.protocols import apply_protocol, check_lineage, protocol_name
+from mamo.evaluation.protocols import (
+    apply_protocol,
+    check_lineage,
+    check_overrides,
+    has_own_inputs,
+    protocol_name,
+)
 from mamo.evaluation.results import result_entry
 from mamo.imports import no_code_from
 from mamo.models.image_encoder import choose_attention
@@ -15,6 +25,7 @@ from mamo.reports.card import model_card
 from mamo.reports.page import write_report
 from mamo.tasks.registry import build_config, is_same_network
 from mamo.tasks.restore import restore_task
+from mamo.tasks.sources import load_tokenizer
 from mamo.training import checkpoint
 from mamo.training.precision import cast_parameters, choose_device
 from mamo.training.resume import read_lineage
@@ -29,7 +40,8 @@ def evaluate(
     Args:
         path: a run or step folder.
         protocol: a name of `PROTOCOLS`.
-        overrides: `section.key=value` over the protocol; a change of what it fixes shows in the entry's name.
+        overrides: `section.key=value` over the protocol; a change of what it fixes, or of the network's inputs, shows
+            in the entry's name.
         output_dir: where to write; None is `evaluations/PROTOCOL` in the run's folder.
         pictures: rows of each kind of picture in `report.html`; 0 writes none.
 
@@ -37,20 +49,25 @@ def evaluate(
         The entry that was written.
 
     Raises:
-        ValueError: an unknown protocol, a bad override, a missing or damaged checkpoint, unreadable data.
+        ValueError: an unknown protocol; an override of the network, of the task or of what an evaluation does not
+            read; a missing or damaged checkpoint; unreadable data.
     """
     folder = checkpoint.resolve(path)
     *ancestry, own = read_lineage(folder)
     stored = read_values(folder / CONFIG)
     values = apply_protocol(protocol, stored, is_same_network)
     values["checkpoint"] = str(folder)
-    for override in overrides:
-        apply_override(values, override)
     with no_code_from(folder):
-        config = build_config(values, f"{folder / CONFIG} under {protocol}")
         trained_on = build_config(stored, str(folder / CONFIG))
-    name = check_lineage(protocol, [*ancestry, own]) + protocol_name(protocol, config).removeprefix(protocol)
-    task, predictor = restore_task(folder, config, choose_device("auto"))
+        check_overrides(protocol, overrides, trained_on.model_dump())
+        before = copy.deepcopy(values)
+        for override in overrides:
+            apply_override(values, override)
+        config = build_config(values, f"{folder / CONFIG} under {protocol}")
+    suffix = protocol_name(protocol, config, has_own_inputs(before, values)).removeprefix(protocol)
+    name = check_lineage(protocol, [*ancestry, own]) + suffix
+    words = _tokenizer(folder, config.data.tokenizer) if config.data.tokenizer != before["data"]["tokenizer"] else None
+    task, predictor = restore_task(folder, config, choose_device("auto"), words=words)
     task.check_held_out(trained_on.data.train_files)
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -61,7 +78,7 @@ def evaluate(
         if pictures:
             shown = task.report(predictor, pictures, to)
             card = model_card(folder, trained_on)
-            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder, card)
+            write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder, card, entry["facts"])
 
     choose_attention(predictor.network, predictor.device, precision)
     with cast_parameters(precision, [predictor.network]):
@@ -69,3 +86,14 @@ def evaluate(
         entry = result_entry(config, name, task.describe_scorer(), folder, own["step"], ancestry, metrics)
         map_over_ranks(write, [output_dir])  # on rank 0
     return entry
+
+
+def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
+    """Load another tokenizer than the checkpoint's. Raises ValueError where its vocabulary is another."""
+    words = load_tokenizer(name)
+    if words.get_vocab() != read_tokenizer(str(folder / "tokenizer")).get_vocab():
+        raise ValueError(
+            f"data.tokenizer: {name} has another vocabulary than {folder / 'tokenizer'}, which the network was trained "
+            "with; remove it"
+        )
+    return words

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
@@ -30,7 +31,7 @@ from mamo.distributed import (
 )
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.protocols import protocol_of
-from mamo.evaluation.results import machine, result_entry, summary, versions
+from mamo.evaluation.results import facts_line, machine, remarks, result_entry, summary, versions
 from mamo.models.build import position_resamplers
 from mamo.models.convert_albef import load_albef
 from mamo.models.image_encoder import choose_attention
@@ -170,7 +171,10 @@ class TrainingRun:
 
     def trivial_losses(self) -> dict[str, float]:
         """Compute the losses of a predictor that ignores its input."""
-        return self.task.trivial_losses(self.example_batch(min(EXAMPLES, len(self.source))))
+        batch = self.example_batch(min(EXAMPLES, len(self.source)))
+        if rank() == 0 and isinstance(getattr(batch, "is_valid", None), Tensor):
+            self.predictor.processor.warn_if_full(batch.is_valid.flatten(0, -2).sum(dim=1))
+        return self.task.trivial_losses(batch)
 
     def loop(self, trackers: list[run_dir.Tracker]) -> Loop:
         """Return the training loop of this run."""
@@ -332,7 +336,8 @@ def write_run_report(run: TrainingRun, loop: Loop) -> None:
     title = f"{run.output_dir}: {last['protocol']}"
     newest = checkpoint.step_folders(run.output_dir)[-1]
     card = model_card(newest, run.config)
-    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest, card))
+    facts = last.get("facts", {})
+    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest, card, facts))
 
 
 def load_checkpoint(run: TrainingRun) -> int:
@@ -374,7 +379,9 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
         run_dir.write_evaluations(run.output_dir, [*evaluations, entry])
         for tracker in loop.trackers:
             tracker.log(step, {f"evaluation/{name}": value for name, value in metrics.items()})
-        logger.info("step %d: %s", step, summary(metrics))
+        for line in (summary(metrics), facts_line(entry["facts"]), *remarks(metrics)):
+            if line:
+                logger.info("step %d: %s", step, line)
 
     return evaluate
 

@@ -42,6 +42,7 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
     if protocol not in PROTOCOLS:  # before torch is imported, which takes seconds
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
     from mamo.distributed import process_group, rank
+    from mamo.evaluation.results import facts_line, remarks
     from mamo.evaluator import evaluate
 
     overrides = [f"{key}={value}" for key, value in settings.items()]
@@ -52,3 +53,6 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
     print(f"{entry['protocol']} ({entry['split']}) of {entry['checkpoint']}")
     for name, value in entry["metrics"].items():
         print(f"{name:36} {value:6.1f}")
+    for line in [facts_line(entry["facts"]), *remarks(entry["metrics"])]:
+        if line:
+            print(line)

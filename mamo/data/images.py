@@ -38,6 +38,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """Transposition that makes an image of an EXIF orientation upright."""
+_FORMATS_OF_16_BITS = ("PPM", "PNG")
+"""Formats whose 16-bit grey images Pillow opens in the mode of 32 bits."""
+_DARK = 4096
+"""A 16-bit image without a larger value has probably 12 bits a sample; its high byte is at most 15 of 255."""
 
 
 class BadSampleError(ValueError):
@@ -142,6 +146,8 @@ def _decode(image: Image.Image, max_pixels: int) -> Tensor:
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.format not in _FORMATS:
         raise BadSampleError(f"{image.format} is not a format that is read; convert the image first")
     image.load()
+    if image.mode == "I" and image.format not in _FORMATS_OF_16_BITS:
+        raise BadSampleError("32-bit integer samples are not supported; save the image with 8 or 16 bits a channel")
     turn = _UPRIGHT.get(_orientation(image))
     upright = image if turn is None else image.transpose(turn)
     return torch.from_numpy(np.array(to_rgb(upright))).permute(2, 0, 1)  # [3, H, W]
@@ -161,8 +167,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise BadSampleError("floating-point samples are not supported; save the image with 8 bits a channel")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        samples = np.asarray(image)
+        if 0 < samples.max() < _DARK:
+            _warn_of_dark(int(samples.max()))
+        return Image.fromarray((samples.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@functools.cache
+def _warn_of_dark(largest: int) -> None:
+    """Log, once for each value, that a 16-bit image is nearly black."""
+    logger.warning(
+        "a 16-bit image has no value above %d of 65,535 and becomes nearly black; scale its samples to 16 bits", largest
+    )

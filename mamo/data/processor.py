@@ -93,3 +93,15 @@ class Processor:
             logger.warning(
                 "texts are cut to %d tokens; the longest has %d (logged once)", self.text_max_tokens, longest
             )
+
+    def warn_if_full(self, lengths: Tensor) -> None:
+        """Log once that texts may be cut, if any of the numbers of tokens int64 [T] is the limit."""
+        n_full = int((lengths >= self.text_max_tokens).sum())
+        if n_full and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%d of %d texts have data.text_max_tokens = %d tokens or more and are cut there (logged once)",
+                n_full,
+                len(lengths),
+                self.text_max_tokens,
+            )

@@ -3,7 +3,7 @@
 Legend: I images of a record, H, W height and width of the network's input image, in pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.data.images import BadSampleError, decode_image
+from mamo.data.images import BadSampleError, BadSamplePolicy, decode_image
 from mamo.data.pairs import Transform, apply_transform, load_or_substitute
 from mamo.data.records import (
     ReasoningRecord,
@@ -140,23 +140,47 @@ def _decode(name: str) -> Tensor:
 
 
 def load_unique_images(
-    records: Sequence[Record], load_image: LoadImage, image_size_px: tuple[int, int] | None
+    records: Sequence[Record],
+    load_image: LoadImage,
+    image_size_px: tuple[int, int] | None,
+    policy: BadSamplePolicy | None = None,
 ) -> tuple[list[Tensor], dict[str, int]]:
     """Load each image of the records once, for evaluation.
 
+    Args:
+        records: of which the images are loaded.
+        load_image: loads an image by its name.
+        image_size_px: (height, width) to resize to; None keeps the images' own size.
+        policy: counts the images that cannot be read, and decides; None refuses the first.
+
     Returns:
-        Images uint8 [3, H, W], in their own size if `image_size_px` is None, and the index of each by name.
+        Images uint8 [3, H, W], and the index of each that could be read by name; see `readable`.
 
     Raises:
-        BadSampleError: an image cannot be read. The message contains the record.
+        BadSampleError: an image cannot be read, and `policy` does not skip it. The message contains the record.
     """
     images: list[Tensor] = []
+    failed: set[str] = set()
     index_by_name: dict[str, int] = {}
     for record in records:
         for name in image_names(record):
-            if name in index_by_name:
+            if name in index_by_name or name in failed:
                 continue
-            image = _load_record_image(record, name, load_image)
+            try:
+                image = _load_record_image(record, name, load_image)
+            except BadSampleError as error:
+                if policy is None:
+                    raise
+                policy.record(0, [str(error)])
+                failed.add(name)
+                continue
+            if policy is not None:
+                policy.record(1, [])
             index_by_name[name] = len(images)
             images.append(image if image_size_px is None else eval_transform(image, image_size_px))
     return images, index_by_name
+
+
+def readable(records: Sequence[Record], index_by_name: Mapping[str, int]) -> list[Record]:
+    """Return the records all of whose images `load_unique_images` could read."""
+    return [record for record in records if all(name in index_by_name for name in image_names(record))]

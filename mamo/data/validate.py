@@ -9,12 +9,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mamo.data.identity import caption_warnings, identity_warnings
 from mamo.data.images import BadSampleError
+from mamo.data.judge import grounding_problems, row_problems
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption, read_pairs
 from mamo.data.record_dataset import file_records, image_names
-from mamo.data.records import TASK_RECORDS, GroundingRecord, TaskName, boxes_outside, read_task_records
+from mamo.data.records import TASK_RECORDS, GroundingRecord, TaskName, read_task_records
 
 _MAX_LISTED = 10
 
@@ -26,11 +28,12 @@ class CheckReport:
     expected: int
     found: int
     unreadable: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Format the report: the counts, then one line for each unreadable image or bad box."""
         counts = f"images: expected {self.expected}, found {self.found}, unreadable {len(self.unreadable)}"
-        return [counts, *self.unreadable]
+        return [counts, *self.unreadable, *self.warnings]
 
     @property
     def is_complete(self) -> bool:
@@ -49,7 +52,8 @@ def validate_pairs(path: Path, split: str | None = None) -> list[str]:
         f"distinct image_id: {len({record.image_id for record in records})}",
         f"captions: {len(words)}, words {min(words)} to {max(words)}, median {statistics.median(words):g}",
     ]
-    return report + _warnings(records)
+    found = [*identity_warnings([records]), *caption_warnings(records)]
+    return [*report, *(f"warning: {text}" for text in found), *_warnings(records)]
 
 
 def check_pairs(path: Path, split: str | None = None) -> CheckReport:
@@ -68,7 +72,16 @@ def validate_records(path: Path, task: TaskName) -> list[str]:
     """Read all records of a task and return a report. Raises ValueError with line and field of bad rows."""
     records: list[Any] = read_task_records(path, TASK_RECORDS[task])
     names = {name for record in records for name in image_names(record)}
-    return [f"{path}: valid", f"{task} records: {len(records)}", f"images: {len(names)}"]
+    lines = [f"{path}: valid", f"{task} records: {len(records)}", f"images: {len(names)}"]
+    return lines + _refusals(records)
+
+
+def _refusals(records: list[Any]) -> list[str]:
+    """Return warnings about rows that training takes and an evaluation refuses."""
+    problems = row_problems(records)
+    more = "; ..." if len(problems) > _MAX_LISTED else ""
+    listed = "; ".join(problems[:_MAX_LISTED])
+    return [f"warning: an evaluation refuses {len(problems)} of these records: {listed}{more}"] if problems else []
 
 
 def check_records(path: Path, task: TaskName) -> CheckReport:
@@ -87,9 +100,9 @@ def check_records(path: Path, task: TaskName) -> CheckReport:
                     problems.append(f"{record.key} {getattr(record, record.key)}: {error}")
             size = sizes[name]
             if size is not None and isinstance(record, GroundingRecord):
-                problems += boxes_outside(record, *size)
+                problems += grounding_problems(record, *size)
     n_unreadable = sum(size is None for size in sizes.values())
-    return CheckReport(len(sizes), len(sizes) - n_unreadable, tuple(problems))
+    return CheckReport(len(sizes), len(sizes) - n_unreadable, tuple(problems), tuple(_refusals(records)))
 
 
 def _warnings(records: Sequence[PairRecord]) -> list[str]:

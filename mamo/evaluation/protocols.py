@@ -2,17 +2,47 @@
 
 A protocol replaces `data` and `evaluation` of the checkpoint's config. The image size, the text length, the tokenizer
 and the batch size are kept, as they belong to the model and the machine, unless the protocol fixes the image size.
+A setting that a protocol leaves open and that decides a number is a part of the name (`pairs-zeroshot-k32`).
 """
 
+import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mamo.config.schema import RunConfig
-from mamo.config.values import Values, merge
+from mamo.config.values import Values, flatten, merge
+from mamo.data.pairs_reader import read_pairs
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
+_INPUTS = ("data.image_size_px", "data.text_max_tokens", "data.tokenizer", "training.precision")
+"""What the checkpoint fixes of the network's inputs and arithmetic; another value gives another number."""
+EVALUATION_KEYS = tuple(
+    f"evaluation.{name}"
+    for name in (
+        "retrieval_items",
+        "near_duplicates",
+        "rerank_k",
+        "retrieval_folds",
+        "probe_items",
+        "grounding_heat",
+        "batch_size",
+    )
+)
+OVERRIDES = (
+    *_INPUTS,
+    "data.difficulty",
+    "data.eval_file",
+    "data.eval_split",
+    "data.statements_file",
+    "data.bad_samples.policy",
+    "data.bad_samples.budget",
+    *EVALUATION_KEYS,
+)
+"""Keys that an evaluation can set."""
+CUSTOM = "-custom"
 SCENES_RERANK_K = 32
 ANSWERS_K = 128
 PUBLIC_SIZE_PX = 384
@@ -25,7 +55,7 @@ class Protocol:
 
     `values` override the config; `split` names the evaluated data; `states` describes the rest in one sentence.
     `n_records` is the number of lines of the split's official file; `lineage` is the required last training data of the
-    checkpoint.
+    checkpoint. `named` are the keys of `evaluation` that it leaves to the checkpoint's config and has in its name.
     """
 
     values: Values
@@ -33,6 +63,7 @@ class Protocol:
     states: str
     n_records: int | None = None
     lineage: Lineage = "any"
+    named: tuple[str, ...] = ()
 
 
 def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
@@ -123,17 +154,28 @@ PROTOCOLS: dict[str, Protocol] = {
         grounding_heat="fusion",
     ),
     "pairs-zeroshot": Protocol(
-        {"task": "pretrain", "data": {"source": "pairs"}},
+        {"task": "pretrain", "data": {"source": "pairs"}, "evaluation": {"retrieval_folds": 1}},
         "all of data.eval_file",
-        "all images and captions of data.eval_file, and the statements of data.statements_file",
+        "all images and captions of data.eval_file, and the statements of data.statements_file; results are named "
+        "pairs-zeroshot-kK, where ITM re-ranks ITC's K best (evaluation.rerank_k, by default the checkpoint's)",
+        named=("rerank_k",),
     ),
     **{
         f"records-{task}": Protocol(
             {"task": task, "data": {"source": "records"}},
             "all of data.eval_file",
-            f"all records of data.eval_file ({task})",
+            f"all records of data.eval_file ({task}){states}",
+            named=named,
         )
-        for task in ("vqa", "reasoning", "grounding")
+        for task, named, states in (
+            ("vqa", ("rerank_k",), "; results are named records-vqa-kK, K answers shortlisted by their first token"),
+            ("reasoning", (), ""),
+            (
+                "grounding",
+                ("grounding_heat",),
+                "; results are named records-grounding-HEAT by evaluation.grounding_heat",
+            ),
+        )
     },
 }
 
@@ -151,7 +193,8 @@ def apply_protocol(protocol: str, values: Values, is_compatible: Callable[[str, 
             f"protocol {protocol} needs a checkpoint of task {wanted}, this one is of {found}; fine-tune it first"
         )
     data = {key: value for key, value in values["data"].items() if key in _KEPT}
-    evaluation = {"enabled": True, "batch_size": values["evaluation"]["batch_size"]}
+    kept = ("batch_size", *PROTOCOLS[protocol].named)
+    evaluation = {"enabled": True} | {key: values["evaluation"][key] for key in kept if key in values["evaluation"]}
     changed = merge({**values, "data": data, "evaluation": evaluation}, PROTOCOLS[protocol].values)
     if changed["data"]["source"] != "scenes":
         changed["data"].setdefault("train_file", "none")  # never read: nothing is trained
@@ -170,31 +213,114 @@ def protocol_of(config: RunConfig, scenes_name: str) -> str:
     if not scenes_name:
         return f"{config.task}-{data.source}"
     if data.source == "records":
-        return f"records-{config.task}"
+        return protocol_name(f"records-{config.task}", config)
     if data.source == "pairs":
-        return "pairs-zeroshot"
+        return protocol_name("pairs-zeroshot", config)
     if scenes_name == "zeroshot" and config.evaluation.near_duplicates:
         scenes_name = "retrieval"
     return protocol_name(f"scenes-{data.difficulty}-{scenes_name}", config)
 
 
-def protocol_name(protocol: str, config: RunConfig) -> str:
-    """Return `protocol`, or `protocol-custom` where the config or the number of records differs from what it fixes.
+def protocol_name(protocol: str, config: RunConfig, is_own: bool = True) -> str:
+    """Return `protocol` with the settings that it leaves open, and `-custom` where the config differs from the rest.
 
-    The locations of files do not count.
+    The locations of files do not count; their number of records and their split do.
+
+    Args:
+        protocol: a name of `PROTOCOLS`.
+        config: of the evaluation.
+        is_own: whether the network's inputs are those of its checkpoint (`has_own_inputs`).
     """
-    fixed, data = PROTOCOLS[protocol], config.data
+    fixed = PROTOCOLS[protocol]
     values = config.model_dump()
     held = all(
         values[section][key] == value
         for section in ("data", "evaluation")
         for key, value in fixed.values.get(section, {}).items()
-        if key != "eval_file"
+        if key not in ("eval_file", "image_size_px")
     )
-    if held and fixed.n_records is not None and data.eval_file is not None and data.eval_split is None:
-        with Path(data.eval_file).open(encoding="utf-8") as lines:
-            held = sum(1 for line in lines if line.strip()) == fixed.n_records
-    return protocol if held else f"{protocol}-custom"
+    size = fixed.values["data"].get("image_size_px")
+    held = held and is_own and (size is None or config.data.image_size == (size, size))
+    named = "".join(_label(key, values["evaluation"][key]) for key in fixed.named)
+    return f"{protocol}{named}" if held and _is_whole(fixed, config) else f"{protocol}{named}{CUSTOM}"
+
+
+def _label(key: str, value: int | str) -> str:
+    return f"-k{value}" if key == "rerank_k" else f"-{str(value).replace('_', '-')}"
+
+
+def _is_whole(fixed: Protocol, config: RunConfig) -> bool:
+    """Return whether `data.eval_file` has as many records as the official file of the split."""
+    file, split = config.data.eval_file, config.data.eval_split
+    if fixed.n_records is None or file is None:
+        return True
+    if split is not None:
+        return split == fixed.split and len(read_pairs(Path(file), split)) == fixed.n_records
+    with Path(file).open(encoding="utf-8") as lines:
+        return sum(1 for line in lines if line.strip()) == fixed.n_records
+
+
+def has_own_inputs(before: Values, after: Values) -> bool:
+    """Return whether image size, text length, tokenizer and precision are the same in two configs' plain values."""
+    return all(_read_input(before, key) == _read_input(after, key) for key in _INPUTS)
+
+
+def _read_input(values: Values, key: str) -> Any:
+    section, _, name = key.partition(".")
+    value = values[section].get(name)
+    if key == "data.image_size_px" and isinstance(value, int):
+        return [value, value]
+    return value == "bf16" if key == "training.precision" else value  # an evaluation is in fp32 otherwise
+
+
+def check_overrides(protocol: str, overrides: Sequence[str], known: Values) -> None:
+    """Refuse `section.key=value` of what belongs to the checkpoint, of the task, and of what an evaluation never reads.
+
+    Args:
+        protocol: a name of `PROTOCOLS`.
+        overrides: of the evaluation.
+        known: plain values of the checkpoint's config.
+
+    Raises:
+        ValueError: names every such key.
+    """
+    stated = [override for override in overrides if override.lower() != "evaluation.enabled=true"]  # it is
+    keys = [override.partition("=")[0] for override in stated]
+    flat = flatten(known)
+    problems = [f"{key}: {_refusal(key, protocol, flat)}" for key in keys if key not in OVERRIDES]
+    if problems:
+        raise ValueError(f"evaluation under {protocol}: {len(problems)} problem(s)\n  " + "\n  ".join(problems))
+
+
+def _refusal(key: str, protocol: str, known: Values) -> str:
+    section = key.partition(".")[0]
+    if section == "task":
+        return (
+            f"protocol {protocol} is of task {PROTOCOLS[protocol].values['task']}; remove it, or use another protocol"
+        )
+    if any(name.startswith(f"{key}.") for name in known):
+        return "a section; set one key of it, section.key=value"
+    if section == "model":
+        return "the network is the checkpoint's; remove it, and train a network with another value to evaluate that"
+    if key == "data.source":
+        return f"protocol {protocol} fixes it; remove it, or use another protocol"
+    if key in known:
+        return "an evaluation does not read it, or takes it from the checkpoint; remove it"
+    near = difflib.get_close_matches(key, OVERRIDES, n=1)
+    return "unknown key; " + (f"did you mean `{near[0]}`?" if near else f"an evaluation takes {', '.join(OVERRIDES)}")
+
+
+def current_name(entry: Mapping[str, Any]) -> str:
+    """Return the protocol of an entry of `results.json`.
+
+    Entries of earlier versions have k in `rerank_k` only; here it is in their name too.
+    """
+    name, k = str(entry["protocol"]), entry.get("rerank_k")
+    for protocol in (name for name, fixed in PROTOCOLS.items() if fixed.named == ("rerank_k",)):
+        rest = name.removeprefix(protocol)
+        if name.startswith(protocol) and not re.match(r"-k\d", rest) and k is not None:
+            return f"{protocol}-k{k}{rest}"
+    return name
 
 
 def check_lineage(protocol: str, lineage: Sequence[Mapping[str, Any]]) -> str:

@@ -10,7 +10,38 @@ import torch
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
 from mamo.distributed import world_size
-from mamo.evaluation.protocols import split_of
+from mamo.evaluation.protocols import CUSTOM, split_of
+
+
+class Metrics(dict[str, float]):
+    """Metrics in percent by name, with `facts`: the numbers without which they cannot be read.
+
+    `gallery_images`, `gallery_texts`, `rerank_k`, `chance/NAME` in percent, `ties/NAME` (queries), the number of items
+    of other evaluations, and `skipped`, the items that could not be read.
+    """
+
+    def __init__(self, values: Mapping[str, float], facts: Mapping[str, float] | None = None) -> None:
+        super().__init__(values)
+        self.facts: dict[str, float] = dict(facts or {})
+
+
+def facts_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the facts of metrics; none of a plain dictionary."""
+    return metrics.facts if isinstance(metrics, Metrics) else {}
+
+
+def facts_line(facts: Mapping[str, float]) -> str:
+    """Format facts in one line, names without their signs; empty without facts."""
+    return "; ".join(f"{name.replace('/', ' ').replace('_', ' ')} {value:.4g}" for name, value in facts.items())
+
+
+def remarks(metrics: Mapping[str, float]) -> list[str]:
+    """Return a sentence for each number that is worse than what it should improve."""
+    recalls = [[metrics.get(f"{stage}/{way}_r1") for way in ("i2t", "t2i")] for stage in ("itc", "rerank")]
+    means = [sum(pair) / 2 for pair in recalls if None not in pair]  # type: ignore[arg-type]
+    if len(means) < 2 or means[1] >= means[0]:
+        return []
+    return [f"ITM does not help yet: ITC {means[0]:.1f}, re-ranked {means[1]:.1f} (R@1, mean of both directions)"]
 
 
 def result_entry(
@@ -22,7 +53,13 @@ def result_entry(
     lineage: list[Values],
     metrics: dict[str, float],
 ) -> Values:
-    """Return one entry of `results.json`: the metrics and everything that they depend on."""
+    """Return one entry of `results.json`: the metrics and everything that they depend on.
+
+    Where items were skipped, the protocol's name says `-custom`.
+    """
+    facts = facts_of(metrics)
+    if facts.get("skipped") and not protocol.endswith(CUSTOM):
+        protocol += CUSTOM
     return {
         "protocol": protocol,
         "split": split_of(protocol, config),
@@ -32,11 +69,15 @@ def result_entry(
         "seed": config.seed,
         "rerank_k": config.evaluation.rerank_k,
         "image_size_px": list(config.data.image_size),
+        "text_max_tokens": config.data.text_max_tokens,
+        "precision": config.training.precision,
         "eval_file": config.data.eval_file,
         "eval_split": config.data.eval_split,
+        "statements_file": config.data.statements_file,
         "ancestry": lineage,
         "versions": versions(),
-        "metrics": metrics,
+        "facts": facts,
+        "metrics": dict(metrics),
     }
 
 

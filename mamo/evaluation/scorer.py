@@ -127,6 +127,7 @@ class Scorer:
 
     def __init__(self, predictor: Predictor, batch_size: int) -> None:
         self.network: Mamo = predictor.network
+        self.processor = predictor.processor
         self.tokenizer = predictor.processor.tokenizer
         self.text_max_tokens = predictor.processor.text_max_tokens
         self.device = predictor.device
@@ -145,7 +146,9 @@ class Scorer:
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize texts -> (input_ids int64 [T, L], lengths int64 [T]), truncated to `text_max_tokens`."""
         encoded = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.text_max_tokens)
-        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).sum(dim=1)
+        lengths = torch.tensor(encoded["attention_mask"]).sum(dim=1)
+        self.processor.warn_if_full(lengths)
+        return torch.tensor(encoded["input_ids"]), lengths
 
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> EncodedTexts:
         """Encode token ids int64 [T, L], the first `lengths` int64 [T] of them valid; batches hold similar lengths."""

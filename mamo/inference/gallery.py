@@ -80,7 +80,11 @@ class Gallery(Generic[Query]):
             feature: ITC features of the items.
             encode: encodes queries; its result has a `feature` [Q, D].
             match: computes ITM scores of pairs; None for no re-ranking.
+
+        Raises:
+            ValueError: a feature is infinite or NaN.
         """
+        _check_finite(feature)
         self._feature, self._encode, self._match = feature, encode, match
 
     def __len__(self) -> int:
@@ -142,7 +146,8 @@ def gallery_of_images(
     """Build the gallery of `Model.index`.
 
     The name of a file in `cache` is the digest of the weights, the image contents (in order), the settings and the
-    library versions; it is used only for these. A file that cannot be read is rebuilt with a warning.
+    library versions; it is used only for these. The file has a digest of that name and of its features. One that
+    cannot be read, or has another digest, is rebuilt with a warning.
 
     Raises:
         EmptyGalleryError: no images.
@@ -171,8 +176,19 @@ def gallery_of_images(
     if feature is None:
         steps = range(0, len(images), scorer.batch_size)
         feature = torch.cat([encode(images[start : start + scorer.batch_size]).feature for start in steps])
+        _check_finite(feature)
         _write(file, feature)
     return _of_images(scorer, texts, ReencodedImages(feature.to(scorer.device), images, encode))
+
+
+def _check_finite(feature: Tensor) -> None:
+    is_bad = ~feature.isfinite().all(dim=1)
+    if is_bad.any():
+        first = int(is_bad.nonzero()[0, 0])
+        raise ValueError(
+            f"index: {int(is_bad.sum())} of {len(feature)} items, the first at {first}, have features that are not "
+            "finite; check the weights of the model"
+        )
 
 
 def _key(network: nn.Module, files: Iterable[str | Path], settings: Values) -> str:
@@ -195,20 +211,31 @@ def _read(file: Path, n_images: int) -> Tensor | None:
     if not file.exists():
         return None
     try:
-        feature: Tensor = load_file(file)["feature"]
+        stored = load_file(file)
+        feature, digest = stored["feature"], stored["digest"]
         if feature.ndim != 2 or len(feature) != n_images:
             raise ValueError(f"features {list(feature.shape)} for {n_images} images")
+        if not torch.equal(digest, _digest(file, feature)):
+            raise ValueError("its content is not what was written for this model and these images")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         logger.warning("%s is damaged (%s): encoding its %d images again", file, error, n_images)
         return None
     return feature
 
 
+def _digest(file: Path, feature: Tensor) -> Tensor:
+    """Return the SHA-256 of a file's name and its features on the CPU, uint8 [32]."""
+    found = hashlib.sha256(f"{file.name} {feature.dtype} {list(feature.shape)}".encode())
+    found.update(feature.contiguous().flatten().view(torch.uint8).numpy().data)
+    return torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)
+
+
 def _write(file: Path, feature: Tensor) -> None:
     """Write features float32 [I, D] atomically; log a full disk."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        save_file({"feature": feature.cpu().contiguous()}, temporary)
+        feature = feature.cpu().contiguous()
+        save_file({"feature": feature, "digest": _digest(file, feature)}, temporary)
         temporary.replace(file)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

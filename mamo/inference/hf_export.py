@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import RunConfig
+from mamo.config.values import Values
 from mamo.evaluation.predictor import Predictor
 from mamo.imports import no_code_from
 from mamo.models.text_encoder import TextEncoder
@@ -52,11 +53,6 @@ def write_exported(
 ) -> None:
     """Write a network into an existing folder; the config of a BERT named by `model.text.bert` goes to `bert/`."""
     tokenizer.save_pretrained(folder)
-    values = {
-        "vocabulary": _fingerprint(tokenizer),
-        "mamo": config.model_dump(mode="json"),
-    }
-    (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
     once = {  # a tied tensor only under its first name
         name for name, _ in [*network.named_parameters(), *network.named_buffers()]
     }
@@ -67,6 +63,14 @@ def write_exported(
         text_encoder.bert.config.save_pretrained(folder / BERT)
     for name, text in assets.items():
         (folder / name).write_text(text, "utf-8")
+    names = [f"{WEIGHTS}.safetensors", f"{BERT}/{CONFIG}", *assets]
+    values: Values = {
+        "vocabulary": _fingerprint(tokenizer),
+        "mamo": config.model_dump(mode="json"),
+        "sha256": {name: _sha256(folder / name) for name in names if (folder / name).is_file()},
+    }
+    values["sha256"]["mamo"] = _digest_of(values["mamo"])
+    (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
     (folder / CARD).write_text(_HEADER + card, "utf-8")
 
 
@@ -84,6 +88,7 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, RunCon
         with no_code_from(folder):
             config = build_config(values["mamo"], str(folder / CONFIG))
         task, predictor = restore_task(folder, config, device, weights=WEIGHTS, tokenizer=".")
+        _verify(folder, values)
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # JSON of another shape
@@ -92,6 +97,30 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, RunCon
         raise TokenizerMismatchError(f"{folder}: the tokenizer differs from the one the weights were trained with")
     card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""
     return predictor, config, re.sub(r"\A---\n.*?\n---\n\n?", "", card, flags=re.DOTALL), task.assets
+
+
+def _verify(folder: Path, values: Values) -> None:
+    """Compare the content of a folder with the digests in its config; versions before 0.2 wrote none."""
+    digests = values.get("sha256", {})
+    for name, digest in digests.items():
+        if name == "mamo":
+            is_same = digest == _digest_of(values["mamo"])
+        elif not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: damaged export, {name} is missing")
+        else:
+            is_same = digest == _sha256(folder / name)
+        if not is_same:
+            changed = f"`mamo` in {CONFIG}" if name == "mamo" else name
+            raise CheckpointError(f"{folder}: damaged export, the content of {changed} has changed; fetch it again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(values: Values) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

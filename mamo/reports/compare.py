@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamo.config.values import flatten, read_values
+from mamo.evaluation.protocols import current_name
 from mamo.training.run_dir import CONFIG, METRICS, read_evaluations, read_jsonl
 
 Floats = NDArray[np.float64]
@@ -297,6 +298,6 @@ def _last_results(folder: Path) -> tuple[tuple[object, ...], dict[str, float]] |
     try:
         evaluations = read_evaluations(folder)
         last = evaluations[-1] if evaluations else None
-        return None if last is None else ((last["protocol"], last["step"]), last["metrics"])
+        return None if last is None else ((current_name(last), last["step"]), last["metrics"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'results.json'} is not a valid results.json ({error})") from None

@@ -10,6 +10,7 @@ import numpy as np
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values, flatten
+from mamo.evaluation.protocols import current_name
 from mamo.reports.compare import (
     WINDOW,
     Floats,
@@ -120,7 +121,7 @@ def plot_evaluations(output_dir: Path) -> bytes | None:
     Raises ValueError for a damaged `results.json`.
     """
     evaluations = read_evaluations(output_dir)
-    evaluations = [entry for entry in evaluations if entry["protocol"] == evaluations[-1]["protocol"]]
+    evaluations = [entry for entry in evaluations if current_name(entry) == current_name(evaluations[-1])]
     if len(evaluations) < 2:
         return None
     groups: dict[str, list[str]] = {}

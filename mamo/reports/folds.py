@@ -7,6 +7,7 @@ import numpy as np
 
 from mamo.config.values import Values
 from mamo.evaluation.metrics.statements import StatementRecord, read_scores, statement_metrics, truth_metrics
+from mamo.evaluation.protocols import current_name
 from mamo.training.run_dir import STATEMENT_SCORES, read_evaluations
 
 
@@ -28,14 +29,14 @@ def aggregate_folds(runs: Sequence[Path]) -> Values:
         lasts.append(evaluations[-1])
         scores.append(score)
         records += held_out
-    if len({last["protocol"] for last in lasts}) > 1:
+    if len({current_name(last) for last in lasts}) > 1:
         raise ValueError(f"{runs[0]} and others: evaluated under different protocols; aggregate runs of one task")
     metrics = {name: float(np.mean([last["metrics"][name] for last in lasts])) for name in lasts[0]["metrics"]}
     has_head, score = "reasoning/accuracy" in metrics, np.concatenate(scores)
     aggregated = truth_metrics(score > 0, records) if has_head else statement_metrics(score, records)
     prefix = "reasoning" if has_head else "statements"
     return {
-        "protocol": f"{lasts[0]['protocol']}-folds",
+        "protocol": f"{current_name(lasts[0])}-folds",
         "split": "held-out directories",
         "checkpoint": [f"{folder.name}/{last['checkpoint']}" for folder, last in zip(runs, lasts)],
         "seed": lasts[0]["seed"],

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mamo.evaluation.results import remarks
 from mamo.reports.curves import plot_evaluations
 from mamo.training.run_dir import CURVES, TIMING, atomic_write_text, read_jsonl
 
@@ -45,6 +46,7 @@ def write_report(
     sections: Sequence[tuple[str, str]],
     step_folder: Path | None = None,
     card: str = "",
+    facts: Mapping[str, float] | None = None,
 ) -> Path:
     """Write the page into `folder` and return its path.
 
@@ -55,8 +57,12 @@ def write_report(
         sections: (title, HTML fragment), from `network_pictures`.
         step_folder: a checkpoint whose run's curves, evaluations and loading times are shown, or None.
         card: the card of that checkpoint (`model_card`).
+        facts: the numbers that the metrics depend on, such as the size of the gallery (`Metrics.facts`).
     """
-    parts = [("Numbers, in percent", _metrics_table(metrics)), *sections, *_probes(metrics)]
+    numbers = _metrics_table(metrics) + "".join(f"<p><b>{html.escape(line)}</b></p>" for line in remarks(metrics))
+    if facts:
+        numbers += f"<h3>They depend on (chance in percent, ties in queries)</h3>{_metrics_table(facts, '.4g')}"
+    parts = [("Numbers, in percent", numbers), *sections, *_probes(metrics)]
     if step_folder is not None:
         run = step_folder.parent.parent
         parts += [*_curves(run), *_loading(run / TIMING)]
@@ -74,9 +80,9 @@ def write_report(
     return folder / REPORT
 
 
-def _metrics_table(metrics: Mapping[str, float]) -> str:
+def _metrics_table(metrics: Mapping[str, float], form: str = ".1f") -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td class=n>{value:.1f}</td></tr>" for name, value in metrics.items()
+        f"<tr><td>{html.escape(name)}</td><td class=n>{value:{form}}</td></tr>" for name, value in metrics.items()
     )
     return f"<div class=columns><table>{rows}</table></div>"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mamo.config.schema import RunConfig
+from mamo.evaluation.protocols import EVALUATION_KEYS
 from mamo.evaluator import evaluate
 from mamo.tasks.registry import finetune_config, load_config
 from mamo.trainer import train
@@ -76,7 +77,7 @@ def run_pipeline(
         if row.zero_shot is not None:
             output = folder / ZERO_SHOT / row.task
             if not read_evaluations(output):
-                limits = [override for override in overrides if override.startswith("evaluation.")]
+                limits = [override for override in overrides if override.partition("=")[0] in EVALUATION_KEYS]
                 evaluate(source, row.zero_shot, limits, output)
             results[f"{row.task}/{ZERO_SHOT}"] = metrics_of(output)
         for name, more in ((row.task, []), (f"{row.task}-{FROM_SCRATCH}", ["from_scratch=true"])):

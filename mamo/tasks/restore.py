@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import MamoModelConfig, RunConfig
 from mamo.data.processor import Processor
@@ -17,7 +18,12 @@ from mamo.training.run_dir import BERT, CONFIG
 
 
 def restore_task(
-    folder: Path, config: RunConfig, device: torch.device, weights: str = "student", tokenizer: str = "tokenizer"
+    folder: Path,
+    config: RunConfig,
+    device: torch.device,
+    weights: str = "student",
+    tokenizer: str = "tokenizer",
+    words: PreTrainedTokenizerFast | None = None,
 ) -> tuple[Task, Predictor]:
     """Build the task of a step folder and load its student, in eval mode.
 
@@ -27,11 +33,12 @@ def restore_task(
             size). Published weights and configurations that it names are not fetched: the folder holds them.
         device: where the network goes.
         weights, tokenizer: names within the folder, as they are in a step folder.
+        words: a tokenizer in place of the folder's, with the same vocabulary.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit the config.
     """
-    words = read_tokenizer(str(folder / tokenizer))
+    words = words or read_tokenizer(str(folder / tokenizer))
     with no_code_from(folder):
         task = build_task(without_published(config, folder), words, folder)
     stored = load_stored_config(folder) if (folder / CONFIG).is_file() else config

@@ -1,5 +1,7 @@
 """Training and evaluation samples as a config's `data.source` says."""
 
+import logging
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import DataConfig, RunConfig
 from mamo.config.values import Values
+from mamo.data.identity import identity_warnings
+from mamo.data.images import BadSamplePolicy
+from mamo.data.judge import check_headers, grounding_problems, name_of, raise_problems, row_problems
 from mamo.data.loader import SampleDataset
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset
 from mamo.data.pairs_reader import read_pairs
-from mamo.data.record_dataset import LoadImage, Record, RecordDataset, file_records
+from mamo.data.record_dataset import LoadImage, Record, RecordDataset, file_records, image_names
 from mamo.data.records import (
     GroundingRecord,
     ReasoningRecord,
@@ -30,6 +35,8 @@ from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld, Split
 from mamo.world.statements import pair_statements
 from mamo.world.vocabulary import scenes_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -67,10 +74,47 @@ def load_records(data: DataConfig, kind: type[Record], split: Split, n_items: in
     return file_records(files, kind)
 
 
-def check_records(data: DataConfig, kind: type[Record]) -> None:
-    """Read the evaluation records where they are a file's; raises as `read_task_records`."""
+def evaluation_records(data: DataConfig, kind: type[Record], n_items: int) -> tuple[list[Record], LoadImage]:
+    """Return `load_records` of the evaluation. Raises ValueError also for rows that cannot be scored."""
+    records, load_image = load_records(data, kind, "test", n_items)
     if data.source != "scenes":
-        load_records(data, kind, "test", 0)
+        raise_problems(data.eval_file, row_problems(records))
+    return records, load_image
+
+
+def check_records(data: DataConfig, kind: type[Record]) -> list[Record]:
+    """Judge the evaluation records and the headers of their images as the evaluation will; nothing of scenes.
+
+    Returns:
+        The records; none of scenes.
+
+    Raises:
+        ValueError: as `read_task_records`, and for rows and boxes that cannot be scored.
+        BadSampleError: an image cannot be opened, and `data.bad_samples` does not skip it.
+    """
+    if data.source == "scenes":
+        return []
+    records, _ = evaluation_records(data, kind, 0)
+    sizes = check_headers(
+        ((name_of(record), name) for record in records for name in image_names(record)), bad_sample_policy(data)
+    )
+    problems: list[str] = []
+    for record in records:
+        if isinstance(record, GroundingRecord) and record.image in sizes:
+            problems += grounding_problems(record, *sizes[record.image])
+    raise_problems(data.eval_file, problems)
+    return records
+
+
+def bad_sample_policy(data: DataConfig) -> BadSamplePolicy:
+    """Return the policy for the samples of one evaluation that cannot be read."""
+    return BadSamplePolicy(data.bad_samples.policy, data.bad_samples.budget)
+
+
+def require_some(evaluated: Sized) -> None:
+    """Raise ValueError where nothing could be evaluated."""
+    if not evaluated:
+        raise ValueError("evaluation: no image could be loaded; check the evaluation files with `mamo data check`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,5 +166,7 @@ def pair_dataset(config: RunConfig) -> SampleDataset:
     if data.source == "scenes":
         return ScenePairs(data, "train", data.train_scenes)
     parts: list[Any] = [read_pairs(Path(file), data.train_split) for file in data.train_files]
+    for line in identity_warnings(parts):
+        logger.warning("data.train_file: %s", line)
     records: ConcatDataset[PairRecord] = ConcatDataset(parts)  # no shard is read to be joined
     return PairDataset(records, data.image_size, train_transform_from(data), data.bad_samples.policy)

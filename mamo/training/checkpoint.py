@@ -28,6 +28,8 @@ from mamo.models.weights import WeightReport
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_REQUIRED = ("state.json", "student.safetensors")
+_READ = (".safetensors", ".json", ".yaml", ".txt")
 Resample = Callable[[Tensor], Tensor]
 
 
@@ -178,12 +180,18 @@ def _write_files(
 
 
 def verify(folder: Path) -> None:
-    """Raise `CheckpointError`, naming the file, unless every file of the manifest is present and unchanged."""
+    """Raise `CheckpointError`, naming the file, unless the files are those of the manifest, all of them unchanged.
+
+    The manifest lists `_REQUIRED` at least, and every file of a kind that is read (`_READ`).
+    """
     try:
         entries = json.loads((folder / MANIFEST).read_text())
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{folder}: not a complete checkpoint ({MANIFEST} is missing or unreadable)") from None
+    present = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in _READ and path.is_file()]
+    for name in sorted({*_REQUIRED, *present} - {MANIFEST, *expected}):
+        raise CheckpointError(f"{folder}: damaged checkpoint, {MANIFEST} does not list {name}")
     for name, (n_bytes, digest) in expected.items():
         path = folder / name
         if not path.is_file():

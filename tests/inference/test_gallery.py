@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mamo
 from mamo.config.schema import RunConfig
@@ -194,3 +194,57 @@ def test_what_cannot_be_kept_is_told(model: mamo.Model, files: list[Path], tmp_p
     ):
         with pytest.raises(kind, match=message):
             model.index(images, cache=where)
+
+
+def test_the_content_of_a_cached_file_is_checked(
+    model: mamo.Model, files: list[Path], encoded: list[int], tmp_path: Path, caplog: Any
+) -> None:
+    """Bug: features with a flipped bit, of another model or without a digest are ranked by, without a word."""
+    whole = model.index(files, cache=tmp_path / "cache").retrieve(TEXTS)
+    (file,) = (tmp_path / "cache").iterdir()
+    content, good = file.read_bytes(), load_file(file)
+    flipped = bytearray(content)
+    start = content.index(good["feature"].numpy().tobytes())
+    damaged: list[dict[str, torch.Tensor] | bytes] = []
+    for place in range(start, start + good["feature"].nbytes, 97):
+        flipped[place] ^= 127
+        damaged.append(bytes(flipped))
+        flipped[place] ^= 127
+    nan, wide = torch.full_like(good["feature"], torch.nan), torch.randn(N, good["feature"].shape[1] + 4)
+    other = torch.roll(good["feature"], 1, dims=0)
+    damaged += [{**good, "feature": feature} for feature in (nan, wide, other, good["feature"].half())]
+    damaged += [{"feature": good["feature"]}, {**good, "digest": good["digest"][:5]}]
+    for found in damaged:
+        if isinstance(found, bytes):
+            file.write_bytes(found)
+        else:
+            save_file(found, file)
+        encoded.clear()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            again = model.index(files, cache=tmp_path / "cache")
+        assert sum(encoded) == N
+        assert f"encoding its {N} images again" in caplog.text
+        assert file.read_bytes() == content
+    assert again.retrieve(TEXTS) == whole
+    file.rename(renamed := file.with_name("kept"))
+    change_weight(model, files)
+    model.index(files, cache=tmp_path / "cache")
+    (own,) = {*(tmp_path / "cache").iterdir()} - {renamed}
+    renamed.replace(own)  # the first model's features under the second one's name
+    encoded.clear()
+    model.index(files, cache=tmp_path / "cache")
+    assert sum(encoded) == N
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_features_that_are_not_numbers_are_refused(
+    model: mamo.Model, files: list[Path], cached: bool, tmp_path: Path
+) -> None:
+    """Bug: a model whose weights are NaN ranks a gallery in some order, and keeps it on disk."""
+    with torch.no_grad():
+        model.network.backbone.image_projection.weight[0, 0] = torch.nan
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{N} of {N} items, the first at 0, have features that are not finite"):
+            model.index(files, cache=tmp_path / "cache" if cached else None)
+    assert not (tmp_path / "cache").exists() or not [*(tmp_path / "cache").iterdir()]

@@ -238,3 +238,27 @@ def test_text_past_the_limit_is_told_once(home: Path, caplog: pytest.LogCaptureF
         for _ in range(2):
             model.encode_text(["red " * 50])
     assert caplog.text.count("texts are cut to 24 tokens; the longest has 52 (logged once)") == 1
+
+
+def test_the_content_of_an_export_is_checked(home: Path, tmp_path: Path) -> None:
+    """Bug: an export with a flipped bit in its weights, a changed setting or a lost file loads without a word."""
+    folder = tmp_path / "e"
+    mamo.load(home / "runs/scenes").save_pretrained(folder)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    weights, config = whole["model.safetensors"], json.loads(whole["config.json"])
+    start = 8 + int.from_bytes(weights[:8], "little")
+    for place in (start, (start + len(weights)) // 2, len(weights) - 1):
+        flipped = bytearray(weights)
+        flipped[place] ^= 1
+        (folder / "model.safetensors").write_bytes(flipped)
+        with pytest.raises(mamo.CheckpointError, match=r"the content of model\.safetensors has changed"):
+            mamo.load(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    for key, value in (("text_max_tokens", 5), ("difficulty", "full")):
+        data = {**config["mamo"]["data"], key: value}
+        (folder / "config.json").write_text(json.dumps({**config, "mamo": {**config["mamo"], "data": data}}))
+        with pytest.raises(mamo.CheckpointError, match=r"the content of `mamo` in config\.json has changed"):
+            mamo.load(folder)
+    old = {name: value for name, value in config.items() if name != "sha256"}
+    (folder / "config.json").write_text(json.dumps(old))  # as earlier versions wrote it
+    mamo.load(folder)

@@ -118,6 +118,25 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(
         checkpoint.last_good(tmp_path)
 
 
+@pytest.mark.parametrize("left", [(), ("state.json",), ("student.safetensors",), ("state.json", "student.safetensors")])
+def test_a_manifest_that_lacks_a_file_is_refused(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """Bug: a manifest that is empty, or lacks a file, verifies whatever is there."""
+    save(tmp_path, 4)
+    folder = checkpoint.step_folder(tmp_path, 4)
+    manifest = folder / checkpoint.MANIFEST
+    entries = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({name: entries[name] for name in left}))
+    with pytest.raises(CheckpointError, match=r"damaged checkpoint, manifest\.json does not list [a-z]+\."):
+        checkpoint.resolve(tmp_path)
+    manifest.write_text(json.dumps(entries))
+    (folder / "NOTES.md").write_text("good")
+    checkpoint.resolve(tmp_path)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/vocab.txt").write_text("added later")
+    with pytest.raises(CheckpointError, match=r"does not list tokenizer/vocab\.txt"):
+        checkpoint.resolve(tmp_path)
+
+
 def test_saving_after_a_damaged_one_keeps_the_good(tmp_path: Path) -> None:
     """Bug: the newest folders by name are kept, which are the damaged ones that the resumed run passed over."""
     for step in (5, 20, 30):

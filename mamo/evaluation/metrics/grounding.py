@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from mamo.data.judge import whole_pixels
 from mamo.data.records import Box
 
 IOU_THRESHOLD = 0.5
@@ -68,11 +69,11 @@ def best_proposal(heat: NDArray[np.float64], proposals: Sequence[Box]) -> int:
     total = np.zeros((height + 1, width + 1))  # summed over rows and columns: a box's sum is four look-ups
     total[1:, 1:] = heat.cumsum(axis=0).cumsum(axis=1)
     scores = []
-    for index, (x, y, w, h) in enumerate(proposals):
-        left, top = max(int(x), 0), max(int(y), 0)
-        right, bottom = min(int(x + w), width), min(int(y + h), height)
-        if left >= right or top >= bottom:
+    for index, box in enumerate(proposals):
+        pixels, (x, y, w, h) = whole_pixels(box, width, height), box
+        if pixels is None:
             raise ValueError(f"grounding: proposal {index} {(x, y, w, h)} covers no pixel of {width} x {height}")
+        left, top, right, bottom = pixels
         inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
         scores.append(inside / math.sqrt(w * h))
     return int(np.argmax(scores))

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
+from mamo.data.judge import sentence_of
 from mamo.evaluation.metrics.completeness import check_predictions
 
 
@@ -27,14 +28,3 @@ def reasoning_metrics(predictions: Mapping[str, bool], labels: Mapping[str, bool
         "consistency": 100 * sum(all(group) for group in groups.values()) / len(groups),
         "majority": 100 * max(n_true, len(labels) - n_true) / len(labels),
     }
-
-
-def sentence_of(identifier: str) -> str:
-    """Return the part of an identifier that a sentence's statements share. Raises ValueError for an unknown form."""
-    parts = identifier.split("-")
-    if len(parts) == 4 and not parts[0].isdigit():
-        split, image_set, _, sentence = parts
-        return f"{split}-{image_set}-{sentence}"
-    if len(parts) in (2, 3) and all(part.isdigit() for part in parts):
-        return parts[0]
-    raise ValueError(f"NLVR: identifier {identifier!r} is neither split-set-pair-sentence nor n-m or n-m-k")

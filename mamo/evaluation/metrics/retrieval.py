@@ -27,24 +27,69 @@ def rank_by_similarity(
     Returns:
         Ranks int64 [Q], 0 the best and G for a query without a right item; the K most similar items int64 [Q, K].
     """
-    ranks, shortlists = [], []
+    return rank_and_count_ties(query, gallery, positive, shortlist_length, chunk_size)[:2]
+
+
+def rank_and_count_ties(
+    query: Tensor, gallery: Tensor, positive: Tensor, shortlist_length: int, chunk_size: int = 1024
+) -> tuple[Tensor, Tensor, int]:
+    """Return `rank_by_similarity` of the arguments, and the number of queries with a tie (`rank_and_ties`)."""
+    ranks, shortlists, n_ties = [], [], 0
     for start in range(0, len(query), chunk_size):
         similarity = query[start : start + chunk_size] @ gallery.T  # [chunk, G]
         is_here = (positive[:, 0] >= start) & (positive[:, 0] < start + chunk_size)
         is_positive = torch.zeros_like(similarity, dtype=torch.bool)
         is_positive[positive[is_here, 0] - start, positive[is_here, 1]] = True
-        ranks.append(pessimistic_rank(similarity, is_positive))
+        rank, n = rank_and_ties(similarity, is_positive)
+        ranks.append(rank)
+        n_ties += n
         shortlists.append(similarity.topk(min(shortlist_length, len(gallery)), dim=1).indices)
-    return torch.cat(ranks), torch.cat(shortlists)
+    return torch.cat(ranks), torch.cat(shortlists), n_ties
 
 
 def pessimistic_rank(score: Tensor, is_positive: Tensor) -> Tensor:
     """Count the wrong items that are not below the best right one: scores float [Q, G] and bool [Q, G] -> int64 [Q]."""
+    return rank_and_ties(score, is_positive)[0]
+
+
+def rank_and_ties(score: Tensor, is_positive: Tensor) -> tuple[Tensor, int]:
+    """Return `pessimistic_rank`, and the number of queries whose best right item has the score of a wrong one.
+
+    A tie counts against the query. Many ties mean that the scores are too coarse to rank by.
+    """
     best = score.masked_fill(~is_positive, -torch.inf).amax(dim=1, keepdim=True)
-    return (~(score < best) & ~is_positive).sum(dim=1)
+    not_below = ~(score < best) & ~is_positive
+    is_tied = (not_below & (score == best)).any(dim=1) & (best[:, 0] > -torch.inf)
+    return not_below.sum(dim=1), int(is_tied.sum())
+
+
+def chance_recalls(positive: Tensor, n_queries: int, n_items: int, prefix: str) -> dict[str, float]:
+    """Compute `PREFIX_r1` to `PREFIX_r10` of a random order of the gallery, in percent.
+
+    Args:
+        positive: int64 [N, 2], the distinct (query, item) pairs that are right.
+        n_queries: Q.
+        n_items: G.
+        prefix: of the names.
+    """
+    n_right = torch.bincount(positive[:, 0], minlength=n_queries).double()
+    found = {}
+    for depth in DEPTHS:
+        missed = torch.ones_like(n_right)
+        for place in range(min(depth, n_items)):
+            missed *= ((n_items - n_right - place) / (n_items - place)).clamp(min=0)
+        found[f"{prefix}_r{depth}"] = 100.0 * (1 - missed).mean().item()
+    return found
 
 
 def rank_shortlist(score: Tensor, shortlist: Tensor, positive: Tensor, gallery_size: int, first_rank: Tensor) -> Tensor:
+    """Return the ranks of `rerank`."""
+    return rerank(score, shortlist, positive, gallery_size, first_rank)[0]
+
+
+def rerank(
+    score: Tensor, shortlist: Tensor, positive: Tensor, gallery_size: int, first_rank: Tensor
+) -> tuple[Tensor, int]:
     """Re-rank within the shortlist; items outside of it stay below, in their first order.
 
     Args:
@@ -55,12 +100,13 @@ def rank_shortlist(score: Tensor, shortlist: Tensor, positive: Tensor, gallery_s
         first_rank: int64 [Q], from `rank_by_similarity`; kept where no right item is on the shortlist.
 
     Returns:
-        int64 [Q].
+        Ranks int64 [Q], and the number of queries with a tie on the shortlist (`rank_and_ties`).
     """
     queries = torch.arange(len(shortlist), device=shortlist.device)[:, None]
     keys = queries * gallery_size + shortlist  # [Q, K]
     is_positive = torch.isin(keys, positive[:, 0] * gallery_size + positive[:, 1])
-    return torch.where(is_positive.any(dim=1), pessimistic_rank(score, is_positive), first_rank)
+    rank, n_ties = rank_and_ties(score, is_positive)
+    return torch.where(is_positive.any(dim=1), rank, first_rank), n_ties
 
 
 def union_of_pairs(image_to_text: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:

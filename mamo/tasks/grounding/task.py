@@ -54,7 +54,7 @@ class GroundingTask(PretrainTask):
         return ExpressionPairs(record_dataset(records, load_image, data))
 
     def check_evaluation_files(self) -> None:
-        """Read the evaluation expressions."""
+        """Judge the evaluation expressions, their boxes and the headers of the images."""
         check_records(self.config.data, GroundingRecord)
 
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:

@@ -7,6 +7,8 @@ Legend: I images, T texts, N right (image, text) pairs.
 """
 
 import functools
+import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,17 +17,26 @@ import torch
 from torch import Tensor
 
 from mamo.config.schema import EvaluationConfig
-from mamo.data.images import BadSampleError, BadSamplePolicy
+from mamo.data.identity import caption_warnings, identity_warnings
+from mamo.data.images import BadSampleError
+from mamo.data.judge import check_headers
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import clean_caption, read_pairs
 from mamo.data.shard_index import ShardMember
 from mamo.data.transforms import eval_transform
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.grounding import grounding_metrics, to_image_size
-from mamo.evaluation.metrics.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
+from mamo.evaluation.metrics.retrieval import (
+    chance_recalls,
+    rank_and_count_ties,
+    recalls,
+    rerank,
+    union_of_pairs,
+)
 from mamo.evaluation.metrics.statements import read_statements, statement_metrics, write_scores
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.probes import masked_word_accuracy, probe_accuracy
+from mamo.evaluation.results import Metrics, facts_of
 from mamo.evaluation.scorer import (
     EncodedImages,
     EncodedTexts,
@@ -36,6 +47,7 @@ from mamo.evaluation.scorer import (
     heatmaps,
 )
 from mamo.tasks.pretrain.config import PretrainConfig
+from mamo.tasks.sources import bad_sample_policy, require_some
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import MaskedWord, masked_word_items
 from mamo.world.probes import PROBES, ProbeItem, probe_items
@@ -43,10 +55,10 @@ from mamo.world.referring import Expression, expressions
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld, near_duplicate
 
+logger = logging.getLogger(__name__)
 
-def evaluate_pretrained(
-    predictor: Predictor, config: PretrainConfig, scores_file: Path | None = None
-) -> dict[str, float]:
+
+def evaluate_pretrained(predictor: Predictor, config: PretrainConfig, scores_file: Path | None = None) -> Metrics:
     """Evaluate on the test scenes, or on `data.eval_file` and `data.statements_file`.
 
     Args:
@@ -58,7 +70,8 @@ def evaluate_pretrained(
     Returns:
         Percentages: `itc/i2t_r1` .. `itc/t2i_r10` and `itc/rsum`, the same under `rerank/`, `probe/NAME/itc|itm`,
         `grounding/proposal|pointing|random_proposal|upper_bound`, `masked_word/CLASS`,
-        `statements/accuracy|majority|interval_low|interval_high`.
+        `statements/accuracy|majority|interval_low|interval_high`. The facts have the sizes of the galleries, k, chance,
+        ties and the number of images that were skipped.
 
     Raises:
         ValueError: an evaluation file cannot be read.
@@ -76,7 +89,7 @@ def _scene_items(difficulty: Difficulty, n_items: int) -> tuple[dict[str, list[P
     return {name: probe_items(world, name, n_items) for name in PROBES}, masked_word_items(world, n_items)
 
 
-def _on_scenes(scorer: Scorer, config: PretrainConfig) -> dict[str, float]:
+def _on_scenes(scorer: Scorer, config: PretrainConfig) -> Metrics:
     network = scorer.network
     has_itc, has_itm = network.get_head("temperature") is not None, network.get_head("itm") is not None
     world = SceneWorld(config.data.difficulty, WORLD_SEED)
@@ -91,12 +104,13 @@ def _on_scenes(scorer: Scorer, config: PretrainConfig) -> dict[str, float]:
     image_row: dict[int, int] = {}
     for row, scene in enumerate(scenes):
         image_row.setdefault(scene.index, row)  # a near duplicate comes later than its original
-    metrics: dict[str, float] = {}
+    metrics = Metrics({})
     if has_itc:
         captions = [[identifying_caption(scene).text] for scene in gallery]
-        metrics |= _retrieval(scorer, images, captions, config.evaluation.rerank_k)
+        metrics = _retrieval(scorer, images, captions, config.evaluation.rerank_k)
     parts: list[tuple[str, Callable[[], dict[str, float]]]] = []
     if has_itc or has_itm:
+        metrics.facts |= {"probe_items": config.evaluation.probe_items, "chance/probe": 50.0}
         for name, items in probes.items():
             parts.append((f"probe/{name}", functools.partial(probe_accuracy, scorer, images, items, image_row)))
     if has_itm:
@@ -158,7 +172,7 @@ def _rendered(scenes: Sequence[Scene], config: PretrainConfig) -> Iterator[Tenso
 
 def _retrieval(
     scorer: Scorer, images: ImageTokens, captions: Sequence[Iterable[str]], rerank_k: int, first: int = 0
-) -> dict[str, float]:
+) -> Metrics:
     """Return recalls of the ITC ranking and of its `rerank_k` best re-ranked by ITM.
 
     `captions[i]` are those of image row `first` + i; further images are not in the gallery. The text gallery holds each
@@ -171,20 +185,25 @@ def _retrieval(
     n_images, n_texts = len(captions), len(text_row)
     image_feature, positive = images.feature[first : first + n_images], right.to(scorer.device)
 
-    def rank(direction: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        ranks, shortlist = rank_by_similarity(*direction, rerank_k)
-        return ranks.cpu(), shortlist.cpu()
+    def rank(direction: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
+        ranks, shortlist, n_ties = rank_and_count_ties(*direction, rerank_k)
+        return ranks.cpu(), shortlist.cpu(), n_ties
 
     directions = [(image_feature, texts.feature, positive), (texts.feature, image_feature, positive.flip(1))]
-    (to_text_rank, to_text), (to_image_rank, to_image) = map_over_ranks(rank, directions)
+    (to_text_rank, to_text, ties_i2t), (to_image_rank, to_image, ties_t2i) = map_over_ranks(rank, directions)
+    facts: dict[str, float] = {"gallery_images": n_images, "gallery_texts": n_texts}
+    facts |= chance_recalls(right, n_images, n_texts, "chance/i2t")
+    facts |= chance_recalls(right.flip(1), n_texts, n_images, "chance/t2i")
+    facts |= {"ties/itc/i2t": ties_i2t, "ties/itc/t2i": ties_t2i}
     metrics = recalls(to_text_rank, to_image_rank, "itc")
     if scorer.network.get_head("itm") is None:
-        return metrics
+        return Metrics(metrics, facts)
     pairs, at_text, at_image = union_of_pairs(to_text, to_image)
     score = _match(scorer, images, texts, first + pairs[:, 0], pairs[:, 1])
-    to_text_rank = rank_shortlist(score[at_text], to_text, right, n_texts, to_text_rank)
-    to_image_rank = rank_shortlist(score[at_image], to_image, right.flip(1), n_images, to_image_rank)
-    return metrics | recalls(to_text_rank, to_image_rank, "rerank")
+    to_text_rank, ties_i2t = rerank(score[at_text], to_text, right, n_texts, to_text_rank)
+    to_image_rank, ties_t2i = rerank(score[at_image], to_image, right.flip(1), n_images, to_image_rank)
+    facts |= {"rerank_k": rerank_k, "ties/rerank/i2t": ties_i2t, "ties/rerank/t2i": ties_t2i}
+    return Metrics(metrics | recalls(to_text_rank, to_image_rank, "rerank"), facts)
 
 
 def _match(
@@ -201,12 +220,14 @@ def _match(
     return score
 
 
-def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) -> dict[str, float]:
+def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) -> Metrics:
     """Evaluate retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
     data, network = config.data, scorer.network
-    metrics: dict[str, float] = {}
+    metrics = Metrics({})
     if data.eval_file is not None and network.get_head("temperature") is not None:
-        records = read_pairs(Path(data.eval_file), data.eval_split)
+        records = [*read_pairs(Path(data.eval_file), data.eval_split)]
+        for line in (*identity_warnings([records]), *caption_warnings(records)):
+            logger.warning("%s: %s", data.eval_file, line)
         spelling: dict[str, str] = {}  # how a caption, whatever its capitals, is written first
         captions: dict[str, dict[str, None]] = {}  # of each image, without repetition
         for record in records:
@@ -216,43 +237,69 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) 
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
         texts = [list(captions[image_id]) for image_id in shown]
-        metrics |= _retrieval_in_folds(scorer, images, texts, config.evaluation)
+        metrics = _retrieval_in_folds(scorer, images, texts, config.evaluation, len(files) - len(shown))
+        metrics.facts["skipped"] = len(files) - len(shown)
     if data.statements_file is not None and network.get_head("itm") is not None:
-        metrics |= _on_statements(scorer, Path(data.statements_file), config, scores_file)
+        judged = _on_statements(scorer, Path(data.statements_file), config, scores_file)
+        metrics |= judged
+        judged.facts["skipped"] += metrics.facts.get("skipped", 0)
+        metrics.facts |= judged.facts
     return metrics
 
 
 def check_files(config: PretrainConfig) -> None:
-    """Read what `evaluate_pretrained` will, but no image. Raises ValueError for a file that cannot be evaluated on."""
+    """Judge the files of `evaluate_pretrained` and the headers of their images, as it will.
+
+    Raises:
+        ValueError: a file cannot be evaluated on.
+        BadSampleError: an image cannot be opened, and `data.bad_samples` does not skip it.
+    """
     data, n_folds = config.data, config.evaluation.retrieval_folds
     if data.eval_file is not None:
-        n_images = len({record.image_id for record in read_pairs(Path(data.eval_file), data.eval_split)})
-        if n_images % n_folds or not n_images:
-            raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {n_images} images")
+        shown = {
+            r.image_id: r
+            for r in reversed(read_pairs(Path(data.eval_file), data.eval_split))
+            if any(map(clean_caption, r.captions))
+        }
+        if len(shown) % n_folds or not shown:
+            raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(shown)} images")
+        check_headers((("", record.image) for record in shown.values()), bad_sample_policy(data))
     if data.statements_file is not None:
-        read_statements(Path(data.statements_file))
+        records = read_statements(Path(data.statements_file))
+        check_headers((("", record.image) for record in records), bad_sample_policy(data))
 
 
 def _retrieval_in_folds(
-    scorer: Scorer, images: ImageTokens, captions: Sequence[Iterable[str]], evaluation: EvaluationConfig
-) -> dict[str, float]:
-    """Average `_retrieval` over `retrieval_folds` consecutive galleries of equal size."""
+    scorer: Scorer,
+    images: ImageTokens,
+    captions: Sequence[Iterable[str]],
+    evaluation: EvaluationConfig,
+    n_missing: int = 0,
+) -> Metrics:
+    """Average `_retrieval` over `retrieval_folds` consecutive galleries of equal size.
+
+    Where images are missing, which were skipped, the sizes differ by one.
+    """
     n_folds = evaluation.retrieval_folds
-    size, rest = divmod(len(captions), n_folds)
-    if rest or not size:
+    if (n_missing + len(captions)) % n_folds or len(captions) < n_folds:
         raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
+    bounds = [len(captions) * fold // n_folds for fold in range(n_folds + 1)]
     found = [
-        _retrieval(scorer, images, captions[first : first + size], evaluation.rerank_k, first)
-        for first in range(0, len(captions), size)
+        _retrieval(scorer, images, captions[first:end], evaluation.rerank_k, first)
+        for first, end in itertools.pairwise(bounds)
     ]
-    return {name: sum(fold[name] for fold in found) / n_folds for name in found[0]}
+    facts: dict[str, float] = {"folds": n_folds}
+    for name in facts_of(found[0]):
+        values = [facts_of(fold)[name] for fold in found]
+        facts[name] = sum(values) if name.startswith("ties/") else sum(values) / n_folds
+    return Metrics({name: sum(fold[name] for fold in found) / n_folds for name in found[0]}, facts)
 
 
-def _on_statements(scorer: Scorer, path: Path, config: PretrainConfig, scores_file: Path | None) -> dict[str, float]:
-    records = read_statements(path)
-    images, shown = _load_and_encode(scorer, {record.image: record.image for record in records}, config)
+def _on_statements(scorer: Scorer, path: Path, config: PretrainConfig, scores_file: Path | None) -> Metrics:
+    every = read_statements(path)
+    images, shown = _load_and_encode(scorer, {record.image: record.image for record in every}, config)
     image_row = {image: row for row, image in enumerate(shown)}
-    records = [record for record in records if record.image in image_row]
+    records = [record for record in every if record.image in image_row]
     text_row = {text: row for row, text in enumerate(dict.fromkeys(record.sentence for record in records))}
     texts = scorer.encode_texts(*scorer.tokenize([clean_caption(text) for text in text_row]))
     image_indices = torch.tensor([image_row[record.image] for record in records])
@@ -260,7 +307,8 @@ def _on_statements(scorer: Scorer, path: Path, config: PretrainConfig, scores_fi
     score = _match(scorer, images, texts, image_indices, text_rows).double().numpy()
     if scores_file is not None:
         map_over_ranks(lambda file: write_scores(file, score, records), [scores_file])  # on rank 0
-    return {f"statements/{name}": value for name, value in statement_metrics(score, records).items()}
+    metrics = {f"statements/{name}": value for name, value in statement_metrics(score, records).items()}
+    return Metrics(metrics, {"statements": len(records), "skipped": len(every) - len(records)})
 
 
 def _load_and_encode(
@@ -270,7 +318,7 @@ def _load_and_encode(
 
     Raises BadSampleError as `data.bad_samples` says, where each process counts those of its own share of the images.
     """
-    policy = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
+    bad_samples = bad_sample_policy(config.data)
 
     def load(file: str | ShardMember) -> Tensor:
         return eval_transform(load_image(file), config.data.image_size)
@@ -283,9 +331,9 @@ def _load_and_encode(
             try:
                 loaded[name] = load(files[name])
             except BadSampleError as error:
-                policy.record(0, [str(error)])
+                bad_samples.record(0, [str(error)])
                 continue
-            policy.record(1, [])
+            bad_samples.record(1, [])
         return list(loaded), encode(loaded.values()).feature.cpu() if loaded else None
 
     def encode(images: Iterable[Tensor]) -> EncodedImages:
@@ -293,7 +341,6 @@ def _load_and_encode(
 
     found = map_over_ranks(features, range(0, len(names), size))
     shown = [name for loaded, _ in found for name in loaded]
-    if not shown:
-        raise ValueError("evaluation: no image could be loaded; check the evaluation files with `data.py check`")
+    require_some(shown)
     feature = torch.cat([part for _, part in found if part is not None]).to(scorer.device)
     return ReencodedImages(feature, [files[name] for name in shown], lambda again: encode(map(load, again))), shown

@@ -6,42 +6,54 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mamo.config.schema import DataConfig
 from mamo.data.collate import tokenize
+from mamo.data.images import BadSamplePolicy
 from mamo.data.pairs_reader import clean_caption
-from mamo.data.record_dataset import LoadImage, load_unique_images
+from mamo.data.record_dataset import LoadImage, load_unique_images, readable
 from mamo.data.records import ReasoningRecord, read_task_records
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.reasoning import reasoning_metrics
 from mamo.evaluation.metrics.statements import StatementRecord, interval_by_sentence, write_scores
 from mamo.evaluation.predictor import Predictor
+from mamo.evaluation.results import Metrics
 from mamo.evaluation.scorer import eval_mode
-from mamo.tasks.reasoning.batch import is_ordered, same_number_of_images
+from mamo.tasks.reasoning.batch import is_ordered
 from mamo.tasks.reasoning.config import ReasoningConfig
-from mamo.tasks.sources import load_records
+from mamo.tasks.sources import bad_sample_policy, evaluation_records, require_some
 from mamo.training.run_dir import STATEMENT_SCORES
 
 SUBSETS = ("balanced", "unbalanced")
 
 
 def predict_reasoning(
-    predictor: Predictor, records: Sequence[ReasoningRecord], load_image: LoadImage, batch_size: int
+    predictor: Predictor,
+    records: Sequence[ReasoningRecord],
+    load_image: LoadImage,
+    batch_size: int,
+    policy: BadSamplePolicy | None = None,
 ) -> dict[str, float]:
     """Return logits that the statements are true, by identifier; ranks share the work.
 
-    Statements about the same images stay together, so that each image is read and encoded about once.
+    Without those whose images cannot be read, which `policy` counts (`load_unique_images`). Statements about the same
+    images stay together, so that each image is read and encoded about once.
     """
     network, processor, device = predictor.network, predictor.processor, predictor.device
     backbone, ordered = network.backbone, sorted(records, key=lambda record: record.images)
 
     def judge(start: int) -> dict[str, float]:
         part = ordered[start : start + batch_size]
-        images, row = load_unique_images(part, load_image, processor.image_size_px)
+        images, row = load_unique_images(part, load_image, processor.image_size_px, policy)
+        part = readable(part, row)
+        if not part:
+            return {}
         slots = backbone.fusion.embed_image(backbone.image_encoder(torch.stack(images).to(device)))
         rows = torch.tensor([[row[name] for name in record.images] for record in part], device=device)
         sentences = [record.sentence for record in part]
         ids, is_valid = tokenize(
             processor.tokenizer, [clean_caption(text) for text in sentences], processor.text_max_tokens
         )
+        processor.warn_if_full(is_valid.sum(dim=1))
         sided = torch.tensor([is_ordered(text) for text in sentences], device=device)
         found = network.reason(slots[rows], ids.to(device), is_valid.to(device), sided).tolist()
         return {record.identifier: logit for record, logit in zip(part, found, strict=True)}
@@ -83,21 +95,40 @@ def write_logits(file: Path, logits: Mapping[str, float], records: Sequence[Reas
     write_scores(file, np.array([logits[record.identifier] for record in records]), statements)
 
 
-def evaluate_reasoning(config: ReasoningConfig, predictor: Predictor, folder: Path) -> dict[str, float]:
-    """Compute `reasoning/` accuracy, consistency, majority and interval in percent; write the logits.
+def read_subsets(data: DataConfig, records: Sequence[ReasoningRecord]) -> dict[str, set[str]]:
+    """Return the identifiers of NLVR2's subsets: of the files `balanced-NAME` and `unbalanced-NAME` next to the split.
 
-    NLVR2's subsets are those of the files `balanced-NAME` and `unbalanced-NAME` next to `data.eval_file`.
+    Raises:
+        ValueError: a file cannot be read, or names a statement that the split does not have.
     """
-    data = config.data
-    records, load_image = load_records(data, ReasoningRecord, "test", config.evaluation.probe_items)
-    same_number_of_images(records, "data.eval_file")
     subsets: dict[str, set[str]] = {}
     whole = Path(data.eval_file or ".")
+    known = {record.identifier for record in records}
     for name in SUBSETS:
         file = whole.parent / f"{name}-{whole.name}"
-        if file.is_file():
+        if data.eval_file is not None and file.is_file():
             subsets[name] = {record.identifier for record in read_task_records(file, ReasoningRecord)}
+            if unknown := subsets[name] - known:
+                raise ValueError(f"{file}: {len(unknown)} statements are not of {whole}, the first {min(unknown)}")
+    return subsets
+
+
+def evaluate_reasoning(config: ReasoningConfig, predictor: Predictor, folder: Path) -> Metrics:
+    """Compute `reasoning/` accuracy, consistency, majority and interval in percent; write the logits.
+
+    Subsets are those of `read_subsets`. Facts are the numbers of statements and of those that were skipped.
+    """
+    data = config.data
+    records, load_image = evaluation_records(data, ReasoningRecord, config.evaluation.probe_items)
+    subsets = read_subsets(data, records)
     with eval_mode(predictor.network):
-        logits = predict_reasoning(predictor, records, load_image, config.evaluation.batch_size)
-    map_over_ranks(lambda file: write_logits(file, logits, records), [folder / STATEMENT_SCORES])  # on rank 0
-    return {f"reasoning/{name}": value for name, value in judgement_metrics(logits, records, subsets).items()}
+        logits = predict_reasoning(
+            predictor, records, load_image, config.evaluation.batch_size, bad_sample_policy(data)
+        )
+    require_some(logits)
+    kept = [record for record in records if record.identifier in logits]
+    subsets = {name: members & logits.keys() for name, members in subsets.items()}
+    map_over_ranks(lambda file: write_logits(file, logits, kept), [folder / STATEMENT_SCORES])  # on rank 0
+    metrics = judgement_metrics(logits, kept, {name: members for name, members in subsets.items() if members})
+    facts = {"statements": len(kept), "skipped": len(records) - len(kept)}
+    return Metrics({f"reasoning/{name}": value for name, value in metrics.items()}, facts)

@@ -16,7 +16,7 @@ from mamo.models.build import build_backbone, load_published
 from mamo.tasks.base import Task
 from mamo.tasks.reasoning.batch import ReasoningBatch, ReasoningCollator, same_number_of_images
 from mamo.tasks.reasoning.config import ReasoningConfig
-from mamo.tasks.reasoning.evaluate import evaluate_reasoning
+from mamo.tasks.reasoning.evaluate import evaluate_reasoning, read_subsets
 from mamo.tasks.reasoning.head import ReasoningHead
 from mamo.tasks.reasoning.network import ReasoningNetwork
 from mamo.tasks.sources import check_records, load_records, record_dataset
@@ -29,6 +29,8 @@ class ReasoningTask(Task[ReasoningBatch, None]):
     config_type = ReasoningConfig
     config: ReasoningConfig
     network: ReasoningNetwork
+    n_images: int | None = None
+    """Images of a training statement, once they are read."""
 
     def __init__(self, config: ReasoningConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
@@ -41,7 +43,7 @@ class ReasoningTask(Task[ReasoningBatch, None]):
     def train_dataset(self) -> RecordDataset[ReasoningRecord]:
         """Open the training statements."""
         records, load_image = load_records(self.config.data, ReasoningRecord, "train", self.config.data.train_scenes)
-        same_number_of_images(records, "data.train_file")
+        self.n_images = same_number_of_images(records, "data.train_file")
         return record_dataset(records, load_image, self.config.data)
 
     def init_new_parameters(self, folder: Path, new: tuple[str, ...]) -> None:
@@ -64,8 +66,14 @@ class ReasoningTask(Task[ReasoningBatch, None]):
         return {"loss/truth": class_entropy(batch.label)}
 
     def check_evaluation_files(self) -> None:
-        """Read the evaluation statements."""
-        check_records(self.config.data, ReasoningRecord)
+        """Judge the evaluation statements, NLVR2's subsets and the headers of the images."""
+        records = check_records(self.config.data, ReasoningRecord)
+        if records and self.n_images not in (None, len(records[0].images)):
+            raise ValueError(
+                f"data.eval_file: its statements are about {len(records[0].images)} image(s), those of data.train_file "
+                f"about {self.n_images}; train and evaluate on statements of one kind"
+            )
+        read_subsets(self.config.data, records)
 
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
         """Judge the evaluation statements and write their logits."""

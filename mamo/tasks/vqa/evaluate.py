@@ -15,14 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mamo.data.collate import tokenize
+from mamo.data.images import BadSamplePolicy
 from mamo.data.pairs_reader import clean_caption
-from mamo.data.record_dataset import LoadImage, file_records, image_names, load_unique_images
+from mamo.data.record_dataset import LoadImage, file_records, image_names, load_unique_images, readable
 from mamo.data.records import VqaRecord
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.vqa import VqaAnswers, vqa_metrics
 from mamo.evaluation.predictor import Predictor
+from mamo.evaluation.results import Metrics
 from mamo.evaluation.scorer import eval_mode
-from mamo.tasks.sources import load_records
+from mamo.tasks.sources import bad_sample_policy, evaluation_records, require_some
 from mamo.tasks.vqa.batch import ANSWER_MAX_TOKENS
 from mamo.tasks.vqa.config import VqaConfig
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder, answer_likelihood
@@ -100,6 +102,7 @@ class Answerer:
         embedded = backbone.fusion.embed_image(backbone.image_encoder(pixels))[image_row.to(self.device)]
         texts = [clean_caption(text) for text in questions]
         ids, is_valid = tokenize(self.processor.tokenizer, texts, self.processor.text_max_tokens)
+        self.processor.warn_if_full(is_valid.sum(dim=1))
         question = (embedded, ids.to(self.device), is_valid.to(self.device))
         if isinstance(network.answer, AnswerClassifier):
             best = network.classify(*question).argmax(dim=1)
@@ -116,16 +119,21 @@ def answer_all(
     image_size_px: tuple[int, int],
     batch_size: int,
     is_blank: bool = False,
+    policy: BadSamplePolicy | None = None,
 ) -> dict[int, str]:
     """Return answers by question_id; ranks share the work.
 
-    Questions about one image stay together, so that it is read and encoded about once.
+    Without those whose images cannot be read, which `policy` counts (`load_unique_images`). Questions about one image
+    stay together, so that it is read and encoded about once.
     """
     ordered = sorted(records, key=lambda record: record.image)
 
     def answer(start: int) -> dict[int, str]:
         part = ordered[start : start + batch_size]
-        images, row = load_unique_images(part, load_image, image_size_px)
+        images, row = load_unique_images(part, load_image, image_size_px, policy)
+        part = readable(part, row)
+        if not part:
+            return {}
         rows = torch.tensor([row[record.image] for record in part])
         found = answerer(torch.stack(images), rows, [record.question for record in part], is_blank)
         return {record.question_id: answer for record, answer in zip(part, found, strict=True)}
@@ -204,22 +212,26 @@ def refuse_training_questions(config: VqaConfig, train_files: list[str]) -> floa
     return 0.0
 
 
-def evaluate_vqa(config: VqaConfig, answers: list[str], predictor: Predictor, folder: Path) -> dict[str, float]:
+def evaluate_vqa(config: VqaConfig, answers: list[str], predictor: Predictor, folder: Path) -> Metrics:
     """Compute the official accuracy in percent, by answer type, with the image and (`question_only/`) without it.
 
-    Writes the submission file; where the split's answers are withheld, nothing is computed.
+    Writes the submission file; where the split's answers are withheld, nothing is computed. Facts are the numbers of
+    questions, of answers on the list and of questions that were skipped.
     """
-    records, load_image = load_records(config.data, VqaRecord, "test", config.evaluation.probe_items)
-    metrics: dict[str, float] = {}
+    records, load_image = evaluation_records(config.data, VqaRecord, config.evaluation.probe_items)
+    sizes = (config.data.image_size, config.evaluation.batch_size)
     with eval_mode(predictor.network):
         answerer = Answerer(predictor, answers, config.evaluation.rerank_k)
-        for prefix, is_blank in (("vqa", False), ("question_only", True)):
-            if is_blank and not metrics:
-                break  # no published answers: nothing to compare
-            sizes = (config.data.image_size, config.evaluation.batch_size)
-            found = answer_all(answerer, records, load_image, *sizes, is_blank)
-            metrics |= {f"{prefix}/{name}": value for name, value in accuracies(found, records).items()}
-            if not is_blank:
-                write = functools.partial(write_submission, predictions=found, records=records, answers=answers)
-                map_over_ranks(write, [folder / SUBMISSION])  # by the first process only
-    return metrics
+        found = answer_all(answerer, records, load_image, *sizes, policy=bad_sample_policy(config.data))
+        require_some(found)
+        kept = [record for record in records if record.question_id in found]
+        write = functools.partial(write_submission, predictions=found, records=kept, answers=answers)
+        map_over_ranks(write, [folder / SUBMISSION])  # by the first process only
+        metrics = {f"vqa/{name}": value for name, value in accuracies(found, kept).items()}
+        if metrics:
+            blank = answer_all(answerer, kept, load_image, *sizes, is_blank=True)
+            metrics |= {f"question_only/{name}": value for name, value in accuracies(blank, kept).items()}
+    facts = {"questions": len(kept), "answers": len(answers), "skipped": len(records) - len(kept)}
+    if config.vqa.head == "decoder":
+        facts["rerank_k"] = config.evaluation.rerank_k
+    return Metrics(metrics, facts)

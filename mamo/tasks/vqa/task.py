@@ -99,7 +99,7 @@ class VqaTask(Task[VqaBatch, None]):
         return {"answer": loss}, {"first_token_accuracy": right / n_global}
 
     def check_evaluation_files(self) -> None:
-        """Read the evaluation questions."""
+        """Judge the evaluation questions and the headers of their images."""
         check_records(self.config.data, VqaRecord)
 
     def check_held_out(self, train_files: list[str]) -> None:
@@ -119,7 +119,8 @@ class VqaTask(Task[VqaBatch, None]):
         """Show the answers of the submission file, which `evaluate` wrote, against the gold ones."""
         records, _ = load_records(self.config.data, VqaRecord, "test", self.config.evaluation.probe_items)
         submitted = json.loads((folder / SUBMISSION).read_text("utf-8"))
-        return answer_confusion({row["question_id"]: row["answer"] for row in submitted}, records, rows)
+        answered = {row["question_id"]: row["answer"] for row in submitted}
+        return answer_confusion(answered, [record for record in records if record.question_id in answered], rows)
 
     scenes_protocol = "vqa"
 

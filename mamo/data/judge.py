@@ -1,0 +1,145 @@
+"""What an evaluation refuses of its files: judged before training, by the evaluation itself, and by `mamo data`.
+
+Rows are judged whole. Of pictures the headers are read, which takes a hundredth of the time of decoding them.
+"""
+
+import io
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from mamo.data.images import BadSampleError, BadSamplePolicy
+from mamo.data.records import Box, GroundingRecord, ReasoningRecord, boxes_outside
+from mamo.data.shard_index import ShardMember, read_member
+
+MAX_PIXELS = 100_000_000
+_LISTED = 3
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+"""EXIF tag, and its values of pictures whose height and width are exchanged."""
+
+
+def row_problems(records: Sequence[Any]) -> list[str]:
+    """Return what an evaluation cannot score, whatever the pictures: one line a record."""
+    problems = []
+    for record in records:
+        if isinstance(record, ReasoningRecord):
+            if len(record.images) != len(records[0].images):
+                problems.append(
+                    f"identifier {record.identifier} has {len(record.images)} image(s), others "
+                    f"{len(records[0].images)}; keep statements about one image and about pairs in separate files"
+                )
+            try:
+                sentence_of(record.identifier)
+            except ValueError as error:
+                problems.append(str(error))
+        elif isinstance(record, GroundingRecord) and record.box_xywh is None:
+            problems.append(f"{name_of(record)}: has no box_xywh, the truth to score by")
+    return problems
+
+
+def grounding_problems(record: GroundingRecord, width: int, height: int) -> list[str]:
+    """Return a line for each box that is not inside its image of this size, or covers no pixel of it."""
+    found = boxes_outside(record, width, height)
+    if not found:
+        found = [
+            f"{name_of(record)}: proposal {index} {box} covers no pixel of {width} x {height}"
+            for index, box in enumerate(record.proposals_xywh)
+            if whole_pixels(box, width, height) is None
+        ]
+    return found
+
+
+def whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of the pixels that a box covers, the latter two exclusive; None for none."""
+    x, y, w, h = box
+    left, top = max(int(x), 0), max(int(y), 0)
+    right, bottom = min(int(x + w), width), min(int(y + h), height)
+    return None if left >= right or top >= bottom else (left, top, right, bottom)
+
+
+def sentence_of(identifier: str) -> str:
+    """Return the part of an identifier that a sentence's statements share. Raises ValueError for an unknown form."""
+    parts = identifier.split("-")
+    if len(parts) == 4 and not parts[0].isdigit():
+        split, image_set, _, sentence = parts
+        return f"{split}-{image_set}-{sentence}"
+    if len(parts) in (2, 3) and all(part.isdigit() for part in parts):
+        return parts[0]
+    raise ValueError(f"NLVR: identifier {identifier!r} is neither split-set-pair-sentence nor n-m or n-m-k")
+
+
+def name_of(record: Any) -> str:
+    """Return a record's key and, of grounding, its image, for messages."""
+    shown = f" ({record.image})" if isinstance(record, GroundingRecord) else ""
+    return f"{record.key} {getattr(record, record.key)}{shown}"
+
+
+def raise_problems(source: object, problems: Sequence[str]) -> None:
+    """Raise ValueError with the first problems of a file and the number of all, if there are any."""
+    if problems:
+        more = "; ..." if len(problems) > _LISTED else ""
+        raise ValueError(f"{source}: {len(problems)} problem(s): {'; '.join(problems[:_LISTED])}{more}")
+
+
+def check_headers(
+    named: Iterable[tuple[str, str | ShardMember]], policy: BadSamplePolicy
+) -> dict[str | ShardMember, tuple[int, int]]:
+    """Read the header of each distinct picture.
+
+    Args:
+        named: (what to call it in a message, picture).
+        policy: counts those that cannot be opened, and decides.
+
+    Returns:
+        Width and height of the pictures that can be opened.
+
+    Raises:
+        BadSampleError: as `policy` says.
+    """
+    sizes: dict[str | ShardMember, tuple[int, int]] = {}
+    failed: set[str | ShardMember] = set()
+    for name, image in named:
+        if image in sizes or image in failed:
+            continue
+        try:
+            sizes[image] = read_size(image)
+        except BadSampleError as error:
+            failed.add(image)
+            policy.record(0, [f"{name}: {error}" if name else str(error)])
+        else:
+            policy.record(1, [])
+    return sizes
+
+
+def read_size(image: str | ShardMember) -> tuple[int, int]:
+    """Read width and height of a picture from its header, as it is after its EXIF orientation is applied.
+
+    Raises:
+        BadSampleError: there is none, it is empty, too large, or of no known format; the message has its name.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `MAX_PIXELS` is the limit here
+            with Image.open(
+                io.BytesIO(read_member(image)) if isinstance(image, ShardMember) else Path(image)
+            ) as opened:
+                width, height = opened.size
+                is_turned = _orientation(opened) in _TURNED
+    except UnidentifiedImageError:
+        raise BadSampleError(f"{image}: not an image of a format that is read; convert it") from None
+    except Exception as error:  # damaged bytes can raise any error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadSampleError(f"{image}: {type(error).__name__}: {reason}") from None
+    if width * height > MAX_PIXELS:
+        raise BadSampleError(f"{image}: {width} x {height} px is over the limit of {MAX_PIXELS} pixels; downscale it")
+    return (height, width) if is_turned else (width, height)
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata can raise any error, and decoding does not depend on them
+        return 1
