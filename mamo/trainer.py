@@ -44,6 +44,7 @@ from mamo.tasks.sources import load_tokenizer
 from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_dir
 from mamo.training.freezing import freeze_unused_parameters
+from mamo.training.lock import RunLock
 from mamo.training.loop import Evaluate, Loop
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
@@ -238,9 +239,8 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
     """
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
-    with process_group(config.training.device):
-        if not is_resume:
-            run_on_all_ranks(lambda: run_dir.create_output_dir(Path(config.output_dir)) if rank() == 0 else None)
+    with process_group(config.training.device), contextlib.ExitStack() as held:
+        lock = run_on_all_ranks(lambda: take_output_dir(Path(config.output_dir), is_resume, held))
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
         logger.info("parameters: %s", run.parameter_counts)
         run_on_all_ranks(lambda: run.task.check_evaluation_files() if config.evaluation.enabled else None)
@@ -252,7 +252,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         try:
             with detect_lost_ranks():
                 loop = run.loop(opened)
-                train_and_evaluate(run, loop, start_step, evaluated)
+                train_and_evaluate(run, loop, start_step, evaluated, lock)
         except RankLostError:
             raise  # at once: who started the processes ends this one too
         except BaseException:
@@ -262,6 +262,22 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         close_loggers(run.output_dir, opened)
         if run.config.evaluation.enabled:
             write_run_report(run, loop)
+
+
+def take_output_dir(output_dir: Path, is_resume: bool, held: contextlib.ExitStack) -> RunLock | None:
+    """Lock the run's folder in the process of rank 0, and create that of a new run; return the lock.
+
+    Raises:
+        ValueError: another process runs there; a new run's folder is not empty, or cannot be written.
+    """
+    if rank() > 0 or (is_resume and not output_dir.is_dir()):
+        return None
+    if not is_resume:
+        run_dir.make_folder(output_dir)
+    lock = held.enter_context(RunLock(output_dir))
+    if not is_resume:
+        run_dir.create_output_dir(output_dir)
+    return lock
 
 
 def new_run(config: RunConfig) -> tuple[TrainingRun, int]:
@@ -299,7 +315,9 @@ def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
     return {entry["step"] for entry in kept}
 
 
-def train_and_evaluate(run: TrainingRun, loop: Loop, start_step: int, evaluated: set[int]) -> None:
+def train_and_evaluate(
+    run: TrainingRun, loop: Loop, start_step: int, evaluated: set[int], lock: RunLock | None
+) -> None:
     """Run the steps from `start_step` on and the evaluations that are due; `evaluated` are the steps done already."""
     total, evaluation = run.config.training.total_steps, run.config.evaluation
     evaluate = make_evaluator(run, loop) if evaluation.enabled else None
@@ -308,8 +326,9 @@ def train_and_evaluate(run: TrainingRun, loop: Loop, start_step: int, evaluated:
         evaluate(start_step)  # a kill came between the checkpoint and the evaluation that follows it
     if start_step < total:
         workers = run.config.data.workers
+        batches = run.batches(start_step, workers)
         with loader_errors(workers):
-            loop.run(run.batches(start_step, workers), start_step, evaluate)
+            loop.run(batches if lock is None else lock.guard(batches), start_step, evaluate)
         if evaluate is not None:
             evaluate(total)
 

@@ -74,14 +74,22 @@ class TensorBoardTracker:
             self.writer.close()
 
 
+def make_folder(output_dir: Path) -> None:
+    """Create the folder and its parents. Raises ValueError if it cannot be created."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
+
+
 def create_output_dir(output_dir: Path) -> None:
     """Create the folder of a new run.
 
     Raises:
         ValueError: it is not empty, or cannot be written.
     """
+    make_folder(output_dir)
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
         # a start that was killed early may leave hidden files
         if any(not path.name.startswith(".") for path in output_dir.iterdir()):
             raise ValueError(
