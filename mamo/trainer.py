@@ -244,10 +244,8 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
         logger.info("parameters: %s", run.parameter_counts)
         run_on_all_ranks(lambda: run.task.check_evaluation_files() if config.evaluation.enabled else None)
-        evaluated: set[int] = set()
-        if rank() == 0:
-            evaluated = prepare_output_dir(run, start_step)
-        [evaluated, *_] = all_gather_object(evaluated)
+        prepared = run_on_all_ranks(lambda: prepare_output_dir(run, start_step) if rank() == 0 else set())
+        [evaluated, *_] = all_gather_object(prepared)
         opened = run_dir.open_trackers(run.output_dir, start_step, trackers)
         try:
             with detect_lost_ranks():
@@ -275,7 +273,9 @@ def take_output_dir(output_dir: Path, is_resume: bool, held: contextlib.ExitStac
     if not is_resume:
         run_dir.make_folder(output_dir)
     lock = held.enter_context(RunLock(output_dir))
-    if not is_resume:
+    if is_resume:
+        checkpoint.restore_step_folder(output_dir)
+    else:
         run_dir.create_output_dir(output_dir)
     return lock
 
@@ -300,17 +300,18 @@ def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
 def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
     """Write what the run's folder begins with, cut back what is later than `start_step`; the steps evaluated so far."""
     output_dir = run.output_dir
+    evaluations = run_dir.read_evaluations(output_dir)
+    for name in (run_dir.METRICS, run_dir.TIMING):
+        run_dir.truncate_jsonl(output_dir / name, start_step)
     run_dir.write_config(output_dir, run.config)
     run.tokenizer.save_pretrained(output_dir / "tokenizer")
     for name, text in run.task.assets.items():
         run_dir.atomic_write_text(output_dir / name, text)
     if run.config.model.text.bert is not None:
         run.task.network.backbone.text_encoder.bert.config.save_pretrained(output_dir / run_dir.BERT)
-    for name in (run_dir.METRICS, run_dir.TIMING):
-        run_dir.truncate_jsonl(output_dir / name, start_step)
-    evaluations = run_dir.read_evaluations(output_dir)
     kept = [entry for entry in evaluations if entry["step"] <= start_step]
     if kept != evaluations:
+        logger.info("%s: removing the evaluations after step %d", output_dir / run_dir.RESULTS, start_step)
         run_dir.write_evaluations(output_dir, kept)
     return {entry["step"] for entry in kept}
 
@@ -357,7 +358,9 @@ def write_run_report(run: TrainingRun, loop: Loop) -> None:
 def load_checkpoint(run: TrainingRun) -> int:
     """Load the last good checkpoint; returns its step."""
     folder = checkpoint.last_good(run.output_dir)
-    state = json.loads((folder / "state.json").read_text())
+    state = checkpoint.read_state(folder)
+    if state["step"] > run.config.training.total_steps:
+        raise ValueError(f"{folder} is past training.total_steps={run.config.training.total_steps}")
     found = run.fingerprint()
     if state["data_fingerprint"] != found:
         raise ValueError(

@@ -143,7 +143,8 @@ class ImageEncoderConfig(Section):
     heads: Positive | None = None
     """Attention heads; they divide `width`."""
     weights: str = "random"
-    """`random`, `timm` (published, by name), a file or a folder as timm, OpenAI, open_clip or transformers store it."""
+    """`random`, `timm` (published, by name), or tensors in a file or folder under the names of timm, OpenAI's CLIP,
+    open_clip or transformers."""
     settings: Settings = {}
     """Settings of an image tower whose class `name` gives as `module:Class`."""
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mamo.config.schema import RunConfig
@@ -26,6 +26,7 @@ from mamo.config.values import Values
 from mamo.data.images import BadSampleError
 from mamo.evaluation.results import versions
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, ImageTokens, ReencodedImages, Scorer
+from mamo.models.weights import save_file
 
 logger = logging.getLogger(__name__)
 
