@@ -103,7 +103,8 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
             f"{path} is a TorchScript archive, which contains code: save its state_dict() as a .safetensors file"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its content: torch takes the suffix for the format
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the types differ between formats and versions
         raise ValueError(f"{path} {_refusal(str(error))}") from None
     for wrapper in ("model", "state_dict"):
