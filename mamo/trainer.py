@@ -15,7 +15,7 @@ from mamo.config.schema import RunConfig
 from mamo.config.values import Values
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
-from mamo.data.loader import collate_range, loader_errors, make_loader
+from mamo.data.loader import collate_range, iterate, loader_errors, make_loader
 from mamo.data.processor import Processor
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import read_tokenizer
@@ -162,7 +162,7 @@ class TrainingRun:
             self.source.group_size,
             self.config.data.curriculum_scenes,
         )
-        yield from make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
+        yield from iterate(make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda"))
 
     def example_batch(self, size: int) -> Batch:
         """Return the first `size` samples, for timing and counting."""
@@ -235,7 +235,8 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
     Raises:
         ValueError: a mistake in the config, the data or the checkpoint; nothing of an earlier run is touched.
         ProcessLost: another process of the run died.
-        Terminated: SIGTERM came, and the step was finished and saved.
+        Preempted: SIGTERM came, and the step was finished and saved.
+        KeyboardInterrupt: Ctrl-C came, and the step was finished and saved, unless it came twice.
     """
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
@@ -294,6 +295,8 @@ def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
     config = resumed_config(config, output_dir / run_dir.CONFIG, build_config)
     has_checkpoint = bool(checkpoint.step_folders(output_dir))
     run = TrainingRun(config, has_checkpoint)
+    if not has_checkpoint:
+        logger.info("%s has no checkpoint yet: beginning with step 1", output_dir)
     return run, load_checkpoint(run) if has_checkpoint else 0
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -192,7 +192,7 @@ def read_evaluations(output_dir: Path) -> list[Values]:
             f"{path} is not a valid results.json: it needs a list `evaluations` of objects with a whole number `step`. "
             "Delete it to continue; its evaluations are lost"
         )
-    return evaluations
+    return cast(list[Values], evaluations)
 
 
 def write_evaluations(output_dir: Path, evaluations: list[Values]) -> None:

@@ -101,7 +101,15 @@ def test_what_is_no_weight_file_is_named(tmp_path: Path, content: str, expected:
 
 @pytest.mark.parametrize(
     "prefix",
-    ["module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.", "_orig_mod.module.", "model.backbone.module."],
+    [
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "backbone.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model.backbone.module.",
+    ],
 )
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
 def test_prefixes_of_wrappers_are_removed_in_any_order(tmp_path: Path, prefix: str, wrapper: str | None) -> None:

@@ -244,7 +244,8 @@ def test_a_run_that_lost_its_lock_stops(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """Bug: a resume in a read-only folder ends in a traceback, or trains until the first checkpoint."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"output_dir .*file cannot be written: Not a directory"), RunLock(
-        tmp_path / "file"
+    with (
+        pytest.raises(ValueError, match=r"output_dir .*file cannot be written: Not a directory"),
+        RunLock(tmp_path / "file"),
     ):
         pass
