@@ -174,7 +174,7 @@ def _meta_model(name: str) -> Any:
         with torch.device("meta"):
             return timm.create_model(name, num_classes=0)
     except RuntimeError:  # timm's, for a tag that there is not
-        tags = [known for known in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise ValueError(
             f"image encoder {name!r} has a tag that timm does not know; use {', '.join(tags[:6]) or 'none'}"
         ) from None

@@ -336,7 +336,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         return dict(load_file(folder / f"{name}.safetensors"))
     except Exception:  # SafetensorError, and others for damaged headers
         raise CheckpointError(
-            f"{folder}: {name}.safetensors is missing or damaged; use another checkpoint of the run"
+            f"{folder}: {name}.safetensors cannot be read: it is missing or damaged; use another checkpoint"
         ) from None
 
 

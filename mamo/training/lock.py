@@ -1,9 +1,9 @@
 """Hold the folder of a run: two processes never write into one `output_dir`.
 
-The lock is a file `.lock-N` of the folder, created with O_EXCL, so that it works on file systems without `flock`. It holds
-the host, the process and the process's start time; its modification time is the heartbeat. The lock is stale where the
-process is gone (on this host), or where no heartbeat came for `STALE_S` (elsewhere). A stale lock N is taken over by
-creating the file N + 1, which only one process can do.
+The lock is a file `.lock-N` of the folder, created with O_EXCL, so that it works on file systems without `flock`. It
+holds the host, the process and the process's start time; its modification time is the heartbeat. The lock is stale
+where the process is gone (on this host), or where no heartbeat came for `STALE_S` (elsewhere). A stale lock N is taken
+over by creating the file N + 1, which only one process can do.
 """
 
 import contextlib
@@ -82,8 +82,8 @@ class RunLock:
         for value in values:
             if self.is_lost:
                 raise ValueError(
-                    f"output_dir {self.output_dir}: the lock {self._path.name} of this run was removed, or another process "
-                    "took the run over while this one was suspended; this one ends without writing"
+                    f"output_dir {self.output_dir}: the lock {self._path.name} of this run was removed, or another "
+                    "process took the run over while this one was suspended; this one ends without writing"
                 )
             yield value
 

@@ -137,7 +137,7 @@ def _jsonl_row(line: bytes, path: Path, number: int) -> Values:
     except (ValueError, KeyError, RecursionError):
         pass
     raise ValueError(
-        f"{path}, line {number}: not a JSON object with a whole number `step`: {line[:40]!r}. Repair or remove this line"
+        f"{path}, line {number}: not a JSON object with a whole number `step`: {line[:40]!r}. Repair or remove the line"
     )
 
 

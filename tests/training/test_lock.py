@@ -92,7 +92,7 @@ def test_of_many_starts_one_wins(tmp_path: Path) -> None:
 def test_training_holds_the_lock_from_the_first_line_to_the_last(
     tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, is_resume: bool
 ) -> None:
-    """Bug: the folder is claimed when network and data are built, minutes after the start; or a resume claims nothing."""
+    """Bug: the folder is claimed when network and data are built, minutes after the start; a resume claims nothing."""
     config = tiny(training=TWO_STEPS, evaluation={"enabled": True})
     folder = Path(config.output_dir)
     if is_resume:
@@ -237,7 +237,7 @@ def test_a_run_that_lost_its_lock_stops(
             time.sleep(0.05)
 
     monkeypatch.setattr(run_dir.JsonlWriter, "write", write_then_lose)
-    with pytest.raises(ValueError, match="the lock .lock-1 of this run was removed, or another process took"):
+    with pytest.raises(ValueError, match=r"the lock \.lock-1 of this run was removed, or another process took"):
         train(config, is_resume=False)
 
 

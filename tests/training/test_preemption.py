@@ -45,7 +45,7 @@ def ends(work: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[i
 def test_the_first_ctrl_c_saves(
     tiny: Callable[..., RunConfig], tiny_file: Callable[..., Path], tmp_path: Path, capsys: Any, caplog: Any
 ) -> None:
-    """Bug: Ctrl-C loses the steps since the last checkpoint, and `--resume` begins metrics.jsonl anew without a word."""
+    """Bug: Ctrl-C loses the steps since the last checkpoint, and `--resume` begins metrics.jsonl anew in silence."""
     file = tiny_file(training=SHORT)
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 3, lambda: send(signal.SIGINT))
