@@ -5,9 +5,9 @@
 | 0 | success |
 | 1 | `data check`, `data audit` (by id), `data build`: a gap; `compare`: outside the band |
 | 2 | a mistake in the arguments, the config or the data; a file that cannot be read or written |
-| 130 | interrupted (Ctrl-C) |
+| 130 | interrupted (Ctrl-C); in training after the step was saved, at a second Ctrl-C at once |
 | 141 | the reader of the output closed the pipe |
-| 143 | terminated (SIGTERM), after the step was saved |
+| 143 | terminated (SIGTERM); in training after the step was saved |
 """
 
 import argparse
@@ -24,7 +24,7 @@ from importlib.metadata import version
 from typing import Protocol, cast
 
 from mamo.commands.shared import is_first_rank
-from mamo.training.preemption import Preempted
+from mamo.training.preemption import Preempted, prompt_end
 
 COMMANDS = (
     "pretrain", "finetune", "evaluate", "data", "card", "compare", "pipeline", "study", "aggregate-folds", "benchmark",
@@ -74,11 +74,12 @@ def run(main: Callable[[], int | None]) -> None:
     _limit_spinning()
     level = logging.INFO if is_first_rank() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    code, message = _outcome(main)
-    if message:
-        with contextlib.suppress(OSError):
-            print(message, file=sys.stderr, flush=True)
-    _discard_unwritable_output()
+    with prompt_end():
+        code, message = _outcome(main)
+        if message:
+            with contextlib.suppress(OSError):
+                print(message, file=sys.stderr, flush=True)
+        _discard_unwritable_output()
     if code:
         sys.exit(code)
 
@@ -100,7 +101,7 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, str]:
             raise
         return MISTAKE, f"error: {_message(error)}"
     except Preempted as end:
-        return Preempted.EXIT_CODE, str(end)
+        return cast(int, end.code), str(end)
     except KeyboardInterrupt as end:
         return INTERRUPTED, "; ".join(["interrupted", *map(str, end.args)])
 
@@ -109,6 +110,8 @@ def _call(main: Callable[[], int | None]) -> int:
     """Call `main` and flush standard output; return the exit code."""
     try:
         code = main()
+    except Preempted:
+        raise
     except SystemExit as end:  # raised by argparse, and by the ranks that leave the message to another one
         if isinstance(end.code, str):
             raise

@@ -7,11 +7,14 @@ cross-attention (ALBEF's way) where it has one.
 Legend: B batch, L text tokens, P patches in a grid [h, w], S image tokens, D width, A heads.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
 from mamo.models.fusion import FusionEncoder
 from mamo.models.heads import ITMHead
+from mamo.models.towers import ImageTower
 from mamo.models.vlm import Backbone
 
 
@@ -84,10 +87,12 @@ def image_grad_cam(backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tenso
         ValueError: the image encoder records no attention.
     """
     encoder = backbone.image_encoder
+    tensors = (*encoder.parameters(), *encoder.buffers())
+    encoder = copy.deepcopy(encoder, {id(tensor): tensor for tensor in tensors})  # other threads encode meanwhile
     with torch.inference_mode(False), torch.enable_grad(), encoder.recording_attention() as weights:
         pixels, text, text_is_valid = (value.detach().clone() for value in (pixels, text, text_is_valid))
         pixels = encoder.normalize(pixels).requires_grad_()  # so that the weights depend on a leaf
-        logits = _match_logits(backbone, itm, pixels, text, text_is_valid)
+        logits = _match_logits(encoder, backbone.fusion, itm, pixels, text, text_is_valid)
         gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weights)
     layers = [
         (w * g).detach().float().clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, gradients)
@@ -116,7 +121,7 @@ def occlusion(
     colour = pixels.flatten(2).median(dim=2).values[:, :, None, None]  # [B, 3, 1, 1]
 
     def score(image: Tensor) -> Tensor:
-        logits = _match_logits(backbone, itm, image, text, text_is_valid)
+        logits = _match_logits(encoder, backbone.fusion, itm, image, text, text_is_valid)
         return logits[:, 1] - logits[:, 0]
 
     whole, heat = score(pixels), torch.empty(len(text), h, w)
@@ -130,10 +135,11 @@ def occlusion(
     return heat.clamp(min=0)
 
 
-def _match_logits(backbone: Backbone, itm: ITMHead, pixels: Tensor, text: Tensor, text_is_valid: Tensor) -> Tensor:
+def _match_logits(
+    encoder: ImageTower, fusion: FusionEncoder, itm: ITMHead, pixels: Tensor, text: Tensor, text_is_valid: Tensor
+) -> Tensor:
     """Compute the logits [B, 2] of (mismatch, match), with ``text`` from the fusion's `embed_text`."""
-    fusion = backbone.fusion
-    image = fusion.embed_image(backbone.image_encoder(pixels))
+    image = fusion.embed_image(encoder(pixels))
     cls = fusion.text_positions(torch.zeros(len(text), 1, dtype=torch.int64, device=text.device))
     logits: Tensor = itm(fusion.fuse(image, text, text_is_valid, cls)[:, 0])
     return logits

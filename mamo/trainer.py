@@ -16,7 +16,7 @@ from mamo.config.schema import RunConfig
 from mamo.config.values import Values
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
-from mamo.data.loader import collate_range, loader_errors, make_loader
+from mamo.data.loader import collate_range, iterate, loader_errors, make_loader
 from mamo.data.processor import Processor
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import read_tokenizer
@@ -45,6 +45,7 @@ from mamo.tasks.sources import load_tokenizer
 from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_dir
 from mamo.training.freezing import freeze_unused_parameters
+from mamo.training.lock import RunLock
 from mamo.training.loop import Evaluate, Loop
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
@@ -162,7 +163,7 @@ class TrainingRun:
             self.source.group_size,
             self.config.data.curriculum_scenes,
         )
-        yield from make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda")
+        yield from iterate(make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda"))
 
     def example_batch(self, size: int) -> Batch:
         """Return the first `size` samples, for timing and counting."""
@@ -238,25 +239,23 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
     Raises:
         ValueError: a mistake in the config, the data or the checkpoint; nothing of an earlier run is touched.
         ProcessLost: another process of the run died.
-        Terminated: SIGTERM came, and the step was finished and saved.
+        Preempted: SIGTERM came, and the step was finished and saved.
+        KeyboardInterrupt: Ctrl-C came, and the step was finished and saved, unless it came twice.
     """
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
-    with process_group(config.training.device):
-        if not is_resume:
-            run_on_all_ranks(lambda: run_dir.create_output_dir(Path(config.output_dir)) if rank() == 0 else None)
+    with process_group(config.training.device), contextlib.ExitStack() as held:
+        lock = run_on_all_ranks(lambda: take_output_dir(Path(config.output_dir), is_resume, held))
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
         logger.info("parameters: %s", run.parameter_counts)
         run_on_all_ranks(lambda: run.task.check_evaluation_files() if config.evaluation.enabled else None)
-        evaluated: set[int] = set()
-        if rank() == 0:
-            evaluated = prepare_output_dir(run, start_step)
-        [evaluated, *_] = all_gather_object(evaluated)
+        prepared = run_on_all_ranks(lambda: prepare_output_dir(run, start_step) if rank() == 0 else set())
+        [evaluated, *_] = all_gather_object(prepared)
         opened = run_dir.open_trackers(run.output_dir, start_step, trackers)
         try:
             with detect_lost_ranks():
                 loop = run.loop(opened)
-                train_and_evaluate(run, loop, start_step, evaluated)
+                train_and_evaluate(run, loop, start_step, evaluated, lock)
         except RankLostError:
             raise  # at once: who started the processes ends this one too
         except BaseException:
@@ -266,6 +265,24 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         close_loggers(run.output_dir, opened)
         if run.config.evaluation.enabled:
             write_run_report(run, loop)
+
+
+def take_output_dir(output_dir: Path, is_resume: bool, held: contextlib.ExitStack) -> RunLock | None:
+    """Lock the run's folder in the process of rank 0, and create that of a new run; return the lock.
+
+    Raises:
+        ValueError: another process runs there; a new run's folder is not empty, or cannot be written.
+    """
+    if rank() > 0 or (is_resume and not output_dir.is_dir()):
+        return None
+    if not is_resume:
+        run_dir.make_folder(output_dir)
+    lock = held.enter_context(RunLock(output_dir))
+    if is_resume:
+        checkpoint.restore_step_folder(output_dir)
+    else:
+        run_dir.create_output_dir(output_dir)
+    return lock
 
 
 def new_run(config: RunConfig) -> tuple[TrainingRun, int]:
@@ -282,28 +299,33 @@ def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
     config = resumed_config(config, output_dir / run_dir.CONFIG, build_config)
     has_checkpoint = bool(checkpoint.step_folders(output_dir))
     run = TrainingRun(config, has_checkpoint)
+    if not has_checkpoint:
+        logger.info("%s has no checkpoint yet: beginning with step 1", output_dir)
     return run, load_checkpoint(run) if has_checkpoint else 0
 
 
 def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
     """Write what the run's folder begins with, cut back what is later than `start_step`; the steps evaluated so far."""
     output_dir = run.output_dir
+    evaluations = run_dir.read_evaluations(output_dir)
+    for name in (run_dir.METRICS, run_dir.TIMING):
+        run_dir.truncate_jsonl(output_dir / name, start_step)
     run_dir.write_config(output_dir, run.config)
     run.tokenizer.save_pretrained(output_dir / "tokenizer")
     for name, text in run.task.assets.items():
         run_dir.atomic_write_text(output_dir / name, text)
     if run.config.model.text.bert is not None:
         run.task.network.backbone.text_encoder.bert.config.save_pretrained(output_dir / run_dir.BERT)
-    for name in (run_dir.METRICS, run_dir.TIMING):
-        run_dir.truncate_jsonl(output_dir / name, start_step)
-    evaluations = run_dir.read_evaluations(output_dir)
     kept = [entry for entry in evaluations if entry["step"] <= start_step]
     if kept != evaluations:
+        logger.info("%s: removing the evaluations after step %d", output_dir / run_dir.RESULTS, start_step)
         run_dir.write_evaluations(output_dir, kept)
     return {entry["step"] for entry in kept}
 
 
-def train_and_evaluate(run: TrainingRun, loop: Loop, start_step: int, evaluated: set[int]) -> None:
+def train_and_evaluate(
+    run: TrainingRun, loop: Loop, start_step: int, evaluated: set[int], lock: RunLock | None
+) -> None:
     """Run the steps from `start_step` on and the evaluations that are due; `evaluated` are the steps done already."""
     total, evaluation = run.config.training.total_steps, run.config.evaluation
     evaluate = make_evaluator(run, loop) if evaluation.enabled else None
@@ -312,8 +334,9 @@ def train_and_evaluate(run: TrainingRun, loop: Loop, start_step: int, evaluated:
         evaluate(start_step)  # a kill came between the checkpoint and the evaluation that follows it
     if start_step < total:
         workers = run.config.data.workers
+        batches = run.batches(start_step, workers)
         with loader_errors(workers):
-            loop.run(run.batches(start_step, workers), start_step, evaluate)
+            loop.run(batches if lock is None else lock.guard(batches), start_step, evaluate)
         if evaluate is not None:
             evaluate(total)
 
@@ -343,7 +366,9 @@ def write_run_report(run: TrainingRun, loop: Loop) -> None:
 def load_checkpoint(run: TrainingRun) -> int:
     """Load the last good checkpoint; returns its step."""
     folder = checkpoint.last_good(run.output_dir)
-    state = json.loads((folder / "state.json").read_text())
+    state = checkpoint.read_state(folder)
+    if state["step"] > run.config.training.total_steps:
+        raise ValueError(f"{folder} is past training.total_steps={run.config.training.total_steps}")
     found = run.fingerprint()
     if state["data_fingerprint"] != found:
         raise ValueError(

@@ -193,8 +193,9 @@ def test_sigterm_is_143(monkeypatch: pytest.MonkeyPatch, ends: Callable[..., tup
     code, message = ends("study", "--config", "losses", "--results", tmp_path)
     assert (code, message.count("\n"), stopped) == (143, 1, [True])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    monkeypatch.setattr("mamo.trainer.train", _raises(Preempted("terminated after step 3")))
-    assert ends("pretrain") == (143, "terminated after step 3\n")
+    for raised in ("terminated", "terminated; continue with --resume"):
+        monkeypatch.setattr("mamo.trainer.train", _raises(Preempted(raised)))
+        assert ends("pretrain") == (143, "terminated; continue with --resume\n")
 
 
 @pytest.mark.parametrize(

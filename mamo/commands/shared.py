@@ -5,6 +5,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from mamo.training.preemption import Preempted
+
 
 def is_first_rank() -> bool:
     """Return whether this process is rank 0 of those that `torchrun` started, or the only one."""
@@ -41,5 +43,7 @@ def resumable() -> Iterator[None]:
     """Add the way to continue to the message of an interrupted training run."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("continue with --resume") from None
+    except KeyboardInterrupt as end:
+        raise KeyboardInterrupt(*(end.args or ["continue with --resume"])) from None
+    except Preempted as end:
+        raise Preempted(str(end) if "--resume" in str(end) else f"{end}; continue with --resume") from None

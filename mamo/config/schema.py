@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+GroundingHeat = Literal["fusion", "image_encoder", "occlusion"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -143,7 +144,8 @@ class ImageEncoderConfig(Section):
     heads: Positive | None = None
     """Attention heads; they divide `width`."""
     weights: str = "random"
-    """`random`, `timm` (published, by name), a file or a folder as timm, OpenAI, open_clip or transformers store it."""
+    """`random`, `timm` (published, by name), or tensors in a file or folder under the names of timm, OpenAI's CLIP,
+    open_clip or transformers."""
     settings: Settings = {}
     """Settings of an image tower whose class `name` gives as `module:Class`."""
 
@@ -368,7 +370,7 @@ class EvaluationConfig(Section):
     """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
     probe_items: Positive = 1000
     """Items a probe, captions of the masked-word test; questions, statements, expressions or pairs of a scenes task."""
-    grounding_heat: Literal["fusion", "image_encoder", "occlusion"] = "fusion"
+    grounding_heat: GroundingHeat = "fusion"
     """How expressions are grounded: where Grad-CAM is read, or by painting patches over; see `mamo.explain`."""
     batch_size: Positive = 256
     """Images, texts or pairs in one forward pass of the evaluation."""

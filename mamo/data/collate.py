@@ -3,6 +3,7 @@
 Legend: B batch, I images of a sample, L text tokens, H, W height and width in pixels.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Self
@@ -14,6 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mamo.config.values import Values
 
+TOKENIZER_LOCK = threading.Lock()
+"""Held while a tokenizer is called: padding and truncation are state of the object, which threads share."""
 MASK_STREAM = 1
 """Random stream of a sample for masks and noise; loading uses stream 0 (`loader.LOAD_STREAM`)."""
 
@@ -62,5 +65,6 @@ def sample_rng(seed: int, epoch: int, index: int, stream: int) -> np.random.Gene
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
     """Tokenize texts to (input_ids int64 [B, L], is_valid bool [B, L]), padded to the longest, cut to `max_tokens`."""
-    encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+    with TOKENIZER_LOCK:
+        encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"].bool()

@@ -3,9 +3,15 @@
 import atexit
 import contextlib
 import multiprocessing
+import os
 import re
 import signal
+import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
+from multiprocessing.resource_tracker import ensure_running
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +25,8 @@ from mamo.data.sampler import StepSampler
 
 LOAD_STREAM = 0
 """Random stream of a sample for the choice of the caption and the augmentation of the image."""
+_IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Sent to all processes; the main one ends its workers."""
 
 
 class SampleDataset(Protocol):
@@ -71,9 +79,10 @@ class EpochDataset(Dataset[tuple[int, Any]]):
 
 
 def _init_worker(worker_id: int) -> None:
-    """Limit the worker to one thread and ignore SIGTERM."""
+    """Limit the worker to one thread and ignore SIGTERM and Ctrl-C."""
     torch.set_num_threads(1)  # the training step uses the other cores
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes; the main one stops its workers
+    for number in _IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _kill_workers() -> None:
@@ -104,6 +113,47 @@ def make_loader(
         multiprocessing_context=multiprocessing.get_context("spawn") if workers else None,
         persistent_workers=False,
     )
+
+
+def iterate(loader: DataLoader[tuple[int, Any]]) -> Iterator[Any]:
+    """Yield the batches, from workers that SIGTERM and Ctrl-C do not reach: a terminal sends them to all processes.
+
+    Where an exception of a signal ends the waiting for a batch, the workers are killed: PyTorch would wait five seconds
+    for each.
+    """
+    if loader.num_workers == 0 or threading.current_thread() is not threading.main_thread():
+        yield from loader
+        return
+    ensure_running()  # now: it would clear the mask
+    others = _children()
+    try:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)  # a process inherits the mask
+        try:
+            batches = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from batches
+    except (Exception, GeneratorExit):
+        raise
+    except BaseException as error:
+        on_death = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's raises an error
+        for number in _children() - others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        traceback.clear_frames(error.__traceback__)  # frees an iterator that is half built, whose end fails
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGCHLD, on_death)
+        raise
+
+
+def _children() -> set[int]:
+    """Return the numbers of this process's children, those that are being started included; none without /proc."""
+    found: set[int] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found |= set(map(int, file.read_text().split()))
+    return found
 
 
 # errors after the death of a worker; all but the first while a batch is transferred

@@ -4,14 +4,16 @@ Legend: I images, T texts, L text tokens, H, W height and width of an image, h, 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mamo.data.collate import TOKENIZER_LOCK
 from mamo.data.images import BadSampleError, decode_image
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.transforms import eval_transform
@@ -64,6 +66,8 @@ class Processor:
         if isinstance(image, str | Path):
             return decode_image(Path(image))
         if isinstance(image, Image.Image):
+            if not (image.width and image.height):
+                raise BadSampleError(f"an image must have pixels, not {image.width} x {image.height}")
             return decode_image(image, name=str(getattr(image, "filename", "")) or None)
         if not isinstance(image, Tensor):
             raise BadSampleError(f"an image must be a path, a PIL image or a tensor, not {type(image).__name__}")
@@ -79,11 +83,14 @@ class Processor:
         Raises:
             ValueError: `texts` is a single string, is empty, or contains something else than strings.
         """
-        if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"expected a list of texts, not {texts!r}")
+        check_list("texts", texts)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"give a list of texts, not {texts!r:.200}")
         cleaned = [clean_caption(text) for text in texts]
-        self.warn_if_truncated(max(len(ids) for ids in self.tokenizer(cleaned)["input_ids"]))
-        encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=self.text_max_tokens)
+        with TOKENIZER_LOCK:
+            longest = max(len(ids) for ids in self.tokenizer(cleaned)["input_ids"])
+            encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=self.text_max_tokens)
+        self.warn_if_truncated(longest)
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).sum(dim=1)
 
     def warn_if_truncated(self, longest: int) -> None:
@@ -105,3 +112,10 @@ class Processor:
                 len(lengths),
                 self.text_max_tokens,
             )
+
+
+def check_list(what: str, values: object, least: int = 1) -> None:
+    """Raise ValueError for a single image or text, a mapping, values without a length, and for fewer than `least`."""
+    is_list = isinstance(values, Sized) and hasattr(values, "__getitem__")
+    if not is_list or isinstance(values, str | bytes | Mapping) or len(cast(Sized, values)) < least:
+        raise ValueError(f"give a list of {what}, not {values!r:.200}")

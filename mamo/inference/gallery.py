@@ -13,12 +13,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mamo.config.schema import RunConfig
@@ -26,6 +27,7 @@ from mamo.config.values import Values
 from mamo.data.images import BadSampleError
 from mamo.evaluation.results import versions
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, ImageTokens, ReencodedImages, Scorer
+from mamo.models.weights import save_file
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,9 @@ class Gallery(Generic[Query]):
         Raises ValueError for `k` above `rerank_k` or below 1 and for queries that are not a list, BadSampleError for an
         unreadable image.
         """
+        for name, value in (("k", k), ("rerank_k", rerank_k)):
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ValueError(f"retrieve: {name} must be a whole number, not {value!r:.80}")
         if not 1 <= k <= rerank_k:
             raise ValueError(f"retrieve: k = {k} must be between 1 and rerank_k = {rerank_k}; increase rerank_k")
         with torch.inference_mode():

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import RunConfig
@@ -16,6 +15,7 @@ from mamo.evaluation.predictor import Predictor
 from mamo.imports import no_code_from
 from mamo.models.text_encoder import TextEncoder
 from mamo.models.vlm import Network
+from mamo.models.weights import save_file
 from mamo.tasks.registry import build_config
 from mamo.tasks.restore import restore_task
 from mamo.training.checkpoint import CheckpointError

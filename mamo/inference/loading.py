@@ -1,6 +1,7 @@
 """Implement `mamo.load`: load a model from a folder or a hub name, or raise one clear error."""
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,8 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Liter
     The model's methods raise `MissingHeadError`, `BadSampleError` (an unreadable image), `EmptyGalleryError` and, for
     other invalid arguments, ValueError, which is a base class of all of these.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"give the path of a run, a step or an exported folder, not {path!r:.80}")
     folder, name, where = Path(path), str(path), choose_device(device)
     if is_exported(folder):
         return model_of(*read_exported(folder, where), precision)

@@ -8,22 +8,26 @@ Legend: I images, T texts, N pairs, D width of the shared space, K results.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import RunConfig
+from mamo.config.schema import GroundingHeat, RunConfig
+from mamo.data.collate import TOKENIZER_LOCK
 from mamo.data.images import BadSampleError
 from mamo.data.pairs_reader import clean_caption
-from mamo.data.processor import ImageLike, Processor
+from mamo.data.processor import ImageLike, Processor, check_list
 from mamo.data.records import Box
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.metrics.grounding import best_proposal, to_image_size
@@ -35,7 +39,7 @@ from mamo.tasks.base import Task
 from mamo.tasks.reasoning.batch import is_ordered
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.tasks.vqa.evaluate import Answerer
-from mamo.training.checkpoint import CheckpointError
+from mamo.training.checkpoint import MANIFEST, CheckpointError
 from mamo.training.precision import DeviceError, choose_device
 
 __all__ = [
@@ -154,8 +158,8 @@ class Model(ModelHubMixin):
         Raises ValueError for different numbers of images and texts.
         """
         self._need("itm", "match", "itm")
-        _check_list("images", images)
-        _check_list("texts", texts)
+        check_list("images", images)
+        check_list("texts", texts)
         if len(images) != len(texts):
             raise ValueError(f"match: {len(images)} images and {len(texts)} texts; give pairs")
         with torch.inference_mode():
@@ -168,14 +172,14 @@ class Model(ModelHubMixin):
         With a folder `cache`, only ITC features are kept, in a file there; shortlisted image files are encoded again.
         """
         self._need("temperature", "index", "itc")
-        _check_list("images", images, least=0)
+        check_list("images", images, least=0)
         with torch.inference_mode():
             return gallery_of_images(self._scorer, self._texts, self._images, images, self.config, cache)
 
     def index_texts(self, texts: Sequence[str]) -> Gallery[ImageLike]:
         """Encode texts once into a gallery for retrieval by image; see `Gallery`. Raises EmptyGalleryError."""
         self._need("temperature", "index_texts", "itc")
-        _check_list("texts", texts, least=0)
+        check_list("texts", texts, least=0)
         with torch.inference_mode():
             return gallery_of_texts(self._scorer, self._texts, self._images, texts)
 
@@ -184,7 +188,7 @@ class Model(ModelHubMixin):
         image: ImageLike,
         expression: str,
         proposals: Sequence[Box] = (),
-        heat_from: Literal["fusion", "image_encoder", "occlusion"] | None = None,
+        heat_from: GroundingHeat | None = None,
     ) -> Grounding:
         """Locate an expression in an image: explain the ITM score by a method of `mamo.explain`.
 
@@ -202,16 +206,19 @@ class Model(ModelHubMixin):
                 `evaluation.grounding_heat` of the model's run. `scenes-easy-grounding` fixes `image_encoder`.
         """
         self._need("itm", "ground", "itm")
+        how = heat_from or self.config.evaluation.grounding_heat
+        if how not in get_args(GroundingHeat):
+            raise ValueError(f"ground: heat_from {how!r:.80} is not valid; use {', '.join(get_args(GroundingHeat))}")
+        boxes = _boxes(proposals)
         pixels = self.processor.pixels(image)
         size = (pixels.shape[1], pixels.shape[2])
         resized = eval_transform(pixels, self.processor.image_size_px)[None]
-        how = heat_from or self.config.evaluation.grounding_heat
         with torch.inference_mode():
             row = torch.zeros(1, dtype=torch.int64)
             heat = heatmaps(self._scorer, resized, self._texts([expression]), row, row, how)[0]
         whole = to_image_size(heat, size)
         y, x = np.unravel_index(int(whole.argmax()), whole.shape)
-        box = proposals[best_proposal(whole, proposals)] if len(proposals) else _hot_box(heat, size)
+        box = boxes[best_proposal(whole, boxes)] if boxes else _hot_box(heat, size)
         return Grounding(whole, (int(x), int(y)), box)
 
     def fill_mask(self, image: ImageLike, text: str) -> str:
@@ -225,11 +232,14 @@ class Model(ModelHubMixin):
         Raises ValueError for a text without [MASK] within the token limit.
         """
         self._need("mlm", "fill_mask", "mlm")
+        if not isinstance(text, str):
+            raise ValueError(f"fill_mask: give one text, not {text!r:.200}")
         tokenizer, limit = self.processor.tokenizer, self.processor.text_max_tokens
         mask = tokenizer.mask_token
         # the tokenizer treats "[MASK]" in a text as plain text, so that captions cannot contain mask tokens
         parts = [clean_caption(part) for part in text.split(mask)]
-        ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
+        with TOKENIZER_LOCK:
+            ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
         joined = [tokenizer.cls_token_id, *ids[0]]
         for part in ids[1:]:
             joined += [tokenizer.mask_token_id, *part]
@@ -259,8 +269,8 @@ class Model(ModelHubMixin):
         Raises ValueError for different numbers of images and questions.
         """
         self._need("answer", "answer", "vqa")
-        _check_list("images", images)
-        _check_list("texts", questions)
+        check_list("images", images)
+        check_list("texts", questions)
         if len(images) != len(questions):
             raise ValueError(f"answer: {len(images)} images and {len(questions)} questions; give pairs")
         self.processor.texts(questions)  # logs a truncated one
@@ -285,8 +295,17 @@ class Model(ModelHubMixin):
         Raises ValueError for lists of different lengths, or different numbers of images per sentence.
         """
         self._need("pair", "reason", "nlvr2")
+        check_list("lists of images", images)
+        check_list("texts", sentences)
+        for several in images:
+            check_list("images for each sentence", several)
         if len(images) != len(sentences) or len({len(several) for several in images}) != 1:
             raise ValueError("reason: give one list of images per sentence, all of the same length")
+        trained_on = (2,) if self.config.data.source == "scenes" else (1, 2)
+        if len(images[0]) not in trained_on:
+            raise ValueError(
+                f"reason: {len(images[0])} images per sentence; this model reads {' or '.join(map(str, trained_on))}"
+            )
         backbone, scorer, found = self.network.backbone, self._scorer, list[Tensor]()
         with torch.inference_mode():
             for start in range(0, len(images), scorer.batch_size):
@@ -313,7 +332,7 @@ class Model(ModelHubMixin):
 
     def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
         """Yield uint8 [B, 3, h, w] for each `evaluation.batch_size` images."""
-        _check_list("images", images)
+        check_list("images", images)
         step = self._scorer.batch_size
         for start in range(0, len(images), step):
             yield self.processor.images(images[start : start + step])
@@ -323,6 +342,21 @@ class Model(ModelHubMixin):
 
     def _texts(self, texts: Sequence[str]) -> EncodedTexts:
         return self._scorer.encode_texts(*self.processor.texts(texts))
+
+    def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
+        """Write the model into a folder; see `ModelHubMixin.save_pretrained` for the other arguments.
+
+        Raises ValueError for a folder of a run, a file, or a folder that cannot be written.
+        """
+        folder = Path(save_directory)
+        if (folder / "checkpoints").exists() or (folder / MANIFEST).exists():
+            raise ValueError(f"save_pretrained: {folder} is the folder of a run or checkpoint; name another folder")
+        try:
+            url: str | None = super().save_pretrained(save_directory, **hub)
+        except (OSError, SafetensorError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or "the disk may be full"
+            raise ValueError(f"save_pretrained: {folder} cannot be written: {reason}") from None
+        return url
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the model; called by `save_pretrained`."""
@@ -373,11 +407,19 @@ def model_of(
     return Model(predictor, config, card, assets)
 
 
-def _check_list(what: str, values: Sequence[object], least: int = 1) -> None:
-    """Raise ValueError for a single image or text, for values without a length, and for fewer than `least`."""
-    is_list = hasattr(values, "__len__") and hasattr(values, "__getitem__") and not isinstance(values, str)
-    if not is_list or len(values) < least:
-        raise ValueError(f"give a list of {what}, not {values!r}")
+def _boxes(proposals: Sequence[Box]) -> list[Box]:
+    """Return the proposals, also of an array or tensor [K, 4], as tuples of numbers. Raises ValueError naming one."""
+    if isinstance(proposals, str | bytes | Mapping) or not hasattr(proposals, "__len__"):
+        raise ValueError(f"ground: proposals must be a list of boxes (x, y, width, height), not {proposals!r:.80}")
+    values = proposals.tolist() if isinstance(proposals, np.ndarray | Tensor) else list(proposals)
+    found: list[Box] = []
+    for index, box in enumerate(values):
+        numbers = box.tolist() if isinstance(box, np.ndarray | Tensor) else box
+        is_box = isinstance(numbers, Sequence) and len(numbers) == 4 and all(isinstance(n, Real) for n in numbers)
+        if not is_box or not all(math.isfinite(n) for n in numbers):
+            raise ValueError(f"ground: proposal {index} must be a box (x, y, width, height), not {box!r:.80}")
+        found.append((numbers[0], numbers[1], numbers[2], numbers[3]))
+    return found
 
 
 def _hot_box(heat: Tensor, image_size_px: tuple[int, int]) -> Box:

@@ -170,8 +170,14 @@ def _check(
 @functools.cache
 def _meta_model(name: str) -> Any:
     """Build a timm model that holds no memory, of which sizes are read. Building one takes half a second."""
-    with torch.device("meta"):
-        return timm.create_model(name, num_classes=0)
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, num_classes=0)
+    except RuntimeError:  # timm's, for a tag that there is not
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise ValueError(
+            f"image encoder {name!r} has a tag that timm does not know; use {', '.join(tags[:6]) or 'none'}"
+        ) from None
 
 
 def _why_refused(vit: nn.Module) -> str | None:
@@ -208,8 +214,8 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
     if source == "timm":
         try:
             state = timm.create_model(encoder.name, pretrained=True).state_dict()
-        except RuntimeError as error:  # timm's, for a model without published weights
-            raise ValueError(f"no weights of {encoder.name} in timm: {error}; name a file, or use random") from None
+        except RuntimeError:  # timm's, for a model without published weights
+            raise ValueError(f"timm has no published weights of {encoder.name}: name a file, or use random") from None
     else:
         state = read_weights(Path(source))
     own = encoder.vit.state_dict()

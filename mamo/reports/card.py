@@ -1,6 +1,5 @@
 """Write the card of a checkpoint as Markdown: its model, its training data and lineage, every evaluation."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,12 +7,13 @@ from safetensors import safe_open
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
-from mamo.training.run_dir import RESULTS
+from mamo.training.checkpoint import read_state
+from mamo.training.run_dir import RESULTS, read_evaluations
 
 
 def model_card(folder: Path, config: RunConfig) -> str:
     """Return the card of a verified step folder (`checkpoint.resolve`); `config` is the folder's own."""
-    state = json.loads((folder / "state.json").read_text())
+    state = read_state(folder)
     training, (height, width) = config.training, config.data.image_size
     facts = {
         "method": state.get("method", f"task {config.task}"),
@@ -57,6 +57,6 @@ def _parameters(folder: Path) -> int:
 def _evaluations(folder: Path, step: int) -> list[Values]:
     """Read the evaluations of this step: the run's own results and those of `evaluate.py`."""
     run_folder = folder.parent.parent
-    files = [run_folder / RESULTS, *sorted((run_folder / "evaluations").glob(f"*/{RESULTS}"))]
-    found = [entry for file in files if file.is_file() for entry in json.loads(file.read_text())["evaluations"]]
+    folders = [run_folder, *sorted(file.parent for file in (run_folder / "evaluations").glob(f"*/{RESULTS}"))]
+    found = [entry for one in folders for entry in read_evaluations(one)]
     return [entry for entry in found if entry["step"] == step]

@@ -8,28 +8,34 @@ of every other file. It is written under a temporary name, flushed to disk and r
 A checkpoint does not depend on the parallel layout: sharded tensors are gathered, and rank 0 writes them whole.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mamo.config.values import Values
 from mamo.distributed import rank
-from mamo.models.weights import WeightReport
+from mamo.models.weights import WeightReport, save_file
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _REQUIRED = ("state.json", "student.safetensors")
 _READ = (".safetensors", ".json", ".yaml", ".txt")
+LAST = "last"
 Resample = Callable[[Tensor], Tensor]
 
 
@@ -72,6 +78,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
     for key, value in tensors.items():
         name, _, state_name = key.rpartition("/")
         parameter = parameters[name]
+        if value.ndim > 0 and value.shape != parameter.shape:
+            raise CheckpointError(
+                f"optimizer state does not match the network: `{key}` is {list(value.shape)}, its parameter "
+                f"{list(parameter.shape)}"
+            )
         optimizer.state[parameter][state_name] = value.to(parameter.device)  # fused AdamW keeps its step there too
 
 
@@ -121,17 +132,42 @@ def save(
     for unfinished in target.parent.glob(".writing-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     write_folder(target, tensors, {**state, "step": step}, files)
-    pointer = target.parent / "last"
-    fresh = target.parent / ".last"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target.name)
-    fresh.replace(pointer)
-    _flush(target.parent)
+    _point_at(target)
     folders = step_folders(output_dir)
     done = [folder for folder in folders if folder.name <= target.name]
     for folder in {*folders} - {*done[-kept:]}:
         shutil.rmtree(folder)
     return target
+
+
+def _point_at(target: Path) -> None:
+    """Make `last` the relative link to a step folder; a folder of that name, from a copy that followed links, goes."""
+    pointer, fresh, aside = (target.parent / name for name in (LAST, f".{LAST}", f".writing-{LAST}"))
+    fresh.unlink(missing_ok=True)
+    try:
+        fresh.symlink_to(target.name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        logger.warning("%s: this file system has no links; the newest step folder is the last checkpoint", pointer)
+        return
+    if pointer.is_dir() and not pointer.is_symlink():
+        pointer.rename(aside)
+    fresh.replace(pointer)
+    _flush(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_step_folder(output_dir: Path) -> None:
+    """Give a folder `last`, which a copy that followed links left, the name of its step, unless that step is there."""
+    last = output_dir / "checkpoints" / LAST
+    if last.is_symlink() or not last.is_dir() or not _is_good(last):
+        return
+    target = step_folder(output_dir, read_state(last)["step"])
+    if target.is_dir() and not _is_good(target):
+        shutil.rmtree(target)
+    if not target.exists():
+        last.rename(target)
 
 
 def write_folder(
@@ -210,7 +246,12 @@ def last_good(output_dir: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    for folder in reversed(step_folders(output_dir)):
+    found = {folder.name: folder for folder in step_folders(output_dir)}
+    last = output_dir / "checkpoints" / LAST
+    if last.is_dir() and not last.is_symlink():  # a copy that followed links; its step counts, and its step folder's
+        with contextlib.suppress(CheckpointError):
+            found[f"{step_folder(output_dir, read_state(last)['step']).name} copied"] = last
+    for _, folder in sorted(found.items(), reverse=True):
         try:
             verify(folder)
             return folder
@@ -225,11 +266,14 @@ def resolve(path: Path) -> Path:
     Raises:
         CheckpointError: there is none, or it is damaged; the message names the newest undamaged one.
     """
-    folder = path / "checkpoints" / "last" if (path / "checkpoints").is_dir() else path
-    if folder.is_symlink() and not folder.exists() and step_folders(path):
-        folder = last_good(path)  # the target of `last` was being replaced
-    if not folder.exists():
+    run = path.parent if path.name == "checkpoints" else path
+    if path.name == LAST and path.parent.name == "checkpoints":
+        run = path.parent.parent
+    folder = run / "checkpoints" / LAST if (run / "checkpoints").is_dir() else path
+    if not folder.exists() and not step_folders(run):
         raise CheckpointError(f"{path}: no checkpoint found; give a run folder or a checkpoints/step-NNNNNNN folder")
+    if folder == run / "checkpoints" / LAST and not (folder.is_symlink() and folder.is_dir()):
+        return last_good(run)  # killed while `last` was replaced, or copied without links or with links followed
     folder = folder.resolve()
     try:
         verify(folder)
@@ -249,12 +293,59 @@ def _is_good(folder: Path) -> bool:
     return True
 
 
+class _Link(BaseModel):
+    """A checkpoint in the lineage of another."""
+
+    checkpoint: str
+    step: int = Field(ge=0)
+    data_fingerprint: str
+    data_sets: list[str] = []
+
+
+class _State(BaseModel):
+    """Types of the values in `state.json` that are read again."""
+
+    step: int = Field(ge=0, strict=True)
+    data_fingerprint: str
+    ancestry: list[_Link]
+    versions: dict[str, str]
+    machine: dict[str, str] = {}
+    data_sets: list[str] = []
+    samples_seen: int = Field(ge=0)
+    samples_skipped: int = Field(ge=0)
+
+
+def read_state(folder: Path) -> Values:
+    """Read `state.json` of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged, lacks a value, or belongs to another step than the folder's name says.
+    """
+    path = folder / "state.json"
+    try:
+        state: Values = json.loads(path.read_text("utf-8"))
+        step = _State.model_validate(state).step
+    except ValidationError as error:
+        names = sorted({".".join(map(str, problem["loc"])) or "all" for problem in error.errors()})
+        raise CheckpointError(
+            f"{path} lacks values or has some of another type ({', '.join(names)[:100]}): use another checkpoint"
+        ) from None
+    except (OSError, ValueError, RecursionError):
+        raise CheckpointError(f"{path} is missing or not JSON: use another checkpoint") from None
+    named = re.fullmatch(r"step-(\d+)", folder.name)
+    if named and int(named[1]) != step:
+        raise CheckpointError(f"{path} says step {step}, its folder is {folder.name}: use another checkpoint")
+    return state
+
+
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Read the tensors of `NAME.safetensors` of a checkpoint."""
     try:
         return dict(load_file(folder / f"{name}.safetensors"))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {name}.safetensors cannot be read: {error}") from None
+    except Exception:  # SafetensorError, and others for damaged headers
+        raise CheckpointError(
+            f"{folder}: {name}.safetensors cannot be read: it is missing or damaged; use another checkpoint"
+        ) from None
 
 
 def load_module(folder: Path, name: str, module: nn.Module) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +28,7 @@ from mamo.training.metric_logger import MetricLogger
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import learning_rate_at
 from mamo.training.parallel import DDP, FSDP, SingleProcess, check_combination, clip_gradients, local_batch_sizes
-from mamo.training.preemption import Preempted, PreemptionHandler
+from mamo.training.preemption import PreemptionHandler
 from mamo.training.run_dir import Tracker
 
 if TYPE_CHECKING:
@@ -83,37 +83,40 @@ class Loop:
 
         Raises:
             NonFiniteLoss: a loss or the gradient is not finite; the optimizer has not moved.
-            Terminated: SIGTERM came; the step was finished and saved.
+            Preempted: SIGTERM came; the step was finished and saved.
+            KeyboardInterrupt: Ctrl-C came; the step was finished and saved, unless it came twice.
         """
-        training, evaluation = self.config.training, self.config.evaluation
+        training, evaluation, batches = self.config.training, self.config.evaluation, iter(batches)
         log = None
         if rank() == 0:
             log = MetricLogger(self.output_dir, self.trackers, self.alarms, start_step, training.total_steps)
         self.task.network.train()
+        done = saved = start_step
         try:
-            with AsyncWriter() as writing, PreemptionHandler(outlasts_error=world_size() > 1) as sigterm:
+            with PreemptionHandler(outlasts_error=world_size() > 1) as stop, AsyncWriter() as writing:
                 mark = time.perf_counter()
-                for step, host_batch in enumerate(batches, start=start_step):
+                while (loaded := self._next(batches, stop)) is not None:
+                    host_batch, counts = loaded
                     waited = time.perf_counter() - mark
-                    values = self.step(host_batch.to(self.device), step)
-                    done = step + 1
-                    is_terminated = self._agree(host_batch, sigterm.is_requested)
+                    values = self.step(host_batch.to(self.device), done)
+                    done += 1
+                    for n_samples, skipped in counts:  # bad samples have one budget
+                        self.bad_samples.record(n_samples, skipped)
                     timing = self._timing(len(host_batch), time.perf_counter() - mark, waited)
                     if log is not None:
                         log.write(done, values, timing)
                     writing.check()
-                    if done % training.checkpoint_every_steps == 0 or done == training.total_steps or is_terminated:
-                        if log is not None:
-                            log.flush_to_disk()
-                        self.save(done, writing)
-                    if is_terminated and done < training.total_steps:
-                        raise Preempted(f"terminated after step {done}, which is saved; continue with --resume")
+                    if done % training.checkpoint_every_steps == 0 or done == training.total_steps:
+                        saved = self._save_with_log(done, writing, log)
                     is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
                     if evaluate is not None and is_due and done < training.total_steps:
-                        with sigterm.suspended():
-                            evaluate(done)
-                        self.task.network.train()
+                        self._evaluate(evaluate, done, stop)
                     mark = time.perf_counter()
+                if stop.is_requested:
+                    if saved < done:
+                        self._save_with_log(done, writing, log)
+                    writing.wait()
+                    stop.leave(done)
         finally:
             if log is not None:
                 log.close()
@@ -165,6 +168,13 @@ class Loop:
         summed = all_reduce_sum(torch.stack([value.float() for value in sums.values()]))
         return targets, {**dict(zip(sums, summed)), **metrics}
 
+    def _save_with_log(self, step: int, writing: AsyncWriter, log: MetricLogger | None) -> int:
+        """Sync the metrics to disk, then save; return `step`."""
+        if log is not None:
+            log.flush_to_disk()
+        self.save(step, writing)
+        return step
+
     def save(self, step: int, writing: AsyncWriter) -> None:
         """Copy the state after `step` and begin to write it, once the checkpoint before it is written."""
         state = {
@@ -182,12 +192,29 @@ class Loop:
             arguments = (self.output_dir, step, tensors, state, self.checkpoint_files, kept)
             writing.start(functools.partial(checkpoint.save, *arguments))
 
-    def _agree(self, batch: Batch, is_terminated: bool) -> bool:
-        """Count what all processes loaded, as bad samples have one budget; whether any of them got SIGTERM."""
-        counts = all_gather_object((len(batch), batch.skipped, is_terminated))
-        for n_samples, skipped, _ in counts:
-            self.bad_samples.record(n_samples, skipped)
-        return any(is_requested for _, _, is_requested in counts)
+    def _next(
+        self, batches: Iterator[Batch], stop: PreemptionHandler
+    ) -> tuple[Batch, list[tuple[int, Sequence[str]]]] | None:
+        """Return the next batch, and the samples and the skipped ones that each process loaded.
+
+        None at the end, or if any process got SIGTERM or Ctrl-C.
+        """
+        batch = stop.interruptible(lambda: next(batches, None))
+        counts = None if batch is None else (len(batch), batch.skipped)
+        gathered = all_gather_object((counts, stop.number))
+        stop.number = next((number for _, number in gathered if number is not None), None)
+        if batch is None or stop.is_requested:
+            return None
+        return batch, [found for found, _ in gathered if found is not None]
+
+    def _evaluate(self, evaluate: "Evaluate", step: int, stop: PreemptionHandler) -> None:
+        """Evaluate after a step. A signal ends it; with several processes, which are elsewhere in it, it ends the run."""
+        if world_size() == 1:
+            stop.interruptible(lambda: evaluate(step))
+        else:
+            with stop.suspended():
+                evaluate(step)
+        self.task.network.train()
 
     def _timing(self, samples: int, elapsed: float, waited: float) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,42 +1,99 @@
-"""Handle SIGTERM, which a scheduler sends to end a job: finish the step, save, exit with code 143."""
+"""End a process at SIGTERM, which a scheduler sends, and at Ctrl-C: finish the step, save, exit with 143 or 130."""
 
 import contextlib
+import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+GRACE_S = 7.0
+"""Time for a process to end by itself after SIGTERM, outside of a step; then it is ended."""
+IMPATIENCE_S = 1.0
+"""The same after a second Ctrl-C, wherever it is."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Exception):
-    """The run was preempted; everything is saved."""
+class Preempted(SystemExit):
+    """The process was asked to end, by SIGTERM unless `number` says otherwise; `str` is the line for the user."""
 
-    EXIT_CODE = 128 + signal.SIGTERM  # a shell's exit code for a process ended by the signal
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)  # a shell's exit code for a process ended by the signal
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class _Asked(BaseException):
+    """A signal came within `interruptible`."""
 
 
 class PreemptionHandler:
-    """Make SIGTERM only set `is_requested` within the block (main thread only, as others cannot handle signals).
+    """Make SIGTERM and a first Ctrl-C only set `number` within the block (main thread only).
+
+    Within `interruptible` the signal ends what is done. A second Ctrl-C raises KeyboardInterrupt.
 
     With `outlasts_error`, SIGTERM stays deferred after an error leaves the block. When one of several processes dies,
     torchrun sends SIGTERM to the others at once, and they must still report their own errors.
     """
 
     def __init__(self, outlasts_error: bool = False) -> None:
-        self.is_requested = False
+        self.number: int | None = None
+        """The signal that came."""
         self._outlasts_error = outlasts_error
-        self._before: Any = None
+        self._is_waiting = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+            for number in _SIGNALS:
+                if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    self._before[number] = signal.signal(number, self._ask)
+            _Watch.is_in_step = True
         return self
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether a signal came."""
+        return self.number is not None
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.is_requested = True
+        if not self.is_requested:
+            self.number = number
+            if self._is_waiting:
+                raise _Asked  # once: nothing interrupts what follows
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def interruptible(self, work: Callable[[], T]) -> T | None:
+        """Return the result of `work`; None as soon as a signal has come."""
+        try:
+            try:
+                self._is_waiting, _Watch.is_in_step = True, False
+                return None if self.is_requested else work()
+            finally:
+                self._is_waiting, _Watch.is_in_step = False, True
+        except _Asked:
+            self._is_waiting, _Watch.is_in_step = False, True
+            return None
+
+    def leave(self, step: int) -> None:
+        """Raise what ends the run after `step` steps, which are saved."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt(
+                f"step {step} is saved; continue with --resume" if step else "continue with --resume"
+            )
+        when = f"after step {step}, which is saved" if step else "before step 1"
+        raise Preempted(f"terminated {when}; continue with --resume")
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """Let SIGTERM end the process at once within the block: for work that a resume repeats (an evaluation)."""
+        """Let a signal end the process at once within the block."""
         self.__exit__(None, None, None)
         try:
             yield
@@ -44,5 +101,77 @@ class PreemptionHandler:
             self.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
-        if self._before is not None and (kind is None or not self._outlasts_error):
-            signal.signal(signal.SIGTERM, self._before)
+        _Watch.is_in_step = False
+        before, self._before = self._before, {}
+        for number, handler in before.items():
+            if number == signal.SIGINT or kind is None or not self._outlasts_error:
+                signal.signal(number, handler)
+
+
+class _Watch:
+    """The thread that ends a process which does not end by itself after SIGTERM, or after a second Ctrl-C.
+
+    Python handles a signal in the main thread, between two instructions: not while it waits in a library.
+    """
+
+    is_in_step = False
+    """Whether a step is taken or saved, which is finished first."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+
+    def end(self, number: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM: end the process by an exception, once."""
+        if not self.is_asked:
+            self.is_asked = True
+            raise Preempted("terminated")
+
+    def _watch(self) -> None:
+        interrupts = 0
+        while number := os.read(self.reader, 1):
+            interrupts += number[0] == signal.SIGINT
+            if number[0] == signal.SIGTERM:
+                self._wait_then_end(GRACE_S, signal.SIGTERM)
+            elif interrupts > 1:
+                self._wait_then_end(IMPATIENCE_S, signal.SIGINT)
+
+    def _wait_then_end(self, grace_s: float, number: int) -> None:
+        left_s, tick_s = grace_s, 0.1
+        while left_s > 0:
+            if self.ended.wait(tick_s):
+                return
+            is_finishing = self.is_in_step and number == signal.SIGTERM
+            left_s = grace_s if is_finishing else left_s - tick_s
+        for child in multiprocessing.active_children():
+            child.kill()
+        with contextlib.suppress(OSError):
+            os.write(2, b"terminated: it did not end by itself\n")
+        os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def prompt_end() -> Iterator[None]:
+    """End the process by `Preempted` at SIGTERM within the block, and after `GRACE_S` in any case.
+
+    A `PreemptionHandler` within defers it by the step that is taken.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    watch = _Watch()
+    handler = signal.signal(signal.SIGTERM, watch.end)
+    descriptor = signal.set_wakeup_fd(watch.writer, warn_on_full_buffer=False)
+    watch.thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGTERM, handler)
+        watch.ended.set()
+        os.close(watch.writer)
+        watch.thread.join()
+        os.close(watch.reader)

@@ -1,6 +1,5 @@
 """Continue a run: find its config, and check that the present one is the same run."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,10 +79,12 @@ def inherit_from_checkpoint(
 
 
 def read_lineage(folder: Path) -> list[Values]:
-    """Read the lineage of a checkpoint, oldest first, itself last: name, step, data sets, fingerprint of the data."""
-    state = json.loads((folder / "state.json").read_text())
-    if not {"step", "data_fingerprint", "ancestry"} <= state.keys():
-        raise checkpoint.CheckpointError(f"{folder}: state.json does not say what it descends from; train it anew")
+    """Read the lineage of a checkpoint, oldest first, itself last: name, step, data sets, fingerprint of the data.
+
+    Raises:
+        CheckpointError: its `state.json` does not hold it.
+    """
+    state = checkpoint.read_state(folder)
     own = {"checkpoint": str(folder), "step": state["step"], "data_fingerprint": state["data_fingerprint"]}
     own["data_sets"] = state.get("data_sets", [])  # of checkpoints from before it was written: unknown
     return [*state["ancestry"], own]

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -74,14 +74,22 @@ class TensorBoardTracker:
             self.writer.close()
 
 
+def make_folder(output_dir: Path) -> None:
+    """Create the folder and its parents. Raises ValueError if it cannot be created."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
+
+
 def create_output_dir(output_dir: Path) -> None:
     """Create the folder of a new run.
 
     Raises:
         ValueError: it is not empty, or cannot be written.
     """
+    make_folder(output_dir)
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
         # a start that was killed early may leave hidden files
         if any(not path.name.startswith(".") for path in output_dir.iterdir()):
             raise ValueError(
@@ -95,30 +103,61 @@ def create_output_dir(output_dir: Path) -> None:
 
 
 def truncate_jsonl(path: Path, step: int) -> None:
-    """Remove the lines after `step` and a truncated last line."""
+    """Remove the lines after `step`, and a last line that a kill cut off; log how many.
+
+    Raises:
+        ValueError: another line is no object with a `step`; the file is untouched.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    with add_path_to_oserror(path):
+        content = path.read_bytes()
+    *lines, last = content.split(b"\n")
+    rows = [_jsonl_row(line, path, number) for number, line in enumerate(lines, start=1)]
+    kept = [line + b"\n" for line, row in zip(lines, rows) if row["step"] <= step]
+    if len(kept) < len(lines):
+        logger.info("%s: removing %d lines after step %d, which is resumed", path, len(lines) - len(kept), step)
+    if last:  # not ended by a line break
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            is_kept = _jsonl_row(last, path, len(lines) + 1)["step"] <= step
         except ValueError:
-            break
-    atomic_write_text(path, "".join(kept))
+            is_kept = False
+            logger.warning("%s: removing the last line (%d), which was cut off: %.60r", path, len(lines) + 1, last)
+        kept += [last + b"\n"] if is_kept else []
+    if b"".join(kept) != content:
+        atomic_write_bytes(path, b"".join(kept))
+
+
+def _jsonl_row(line: bytes, path: Path, number: int) -> Values:
+    """Return the object of a line of metrics. Raises ValueError naming file and line."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+        if isinstance(row, dict) and type(row["step"]) is int:
+            return row
+    except (ValueError, KeyError, RecursionError):
+        pass
+    raise ValueError(
+        f"{path}, line {number}: not a JSON object with a whole number `step`: {line[:40]!r}. Repair or remove the line"
+    )
 
 
 def read_jsonl(path: Path) -> list[Values]:
-    """Read the objects of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Read the objects of `metrics.jsonl` or `timing.jsonl`. Raises ValueError naming file and line."""
+    lines = path.read_bytes().splitlines()
+    return [_jsonl_row(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a file atomically."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.writing")
     with add_path_to_oserror(path):
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -144,15 +183,16 @@ def read_evaluations(output_dir: Path) -> list[Values]:
     if not path.exists():
         return []
     try:
-        evaluations = json.loads(path.read_text())["evaluations"]
-        if not isinstance(evaluations, list):
-            raise TypeError(f"its evaluations are {evaluations!r:.40}")
-    except (ValueError, KeyError, TypeError) as error:
+        evaluations = json.loads(path.read_text("utf-8"))["evaluations"]
+        is_valid = isinstance(evaluations, list) and all(type(entry["step"]) is int for entry in evaluations)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_valid = False
+    if not is_valid:
         raise ValueError(
-            f"{path} is not a valid results.json ({type(error).__name__}: {error}). Delete it to continue; "
-            "its evaluations are lost"
-        ) from None
-    return evaluations
+            f"{path} is not a valid results.json: it needs a list `evaluations` of objects with a whole number `step`. "
+            "Delete it to continue; its evaluations are lost"
+        )
+    return cast(list[Values], evaluations)
 
 
 def write_evaluations(output_dir: Path, evaluations: list[Values]) -> None:

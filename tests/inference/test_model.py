@@ -6,13 +6,16 @@ import json
 import logging
 import pickle
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 import mamo
 from mamo.config.schema import RunConfig
@@ -28,7 +31,7 @@ from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import masked_word_items
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld
-from tests.tiny import spread_weights
+from tests.tiny import spread_weights, values_of
 
 ROOT = Path(__file__).parents[2]
 N = 12
@@ -301,3 +304,170 @@ def test_cuda_where_there_is_none(run: Path) -> None:
     for device, message in (("gpu", "use auto, cpu"), ("meta", "not supported"), (None, "use auto")):
         with pytest.raises(mamo.DeviceError, match=message):
             mamo.load(run, device=device)  # type: ignore[arg-type]
+
+
+def in_threads(work: Callable[[int], object], n_threads: int = 8) -> list[object]:
+    """Run `work(thread)` ten times in each thread, all at once; return what failed."""
+    begin, failed = threading.Barrier(n_threads), list[object]()
+
+    def run_ten(number: int) -> None:
+        begin.wait()
+        for _ in range(10):
+            try:
+                if not work(number):
+                    failed.append("wrong")
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=run_ten, args=(number,)) for number in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failed
+
+
+def test_texts_from_threads_are_the_same(run: Path) -> None:
+    """Bug: the tokenizer's padding and truncation are state that threads share: wrong features, or a ValueError."""
+    model = mamo.load(run)
+    batches = [["red circle " * (1 + (j * i) % 40) for j in range(30)] for i in range(8)]
+    wanted = [model.encode_text(batch) for batch in batches]
+    assert in_threads(lambda i: torch.allclose(model.encode_text(batches[i]), wanted[i], atol=1e-5)) == []
+
+
+def test_everything_else_from_threads_is_the_same(run: Path, pictures: list[Image.Image]) -> None:
+    """Bug: Grad-CAM of the image encoder records the attention of other threads, or switches theirs."""
+    model = stir(mamo.load(run))
+    texts = ["a red circle", "two small blue squares and a green star"] * 2
+    wanted = [
+        model.ground(pictures[i], texts[i % 4], heat_from="image_encoder").heat
+        if i % 2
+        else (model.match(pictures[i : i + 4], texts), model.fill_mask(pictures[i], f"[MASK] {texts[i % 4]}"))
+        for i in range(8)
+    ]
+
+    def ask(i: int) -> bool:
+        if i % 2:
+            found = model.ground(pictures[i], texts[i % 4], heat_from="image_encoder").heat
+            return bool(np.array_equal(found, wanted[i]))
+        filled = model.fill_mask(pictures[i], f"[MASK] {texts[i % 4]}")
+        return torch.equal(model.match(pictures[i : i + 4], texts), wanted[i][0]) and filled == wanted[i][1]
+
+    assert in_threads(ask) == []
+
+
+def test_proposals_in_every_form(run: Path, pictures: list[Image.Image]) -> None:
+    """Bug: an array of proposals is "truth value ambiguous"; a box of another form ends in a traceback."""
+    model = stir(mamo.load(run))
+    boxes = [(0, 0, 5, 16), (5, 0, 11, 16)]
+    box = model.ground(pictures[0], "a circle", boxes).box
+    for same in (
+        np.array(boxes),
+        torch.tensor(boxes),
+        [np.array(one) for one in boxes],
+        tuple(boxes),
+        np.array(boxes) / 1,
+    ):
+        found = model.ground(pictures[0], "a circle", same)
+        assert found.box == box
+        assert type(found.box) is tuple
+    for none in ((), [], np.zeros((0, 4)), torch.zeros(0, 4)):
+        assert len(model.ground(pictures[0], "a circle", none).box) == 4
+    for wrong in (
+        (0, 0, 5, 5),
+        [(0, 0, 5)],
+        [(0, 0, 5, float("nan"))],
+        [(0, 0, float("inf"), 5)],
+        ["0055"],
+        [None],
+        {"a": (0, 0, 5, 5)},
+        "0 0 5 5",
+        None,
+        np.zeros(4),
+        np.zeros((1, 2, 4)),
+        [(0, 0, "5", 5)],
+    ):
+        with pytest.raises(ValueError, match=r"ground: proposal"):
+            model.ground(pictures[0], "a circle", wrong)
+
+
+def test_invalid_arguments_name_what_is_valid(run: Path, pictures: list[Image.Image], tmp_path: Path) -> None:
+    """Bug: a mistyped method is taken for another one, or an argument of another type ends in a traceback."""
+    model = mamo.load(run)
+    gallery = model.index(pictures)
+    for call, message in (
+        (
+            lambda: model.ground(pictures[0], "x", heat_from="fuzion"),
+            "'fuzion' is not valid; use fusion, image_encoder",
+        ),
+        (lambda: model.ground(pictures[0], "x", heat_from=3), "heat_from 3 is not valid"),
+        (lambda: model.ground(pictures[0], None), r"give a list of texts, not \[None\]"),
+        (lambda: model.fill_mask(pictures[0], None), "fill_mask: give one text, not None"),
+        (lambda: model.fill_mask(pictures[0], ["a [MASK]"]), "fill_mask: give one text, not"),
+        (lambda: model.fill_mask(pictures[0], b"a [MASK]"), "fill_mask: give one text, not"),
+        (lambda: model.encode_text({"a": "b"}), "give a list of texts, not {'a': 'b'}"),
+        (lambda: model.encode_text(b"abc"), "give a list of texts"),
+        (lambda: model.encode_text(None), "give a list of texts, not None"),
+        (lambda: model.encode_text(text for text in "ab"), "give a list of texts"),
+        (lambda: model.encode_text({"a", "b"}), "give a list of texts"),
+        (lambda: model.encode_image({"a": pictures[0]}), "give a list of images"),
+        (lambda: model.encode_image([Image.new("RGB", (0, 0))]), "an image must have pixels, not 0 x 0"),
+        (lambda: model.encode_image([Image.new("L", (3, 0))]), "an image must have pixels, not 3 x 0"),
+        (lambda: gallery.retrieve(["x"], k=2.5), "k must be a whole number, not 2.5"),
+        (lambda: gallery.retrieve(["x"], k=True), "k must be a whole number, not True"),
+        (lambda: gallery.retrieve(["x"], k="2"), "k must be a whole number, not '2'"),
+        (lambda: gallery.retrieve(["x"], rerank_k=8.0), "rerank_k must be a whole number, not 8.0"),
+        (lambda: mamo.load(None), "give the path of a run, .* not None"),
+        (lambda: mamo.load(3), "give the path of a run, .* not 3"),
+        (lambda: mamo.load(run, device=None), "device None"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            call()
+        assert len(str(caught.value)) < 400
+    assert len(gallery.retrieve(["x"], k=np.int64(2))[0]) == 2
+
+
+def test_reasoning_reads_the_images_that_it_was_trained_on(
+    tiny_file: Callable[..., Path], pictures: list[Image.Image]
+) -> None:
+    """Bug: one picture a sentence, or three, of a model of pairs: an answer to another question, or a traceback."""
+    model = mamo.Model.from_task(mamo.build(values_of("reasoning")))
+    assert model.reason([pictures[:2]], ["both images show a circle"]).shape == (1,)
+    for images, message in (
+        ([pictures[:1]], "1 images per sentence; this model reads 2"),
+        ([pictures[:3]], "3 images per sentence; this model reads 2"),
+        ([pictures[:2], pictures[:1]], "all of the same length"),
+        (pictures[:1], "give a list of images for each sentence"),
+        (["ab"], "give a list of images for each sentence"),
+        ([{"left": pictures[0], "right": pictures[1]}], "give a list of images for each sentence"),
+        ([[]], "give a list of images for each sentence"),
+        ({"a": pictures[:2]}, "give a list of lists of images"),
+        ([], "give a list of lists of images"),
+        (None, "give a list of lists of images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.reason(images, ["x"] * (2 if images == [pictures[:2], pictures[:1]] else 1))
+
+
+def test_a_model_is_saved_into_a_folder_of_its_own(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a model saved into its run's folder is what `mamo.load` reads from then on; a file or a full disk ends in a
+    traceback of a library."""
+    model = mamo.load(run)
+    step = run / "checkpoints" / "step-0000002"
+    (tmp_path / "file").write_text("mine")
+    for folder in (run, step, run / "checkpoints" / "last"):
+        with pytest.raises(ValueError, match="is the folder of a run or checkpoint; name another folder"):
+            model.save_pretrained(folder)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"save_pretrained: .*file.* cannot be written"):
+            model.save_pretrained(folder)
+    assert not (run / "model.safetensors").exists()
+    model.save_pretrained(tmp_path / "new")
+    model.save_pretrained(tmp_path / "new")
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mamo.inference.hf_export.save_file", full)
+    with pytest.raises(ValueError, match="cannot be written: the disk may be full"):
+        model.save_pretrained(tmp_path / "other")

@@ -271,3 +271,129 @@ def test_optimizer_state_must_cover_the_network(tmp_path: Path) -> None:
     lost = {key: value for key, value in tensors.items() if not key.startswith("decoder.bias")}
     with pytest.raises(CheckpointError, match=r"1 missing \(decoder.bias\)"):
         checkpoint.load_optimizer_tensors(optimizer, modules["student"], lost)
+
+
+def follow_links(run: Path) -> Path:
+    """Copy a run as `cp -rL` does."""
+    copy = run.with_name(f"{run.name}-copy")
+    shutil.copytree(run, copy, symlinks=False)
+    return copy
+
+
+def states(output_dir: Path, *steps: int) -> None:
+    """Save checkpoints with the values that `read_state` needs."""
+    state = {"data_fingerprint": "f", "ancestry": [], "versions": {}, "samples_seen": 1, "samples_skipped": 0}
+    for step in steps:
+        modules, optimizer = make(step)
+        checkpoint.save(output_dir, step, checkpoint.snapshot(modules, optimizer), state, {}, kept=2)
+
+
+@pytest.mark.parametrize("how", ["copied", "a step is gone", "the copy is damaged", "its step is damaged", "no state"])
+def test_a_run_that_was_copied_with_links_followed_goes_on(tmp_path: Path, how: str) -> None:
+    """Bug: `last` is a folder then; the run dies at its next checkpoint, and an old copy is read for ever."""
+    states(tmp_path / "run", 4, 8)
+    run = follow_links(tmp_path / "run")
+    last = run / "checkpoints" / "last"
+    expected = "step-0000008"
+    if how == "a step is gone":
+        shutil.rmtree(checkpoint.step_folder(run, 8))
+    elif how == "the copy is damaged":
+        damage(last, "flipped")
+    elif how == "its step is damaged":
+        damage(checkpoint.step_folder(run, 8), "flipped")
+    elif how == "no state":
+        (last / "state.json").unlink()
+    for path in (run, run / "checkpoints", last):
+        folder = checkpoint.resolve(path)
+        assert json.loads((folder / "state.json").read_text())["step"] == 8
+    checkpoint.restore_step_folder(run)
+    assert checkpoint.last_good(run).name in (expected, "last")
+    assert checkpoint.step_folder(run, 8).is_dir()
+    states(run, 9)
+    assert last.is_symlink()
+    assert checkpoint.resolve(run).name == "step-0000009"
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last", "step-0000008", "step-0000009"]
+
+
+@pytest.mark.parametrize("last", ["missing", "dangling", "a file"])
+def test_without_last_the_newest_whole_folder_counts(
+    tmp_path: Path, last: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: after a copy without links, or a kill before the first link, whole checkpoints are not found."""
+    states(tmp_path, 4, 8)
+    pointer = tmp_path / "checkpoints" / "last"
+    pointer.unlink()
+    if last == "dangling":
+        pointer.symlink_to("step-0000012")
+    elif last == "a file":
+        pointer.write_text("step-0000008")
+    for path in (tmp_path, tmp_path / "checkpoints", pointer):
+        assert checkpoint.resolve(path).name == "step-0000008"
+    damage(checkpoint.step_folder(tmp_path, 8), "flipped")
+    assert checkpoint.resolve(tmp_path).name == "step-0000004"
+    assert "step-0000008: damaged checkpoint" in caplog.text
+    states(tmp_path, 9)
+    assert checkpoint.resolve(pointer).name == "step-0000009"
+
+
+def test_a_file_system_without_links_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: training dies at its first checkpoint where links cannot be made."""
+
+    def refuse(self: Path, target: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    states(tmp_path, 4, 8)
+    assert checkpoint.resolve(tmp_path).name == "step-0000008"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077, 0o027])
+def test_files_have_the_permissions_of_new_files(tmp_path: Path, umask: int) -> None:
+    """Bug: weights are readable by their owner only, whatever the umask, and a colleague cannot evaluate them."""
+    before = os.umask(umask)
+    try:
+        states(tmp_path / "run", 4)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "run").rglob("*"):
+        if not path.is_symlink():
+            assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+FORGED = {
+    "another step": {"step": 9},
+    "a negative step": {"step": -4},
+    "a step in words": {"step": "4"},
+    "a step that is true": {"step": True},
+    "no fingerprint": {"data_fingerprint": None},
+    "another ancestry": {"ancestry": [3]},
+    "an ancestor without step": {"ancestry": [{"checkpoint": "a", "data_fingerprint": "f"}]},
+    "versions in a list": {"versions": ["torch"]},
+    "a version that is a list": {"versions": {"torch": [2]}},
+    "negative samples": {"samples_seen": -1},
+    "samples in words": {"samples_skipped": "many"},
+    "a machine in words": {"machine": "this"},
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_state_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    """Bug: a state.json of another shape, with a manifest that fits, ends in a traceback; its step is believed."""
+    states(tmp_path, 4)
+    folder = checkpoint.step_folder(tmp_path, 4)
+    state = json.loads((folder / "state.json").read_text())
+    for text in (json.dumps({**state, **FORGED[name]}), "[]", "nonsense", "null", "[" * 100_000):
+        (folder / "state.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"step-0000004/state\.json .*use another checkpoint") as caught:
+            checkpoint.read_state(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_optimizer_state_of_another_shape_is_refused(tmp_path: Path) -> None:
+    """Bug: moments of another shape pass, and the first step ends in a traceback."""
+    modules, optimizer = make()
+    name = next(name for name, _ in modules["student"].named_parameters())
+    tensors = checkpoint.optimizer_tensors(optimizer, modules["student"])
+    tensors[f"{name}/exp_avg"] = torch.zeros(3, 5, 7)
+    with pytest.raises(CheckpointError, match=rf"`{name}/exp_avg` is \[3, 5, 7\], its parameter"):
+        checkpoint.load_optimizer_tensors(optimizer, modules["student"], tensors)

@@ -53,10 +53,10 @@ def test_sigterm_saves_and_leaves_with_143(
         with pytest.raises(SystemExit) as caught:
             run_script(lambda: train(config, is_resume=False))
     assert caught.value.code == 143
-    assert "terminated after step 8, which is saved; continue with --resume" in capsys.readouterr().err
+    assert "terminated after step 7, which is saved; continue with --resume" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     run = Path(config.output_dir)
-    assert checkpoint.resolve(run).name == "step-0000008"
+    assert checkpoint.resolve(run).name == "step-0000007"
     train(config, is_resume=True)
     whole = tiny(training={"total_steps": 12}, output_dir=str(tmp_path / "whole"))
     train(whole, is_resume=False)
@@ -193,7 +193,7 @@ def test_a_loader_that_dies_while_it_hands_over_is_the_same_error(
         raise raised
         yield
 
-    monkeypatch.setattr("mamo.trainer.make_loader", broken)
+    monkeypatch.setattr("mamo.trainer.iterate", broken)
     with pytest.raises(ChildProcessError, match=r"a data loader worker died.*data.workers"):
         train(tiny(), is_resume=False)
 

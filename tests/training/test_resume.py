@@ -272,3 +272,18 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def test_a_bad_line_of_metrics_stops_the_resume_before_it_changes_anything(
+    tiny: Callable[..., RunConfig], fails: Callable[..., str]
+) -> None:
+    """Bug: `--resume` after an editor or a power cut put a bad line into metrics.jsonl loses the steps after it."""
+    config = tiny(training={"total_steps": 4, "checkpoint_every_steps": 2})
+    interrupted(config, 3)
+    run = Path(config.output_dir)
+    lines = (run / run_dir.METRICS).read_bytes().splitlines(keepends=True)
+    (run / run_dir.METRICS).write_bytes(b"".join([lines[0], b"garbage\n", *lines[1:]]))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    message = fails(lambda: train(config, is_resume=True))
+    assert "metrics.jsonl, line 2: not a JSON object with a whole number `step`: b'garbage'" in message
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

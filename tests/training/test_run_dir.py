@@ -58,7 +58,7 @@ def test_replace_text_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.Monk
 def test_torn_results_are_named(tmp_path: Path, text: str) -> None:
     """Bug: a resume stops with "Unterminated string starting at: line 1" and no word of which file and what to do."""
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json is not a valid results\.json .*Delete it"):
+    with pytest.raises(ValueError, match=r"results\.json is not a valid results\.json: .*Delete it"):
         run_dir.read_evaluations(tmp_path)
 
 
@@ -77,3 +77,69 @@ def test_claim_refuses_a_folder_in_use(tmp_path: Path) -> None:
     (tmp_path / "new" / "run" / "config.yaml").write_text("")
     with pytest.raises(ValueError, match="--resume"):
         run_dir.create_output_dir(tmp_path / "new" / "run")
+
+
+LINES = [f'{{"step": {i}, "loss": 0.{i}}}\n'.encode() for i in range(1, 6)]
+BAD_LINES = [
+    b"garbage\n",
+    b"\0" * 20 + b"\n",
+    b"\n",
+    b"null\n",
+    b"{}\n",
+    b"[3]\n",
+    b'{"step": null}\n',
+    b'{"step": "2"}\n',
+    b'{"step": true}\n',
+    b'{"step": 1.5}\n',
+    b"\xff\xfe{}\n",
+    b'{"step": 2, "lo{"step": 3}\n',
+    b"[" * 100_000 + b"\n",
+    b'{"step": ' + b"1" * 5000 + b"}\n",
+]
+
+
+@pytest.mark.parametrize("place", [0, 1, 5])
+@pytest.mark.parametrize("bad", BAD_LINES, ids=lambda line: repr(line[:12]))
+def test_a_bad_line_is_named_and_nothing_is_cut(tmp_path: Path, bad: bytes, place: int) -> None:
+    """Bug: metrics.jsonl is cut at the first line that does not parse, and a resume loses all steps after it."""
+    path = tmp_path / "metrics.jsonl"
+    content = b"".join([*LINES[:place], bad, *LINES[place:]])
+    path.write_bytes(content)
+    for read in (lambda: run_dir.truncate_jsonl(path, 5), lambda: run_dir.read_jsonl(path)):
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl, line {place + 1}: not a JSON object") as caught:
+            read()
+        assert len(str(caught.value)) < 300
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 6, "lo', b"\0" * 30, b"\xff", b"{}", b"null", b" "])
+def test_a_torn_last_line_is_dropped_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, torn: bytes) -> None:
+    """Bug: the line that a kill cut off stops the resume, or goes without a word."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(LINES) + torn)
+    run_dir.truncate_jsonl(path, 5)
+    assert path.read_bytes() == b"".join(LINES)
+    assert f"{path}: removing the last line (6), which was cut off" in caplog.text
+
+
+def test_steps_that_are_cut_are_logged_and_a_whole_last_line_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: a resume removes the steps after its checkpoint without a word; a line without its line break is lost."""
+    caplog.set_level("INFO")
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(LINES).rstrip())
+    run_dir.truncate_jsonl(path, 5)
+    assert path.read_bytes() == b"".join(LINES)
+    assert caplog.text == ""
+    run_dir.truncate_jsonl(path, 3)
+    assert path.read_bytes() == b"".join(LINES[:3])
+    assert f"{path}: removing 2 lines after step 3" in caplog.text
+
+
+@pytest.mark.parametrize("entry", ["{}", "3", '{"step": "6"}', "null", "[" * 100_000])
+def test_results_without_steps_are_named(tmp_path: Path, entry: str) -> None:
+    """Bug: a resume ends in a traceback at an evaluation without a step."""
+    (tmp_path / "results.json").write_text('{"evaluations": [' + entry + "]}")
+    with pytest.raises(ValueError, match=r"results\.json is not a valid results\.json"):
+        run_dir.read_evaluations(tmp_path)

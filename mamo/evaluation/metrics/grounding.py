@@ -63,7 +63,7 @@ def best_proposal(heat: NDArray[np.float64], proposals: Sequence[Box]) -> int:
     Raises:
         ValueError: there is no proposal, or one covers no pixel of the image; the message has its index and the box.
     """
-    if not proposals:
+    if len(proposals) == 0:
         raise ValueError("grounding: there is no proposal to choose from")
     height, width = heat.shape
     total = np.zeros((height + 1, width + 1))  # summed over rows and columns: a box's sum is four look-ups
