@@ -208,7 +208,7 @@ class Loop:
         return batch, [found for found, _ in gathered if found is not None]
 
     def _evaluate(self, evaluate: "Evaluate", step: int, stop: PreemptionHandler) -> None:
-        """Evaluate after a step. A signal ends it; with several processes, which are elsewhere in it, it ends the run."""
+        """Evaluate after a step. A signal ends the evaluation; with several processes it ends the run."""
         if world_size() == 1:
             stop.interruptible(lambda: evaluate(step))
         else:
