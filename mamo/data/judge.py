@@ -1,4 +1,4 @@
-"""What an evaluation refuses of its files: judged before training, by the evaluation itself, and by `mamo data`.
+"""Judge the files of an evaluation: before training, in the evaluation itself, and for `mamo data`.
 
 Rows are judged whole. Of pictures the headers are read, which takes a hundredth of the time of decoding them.
 """
