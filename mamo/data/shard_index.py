@@ -15,6 +15,8 @@ from mamo.data.files import open_regular, path_hint
 MAX_MEMBER_BYTES = 2**30
 """Largest member that is read; a larger one is no image."""
 _CHUNK = 2**20
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".txt", ".json")
+"""Suffixes of members that are read; a link with one of them is not left out in silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ def _members(shard: Path, file: IO[bytes]) -> tuple[list[ShardMember], int]:
             for member in tar:
                 if member.issparse():
                     raise tarfile.TarError(f"{member.name} is a sparse member")
+                if (member.islnk() or member.issym()) and Path(member.name).suffix.lower() in _SUFFIXES:
+                    raise tarfile.TarError(f"{member.name} is a link; pack it with --dereference --hard-dereference")
                 if member.isreg():
                     members.append(ShardMember(str(shard), member.name, member.offset_data, member.size))
             return members, tar.offset

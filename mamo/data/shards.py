@@ -249,6 +249,7 @@ def _open_mapped(folder: Path) -> TarShardDataset:
     """Map the table of an indexed folder into memory, without checking the shards."""
     entries = _entries(folder)
     try:
+        open_regular(folder / TABLE).close()
         rows = npy.open_memmap(folder / TABLE, mode="r")
     except (OSError, ValueError):
         raise ValueError(f"{folder / TABLE}: missing or cut short; run `mamo data index` again") from None

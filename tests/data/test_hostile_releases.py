@@ -173,6 +173,25 @@ def test_a_byte_order_mark_is_read(tmp_path: Path, name: str) -> None:
     BUILDERS[name](release, tmp_path / "out", False)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x80\x04", b"P1\n.", b"\x80\x05\x97.", b"I" + b"1" * 5000 + b"\n.", b"\x80\x04r\xff\xff\xff\xff.",
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", pickle.dumps([1]), pickle.dumps({1: 2}), pickle.dumps([[1]]),
+        b"cposix\nsystem\n(S'touch executed'\ntR.", b"\x80\x04]\x94h\x00a.",
+    ],
+)  # fmt: skip
+def test_a_damaged_pickle_is_one_line(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the pickle library's text of several lines, or an error without the file."""
+    monkeypatch.chdir(tmp_path)
+    release = put(tmp_path / "release", release_of("refcoco"))
+    (release / "refs(unc).p").write_bytes(content)
+    with pytest.raises(ValueError, match=r"refs\(unc\)\.p: ") as caught:
+        build_refcoco(release, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not Path("executed").exists()
+
+
 def twice(name: str) -> tuple[Files, str, str]:
     """A release in which one id occurs twice, the file, and the field of the id."""
     files = release_of(name)

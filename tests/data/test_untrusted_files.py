@@ -326,6 +326,20 @@ def test_odd_members_are_left_out_or_named(tmp_path: Path) -> None:
             read_shards(write_tar(tmp_path / "0.tar", [*good, (member, b"x")]))
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_linked_member_is_not_left_out_in_silence(tmp_path: Path, kind: bytes) -> None:
+    """Bug: a pair whose members are links of tar to another one is dropped."""
+    shard = write_tar(tmp_path / "0.tar", [("0.png", png()), ("0.txt", b"x")])
+    for name in ("1.txt", "a/1.PNG"):
+        write_tar(shard, [("0.png", png()), ("0.txt", b"x")])
+        with tarfile.open(shard, "a") as tar:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "0.txt"
+            tar.addfile(info)
+        with pytest.raises(ValueError, match=rf"0\.tar: .*{name} is a link; pack it with --dereference"):
+            read_shards(shard)
+
+
 @pytest.mark.parametrize("patch", [b"9" * 12, b"\x80" + b"\xff" * 11, b"\xff" * 12, b"-1\0" + bytes(9), b"\0" * 12])
 @pytest.mark.parametrize("kind", [b"0", b"L", b"x", b"g", b"S", b"K"])
 def test_forged_headers_name_the_shard(tmp_path: Path, patch: bytes, kind: bytes) -> None:
@@ -397,6 +411,11 @@ def test_a_table_of_another_shape_is_named(shards: Path) -> None:
         np.save(shards / TABLE, forged)
         with pytest.raises(ValueError, match=r"index\.npy: a row is outside of 1\.tar"):
             read_shards(shards)
+    (shards / TABLE).unlink()
+    os.mkfifo(shards / TABLE)
+    with pytest.raises(ValueError, match=r"index\.npy: missing or cut short"):
+        read_shards(shards)
+    (shards / TABLE).unlink()
     (shards / TABLE).write_bytes(b"no table")
     with pytest.raises(ValueError, match=r"index\.npy: missing or cut short"):
         read_shards(shards)

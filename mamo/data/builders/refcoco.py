@@ -23,12 +23,16 @@ _EXPECTED = {  # (data set, --split-by) -> number of expressions of each split
 }
 
 
+class _UnsafeError(Exception):
+    """A class or function in a pickle."""
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Unpickler of containers, numbers and text. It rejects all classes and functions, so the file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Reject a class or function."""
-        raise pickle.UnpicklingError(f"it contains {module}.{name}")
+        raise _UnsafeError(f"it contains {module}.{name}")
 
 
 def build_refcoco(source: Path, to: Path, overwrite: bool = False, split_by: str | None = None) -> BuildReport:
@@ -129,5 +133,5 @@ def _unpickle(file: Path) -> object:
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged pickle can raise any error
-        reason = error if isinstance(error, pickle.UnpicklingError) else "it is cut short"
+        reason = error if isinstance(error, _UnsafeError) else "it is not a pickle of lists, numbers and texts"
         raise ValueError(f"{file}: unsafe or damaged pickle: {reason}; fetch the release again") from None

@@ -3,13 +3,13 @@
 Legend: N statements, S distinct sentences.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mamo.data.files import JsonError, parse_json
 from mamo.data.pairs_reader import read_lines, write_json_lines
 
 N_FOLDS = 6
@@ -39,10 +39,12 @@ def read_statements(path: Path) -> list[StatementRecord]:
     """
     records = []
     for number, line in enumerate(read_lines(path, "; build it with `data.py build nlvr`"), 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error.msg}); write one object per line") from None
+            row = parse_json(line)
+        except JsonError as error:
+            raise ValueError(f"{path}:{number}: {error}; write one object per line") from None
         for field, kind in _FIELDS.items():
             if not isinstance(row, dict) or not isinstance(row.get(field), kind):
                 raise ValueError(f"{path}:{number}: needs field '{field}' of type {kind.__name__}")
@@ -102,8 +104,10 @@ def read_scores(file: Path) -> tuple[Floats, list[StatementRecord]]:
     """Read a file of `write_scores`. Raises ValueError naming the file and the malformed line."""
     scores = []
     for number, line in enumerate(read_lines(file), 1):
+        if not line.strip():
+            continue
         try:
-            scores.append(float(json.loads(line)["score"]))
+            scores.append(float(parse_json(line)["score"]))
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{file}:{number}: not a row of statement scores; evaluate that run again") from None
     return np.array(scores), read_statements(file)

@@ -165,3 +165,17 @@ def test_reading_a_file_and_its_mistakes(tmp_path):
             read_statements(file)
     with pytest.raises(ValueError, match=r"absent\.jsonl: cannot be read: .*; build it with"):
         read_statements(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5000])
+def test_hostile_rows_are_named_and_blank_lines_skipped(tmp_path, value):
+    """Bug: a nesting bomb among the statements is a RecursionError; a blank line is "not valid JSON"."""
+    file = tmp_path / "statements.jsonl"
+    row = {"image": "a.png", "sentence": "There is a box.", "label": False, "directory": "0", "score": 1.0}
+    file.write_text(f"\n{json.dumps(row)}\n \n")
+    assert len(read_statements(file)) == 1
+    assert len(read_scores(file)[0]) == 1
+    file.write_text(f"{json.dumps(row)}\n{value}\n")
+    for read in (read_statements, read_scores):
+        with pytest.raises(ValueError, match=r"statements\.jsonl:2: not "):
+            read(file)
