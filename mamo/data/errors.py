@@ -56,10 +56,10 @@ class UnknownFields:
 
     def check(self, row: Mapping[str, object]) -> list[str]:
         """Count the unknown fields of a row; return an error for each missing or mistyped field."""
+        if row.keys() <= self.known.keys() and row.keys() >= self.required:
+            return []
         unknown = [name for name in row if name not in self.known]
         absent = [name for name in self.known if name not in row]
-        if not unknown and self.required.isdisjoint(absent):
-            return []
         errors, mistyped = [], set()
         for name in absent:
             is_required = name in self.required

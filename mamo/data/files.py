@@ -86,6 +86,8 @@ def read_text(path: Path, hint: str = "") -> str:
     except MemoryError:
         raise ValueError(f"{path}: does not fit into the memory; split it into several files") from None
     except OSError as error:
+        if isinstance(error, IsADirectoryError):
+            hint = "; name a file in it"
         raise ValueError(f"{path}: cannot be read: {error.strerror}{hint}{path_hint(path)}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 

@@ -143,7 +143,8 @@ def _record_or_errors(kind: type[Record], row: object, fields: UnknownFields) ->
     if not isinstance(row, dict):
         return [f"must be a JSON object with fields {', '.join(fields.known)}, got {brief(row)}"]
     errors = fields.check(row)
-    known = {name: value for name, value in row.items() if name in fields.known}
+    is_known = row.keys() <= fields.known.keys()
+    known = row if is_known else {name: value for name, value in row.items() if name in fields.known}
     try:
         record = kind.model_validate(known)
     except ValidationError as error:

@@ -105,7 +105,7 @@ def test_a_folder_is_named(tmp_path: Path, names: list[str], message: str) -> No
         (folder / name).write_text("x")
     with pytest.raises(ValueError, match=rf"{folder}: no tar shard \(\*\.tar\) found; it is {message}"):
         read_pairs(folder)
-    with pytest.raises(ValueError, match=r"Is a directory"):
+    with pytest.raises(ValueError, match=r"Is a directory; name a file in it"):
         read_task_records(folder, VqaRecord)
 
 
