@@ -3,14 +3,15 @@
 Legend: H, W height and width in pixels.
 """
 
+import contextlib
 import functools
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -115,10 +116,8 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
         content = read_bytes(data, MAX_MEMBER_BYTES) if isinstance(data, Path) else data
         if not content:
             raise BadSampleError("zero bytes: the file is empty")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `max_pixels` is the limit here, and metadata decide about nothing
-            with Image.open(io.BytesIO(content), formats=_formats()) as image:
-                return _decode(image, max_pixels)
+        with open_image(io.BytesIO(content)) as image:
+            return _decode(image, max_pixels)
     except BadSampleError as error:
         raise BadSampleError(f"{label}: {error}") from None
     except UnidentifiedImageError:
@@ -128,6 +127,19 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         hint = path_hint(data) if isinstance(data, Path) and isinstance(error, FileNotFoundError) else ""
         raise BadSampleError(f"{label}: {type(error).__name__}: {reason}{hint}") from error
+
+
+@contextlib.contextmanager
+def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image of one of `_FORMATS`, whose pixels are not loaded; every image is opened here.
+
+    Raises:
+        UnidentifiedImageError: it has another format.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the caller limits the pixels, and metadata decide about nothing
+        with Image.open(file, formats=_formats()) as image:
+            yield image
 
 
 @functools.cache
@@ -148,12 +160,12 @@ def _decode(image: Image.Image, max_pixels: int) -> Tensor:
     image.load()
     if image.mode == "I" and image.format not in _FORMATS_OF_16_BITS:
         raise BadSampleError("32-bit integer samples are not supported; save the image with 8 or 16 bits a channel")
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(orientation(image))
     upright = image if turn is None else image.transpose(turn)
     return torch.from_numpy(np.array(to_rgb(upright))).permute(2, 0, 1)  # [3, H, W]
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) if there is none or the EXIF data are damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)

@@ -4,21 +4,21 @@ Rows are judged whole. Of pictures the headers are read, which takes a hundredth
 """
 
 import io
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from mamo.data.images import BadSampleError, BadSamplePolicy
+from mamo.data.files import open_regular
+from mamo.data.images import BadSampleError, BadSamplePolicy, open_image, orientation
 from mamo.data.records import Box, GroundingRecord, ReasoningRecord, boxes_outside
 from mamo.data.shard_index import ShardMember, read_member
 
 MAX_PIXELS = 100_000_000
 _LISTED = 3
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
-"""EXIF tag, and its values of pictures whose height and width are exchanged."""
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations of pictures whose height and width are exchanged."""
 
 
 def row_problems(records: Sequence[Any]) -> list[str]:
@@ -121,13 +121,10 @@ def read_size(image: str | ShardMember) -> tuple[int, int]:
         BadSampleError: there is none, it is empty, too large, or of no known format; the message has its name.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `MAX_PIXELS` is the limit here
-            with Image.open(
-                io.BytesIO(read_member(image)) if isinstance(image, ShardMember) else Path(image)
-            ) as opened:
-                width, height = opened.size
-                is_turned = _orientation(opened) in _TURNED
+        file = io.BytesIO(read_member(image)) if isinstance(image, ShardMember) else open_regular(Path(image))
+        with file, open_image(file) as opened:
+            width, height = opened.size
+            is_turned = opened.format != "TIFF" and orientation(opened) in _TURNED  # a TIFF's size is turned already
     except UnidentifiedImageError:
         raise BadSampleError(f"{image}: not an image of a format that is read; convert it") from None
     except Exception as error:  # damaged bytes can raise any error
@@ -136,10 +133,3 @@ def read_size(image: str | ShardMember) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
         raise BadSampleError(f"{image}: {width} x {height} px is over the limit of {MAX_PIXELS} pixels; downscale it")
     return (height, width) if is_turned else (width, height)
-
-
-def _orientation(image: Image.Image) -> Any:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata can raise any error, and decoding does not depend on them
-        return 1

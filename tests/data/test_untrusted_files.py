@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from mamo.data.files import brief, parse_json, path_hint, read_json
 from mamo.data.images import BadSampleError, decode_image
+from mamo.data.judge import read_size
 from mamo.data.pairs_reader import read_pairs
 from mamo.data.records import VqaRecord, read_task_records
 from mamo.data.shards import INDEX, TABLE, index_folder, read_shards
@@ -63,6 +64,7 @@ def test_a_fifo_is_refused_as_every_kind_of_file(fifo: Path, tmp_path: Path) -> 
         lambda: read_json(fifo),
         lambda: read_shards(shard),
         lambda: decode_image(fifo),
+        lambda: read_size(str(fifo)),
     ):
         with pytest.raises(ValueError, match=r"not a regular file but a pipe"):
             read()
@@ -85,6 +87,17 @@ def test_an_image_file_without_bounds_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(BadSampleError, match="Is a directory"):
         decode_image(tmp_path / "folder.jpg")
+
+
+def test_one_place_opens_images() -> None:
+    """Bug: a second place opens pictures of any format, or reads a file that is no regular one."""
+    found = [
+        file.name
+        for file in (Path(__file__).parents[2] / "mamo").rglob("*.py")
+        for line in file.read_text().splitlines()
+        if "Image.open(" in line
+    ]
+    assert found == ["images.py"]
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
@@ -112,6 +125,8 @@ def test_no_picture_starts_a_program(content: bytes, tmp_path: Path, monkeypatch
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(BadSampleError, match=r"a\.jpg: not an image of a format that is read"):
         decode_image(tmp_path / "a.jpg")
+    with pytest.raises(BadSampleError, match=r"a\.jpg: not an image of a format that is read"):
+        read_size(str(tmp_path / "a.jpg"))
     try:
         opened = Image.open(tmp_path / "a.jpg")  # by the caller, lazily
     except OSError:
@@ -171,14 +186,17 @@ def test_damaged_metadata_leave_the_pixels(order: bytes) -> None:
 
 @pytest.mark.parametrize("orientation", [*range(10), 255])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_orientations_are_pillows(orientation: int, kind: str) -> None:
-    """Bug: one of the eight orientations is another transposition, or a value outside of them changes the picture."""
+def test_orientations_are_pillows(orientation: int, kind: str, tmp_path: Path) -> None:
+    """Bug: an orientation is another transposition, one outside of the eight changes the picture, or the size that is
+    read from the header is another one."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(buffer, kind, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(buffer)).convert("RGB"))
     assert (decode_image(buffer.getvalue()).permute(1, 2, 0).numpy() == expected).all()
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    assert read_size(str(tmp_path / "a.jpg")) == expected.shape[1::-1]
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from mamo.data.record_dataset import LoadImage, RecordDataset
 from mamo.data.records import VqaRecord
 from mamo.evaluation.predictor import Predictor
+from mamo.evaluation.results import Metrics, facts_of
 from mamo.models.build import build_backbone, load_published
 from mamo.tasks.base import Task
 from mamo.tasks.sources import check_records, load_records, record_dataset
@@ -109,11 +110,11 @@ class VqaTask(Task[VqaBatch, None]):
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
         """Answer the evaluation questions, with the image and without it.
 
-        `vqa/shared_images` is the percentage of questions about training images, where the config allows them.
+        The fact `shared_images` is the percentage of questions about training images, where the config allows them.
         """
         metrics = evaluate_vqa(self.config, self.answers, predictor, folder)
-        shared = {"vqa/shared_images": self.shared_images_percent} if self.config.vqa.shared_images else {}
-        return metrics | shared
+        shared = {"shared_images": self.shared_images_percent} if self.config.vqa.shared_images else {}
+        return Metrics(metrics, facts_of(metrics) | shared)
 
     def report(self, predictor: Predictor, rows: int, folder: Path) -> list[tuple[str, str]]:
         """Show the answers of the submission file, which `evaluate` wrote, against the gold ones."""
