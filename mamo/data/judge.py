@@ -1,4 +1,4 @@
-"""What an evaluation refuses of its files: judged before training, by the evaluation itself, and by `mamo data`.
+"""Judgements of evaluation files, the same before training, in the evaluation, and in `mamo data`.
 
 Rows are judged whole. Of pictures the headers are read, which takes a hundredth of the time of decoding them.
 """

@@ -79,8 +79,9 @@ def test_what_an_evaluation_refuses_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match=message):
         train(run_of(kind, tmp_path, file), is_resume=False)
     assert not (tmp_path / "run/metrics.jsonl").exists()
-    data_command(["check", "--task", kind, str(file)])
-    assert re.search(message, capsys.readouterr().out)
+    for command in ("validate", "check"):
+        data_command([command, "--task", kind, str(file)])
+        assert re.search(message, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("kind", list(ROWS))
