@@ -3,21 +3,23 @@
 Legend: H, W height and width in pixels.
 """
 
+import contextlib
 import functools
 import io
 import logging
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from mamo.data.files import path_hint, read_bytes
+from mamo.data.files import open_regular, path_hint, read_bytes
 from mamo.data.shard_index import MAX_MEMBER_BYTES
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """Transposition that makes an image of an EXIF orientation upright."""
+_FIRST_TURNED = 5
+"""From this orientation on, height and width are exchanged."""
 _FORMATS_OF_16_BITS = ("PPM", "PNG")
 """Formats whose 16-bit grey images Pillow opens in the mode of 32 bits."""
 _DARK = 4096
@@ -108,17 +112,49 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
     Raises:
         BadSampleError: the image cannot be read or decoded completely.
     """
-    label = name or (str(data) if isinstance(data, Path) else "image")
-    try:
+    with _as_bad_sample(name or (str(data) if isinstance(data, Path) else "image"), data):
         if isinstance(data, Image.Image):
             return _decode(data, max_pixels)
         content = read_bytes(data, MAX_MEMBER_BYTES) if isinstance(data, Path) else data
-        if not content:
-            raise BadSampleError("zero bytes: the file is empty")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `max_pixels` is the limit here, and metadata decide about nothing
-            with Image.open(io.BytesIO(content), formats=_formats()) as image:
-                return _decode(image, max_pixels)
+        with _open(io.BytesIO(content), len(content)) as image:
+            return _decode(image, max_pixels)
+
+
+def read_size(data: bytes | Path, max_pixels: int = 100_000_000, name: str | None = None) -> tuple[int, int]:
+    """Read (width, height) of an image from its header, as they are with its EXIF orientation applied.
+
+    Arguments as of `decode_image`. Raises BadSampleError for an image that cannot be opened.
+    """
+    with (
+        _as_bad_sample(name or (str(data) if isinstance(data, Path) else "image"), data),
+        contextlib.ExitStack() as opened,
+    ):
+        if isinstance(data, Path):
+            file = opened.enter_context(open_regular(data))
+            n_bytes = os.fstat(file.fileno()).st_size
+        else:
+            file, n_bytes = io.BytesIO(data), len(data)
+        image = opened.enter_context(_open(file, n_bytes))
+        _check_size(image, max_pixels)
+        is_turned = _orientation(image) >= _FIRST_TURNED
+        return (image.height, image.width) if is_turned else image.size
+
+
+@contextlib.contextmanager
+def _open(file: IO[bytes], n_bytes: int) -> Iterator[Image.Image]:
+    if not n_bytes:
+        raise BadSampleError("zero bytes: the file is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `max_pixels` is the limit here, and metadata decide about nothing
+        with Image.open(file, formats=_formats()) as image:
+            yield image
+
+
+@contextlib.contextmanager
+def _as_bad_sample(label: str, data: bytes | Path | Image.Image) -> Iterator[None]:
+    """Raise any error as BadSampleError with the label and the reason."""
+    try:
+        yield
     except BadSampleError as error:
         raise BadSampleError(f"{label}: {error}") from None
     except UnidentifiedImageError:
@@ -139,10 +175,7 @@ def _formats() -> tuple[str, ...]:
 
 def _decode(image: Image.Image, max_pixels: int) -> Tensor:
     """Decode a PIL image; its pixels may not be loaded so far."""
-    if image.width * image.height > max_pixels:
-        raise BadSampleError(
-            f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels; downscale it"
-        )
+    _check_size(image, max_pixels)
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.format not in _FORMATS:
         raise BadSampleError(f"{image.format} is not a format that is read; convert the image first")
     image.load()
@@ -153,13 +186,20 @@ def _decode(image: Image.Image, max_pixels: int) -> Tensor:
     return torch.from_numpy(np.array(to_rgb(upright))).permute(2, 0, 1)  # [3, H, W]
 
 
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise BadSampleError(
+            f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels; downscale it"
+        )
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) if there is none or the EXIF data are damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged metadata can raise any error, and the pixels do not depend on them
         return 1
-    return value if isinstance(value, int) else 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

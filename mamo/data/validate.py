@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mamo.data.identity import caption_warnings, identity_warnings
 from mamo.data.images import BadSampleError
-from mamo.data.judge import grounding_problems, read_size, row_problems
+from mamo.data.judge import grounding_problems, row_problems, size_of
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption, read_pairs
@@ -87,7 +87,7 @@ def _box_problems(records: list[Any]) -> list[str]:
         if isinstance(record, GroundingRecord):
             if record.image not in sizes:
                 try:
-                    sizes[record.image] = read_size(record.image)
+                    sizes[record.image] = size_of(record.image)
                 except BadSampleError:
                     sizes[record.image] = None
             size = sizes[record.image]

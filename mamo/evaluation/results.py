@@ -24,6 +24,10 @@ class Metrics(dict[str, float]):
         super().__init__(values)
         self.facts: dict[str, float] = dict(facts or {})
 
+    def __or__(self, other: Mapping[str, float]) -> "Metrics":  # type: ignore[override]
+        """Return these metrics with those of `other`; facts of both are kept."""
+        return Metrics({**self, **other}, {**self.facts, **facts_of(other)})
+
 
 def facts_of(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the facts of metrics; none of a plain dictionary."""
