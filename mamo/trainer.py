@@ -248,6 +248,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         lock = run_on_all_ranks(lambda: take_output_dir(Path(config.output_dir), is_resume, held))
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
         logger.info("parameters: %s", run.parameter_counts)
+        warn_of_repeats(len(run.source), config.training.batch_size_global)
         run_on_all_ranks(lambda: run.task.check_evaluation_files() if config.evaluation.enabled else None)
         prepared = run_on_all_ranks(lambda: prepare_output_dir(run, start_step) if rank() == 0 else set())
         [evaluated, *_] = all_gather_object(prepared)
@@ -283,6 +284,18 @@ def take_output_dir(output_dir: Path, is_resume: bool, held: contextlib.ExitStac
     else:
         run_dir.create_output_dir(output_dir)
     return lock
+
+
+def warn_of_repeats(n_samples: int, batch_size_global: int) -> None:
+    """Log where a batch has each sample several times, each of which is a pair of its own in the losses."""
+    if n_samples < batch_size_global and rank() == 0:
+        logger.warning(
+            "training data: %d samples are fewer than training.batch_size_global = %d: a batch has each %.1f times; "
+            "use a smaller batch or more data",
+            n_samples,
+            batch_size_global,
+            batch_size_global / n_samples,
+        )
 
 
 def new_run(config: RunConfig) -> tuple[TrainingRun, int]:
@@ -427,4 +440,10 @@ def resolve_auto_settings(run: TrainingRun) -> TrainingRun:
                 torch.cuda.synchronize()
 
         values["training"]["precision"] = choose_precision(run_step)
-    return TrainingRun(type(run.config).model_validate(all_gather_object(values)[0]))
+    config = type(run.config).model_validate(all_gather_object(values)[0])
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the same lines were logged when `run` was built
+    try:
+        return TrainingRun(config)
+    finally:
+        logging.disable(level)

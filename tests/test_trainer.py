@@ -3,6 +3,8 @@
 import importlib.metadata
 import itertools
 import json
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import pytest
 
 from mamo import trainer
 from mamo.config.schema import RunConfig
-from mamo.tasks.registry import load_config
+from mamo.tasks.registry import finetune_config, load_config
 from mamo.training import checkpoint, run_dir
 from mamo.training.async_writer import AsyncWriter
 from mamo.training.loop import Loop
+from tests.tiny import TWO_STEPS, config_of, finetuning_values, write_config
 
 EVALUATION = {"enabled": True, "retrieval_items": 8, "probe_items": 8, "rerank_k": 3, "batch_size": 8}
 
@@ -126,3 +129,33 @@ def test_a_run_begins_with_its_curriculum(tiny: Callable[..., RunConfig]) -> Non
     seen = [number for batch in batches for number in batch.sample_id.tolist()]
     assert sorted(seen[:16]) == list(range(16))
     assert sorted(seen[16:]) == list(range(16, 32))
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_data_set_smaller_than_the_batch_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: each picture is several times in a batch, and nothing says so."""
+    few = "4 samples are fewer than training.batch_size_global = 8: a batch has each 2.0 times"
+    for n_scenes, said in ((4, few), (8, "")):
+        caplog.clear()
+        folder = str(tmp_path / str(n_scenes))
+        config = config_of(data={"train_scenes": n_scenes}, training=TWO_STEPS, output_dir=folder)
+        with caplog.at_level(logging.INFO):
+            trainer.train(config, is_resume=False)
+        assert said in caplog.text
+        assert ("are fewer than" in caplog.text) == bool(said)
+
+
+@pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_loading_is_said_once_and_counts_come_first(
+    precision: str, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bug: a fine-tuning with automatic precision prints its loading lines twice, the counts between long lists."""
+    values = finetuning_values("vqa", output_dir=str(tmp_path / "run"), training={"precision": precision})
+    config = finetune_config(write_config(tmp_path / "c.yaml", values), [f"checkpoint={pretrained}"], is_resume=False)
+    with caplog.at_level(logging.INFO):
+        trainer.train(config, is_resume=False)
+    lines = [message for message in caplog.messages if "tensors loaded" in message]
+    assert len(lines) == 1
+    assert re.search(r": \d+ tensors loaded, \d+ interpolated, \d+ new, \d+ unused; new: answer", lines[0])
+    assert sum("answer list" in message for message in caplog.messages) == 1

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from mamo.data.files import path_hint, read_bytes
+from mamo.data.files import open_regular, path_hint, read_bytes
 from mamo.data.shard_index import MAX_MEMBER_BYTES
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """Transposition that makes an image of an EXIF orientation upright."""
+_FIRST_TURNED = 5
+"""From this orientation on, height and width are exchanged."""
 _FORMATS_OF_16_BITS = ("PPM", "PNG")
 """Formats whose 16-bit grey images Pillow opens in the mode of 32 bits."""
 _DARK = 4096
@@ -109,15 +112,49 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
     Raises:
         BadSampleError: the image cannot be read or decoded completely.
     """
-    label = name or (str(data) if isinstance(data, Path) else "image")
-    try:
+    with _as_bad_sample(name or (str(data) if isinstance(data, Path) else "image"), data):
         if isinstance(data, Image.Image):
             return _decode(data, max_pixels)
         content = read_bytes(data, MAX_MEMBER_BYTES) if isinstance(data, Path) else data
-        if not content:
-            raise BadSampleError("zero bytes: the file is empty")
-        with open_image(io.BytesIO(content)) as image:
+        with _open(io.BytesIO(content), len(content)) as image:
             return _decode(image, max_pixels)
+
+
+def read_size(data: bytes | Path, max_pixels: int = 100_000_000, name: str | None = None) -> tuple[int, int]:
+    """Read (width, height) of an image from its header, as they are with its EXIF orientation applied.
+
+    Arguments as of `decode_image`. Raises BadSampleError for an image that cannot be opened.
+    """
+    with (
+        _as_bad_sample(name or (str(data) if isinstance(data, Path) else "image"), data),
+        contextlib.ExitStack() as opened,
+    ):
+        if isinstance(data, Path):
+            file = opened.enter_context(open_regular(data))
+            n_bytes = os.fstat(file.fileno()).st_size
+        else:
+            file, n_bytes = io.BytesIO(data), len(data)
+        image = opened.enter_context(_open(file, n_bytes))
+        _check_size(image, max_pixels)
+        is_turned = image.format != "TIFF" and _orientation(image) >= _FIRST_TURNED  # Pillow turns a TIFF's size
+        return (image.height, image.width) if is_turned else image.size
+
+
+@contextlib.contextmanager
+def _open(file: IO[bytes], n_bytes: int) -> Iterator[Image.Image]:
+    if not n_bytes:
+        raise BadSampleError("zero bytes: the file is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `max_pixels` is the limit here, and metadata decide about nothing
+        with Image.open(file, formats=_formats()) as image:
+            yield image
+
+
+@contextlib.contextmanager
+def _as_bad_sample(label: str, data: bytes | Path | Image.Image) -> Iterator[None]:
+    """Raise any error as BadSampleError with the label and the reason."""
+    try:
+        yield
     except BadSampleError as error:
         raise BadSampleError(f"{label}: {error}") from None
     except UnidentifiedImageError:
@@ -129,19 +166,6 @@ def decode_image(data: bytes | Path | Image.Image, max_pixels: int = 100_000_000
         raise BadSampleError(f"{label}: {type(error).__name__}: {reason}{hint}") from error
 
 
-@contextlib.contextmanager
-def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
-    """Open an image of one of `_FORMATS`, whose pixels are not loaded; every image is opened here.
-
-    Raises:
-        UnidentifiedImageError: it has another format.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the caller limits the pixels, and metadata decide about nothing
-        with Image.open(file, formats=_formats()) as image:
-            yield image
-
-
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Return those of `_FORMATS` that this Pillow can decode."""
@@ -151,27 +175,31 @@ def _formats() -> tuple[str, ...]:
 
 def _decode(image: Image.Image, max_pixels: int) -> Tensor:
     """Decode a PIL image; its pixels may not be loaded so far."""
-    if image.width * image.height > max_pixels:
-        raise BadSampleError(
-            f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels; downscale it"
-        )
+    _check_size(image, max_pixels)
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.format not in _FORMATS:
         raise BadSampleError(f"{image.format} is not a format that is read; convert the image first")
     image.load()
     if image.mode == "I" and image.format not in _FORMATS_OF_16_BITS:
         raise BadSampleError("32-bit integer samples are not supported; save the image with 8 or 16 bits a channel")
-    turn = _UPRIGHT.get(orientation(image))
+    turn = _UPRIGHT.get(_orientation(image))
     upright = image if turn is None else image.transpose(turn)
     return torch.from_numpy(np.array(to_rgb(upright))).permute(2, 0, 1)  # [3, H, W]
 
 
-def orientation(image: Image.Image) -> int:
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise BadSampleError(
+            f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels; downscale it"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) if there is none or the EXIF data are damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged metadata can raise any error, and the pixels do not depend on them
         return 1
-    return value if isinstance(value, int) else 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

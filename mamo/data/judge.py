@@ -1,24 +1,17 @@
-"""Judge the files of an evaluation: before training, in the evaluation itself, and for `mamo data`.
+"""Judgements of evaluation files, the same before training, in the evaluation, and in `mamo data`.
 
 Rows are judged whole. Of pictures the headers are read, which takes a hundredth of the time of decoding them.
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import UnidentifiedImageError
-
-from mamo.data.files import open_regular
-from mamo.data.images import BadSampleError, BadSamplePolicy, open_image, orientation
+from mamo.data.images import BadSampleError, BadSamplePolicy, read_size
 from mamo.data.records import Box, GroundingRecord, ReasoningRecord, boxes_outside
 from mamo.data.shard_index import ShardMember, read_member
 
-MAX_PIXELS = 100_000_000
 _LISTED = 3
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations of pictures whose height and width are exchanged."""
 
 
 def row_problems(records: Sequence[Any]) -> list[str]:
@@ -105,7 +98,7 @@ def check_headers(
         if image in sizes or image in failed:
             continue
         try:
-            sizes[image] = read_size(image)
+            sizes[image] = size_of(image)
         except BadSampleError as error:
             failed.add(image)
             policy.record(0, [f"{name}: {error}" if name else str(error)])
@@ -114,22 +107,11 @@ def check_headers(
     return sizes
 
 
-def read_size(image: str | ShardMember) -> tuple[int, int]:
-    """Read width and height of a picture from its header, as it is after its EXIF orientation is applied.
-
-    Raises:
-        BadSampleError: there is none, it is empty, too large, or of no known format; the message has its name.
-    """
+def size_of(image: str | ShardMember) -> tuple[int, int]:
+    """Return (width, height) of a picture, a path or a member of a tar; see `read_size`."""
+    if isinstance(image, str):
+        return read_size(Path(image))
     try:
-        file = io.BytesIO(read_member(image)) if isinstance(image, ShardMember) else open_regular(Path(image))
-        with file, open_image(file) as opened:
-            width, height = opened.size
-            is_turned = opened.format != "TIFF" and orientation(opened) in _TURNED  # a TIFF's size is turned already
-    except UnidentifiedImageError:
-        raise BadSampleError(f"{image}: not an image of a format that is read; convert it") from None
-    except Exception as error:  # damaged bytes can raise any error
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadSampleError(f"{image}: {type(error).__name__}: {reason}") from None
-    if width * height > MAX_PIXELS:
-        raise BadSampleError(f"{image}: {width} x {height} px is over the limit of {MAX_PIXELS} pixels; downscale it")
-    return (height, width) if is_turned else (width, height)
+        return read_size(read_member(image), name=str(image))
+    except OSError as error:
+        raise BadSampleError(f"{image}: {error}") from None

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from mamo.data.identity import caption_warnings, identity_warnings
 from mamo.data.images import BadSampleError
-from mamo.data.judge import grounding_problems, row_problems
+from mamo.data.judge import grounding_problems, row_problems, size_of
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption, read_pairs
 from mamo.data.record_dataset import file_records, image_names
-from mamo.data.records import TASK_RECORDS, GroundingRecord, TaskName, read_task_records
+from mamo.data.records import TASK_RECORDS, GroundingRecord, TaskName
 
 _MAX_LISTED = 10
 
@@ -69,19 +69,37 @@ def check_pairs(path: Path, split: str | None = None) -> CheckReport:
 
 
 def validate_records(path: Path, task: TaskName) -> list[str]:
-    """Read all records of a task and return a report. Raises ValueError with line and field of bad rows."""
-    records: list[Any] = read_task_records(path, TASK_RECORDS[task])
+    """Read all records of a task and return a report. Raises ValueError with line and field of bad rows.
+
+    The first line says what an evaluation refuses; boxes are compared with the headers of the images that are there.
+    """
+    records, _ = file_records([str(path)], TASK_RECORDS[task])
     names = {name for record in records for name in image_names(record)}
-    lines = [f"{path}: valid", f"{task} records: {len(records)}", f"images: {len(names)}"]
-    return lines + _refusals(records)
+    refused = _refused(row_problems(records) + _box_problems(records))
+    verdict = f"valid for training; {refused[0]}" if refused else "valid"
+    return [f"{path}: {verdict}", f"{task} records: {len(records)}", f"images: {len(names)}"]
 
 
-def _refusals(records: list[Any]) -> list[str]:
-    """Return warnings about rows that training takes and an evaluation refuses."""
-    problems = row_problems(records)
+def _box_problems(records: list[Any]) -> list[str]:
+    problems: list[str] = []
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for record in records:
+        if isinstance(record, GroundingRecord):
+            if record.image not in sizes:
+                try:
+                    sizes[record.image] = size_of(record.image)
+                except BadSampleError:
+                    sizes[record.image] = None
+            size = sizes[record.image]
+            problems += [] if size is None else grounding_problems(record, *size)
+    return problems
+
+
+def _refused(problems: list[str]) -> tuple[str, ...]:
+    """Return a line about what training takes and an evaluation refuses, or none."""
     more = "; ..." if len(problems) > _MAX_LISTED else ""
     listed = "; ".join(problems[:_MAX_LISTED])
-    return [f"warning: an evaluation refuses {len(problems)} of these records: {listed}{more}"] if problems else []
+    return (f"an evaluation refuses it for {len(problems)} problem(s): {listed}{more}",) if problems else ()
 
 
 def check_records(path: Path, task: TaskName) -> CheckReport:
@@ -102,7 +120,7 @@ def check_records(path: Path, task: TaskName) -> CheckReport:
             if size is not None and isinstance(record, GroundingRecord):
                 problems += grounding_problems(record, *size)
     n_unreadable = sum(size is None for size in sizes.values())
-    return CheckReport(len(sizes), len(sizes) - n_unreadable, tuple(problems), tuple(_refusals(records)))
+    return CheckReport(len(sizes), len(sizes) - n_unreadable, tuple(problems), _refused(row_problems(records)))
 
 
 def _warnings(records: Sequence[PairRecord]) -> list[str]:

@@ -19,6 +19,8 @@ from mamo.data.pairs_reader import read_pairs
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
 _INPUTS = ("data.image_size_px", "data.text_max_tokens", "data.tokenizer", "training.precision")
 """What the checkpoint fixes of the network's inputs and arithmetic; another value gives another number."""
+SHARED_IMAGES = "vqa.shared_images"
+"""Whether questions about training images may be evaluated on."""
 EVALUATION_KEYS = tuple(
     f"evaluation.{name}"
     for name in (
@@ -33,6 +35,7 @@ EVALUATION_KEYS = tuple(
 )
 OVERRIDES = (
     *_INPUTS,
+    SHARED_IMAGES,
     "data.difficulty",
     "data.eval_file",
     "data.eval_split",
@@ -261,13 +264,16 @@ def _is_whole(fixed: Protocol, config: RunConfig) -> bool:
 
 
 def has_own_inputs(before: Values, after: Values) -> bool:
-    """Return whether image size, text length, tokenizer and precision are the same in two configs' plain values."""
-    return all(_read_input(before, key) == _read_input(after, key) for key in _INPUTS)
+    """Return whether two configs' plain values agree in what the checkpoint fixes.
+
+    It is the image size, the text length, the tokenizer, the precision, and whether training images may be shared.
+    """
+    return all(_read_input(before, key) == _read_input(after, key) for key in (*_INPUTS, SHARED_IMAGES))
 
 
 def _read_input(values: Values, key: str) -> Any:
     section, _, name = key.partition(".")
-    value = values[section].get(name)
+    value = values.get(section, {}).get(name)
     if key == "data.image_size_px" and isinstance(value, int):
         return [value, value]
     return value == "bf16" if key == "training.precision" else value  # an evaluation is in fp32 otherwise

@@ -24,6 +24,10 @@ class Metrics(dict[str, float]):
         super().__init__(values)
         self.facts: dict[str, float] = dict(facts or {})
 
+    def __or__(self, other: Mapping[str, float]) -> "Metrics":  # type: ignore[override]
+        """Return these metrics with those of `other`; facts of both are kept."""
+        return Metrics({**self, **other}, {**self.facts, **facts_of(other)})
+
 
 def facts_of(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the facts of metrics; none of a plain dictionary."""
@@ -38,10 +42,16 @@ def facts_line(facts: Mapping[str, float]) -> str:
 def remarks(metrics: Mapping[str, float]) -> list[str]:
     """Return a sentence for each number that is worse than what it should improve."""
     recalls = [[metrics.get(f"{stage}/{way}_r1") for way in ("i2t", "t2i")] for stage in ("itc", "rerank")]
+    found = []
+    for task in ("vqa", "reasoning"):
+        accuracy, majority = metrics.get(f"{task}/accuracy"), metrics.get(f"{task}/majority")
+        if accuracy is not None and majority is not None and accuracy < majority:
+            found.append(f"{task} is below the commonest answer: accuracy {accuracy:.1f}, majority {majority:.1f}")
     means = [sum(pair) / 2 for pair in recalls if None not in pair]  # type: ignore[arg-type]
     if len(means) < 2 or means[1] >= means[0]:
-        return []
-    return [f"ITM does not help yet: ITC {means[0]:.1f}, re-ranked {means[1]:.1f} (R@1, mean of both directions)"]
+        return found
+    shown = f"ITC {means[0]:.1f}, re-ranked {means[1]:.1f} (R@1, mean of both directions)"
+    return [f"ITM does not help yet: {shown}", *found]
 
 
 def result_entry(
@@ -83,7 +93,7 @@ def result_entry(
 
 def summary(metrics: Mapping[str, float]) -> str:
     """Format the main metrics in one line; all metrics of a task that has few."""
-    first = [name for name in metrics if name.endswith(("_r1", "/itm", "/accuracy")) or "word" in name]
+    first = [name for name in metrics if name.endswith(("_r1", "/itm", "/accuracy", "/majority")) or "word" in name]
     return ", ".join(f"{name} {metrics[name]:.1f}" for name in first or metrics)
 
 

@@ -33,11 +33,14 @@ class WeightReport:
     unused: tuple[str, ...] = ()  # in the file, of heads that the network does not have
 
     def __str__(self) -> str:
-        text = f"{len(self.loaded)} tensors loaded"
-        for label, names in (("interpolated", self.interpolated), ("new", self.new), ("unused", self.unused)):
-            shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-            text += f", {len(names)} {label}" + (f" ({shown})" if names else "")
-        return text
+        named = {"interpolated": self.interpolated, "new": self.new, "unused": self.unused}
+        counts = [f"{len(self.loaded)} tensors loaded", *(f"{len(names)} {label}" for label, names in named.items())]
+        lists = [
+            f"{label}: {', '.join(names[:NAMES_SHOWN])}{', ...' if len(names) > NAMES_SHOWN else ''}"
+            for label, names in named.items()
+            if names
+        ]
+        return "; ".join([", ".join(counts), *lists])
 
 
 def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mamo.commands.data import main as data_command
 from mamo.data.images import decode_image
-from mamo.data.judge import grounding_problems, read_size, whole_pixels
+from mamo.data.judge import grounding_problems, size_of, whole_pixels
 from mamo.data.pairs_reader import write_json_lines
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.metrics.grounding import best_proposal
@@ -79,8 +79,9 @@ def test_what_an_evaluation_refuses_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match=message):
         train(run_of(kind, tmp_path, file), is_resume=False)
     assert not (tmp_path / "run/metrics.jsonl").exists()
-    data_command(["check", "--task", kind, str(file)])
-    assert re.search(message, capsys.readouterr().out)
+    for command in ("validate", "check"):
+        data_command([command, "--task", kind, str(file)])
+        assert re.search(message, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("kind", list(ROWS))
@@ -146,7 +147,7 @@ def test_the_size_of_a_header_is_that_of_the_decoded_picture(orientation: int, t
     exif[0x0112] = orientation
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
     height, width = decode_image(tmp_path / "a.jpg").shape[1:]
-    assert read_size(str(tmp_path / "a.jpg")) == (width, height)
+    assert size_of(str(tmp_path / "a.jpg")) == (width, height)
 
 
 NUMBERS = st.one_of(st.integers(-3, 20).map(float), st.floats(-3, 20, allow_nan=False))

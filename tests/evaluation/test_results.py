@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mamo.evaluation.metrics.retrieval import chance_recalls, rank_and_ties
-from mamo.evaluation.results import Metrics, facts_line, remarks
+from mamo.evaluation.results import Metrics, facts_line, remarks, summary
 from mamo.reports.page import write_report
 from mamo.trainer import train
 from tests.tiny import TWO_STEPS, config_of
@@ -27,6 +27,14 @@ def test_an_itm_that_does_not_help_is_said(tmp_path: Path) -> None:
     assert said in write_report(tmp_path, "t", recalls(20.3, 7.6), []).read_text()
     for metrics in (recalls(7.6, 20.3), recalls(5.0, 5.0), {"itc/i2t_r1": 9.0, "itc/t2i_r1": 9.0}, {}):
         assert not remarks(metrics)
+
+
+def test_an_accuracy_below_the_commonest_answer_is_said() -> None:
+    """Bug: a classifier that is worse than one answer to everything is reported without a word."""
+    below = {"vqa/accuracy": 42.3, "vqa/majority": 46.4}
+    assert remarks(below) == ["vqa is below the commonest answer: accuracy 42.3, majority 46.4"]
+    assert summary(below) == "vqa/accuracy 42.3, vqa/majority 46.4"
+    assert not remarks({"vqa/accuracy": 50.0, "vqa/majority": 46.4})
 
 
 def test_the_log_of_a_run_says_it(

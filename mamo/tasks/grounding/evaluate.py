@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamo.data.images import BadSamplePolicy
-from mamo.data.judge import grounding_problems, row_problems
+from mamo.data.judge import grounding_problems, raise_problems, row_problems
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, load_unique_images, readable
 from mamo.data.records import Box, GroundingRecord
@@ -19,7 +19,7 @@ from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.results import Metrics, facts_of
 from mamo.evaluation.scorer import HeatFrom, Scorer, eval_mode, heatmaps
 from mamo.tasks.grounding.config import GroundingConfig
-from mamo.tasks.sources import bad_sample_policy, evaluation_records, require_some
+from mamo.tasks.sources import bad_sample_policy, load_records, require_some
 
 
 def ground_records(
@@ -73,7 +73,8 @@ def _checked(record: GroundingRecord, width: int, height: int) -> Box:
 def evaluate_grounding(config: GroundingConfig, predictor: Predictor) -> Metrics:
     """Compute `grounding/` metrics in percent of the test expressions or of `data.eval_file`."""
     data, evaluation = config.data, config.evaluation
-    records, load_image = evaluation_records(data, GroundingRecord, evaluation.probe_items)
+    records, load_image = load_records(data, GroundingRecord, "test", evaluation.probe_items)
+    raise_problems(data.eval_file, row_problems(records))
     with eval_mode(predictor.network):
         scorer = Scorer(predictor, evaluation.batch_size)
         resize = to_image_size if data.source == "scenes" else to_image_size_bicubic

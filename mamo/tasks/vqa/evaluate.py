@@ -6,6 +6,7 @@ Legend: B questions, N answers of the list, K shortlisted, T answer tokens, S fu
 import functools
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, file_records, image_names, load_unique_images, readable
 from mamo.data.records import VqaRecord
 from mamo.distributed import map_over_ranks
-from mamo.evaluation.metrics.vqa import VqaAnswers, vqa_metrics
+from mamo.evaluation.metrics.vqa import VqaAnswers, soft_score, vqa_metrics
+from mamo.evaluation.metrics.vqa_answers import distinct_answers
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.results import Metrics
 from mamo.evaluation.scorer import eval_mode
@@ -154,6 +156,19 @@ def accuracies(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -> 
     return vqa_metrics({key: predictions[key] for key in answered}, answered)
 
 
+def majority_accuracy(records: Sequence[VqaRecord], answers: Sequence[str]) -> float:
+    """Return the official accuracy in percent of the best single answer of the list to all questions.
+
+    Raises ValueError where no question has a published answer.
+    """
+    votes: Counter[str] = Counter()
+    for record in records:
+        found = distinct_answers(record)
+        votes.update({answer: soft_score(n, len(record.answers)) for answer, n in found.items()})
+    best = max(answers, key=lambda answer: votes[answer])
+    return accuracies({record.question_id: best for record in records}, records)["accuracy"]
+
+
 def write_submission(
     file: Path, predictions: Mapping[int, str], records: Sequence[VqaRecord], answers: Sequence[str]
 ) -> None:
@@ -215,8 +230,9 @@ def refuse_training_questions(config: VqaConfig, train_files: list[str]) -> floa
 def evaluate_vqa(config: VqaConfig, answers: list[str], predictor: Predictor, folder: Path) -> Metrics:
     """Compute the official accuracy in percent, by answer type, with the image and (`question_only/`) without it.
 
-    Writes the submission file; where the split's answers are withheld, nothing is computed. Facts are the numbers of
-    questions, of answers on the list and of questions that were skipped.
+    `vqa/majority` is that of the best single answer to all questions. Writes the submission file; where the split's
+    answers are withheld, nothing is computed. Facts are the numbers of questions, of answers on the list and of
+    questions that were skipped.
     """
     records, load_image = evaluation_records(config.data, VqaRecord, config.evaluation.probe_items)
     sizes = (config.data.image_size, config.evaluation.batch_size)
@@ -227,8 +243,11 @@ def evaluate_vqa(config: VqaConfig, answers: list[str], predictor: Predictor, fo
         kept = [record for record in records if record.question_id in found]
         write = functools.partial(write_submission, predictions=found, records=kept, answers=answers)
         map_over_ranks(write, [folder / SUBMISSION])  # by the first process only
-        metrics = {f"vqa/{name}": value for name, value in accuracies(found, kept).items()}
-        if metrics:
+        own = accuracies(found, kept)
+        metrics: dict[str, float] = {}
+        if own:
+            baseline = {"vqa/accuracy": own["accuracy"], "vqa/majority": majority_accuracy(kept, answers)}
+            metrics = baseline | {f"vqa/{name}": value for name, value in own.items()}
             blank = answer_all(answerer, kept, load_image, *sizes, is_blank=True)
             metrics |= {f"question_only/{name}": value for name, value in accuracies(blank, kept).items()}
     facts = {"questions": len(kept), "answers": len(answers), "skipped": len(records) - len(kept)}

@@ -14,6 +14,7 @@ from mamo.tasks.vqa.evaluate import (
     AnswerList,
     accuracies,
     answer_all,
+    majority_accuracy,
     rank_answers,
     refuse_overlap,
     write_submission,
@@ -112,6 +113,20 @@ def test_submission(tmp_path: Path) -> None:
     write_submission(file, {2: "no", 0: "yes", 1: "3"}, records(3), ANSWERS)
     rows = [{"question_id": k, "answer": answer} for k, answer in enumerate(("yes", "3", "no"))]
     assert json.loads(file.read_text()) == rows
+
+
+def test_the_majority_is_the_best_single_answer() -> None:
+    """Bug: an accuracy of 42 that nobody can place, as one answer to all questions is worth 46; an answer off the list."""
+    asked = [["yes"] * 10, ["no"] * 10, ["yes"] * 3 + ["red"] * 7, ["blue"] * 10, ["blue"] * 10, ["blue"] * 10, []]
+    questions = [
+        VqaRecord(image=str(k), question_id=k, question="what?", answers=answers) for k, answers in enumerate(asked)
+    ]
+    of_each = {
+        answer: accuracies(dict.fromkeys(range(len(asked)), answer), questions)["accuracy"] for answer in ANSWERS
+    }
+    assert (
+        majority_accuracy(questions, ANSWERS) == max(of_each.values()) == of_each["yes"] < 50
+    )  # "blue" is off the list
 
 
 def test_overlap_is_refused() -> None:
