@@ -47,6 +47,7 @@ from mamo.training import checkpoint, run_dir
 from mamo.training.freezing import freeze_unused_parameters
 from mamo.training.lock import RunLock
 from mamo.training.loop import Evaluate, Loop
+from mamo.training.memory import memory_errors
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import apply_compile_and_checkpointing, local_batch_sizes
@@ -244,7 +245,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
     """
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
-    with process_group(config.training.device), contextlib.ExitStack() as held:
+    with process_group(config.training.device), memory_errors(config), contextlib.ExitStack() as held:
         lock = run_on_all_ranks(lambda: take_output_dir(Path(config.output_dir), is_resume, held))
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
         logger.info("parameters: %s", run.parameter_counts)
@@ -411,14 +412,13 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
     return evaluate
 
 
-def resolve_auto_settings(run: TrainingRun) -> TrainingRun:
-    """Replace `auto` by what this machine offers and what a few timed steps prefer."""
+def resolve_auto_settings(run: TrainingRun, size: int | None = None) -> TrainingRun:
+    """Replace `auto` by what this machine offers and what a few timed steps prefer, of `size` samples if given."""
     values = run.config.model_dump()
     values["training"]["device"] = run.device.type
     if run.config.training.precision == "auto":
-        batch = run.example_batch(local_batch_sizes(run.config.training, run.task.unit, run.task.unit_key)[0]).to(
-            run.device
-        )
+        local, _ = local_batch_sizes(run.config.training, run.task.unit, run.task.unit_key)
+        batch = run.example_batch(size or local).to(run.device)
 
         def run_step(precision: Literal["fp32", "bf16"]) -> None:
             run.dry_run_loop(precision, run.output_dir).backward(batch, 0)
