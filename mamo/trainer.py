@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mamo.config.schema import RunConfig
-from mamo.config.values import Values
+from mamo.config.values import Values, read_values
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
 from mamo.data.loader import collate_range, iterate, loader_errors, make_loader
@@ -300,6 +300,9 @@ def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
     config = resumed_config(config, output_dir / run_dir.CONFIG, build_config)
     has_checkpoint = bool(checkpoint.step_folders(output_dir))
     run = TrainingRun(config, has_checkpoint)
+    tokenizer, before = config.data.tokenizer, read_values(output_dir / run_dir.CONFIG)["data"]["tokenizer"]
+    if has_checkpoint and tokenizer != before and load_tokenizer(tokenizer).get_vocab() != run.tokenizer.get_vocab():
+        raise ValueError(f"data.tokenizer: {tokenizer} has another vocabulary than the run in {output_dir}")
     if not has_checkpoint:
         logger.info("%s has no checkpoint yet: beginning with step 1", output_dir)
     return run, load_checkpoint(run) if has_checkpoint else 0

@@ -194,7 +194,7 @@ def test_the_estimate_comes_before_what_is_measured(
     assert capsys.readouterr().out == "measured\n"
     monkeypatch.setattr(estimate, "free_bytes", lambda device: 2**20)
     monkeypatch.setattr(estimate, "check_sizes", lambda config: None)
-    with pytest.raises(ValueError, match="nothing was measured: the estimated .* more than half of the 1 MiB"):
+    with pytest.raises(ValueError, match=r"nothing was measured: the estimated .* more than half of the 1 MiB"):
         estimate.print_estimate(tiny(training=SHORT))
 
 
