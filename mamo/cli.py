@@ -11,9 +11,11 @@
 """
 
 import argparse
+import codecs
 import contextlib
 import difflib
 import importlib
+import io
 import logging
 import os
 import select
@@ -32,6 +34,8 @@ COMMANDS = (
 )  # fmt: skip
 """Each is a module of `mamo.commands` with `main(argv, prog) -> exit code or None`."""
 MISTAKE = 2
+MOST_LINES, MOST_COLUMNS = 100, 2000
+"""Of a message: a name or value of a hostile file may have megabytes."""
 SPIN_COUNT = "10000"
 """Rounds of a loop in which an idle OpenMP thread waits before it sleeps. PyTorch's default is without end: beside one
 other busy program the training steps then take many times as long."""
@@ -72,6 +76,7 @@ def run(main: Callable[[], int | None]) -> None:
     Only rank 0 logs at level INFO. Set the environment variable `MAMO_TRACEBACK=1` to see the traceback of a mistake.
     """
     _limit_spinning()
+    _print_any_text()
     level = logging.INFO if is_first_rank() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     with prompt_end():
@@ -125,9 +130,21 @@ def _call(main: Callable[[], int | None]) -> int:
 
 
 def _message(error: ValueError | OSError) -> str:
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = text.split("\n")
+    more = [f"and {len(lines) - MOST_LINES:,} more lines"] if len(lines) > MOST_LINES else []
+    shown = [line if len(line) <= MOST_COLUMNS else f"{line[:MOST_COLUMNS]}..." for line in lines[:MOST_LINES]]
+    return "\n".join([*shown, *more])
+
+
+def _print_any_text() -> None:
+    """Let standard output and error print every character: an ASCII locale becomes UTF-8, others escape theirs."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors="backslashreplace")
 
 
 def _has_lost_reader() -> bool:

@@ -27,6 +27,7 @@ from mamo.tasks.registry import build_config, is_same_network
 from mamo.tasks.restore import restore_task
 from mamo.tasks.sources import load_tokenizer
 from mamo.training import checkpoint
+from mamo.training.memory import memory_errors
 from mamo.training.precision import cast_parameters, choose_device
 from mamo.training.resume import read_lineage
 from mamo.training.run_dir import CONFIG, atomic_write_text
@@ -81,7 +82,7 @@ def evaluate(
             write_report(to, f"{entry['protocol']} of {folder}", metrics, shown, folder, card, entry["facts"])
 
     choose_attention(predictor.network, predictor.device, precision)
-    with cast_parameters(precision, [predictor.network]):
+    with memory_errors(config), cast_parameters(precision, [predictor.network]):
         metrics = task.evaluate(predictor, output_dir)
         entry = result_entry(config, name, task.describe_scorer(), folder, own["step"], ancestry, metrics)
         map_over_ranks(write, [output_dir])  # on rank 0

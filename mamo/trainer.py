@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mamo.config.schema import RunConfig
-from mamo.config.values import Values
+from mamo.config.values import Values, read_values
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
 from mamo.data.loader import collate_range, iterate, loader_errors, make_loader
@@ -47,6 +47,7 @@ from mamo.training import checkpoint, run_dir
 from mamo.training.freezing import freeze_unused_parameters
 from mamo.training.lock import RunLock
 from mamo.training.loop import Evaluate, Loop
+from mamo.training.memory import memory_errors
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import apply_compile_and_checkpointing, local_batch_sizes
@@ -244,7 +245,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
     """
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
-    with process_group(config.training.device), contextlib.ExitStack() as held:
+    with process_group(config.training.device), memory_errors(config), contextlib.ExitStack() as held:
         lock = run_on_all_ranks(lambda: take_output_dir(Path(config.output_dir), is_resume, held))
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
         logger.info("parameters: %s", run.parameter_counts)
@@ -312,6 +313,9 @@ def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
     config = resumed_config(config, output_dir / run_dir.CONFIG, build_config)
     has_checkpoint = bool(checkpoint.step_folders(output_dir))
     run = TrainingRun(config, has_checkpoint)
+    tokenizer, before = config.data.tokenizer, read_values(output_dir / run_dir.CONFIG)["data"]["tokenizer"]
+    if has_checkpoint and tokenizer != before and load_tokenizer(tokenizer).get_vocab() != run.tokenizer.get_vocab():
+        raise ValueError(f"data.tokenizer: {tokenizer} has another vocabulary than the run in {output_dir}")
     if not has_checkpoint:
         logger.info("%s has no checkpoint yet: beginning with step 1", output_dir)
     return run, load_checkpoint(run) if has_checkpoint else 0
@@ -424,14 +428,13 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
     return evaluate
 
 
-def resolve_auto_settings(run: TrainingRun) -> TrainingRun:
-    """Replace `auto` by what this machine offers and what a few timed steps prefer."""
+def resolve_auto_settings(run: TrainingRun, size: int | None = None) -> TrainingRun:
+    """Replace `auto` by what this machine offers and what a few timed steps prefer, of `size` samples if given."""
     values = run.config.model_dump()
     values["training"]["device"] = run.device.type
     if run.config.training.precision == "auto":
-        batch = run.example_batch(local_batch_sizes(run.config.training, run.task.unit, run.task.unit_key)[0]).to(
-            run.device
-        )
+        local, _ = local_batch_sizes(run.config.training, run.task.unit, run.task.unit_key)
+        batch = run.example_batch(size or local).to(run.device)
 
         def run_step(precision: Literal["fp32", "bf16"]) -> None:
             run.dry_run_loop(precision, run.output_dir).backward(batch, 0)

@@ -277,3 +277,32 @@ def test_a_mistake_in_the_config_is_reported_by_one_rank(
             assert (code, "error: " in message) == (2, is_printed), words
     monkeypatch.setattr("mamo.trainer.train", _raises(ValueError("found on rank 1")))
     assert ends("pretrain") == (2, "error: found on rank 1\n")
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX"}, {"PYTHONIOENCODING": "latin-1"}], ids=str)
+def test_any_character_can_be_printed(locale: dict[str, str]) -> None:
+    """Bug: "'ascii' codec can't encode character" where the locale is ASCII and Python does not change it."""
+    process = child("-m", "mamo", "keys", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", **locale)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "output_dir" in output
+
+
+def test_a_message_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: an error line of five megabytes, or of 20,000 lines."""
+    for error in (ValueError("x" * 5_000_000), ValueError("line\n" * 20_000), OSError(2, "No such file", "n" * 9000)):
+        with pytest.raises(SystemExit):
+            run(_raises(error))
+        assert len(capsys.readouterr().err) < 5000
+
+
+def test_a_home_is_expanded_in_evaluate(monkeypatch: pytest.MonkeyPatch, ends: Callable[..., tuple[int, str]]) -> None:
+    """Bug: `checkpoint=~/run` is looked up in a folder named `~`; an empty output_dir means the default one."""
+    monkeypatch.setenv("HOME", "/home/nobody-of-this-name")
+    command = ("evaluate", "protocol=pairs-zeroshot")
+    assert "/home/nobody-of-this-name/run: no checkpoint found" in ends(*command, "checkpoint=~/run")[1]
+    assert "output_dir: give a path" in ends(*command, "checkpoint=x", "output_dir=")[1]
+    assert "checkpoint: the environment variable $NO_SUCH is not set" in ends(*command, "checkpoint=$NO_SUCH/x")[1]
+    finetune = ("finetune", "--config", "vqa_scenes")
+    assert "/home/nobody-of-this-name/run: no checkpoint found" in ends(*finetune, "checkpoint=~/run")[1]
+    assert "checkpoint: the environment variable $NO_SUCH is not set" in ends(*finetune, "checkpoint=$NO_SUCH/x")[1]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,3 +129,94 @@ def test_plan_prints_everything_and_writes_nothing(
     seconds = float(lines["measured"].split()[0])
     assert math.isfinite(seconds)
     assert "hours" in next(value for key, value in lines.items() if key.startswith("so "))
+
+
+@pytest.mark.parametrize("micro", [32, 40, 96])
+def test_a_large_micro_batch_is_extrapolated(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, micro: int
+) -> None:
+    """Bug: the estimate of a micro-batch runs that micro-batch, or what it extrapolates is off."""
+    losses = {"queue_size": 24, "itm_pool_size": 4}
+    run = TrainingRun(tiny(training={**SHORT, "batch_size_global": micro}, losses=losses))
+    loop = run.dry_run_loop("fp32", Path("unused"))
+    exact = estimate.pass_cost(run, loop, micro)
+    seen: list[int] = []
+    backward = loop.backward
+    monkeypatch.setattr(loop, "backward", lambda batch, step: (seen.append(len(batch)), backward(batch, step))[1])
+    lines, needed = estimate.plan(run, loop)
+    assert max(seen) == (32 if micro == 32 else 16)
+    values = dict(line.split(": ", 1) for line in lines if ": " in line)
+    assert float(values["operations a sample"].split()[0]) == pytest.approx(exact.operations / micro / 1e9, abs=0.0006)
+    whole = sum(estimate.memory_bytes(run, int(exact.peak_bytes + exact.loaded_bytes)).values())
+    assert needed == pytest.approx(whole, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ({"training": {"batch_size_global": 10**10}}, "nothing was measured: the estimated"),
+        ({"training": {"batch_size_global": 10**10, "precision": "auto"}}, "nothing was measured: the estimated"),
+        ({"training": {"batch_size_global": 10_000_000}}, "lower training.micro_batch_size (now 10,000,000)"),
+        ({"model": {"image": {"depth": 100_000}}}, "model.image.depth: 100,000 layers are not planned"),
+        ({"model": {"text": {"layers": 100_000}}}, "model.text.layers: 100,000 layers are not planned"),
+        ({"model": {"fusion_layers": 10**9}}, "model.fusion_layers: 1,000,000,000 layers are not planned"),
+        ({"model": {"text": {"width": 10**9}}}, "model.text: needs at least"),
+        ({"model": {"image": {"width": 10**9}}}, "model.image: needs at least"),
+        ({"model": {"text": {"mlp_width": 10**12}}}, "model.text: needs at least"),
+        ({"data": {"image_size_px": 80_000}}, "data.image_size_px: needs at least"),
+        ({"losses": {"queue_size": 10**13}}, "out of memory: lower"),
+    ],
+    ids=str,
+)
+def test_absurd_sizes_are_refused_fast(
+    tiny: Callable[..., RunConfig], fails: Callable[..., str], override: dict[str, dict[str, object]], expected: str
+) -> None:
+    """Bug: `--plan` runs the batch that it should forecast, or builds a network of any size, until it is killed."""
+    started = time.monotonic()
+    sections = {**override, "training": {**SHORT, **override.get("training", {})}}
+    config = tiny(**sections)
+    message = fails(lambda: estimate.print_estimate(config))
+    assert expected in message
+    assert time.monotonic() - started < 20
+
+
+def test_the_estimate_comes_before_what_is_measured(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: nothing is printed while a large batch runs; the machine is out of memory before the estimate is seen."""
+
+    def measure(*_: object) -> list[str]:
+        assert "peak memory, estimated" in capsys.readouterr().out
+        return ["measured"]
+
+    monkeypatch.setattr(estimate, "measure", measure)
+    estimate.print_estimate(tiny(training=SHORT))
+    assert capsys.readouterr().out == "measured\n"
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(estimate, "check_sizes", lambda config: None)
+    with pytest.raises(ValueError, match=r"nothing was measured: the estimated .* more than half of the 1 MiB"):
+        estimate.print_estimate(tiny(training=SHORT))
+
+
+def test_a_large_batch_is_timed_from_a_small_one(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: the seconds of a step are those of the small batch that was timed."""
+    losses = {"queue_size": 24, "itm_pool_size": 4}
+    config = tiny(training={**SHORT, "batch_size_global": 80_000, "micro_batch_size": 400}, losses=losses)
+    run = TrainingRun(config)
+    loop = run.dry_run_loop("fp32", Path("unused"))
+    timed: list[int] = []
+
+    def times(run: TrainingRun, loop: object, size: int) -> tuple[float, float, float]:
+        timed.append(size)
+        return 0.01 * size, 0.5, 0.002 * size
+
+    monkeypatch.setattr(estimate, "time_steps", times)
+    line, _ = estimate.measure(run, loop)
+    assert timed == [8]  # a micro-batch would take 4 s
+    assert line == "measured: 800.500 s a step, 160.000 s to load its batch in one process (0 workers), from 8 samples"
+    monkeypatch.setattr(estimate, "MEASURED_S", 5.0)
+    timed.clear()
+    estimate.measure(run, loop)
+    assert timed == [8, 400]

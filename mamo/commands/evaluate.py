@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mamo.commands.shared import errors_on_rank_0, positive
+from mamo.config.values import expand_path
 from mamo.evaluation.protocols import PROTOCOLS
 
 
@@ -38,7 +39,9 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
     missing = [key for key in ("checkpoint", "protocol") if not settings.get(key)]
     if missing:
         raise ValueError(f"{missing[0]}=... is missing; usage: evaluate checkpoint=DIR protocol=NAME [key=value ...]")
-    path, protocol, to = Path(settings.pop("checkpoint")), settings.pop("protocol"), settings.pop("output_dir", None)
+    path, to = (_path(key, settings.pop(key, None)) for key in ("checkpoint", "output_dir"))
+    protocol = settings.pop("protocol")
+    assert path is not None
     if protocol not in PROTOCOLS:  # before torch is imported, which takes seconds
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
     from mamo.distributed import process_group, rank
@@ -47,7 +50,7 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
 
     overrides = [f"{key}={value}" for key, value in settings.items()]
     with process_group("auto"):
-        entry = evaluate(path, protocol, overrides, Path(to) if to else None, pictures)
+        entry = evaluate(path, protocol, overrides, to, pictures)
         if rank() > 0:
             return
     print(f"{entry['protocol']} ({entry['split']}) of {entry['checkpoint']}")
@@ -56,3 +59,13 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
     for line in [facts_line(entry["facts"]), *remarks(entry["metrics"])]:
         if line:
             print(line)
+
+
+def _path(key: str, text: str | None) -> Path | None:
+    """Expand the path of a setting. Raises ValueError naming the key."""
+    if text is None:
+        return None
+    try:
+        return Path(expand_path(text))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None

@@ -1,6 +1,7 @@
 """Load a config: YAML file, `section.key=value` overrides, validation by the config type of its task."""
 
 import difflib
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mamo.config.schema import DEFAULT_TASK, ModelConfig, RunConfig, Section
 from mamo.config.unused import Types, drop_unused, preset_of, restrict, section_at
 from mamo.config.values import Values, merge, read_values
 
+PROBLEMS_SHOWN = 40
 ConfigTypeOf = Callable[[str], type[RunConfig]]
 """Name or import path of a task -> its config type. Raises ValueError for a task that there is not."""
 BuildConfig = Callable[[Values, str], RunConfig]
@@ -48,7 +50,9 @@ def build_config(values: Values, origin: str, config_type_of: ConfigTypeOf, type
     try:
         config = config_type.model_validate(values)
     except ValidationError as error:
-        lines += [line for problem in error.errors() for line in explain(problem, config_type)]
+        problems = error.errors()
+        lines += [line for problem in problems[:PROBLEMS_SHOWN] for line in explain(problem, config_type)]
+        lines += [""] * len(problems[PROBLEMS_SHOWN:])
     if lines:
         raise _refusal(origin, lines)
     return config
@@ -64,7 +68,7 @@ def explain(problem: Any, root: type[Section]) -> list[str]:
     if problem["type"] == "missing":
         return [f"{dotted}: missing"]
     message = problem["msg"].removeprefix("Value error, ")
-    return [f"{dotted}: {message} (found {problem['input']!r})"] if path else str(message).split("\n")
+    return [f"{dotted}: {message} (found {reprlib.repr(problem['input'])})"] if path else str(message).split("\n")
 
 
 def _with_preset(model: Any, section: type[Section]) -> Any:
@@ -82,4 +86,7 @@ def _keys_of(path: list[str], root: type[Section]) -> list[str]:
 
 
 def _refusal(origin: str, lines: list[str]) -> ValueError:
-    return ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(lines))
+    shown = [line if len(line) <= 500 else f"{line[:500]}..." for line in lines[:PROBLEMS_SHOWN]]
+    if len(lines) > PROBLEMS_SHOWN:
+        shown.append(f"and {len(lines) - PROBLEMS_SHOWN:,} more")
+    return ValueError(f"{origin}: {len(lines)} problem(s)\n  " + "\n  ".join(shown))

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mamo.config.values import expand_path
+
 GroundingHeat = Literal["fusion", "image_encoder", "occlusion"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -42,6 +44,13 @@ class Section(BaseModel):
             inner = getattr(self, name)
             if isinstance(inner, Section):
                 yield from (f"{name}.{problem}" for problem in inner.all_problems())
+
+
+def expanded_paths(value: str | list[str] | None) -> str | list[str] | None:
+    """Expand one path or several; see `expand_path`."""
+    if isinstance(value, list):
+        return [expand_path(path) for path in value]
+    return None if value is None else expand_path(value)
 
 
 class AugmentationConfig(Section):
@@ -96,6 +105,11 @@ class DataConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
     bad_samples: BadSampleConfig = BadSampleConfig()
 
+    @field_validator("train_file", "eval_file", "statements_file", "tokenizer")
+    @classmethod
+    def _expanded(cls, value: str | list[str] | None) -> str | list[str] | None:
+        return expanded_paths(value)
+
     @field_validator("image_size_px")
     @classmethod
     def _two_sides(cls, value: int | list[int]) -> int | list[int]:
@@ -149,6 +163,11 @@ class ImageEncoderConfig(Section):
     settings: Settings = {}
     """Settings of an image tower whose class `name` gives as `module:Class`."""
 
+    @field_validator("weights")
+    @classmethod
+    def _expanded(cls, value: str) -> str:
+        return expand_path(value)
+
 
 class TextEncoderConfig(Section):
     """The lower layers of a Hugging Face BERT."""
@@ -165,6 +184,11 @@ class TextEncoderConfig(Section):
     """Hidden features of the MLP of each layer, in fusion too."""
     layers: Positive = 3
     """Number of lower layers that form the text encoder; of MLIM all layers, which patches pass too."""
+
+    @field_validator("bert")
+    @classmethod
+    def _expanded(cls, value: str | None) -> str | None:
+        return None if value is None else expand_path(value)
 
     def problems(self) -> Iterator[str]:
         """Yield contradictions between the keys of `model.text`."""
@@ -396,6 +420,11 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("output_dir", "checkpoint")
+    @classmethod
+    def _expanded(cls, value: str | None) -> str | None:
+        return None if value is None else expand_path(value)
 
     @property
     def pass_unit(self) -> int:

@@ -18,6 +18,7 @@ and tar shards in img2dataset's layout (`KEY.jpg` with `KEY.txt` or `KEY.json`).
 
 import glob
 import json
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -184,7 +185,8 @@ def _read_rows(path: Path, rows: list[tuple[int, Any]], errors: ErrorCollector |
         if row_errors:
             errors.add(line, ", ".join(row_errors))
             continue
-        image = str(folder / row["image"])
+        name = row["image"]
+        image = str(folder / (os.path.expanduser(name) if name.startswith("~/") else name))
         captions = (row["caption"],) if isinstance(row["caption"], str) else tuple(row["caption"])
         image_id = str(row.get("image_id", image))
         records.append(PairRecord(image, captions, image_id, line, str(path), row.get("directory")))

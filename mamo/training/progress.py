@@ -1,5 +1,6 @@
 """Show the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -24,8 +25,9 @@ class Progress:
         losses = {name.removeprefix("loss/"): value for name, value in values.items() if name.startswith("loss/")}
         text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
         if self.is_terminal:
-            self.bar.set_postfix_str(f"{text} {samples_per_s:.0f} samples/s", refresh=False)
-            self.bar.update()
+            with contextlib.suppress(OSError):  # the terminal or the reader of a pipe is gone; the run goes on
+                self.bar.set_postfix_str(f"{text} {samples_per_s:.0f} samples/s", refresh=False)
+                self.bar.update()
             return
         now = time.monotonic()
         if now - self.last_line >= PLAIN_LINE_EVERY_S or step == self.total_steps:
@@ -37,8 +39,10 @@ class Progress:
 
     def write(self, line: str) -> None:
         """Print a line without breaking the bar."""
-        self.bar.write(line, file=sys.stderr) if self.is_terminal else print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            self.bar.write(line, file=sys.stderr) if self.is_terminal else print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Close the bar and restore the terminal."""
-        self.bar.close()
+        with contextlib.suppress(OSError):
+            self.bar.close()

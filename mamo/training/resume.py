@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mamo.config.load import BuildConfig
 from mamo.config.schema import MamoModelConfig, RunConfig
-from mamo.config.values import Values, flatten, merge, read_values
+from mamo.config.values import Values, expand_path, flatten, merge, read_values
 from mamo.training import checkpoint
 from mamo.training.run_dir import CONFIG
 
@@ -31,6 +31,8 @@ RESUME_MAY_CHANGE = (
     *LAYOUT_KEYS,
 )
 """What may differ when a run is resumed (or its folder was moved): nothing that changes a step beyond its rounding."""
+MAY_BE_MOVED = ("data.train_file", "data.tokenizer")
+"""What may be elsewhere when a run is resumed, if its content is the same by the fingerprint and the vocabulary."""
 AUTO_KEYS = ("training.precision", "training.device")
 """Written into the resolved config at the first start; `auto` then means what was found."""
 
@@ -44,6 +46,12 @@ def finetune_config(path: Path, overrides: Sequence[str], is_resume: bool, build
         ValueError: no `checkpoint`, or none there; a `model` that contradicts it; and as `build` does.
     """
     values = read_values(path, overrides)
+    for key in ("output_dir", "checkpoint"):
+        if isinstance(values.get(key), str):
+            try:
+                values[key] = expand_path(values[key])
+            except ValueError as error:
+                raise ValueError(f"{path}: {key}: {error}") from None
     own_file = Path(str(values.get("output_dir"))) / CONFIG
     if is_resume and own_file.is_file():
         stored = read_values(own_file)
@@ -122,7 +130,7 @@ def warn_if_not_bit_identical(state: Values, now: dict[str, str]) -> None:
 
 
 def resumed_config(present: RunConfig, resolved_file: Path, build: BuildConfig) -> RunConfig:
-    """Return the config of the run to continue, with the keys of `RESUME_MAY_CHANGE` from `present`.
+    """Return the config of the run to continue, with the keys of `RESUME_MAY_CHANGE`, `MAY_BE_MOVED` from `present`.
 
     Raises:
         ValueError: the file is missing, or a key that changes the run differs; all such keys are named.
@@ -134,12 +142,14 @@ def resumed_config(present: RunConfig, resolved_file: Path, build: BuildConfig) 
     for key in AUTO_KEYS:
         if new[key] == "auto":
             new[key] = old[key]
-    differing = [key for key in new if new[key] != old.get(key) and not key.startswith(RESUME_MAY_CHANGE)]
+    differing = [
+        key for key in new if new[key] != old.get(key) and not key.startswith((*RESUME_MAY_CHANGE, *MAY_BE_MOVED))
+    ]
     if differing:
         lines = [f"  {key}: {old.get(key)} in the run, {new[key]} now" for key in differing]
         raise ValueError("--resume with another config than the run's:\n" + "\n".join(lines))
     merged, now = stored.model_dump(), present.model_dump()
-    for key in RESUME_MAY_CHANGE:
+    for key in (*RESUME_MAY_CHANGE, *MAY_BE_MOVED):
         section, _, name = key.rstrip(".").partition(".")
         if name:
             merged[section][name] = now[section][name]

@@ -404,3 +404,125 @@ def test_hostile_values_are_one_short_error_with_their_place(tmp_path: Path, val
             load_config(write(tmp_path, "output_dir: x\n" if overrides else f"seed: {value}\noutput_dir: x"), overrides)
         assert len(str(caught.value)) < 400
         assert "seed" in str(caught.value) or "config.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("output_dir=runs/exp #1", "` #` begins a comment in YAML; quote the value: 'output_dir=\"...\"'"),
+        ("output_dir=#1", "` #` begins a comment"),
+        ("output_dir='runs/exp' #1", "` #` begins a comment"),
+        ("data.train_file=[a.jsonl, b.jsonl] # both", "` #` begins a comment"),
+        ("output_dir=a\nb", "a line break is not kept"),
+        ("checkpoint=", "has no value; write checkpoint=null for none"),
+        ("checkpoint=  ", "has no value"),
+        ("seed=010", "`010` would be the number 8; write that, or quote a text"),
+        ("seed=-017", "`-017` would be the number -15"),
+        ("output_dir=010", "`010` would be the number 8"),
+        ("training.total_steps=1:30", "`1:30` would be the number 90"),
+        ("training.total_steps=1:30:00", "`1:30:00` would be the number 5400"),
+        ("training.learning_rate=1:30.5", "`1:30.5` would be the number 90.5"),
+        ("data.image_size_px=[010, 48]", "`010` would be the number 8"),
+    ],
+)
+def test_an_override_that_yaml_reads_otherwise_is_refused(tmp_path: Path, override: str, reason: str) -> None:
+    """Bug: a part of a path is cut as a comment, `010` is 8, and an unset shell variable means the default."""
+    text = message(tmp_path, "output_dir: x\n", override)
+    assert text.startswith("override `")
+    assert reason in text
+
+
+@pytest.mark.parametrize("line", ["seed: 010", "training: {total_steps: 1:30}", "data: {image_size_px: [048, 017]}"])
+def test_numbers_in_base_8_and_60_are_refused_in_a_file_too(tmp_path: Path, line: str) -> None:
+    """Bug: `seed: 010` is 8."""
+    assert "would be the number" in message(tmp_path, f"output_dir: x\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ('output_dir="runs/exp #1"', "runs/exp #1"),
+        ("output_dir='a # b'", "a # b"),
+        ("output_dir=runs/exp#1", "runs/exp#1"),
+        ("output_dir='010'", "010"),
+        ("output_dir=08", "08"),
+        ("output_dir=2024-1", "2024-1"),
+        ("output_dir=a:b", "a:b"),
+    ],
+)
+def test_quoted_values_and_others_are_taken_whole(tmp_path: Path, override: str, value: str) -> None:
+    """Bug: what is refused by mistake cannot be written at all."""
+    assert load_config(write(tmp_path, "output_dir: x\n"), [override]).output_dir == value
+
+
+PATH_KEYS = ("output_dir", "checkpoint", "data.train_file", "data.eval_file", "data.tokenizer", "model.image.weights",
+             "model.text.bert")  # fmt: skip
+
+
+@pytest.mark.parametrize("key", PATH_KEYS)
+def test_a_home_and_variables_are_expanded_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Bug: `~/runs` and `$HOME/runs` make folders named `~` and `$HOME`, whose removal is fatal."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.delenv("UNSET", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    base = "output_dir: x\ndata: {source: pairs, train_file: a, eval_file: b}\n"
+
+    def value(text: str) -> object:
+        config: Any = load_config(write(tmp_path, base), [f"{key}={text}"])
+        for part in key.split("."):
+            config = getattr(config, part)
+        return config
+
+    for text, expanded in (
+        ("~/x", "/home/me/x"),
+        ('"~"', "/home/me"),
+        ("$DATA/x", "/data/x"),
+        ("${DATA}x/$DATA", "/datax//data"),
+        ("a~/b", "a~/b"),
+        ("a$", "a$"),
+    ):
+        assert value(text) == expanded
+    for text, reason in (
+        ("$UNSET/x", "the environment variable $UNSET is not set"),
+        ("${UNSET}", "the environment variable ${UNSET} is not set"),
+        ("$EMPTY/x", "the environment variable $EMPTY is not set"),
+        ("~nobody_of_this_name/x", "there is no such user"),
+        ('""', "give a path, or leave the key out"),
+    ):
+        found = message(tmp_path, base, f"{key}={text}")
+        assert reason in found
+        assert key in found
+
+
+def test_paths_in_a_file_and_in_lists_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: only overrides are expanded, or only the first of several files; a folder of that name is passed over."""
+    monkeypatch.setenv("HOME", "/home/me")
+    data = "data: {source: pairs, train_file: [~/a.jsonl, b.jsonl], eval_file: $HOME/c}"
+    config = load_config(write(tmp_path, f"output_dir: ~/runs\n{data}\n"))
+    assert config.output_dir == "/home/me/runs"
+    assert config.data.train_files == ["/home/me/a.jsonl", "b.jsonl"]
+    assert config.data.eval_file == "/home/me/c"
+    monkeypatch.chdir(tmp_path)
+    Path("~").mkdir()
+    assert load_config(write(tmp_path, "output_dir: '~'\n")).output_dir == "~"
+
+
+def test_messages_are_bounded(tmp_path: Path) -> None:
+    """Bug: a value of megabytes, as of YAML's anchors, is printed whole; so are 20,000 problems."""
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefg", "bcdefgh")
+    )
+    for text in (
+        bomb + "output_dir: *h\n",
+        bomb + "output_dir: x\nseed: *h\n",
+        f"output_dir: x\nseed: {'9' * 3000}x\n",
+        f"output_dir: x\n{'k' * 100_000}: 3\n",
+        "output_dir: x\n" + "".join(f"k{i}: 1\n" for i in range(20_000)),
+        "output_dir: x\ndata: {source: pairs, train_file: [" + ", ".join(["3"] * 20_000) + "]}\n",
+    ):
+        found = message(tmp_path, text)
+        assert len(found) < 25_000
+        assert max(map(len, found.splitlines())) < 1000

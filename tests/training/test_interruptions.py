@@ -1,6 +1,7 @@
 """What ends a run from outside: SIGTERM, a dead process, a dead loader, a slow or full disk."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -275,3 +276,18 @@ def test_memory_and_step_time_stay_flat(tiny: Callable[..., RunConfig]) -> None:
     # the fastest tenth: what else the machine does at the time slows the others
     speed = [sorted(row["samples_per_s"] for row in rows[start : start + 500])[450] for start in (500, 1500)]
     assert speed[1] > 0.7 * speed[0]
+
+
+def test_training_outlives_the_reader_of_its_output(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: `2>&1 | head -1`, or a terminal that closes, ends the training."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    config = tiny(training={"total_steps": 3, "checkpoint_every_steps": 1})
+    monkeypatch.setattr(sys, "stderr", Gone())
+    run_script(lambda: train(config, is_resume=False))
+    assert checkpoint.resolve(Path(config.output_dir)).name == "step-0000003"

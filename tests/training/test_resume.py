@@ -287,3 +287,43 @@ def test_a_bad_line_of_metrics_stops_the_resume_before_it_changes_anything(
     message = fails(lambda: train(config, is_resume=True))
     assert "metrics.jsonl, line 2: not a JSON object with a whole number `step`: b'garbage'" in message
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def moved(folder: Path, tiny: Callable[..., RunConfig], **data: str) -> RunConfig:
+    """The config of a run on the pairs in a folder."""
+    short = {"total_steps": 4, "checkpoint_every_steps": 2}
+    return tiny(data={"source": "pairs", "train_file": str(folder / "pairs.jsonl"), **data}, training=short)
+
+
+def test_data_and_tokenizer_may_be_elsewhere_with_the_same_content(
+    tiny: Callable[..., RunConfig], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """Bug: data that were moved, with the same fingerprint, make a run impossible to resume; or a tokenizer of another
+    vocabulary is passed over."""
+    from PIL import Image
+
+    from mamo.world.vocabulary import scenes_tokenizer
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(8):
+        Image.new("RGB", (16, 16), (i * 30, 0, 0)).save(data / f"{i}.png")
+    rows = [json.dumps({"image": f"{i}.png", "caption": f"a red number {i}"}) + "\n" for i in range(8)]
+    (data / "pairs.jsonl").write_text("".join(rows))
+    scenes_tokenizer().save_pretrained(data / "words")
+    interrupted(moved(data, tiny, tokenizer=str(data / "words")), 3)
+    elsewhere = tmp_path / "elsewhere"
+    data.rename(elsewhere)
+    other = scenes_tokenizer()
+    other.add_tokens(["new"])
+    other.save_pretrained(tmp_path / "other")
+    changed = moved(elsewhere, tiny, tokenizer=str(tmp_path / "other"))
+    assert "has another vocabulary than the run" in fails(lambda: train(changed, is_resume=True))
+    (elsewhere / "pairs.jsonl").rename(elsewhere / "whole.jsonl")
+    (elsewhere / "pairs.jsonl").write_text("".join(rows[1:]))
+    same_words = moved(elsewhere, tiny, tokenizer=str(elsewhere / "words"))
+    assert "the training data or its vocabulary changed" in fails(lambda: train(same_words, is_resume=True))
+    (elsewhere / "whole.jsonl").replace(elsewhere / "pairs.jsonl")
+    train(same_words, is_resume=True)
+    assert load_config(tmp_path / "run" / "config.yaml").data.train_file == str(elsewhere / "pairs.jsonl")
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "step-0000004"
