@@ -116,7 +116,7 @@ def test_submission(tmp_path: Path) -> None:
 
 
 def test_the_majority_is_the_best_single_answer() -> None:
-    """Bug: an accuracy of 42 that nobody can place, as one answer to all questions is worth 46; an answer off the list."""
+    """Bug: an accuracy of 42 without a comparison, where one answer to all questions is worth 46."""
     asked = [["yes"] * 10, ["no"] * 10, ["yes"] * 3 + ["red"] * 7, ["blue"] * 10, ["blue"] * 10, ["blue"] * 10, []]
     questions = [
         VqaRecord(image=str(k), question_id=k, question="what?", answers=answers) for k, answers in enumerate(asked)
