@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from mamo.data.files import brief, parse_json, path_hint, read_json
 from mamo.data.images import BadSampleError, decode_image
-from mamo.data.judge import read_size
+from mamo.data.judge import size_of
 from mamo.data.pairs_reader import read_pairs
 from mamo.data.records import VqaRecord, read_task_records
 from mamo.data.shards import INDEX, TABLE, index_folder, read_shards
@@ -64,7 +64,7 @@ def test_a_fifo_is_refused_as_every_kind_of_file(fifo: Path, tmp_path: Path) -> 
         lambda: read_json(fifo),
         lambda: read_shards(shard),
         lambda: decode_image(fifo),
-        lambda: read_size(str(fifo)),
+        lambda: size_of(str(fifo)),
     ):
         with pytest.raises(ValueError, match=r"not a regular file but a pipe"):
             read()
@@ -126,7 +126,7 @@ def test_no_picture_starts_a_program(content: bytes, tmp_path: Path, monkeypatch
     with pytest.raises(BadSampleError, match=r"a\.jpg: not an image of a format that is read"):
         decode_image(tmp_path / "a.jpg")
     with pytest.raises(BadSampleError, match=r"a\.jpg: not an image of a format that is read"):
-        read_size(str(tmp_path / "a.jpg"))
+        size_of(str(tmp_path / "a.jpg"))
     try:
         opened = Image.open(tmp_path / "a.jpg")  # by the caller, lazily
     except OSError:
@@ -196,7 +196,7 @@ def test_orientations_are_pillows(orientation: int, kind: str, tmp_path: Path) -
     expected = np.asarray(ImageOps.exif_transpose(Image.open(buffer)).convert("RGB"))
     assert (decode_image(buffer.getvalue()).permute(1, 2, 0).numpy() == expected).all()
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
-    assert read_size(str(tmp_path / "a.jpg")) == expected.shape[1::-1]
+    assert size_of(str(tmp_path / "a.jpg")) == expected.shape[1::-1]
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------
