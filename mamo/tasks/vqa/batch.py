@@ -53,6 +53,21 @@ def _commonest(record: VqaRecord) -> str:
     return normalize_vqa_answer(record.multiple_choice_answer) or next(iter(distinct_answers(record)), "")
 
 
+def log_odds(records: Sequence[VqaRecord], answers: Sequence[str]) -> Tensor:
+    """Return the log-odds of each answer's mean score over the training questions, float32 [N].
+
+    A classifier with these biases and no weights has the lowest binary cross-entropy that ignores the input.
+    """
+    row = {answer: k for k, answer in enumerate(answers)}
+    total = torch.zeros(len(answers), dtype=torch.float64)
+    for record in records:
+        for answer, votes in distinct_answers(record).items():
+            if answer in row:
+                total[row[answer]] += soft_score(votes, len(record.answers))
+    half = 0.5 / len(records)  # keeps an answer to all questions finite
+    return (total / len(records)).clamp(half, 1 - half).logit().float()
+
+
 def read_answers(folder: Path) -> list[str]:
     """Return the answer list of a run or a checkpoint. Raises ValueError where there is none."""
     try:

@@ -102,7 +102,10 @@ class AnswerDecoder(LayeredModule):
 
 
 class AnswerClassifier(nn.Module):
-    """Classifier over a list of N answers (as METER's and ViLT's): Linear, LayerNorm, GELU, Linear on fused [CLS]."""
+    """Classifier over a list of N answers (as METER's and ViLT's): Linear, LayerNorm, GELU, Linear on fused [CLS].
+
+    `start_from` sets its biases, so that no step is spent on how rare answers are.
+    """
 
     def __init__(self, width: int, n_answers: int) -> None:
         super().__init__()
@@ -110,6 +113,11 @@ class AnswerClassifier(nn.Module):
         self.norm = nn.LayerNorm(2 * width, eps=LAYER_NORM_EPS)
         self.classifier = nn.Linear(2 * width, n_answers)
         self.apply(init_like_bert)
+
+    def start_from(self, log_odds: Tensor) -> None:
+        """Set the biases to the answers' log-odds in the training data, float32 [N]."""
+        with torch.no_grad():
+            self.classifier.bias.copy_(log_odds)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute a logit of each answer, [B, N] in fp32 or finer, from the fused text [CLS], float [B, D]."""

@@ -18,7 +18,7 @@ from mamo.evaluation.results import Metrics, facts_of
 from mamo.models.build import build_backbone, load_published
 from mamo.tasks.base import Task
 from mamo.tasks.sources import check_records, load_records, record_dataset
-from mamo.tasks.vqa.batch import ANSWERS, VqaBatch, VqaCollator, answer_list, read_answers
+from mamo.tasks.vqa.batch import ANSWERS, VqaBatch, VqaCollator, answer_list, log_odds, read_answers
 from mamo.tasks.vqa.config import VqaConfig
 from mamo.tasks.vqa.evaluate import SUBMISSION, evaluate_vqa, refuse_training_questions
 from mamo.tasks.vqa.heads import AnswerClassifier, AnswerDecoder, answer_likelihood
@@ -49,7 +49,10 @@ class VqaTask(Task[VqaBatch, None]):
             self.answers = read_answers(stored)
         backbone = build_backbone(config, len(tokenizer), tokenizer.pad_token_id)
         if config.vqa.head == "classifier":
-            self.network = VqaNetwork(backbone, AnswerClassifier(backbone.fusion.width, len(self.answers)))
+            classifier = AnswerClassifier(backbone.fusion.width, len(self.answers))
+            if stored is None:
+                classifier.start_from(log_odds(self.training_records[0], self.answers))
+            self.network = VqaNetwork(backbone, classifier)
         else:
             self.network = VqaNetwork(backbone, AnswerDecoder(backbone.fusion, backbone.text_encoder))
         load_published(config, self.network)

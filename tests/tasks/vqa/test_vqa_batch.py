@@ -1,5 +1,7 @@
 """The answer list, the weights of answers, and VQA batches."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional
@@ -7,9 +9,13 @@ from torch.nn import functional
 from mamo.data.record_dataset import RecordSample
 from mamo.data.records import VqaRecord
 from mamo.evaluation.metrics.vqa_answers import distinct_answers
-from mamo.tasks.vqa.batch import VqaCollator, answer_list
+from mamo.tasks.registry import build_task
+from mamo.tasks.vqa.batch import VqaCollator, answer_list, log_odds
+from mamo.tasks.vqa.heads import AnswerClassifier
 from mamo.tasks.vqa.losses import classifier_loss, decoder_loss, list_scores
+from mamo.tasks.vqa.task import VqaTask
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import config_of
 
 
 def asked(*answers: str, key: int = 1) -> VqaRecord:
@@ -79,3 +85,40 @@ def test_losses_by_plain_loops() -> None:
     assert float(classifier_loss(logits, score, 2)) == pytest.approx(told / 2, rel=1e-5)
     likelihood = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -9.0, -9.0]])
     assert float(decoder_loss(likelihood, batch.answer_weight, 2)) == pytest.approx((0.7 + 0.4 + 0.3 + 2.0) / 2)
+
+
+def test_the_biases_of_the_classifier_are_the_log_odds_of_the_answers() -> None:
+    """Bug: under a summed cross-entropy the first hundred steps learn how rare answers are."""
+    records = [
+        asked("yes", key=1),
+        asked("no", "no", "yes", key=2),
+        asked("yes", key=3),
+        asked(key=4),
+        asked("3", key=5),
+    ]
+    found = log_odds(records, ["yes", "no", "red"])
+    share = torch.tensor([3 / 5, 1 / 5, 0.5 / 5])  # an answer that nobody gave is not impossible
+    torch.testing.assert_close(found, share.logit())
+    batch = batch_of(*records)
+    score = list_scores(batch.answer_row, batch.answer_score, 3)
+
+    def loss(logits: torch.Tensor) -> float:
+        return float(classifier_loss(logits.expand(5, -1), score, 5))
+
+    assert all(loss(found) < loss(found + step * torch.eye(3)[row]) for step in (-0.3, 0.3) for row in (0, 1))
+    assert torch.isfinite(log_odds([asked("yes")], ["yes"])).all()
+
+
+def test_a_new_classifier_starts_there_and_a_stored_one_keeps_its_own(tmp_path: Path) -> None:
+    """Bug: the biases start at 0, or a resumed run's are overwritten."""
+    config = config_of("vqa", vqa={"head": "classifier", "answer_min_count": 1}, data={"train_scenes": 40})
+    task = build_task(config, scenes_tokenizer())
+    assert isinstance(task, VqaTask)
+    expected = log_odds(task.training_records[0], task.answers)
+    head = task.network.answer
+    assert isinstance(head, AnswerClassifier)
+    assert torch.equal(head.classifier.bias.data, expected)
+    assert expected.mean() < -1
+    (tmp_path / "answers.json").write_text(task.assets["answers.json"])
+    again = build_task(config, scenes_tokenizer(), tmp_path)
+    assert not again.network.answer.classifier.bias.any()  # until the weights are loaded
