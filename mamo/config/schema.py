@@ -160,6 +160,10 @@ class ImageEncoderConfig(Section):
     weights: str = "random"
     """`random`, `timm` (published, by name), or tensors in a file or folder under the names of timm, OpenAI's CLIP,
     open_clip or transformers."""
+    pixel_statistics: Literal["encoder", "clip"] = "encoder"
+    """Mean and deviation by which pixels are normalised: the named `encoder`'s, or CLIP's, as ALBEF does."""
+    resizing: Literal["torchvision", "pillow"] = "torchvision"
+    """Library that resizes images in evaluation; ALBEF's is Pillow. They differ by 2 of 255 at most."""
     settings: Settings = {}
     """Settings of an image tower whose class `name` gives as `module:Class`."""
 
@@ -201,6 +205,10 @@ class TextTowerConfig(TextEncoderConfig):
 
     name: str | None = None
     """Text tower by its class, `module:Class`; null: BERT."""
+    sep: bool = True
+    """End texts with [SEP]; ALBEF does not. Answers of VQA always do."""
+    cleaning: Literal["plain", "albef"] = "plain"
+    """`plain`: normalise Unicode and spaces; `albef`: as its code, lower case without most marks, 30 words at most."""
     settings: Settings = {}
     """Settings of that class."""
 
@@ -392,10 +400,16 @@ class EvaluationConfig(Section):
     """Shortlist: of ITC's ranking, which ITM re-ranks; of answers by their first token, which are then scored whole."""
     retrieval_folds: Positive = 1
     """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
+    repeated_captions: Literal["merged", "separate"] = "merged"
+    """A caption that occurs again: `merged` to one item, right for all its images; `separate` items, as published."""
     probe_items: Positive = 1000
     """Items a probe, captions of the masked-word test; questions, statements, expressions or pairs of a scenes task."""
     grounding_heat: GroundingHeat = "fusion"
     """How expressions are grounded: where Grad-CAM is read, or by painting patches over; see `mamo.explain`."""
+    itm_score: Literal["difference", "match"] = "difference"
+    """What re-ranks and Grad-CAM explains: match minus mismatch logit, or the match logit only, as ALBEF does."""
+    heat_resize: Literal["cut", "uncut"] = "cut"
+    """Heat of records below 0 after bicubic resizing to the image: `cut` at 0, or `uncut`, as ALBEF does."""
     batch_size: Positive = 256
     """Images, texts or pairs in one forward pass of the evaluation."""
 

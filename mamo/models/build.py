@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers import BertConfig
@@ -27,6 +28,8 @@ def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) 
     """Build the part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
     image_encoder = _image_encoder(config)
+    if config.model.image.pixel_statistics == "clip":
+        image_encoder.use_statistics(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     bert = bert_config_of(config, vocabulary_size, pad_token_id)
     text_encoder = _text_encoder(config, bert, vocabulary_size, pad_token_id)
     fusion = _fusion(config, image_encoder, text_encoder, bert)

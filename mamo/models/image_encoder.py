@@ -15,7 +15,7 @@ import timm
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import Attention, VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from mamo.config.values import Values
@@ -190,7 +190,8 @@ def _why_refused(vit: nn.Module) -> str | None:
         return "its patches come from a convolutional network, through which masked pixels would leak"
     if vit.pos_embed is None:
         return "it has no absolute position embeddings"
-    other = next((block for block in vit.blocks if not isinstance(getattr(block, "attn", None), Attention)), None)
+    needed = ("fused_attn", "num_heads", "attn_drop")
+    other = next((b for b in vit.blocks if not all(hasattr(getattr(b, "attn", None), name) for name in needed)), None)
     if other is not None:
         return f"its blocks are of {type(other).__name__}, without one attention of their own"
     return None
@@ -217,8 +218,8 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
     grid: tuple[int, int] | None = None
     if source == "timm":
         try:
-            published = timm.create_model(encoder.name, pretrained=True)
-            state, grid = published.state_dict(), tuple(published.patch_embed.grid_size)
+            published: Any = timm.create_model(encoder.name, pretrained=True)
+            state, grid = published.state_dict(), (*published.patch_embed.grid_size,)
         except RuntimeError:  # timm's, for a model without published weights
             raise ValueError(f"timm has no published weights of {encoder.name}: name a file, or use random") from None
     else:

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from transformers import PreTrainedTokenizerFast
 
+from mamo.data.cleaning import cleaner
+from mamo.data.processor import cleaning_of
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.predictor import Predictor
 from mamo.tasks.grounding.batch import ExpressionPairs, FoilCollator
@@ -51,7 +53,7 @@ class GroundingTask(PretrainTask):
                 f"data.train_file: expression_id {lacking[0].expression_id} ({lacking[0].image}) has no foil; "
                 "add one to every record, or use losses.itm_negatives: pool"
             )
-        return ExpressionPairs(record_dataset(records, load_image, data))
+        return ExpressionPairs(record_dataset(records, load_image, data), cleaner(cleaning_of(self.config)))
 
     def check_evaluation_files(self) -> None:
         """Judge the evaluation expressions, their boxes and the headers of the images."""
