@@ -303,6 +303,10 @@ class LossConfig(Section):
     """First value of the learnable ITC temperature."""
     itm_pool_size: Annotated[int, Field(ge=2)] = 32
     """Hard negatives come from fixed pools of this many consecutive samples."""
+    duplicates: Literal["excluded", "negatives"] = "excluded"
+    """Other samples of the same image or caption: never negatives, or `negatives` as all others (ALBEF)."""
+    queue_start: Literal["empty", "random"] = "empty"
+    """The queue before the first step: no candidates, or `random` unit vectors, which are negatives (ALBEF)."""
     mim_target: Literal["features", "pixels"] = "features"
     """The teacher's image-encoder features, or normalised pixels (Table 9)."""
 
@@ -312,6 +316,8 @@ class LossConfig(Section):
             yield "weights: every loss is switched off"
         if self.itc_candidates == "batch" and self.queue_size:
             yield "queue_size: contradicts losses.itc_candidates: batch; use 0"
+        if self.queue_start == "random" and not self.queue_size:
+            yield "queue_start: random contradicts losses.queue_size: 0; use empty"
         if self.itc_candidates == "batch" and self.itc_soft_target_alpha:
             yield "itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
         for key, name in (("mlm_soft_target_alpha", "mlm"), ("itc_soft_target_alpha", "itc")):
@@ -328,6 +334,8 @@ class TeacherConfig(Section):
     """m; 1 never moves the teacher."""
     schedule: Literal["constant", "cosine"] = "constant"
     """`cosine` moves the momentum from `momentum` to 1 over the run."""
+    dropout: bool = False
+    """Whether the teacher drops out as the student does, by `model.dropout` (ALBEF)."""
 
 
 class TrainingConfig(Section):
@@ -351,14 +359,20 @@ class TrainingConfig(Section):
     """Where the half cosine ends, at the last step."""
     warmup_steps: NonNegative = 100
     """Steps over which the learning rate grows in a line."""
+    schedule: Literal["cosine", "albef"] = "cosine"
+    """`cosine`: smooth, from 0; `albef`: in stairs, 20 in the warm-up from the smallest rate, then one an epoch."""
+    epoch_steps: Positive | None = None
+    """Steps of an epoch, for the stairs of `schedule: albef`."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.02
     """Applied to matrices; biases, norms and other vectors have none."""
+    decay_temperature: bool = False
+    """Whether the temperature of ITC decays as matrices do (ALBEF)."""
     adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
     """AdamW's decay of the mean square of gradients; beta1 is 0.9."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: orthogonalised momentum for the matrices of the transformer layers, AdamW for all else."""
-    gradient_clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    """Longer gradients, all parameters as one vector, are scaled down to this."""
+    gradient_clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Longer gradients, all parameters as one vector, are scaled down to this; null leaves them (ALBEF)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` times both once and writes the faster into the resolved config."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -372,6 +386,12 @@ class TrainingConfig(Section):
         """Yield contradictions between the keys of `training`."""
         if self.warmup_steps > self.total_steps:
             yield f"warmup_steps: {self.warmup_steps} is more than total_steps {self.total_steps}"
+        if self.schedule == "albef" and self.epoch_steps is None:
+            yield "epoch_steps: needed when training.schedule is albef"
+        elif self.schedule == "albef" and self.warmup_steps > (self.epoch_steps or 0):
+            yield f"warmup_steps: {self.warmup_steps} is more than the first epoch's {self.epoch_steps}"
+        elif self.schedule != "albef" and self.epoch_steps is not None:
+            yield f"epoch_steps: contradicts training.schedule: {self.schedule}; remove it"
         if self.learning_rate_min > self.learning_rate:
             yield "learning_rate_min: is above training.learning_rate"
         if self.optimizer == "muon" and self.parallel == "fsdp":

@@ -53,6 +53,7 @@ CUSTOM = "-custom"
 SCENES_RERANK_K = 32
 ANSWERS_K = 128
 PUBLIC_SIZE_PX = 384
+_SCENES_RULES = {"itm_score": "difference", "repeated_captions": "merged"}
 Lineage = Literal["any", "not-coco", "coco", "coco-or-raw", "flickr30k"]
 
 
@@ -74,7 +75,7 @@ class Protocol:
 
 
 def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
-    evaluation = {"retrieval_items": 1000, "probe_items": 1000, "rerank_k": SCENES_RERANK_K}
+    evaluation = {"retrieval_items": 1000, "probe_items": 1000, "rerank_k": SCENES_RERANK_K, **_SCENES_RULES}
     gallery = "500 held-out scenes and a near duplicate of each" if near_duplicates else "1,000 held-out scenes"
     return Protocol(
         {
@@ -89,7 +90,8 @@ def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
 
 def _scenes_task(task: str, difficulty: str, states: str, **evaluation: int | str) -> Protocol:
     data = {"source": "scenes", "difficulty": difficulty}
-    values = {"task": task, "data": data, "evaluation": {"probe_items": 1000, **evaluation}}
+    rules = _SCENES_RULES if task == "grounding" else {}
+    values = {"task": task, "data": data, "evaluation": {"probe_items": 1000, **rules, **evaluation}}
     return Protocol(values, "test", f"{states} ({difficulty})")
 
 

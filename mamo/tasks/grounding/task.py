@@ -67,4 +67,7 @@ class GroundingTask(PretrainTask):
 
     def describe_scorer(self) -> str:
         """Name the heat and the score of a box."""
-        return f"{SCORERS[self.config.evaluation.grounding_heat]}, sum in the box / sqrt(area)"
+        evaluation = self.config.evaluation
+        rule = "" if evaluation.itm_score == "difference" else " by the match logit"
+        resized = "" if evaluation.heat_resize == "cut" else ", not cut at 0"
+        return f"{SCORERS[evaluation.grounding_heat]}{rule}{resized}, sum in the box / sqrt(area)"
