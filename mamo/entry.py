@@ -8,7 +8,7 @@ from mamo.config.shipped import find_config
 from mamo.imports import add_folder_of
 from mamo.tasks.base import Task
 from mamo.tasks.registry import build_config, build_task, load_config
-from mamo.tasks.sources import load_tokenizer
+from mamo.tasks.sources import tokenizer_of
 from mamo.trainer import train as run_training
 from mamo.training.run_dir import Tracker
 
@@ -44,7 +44,7 @@ def build(config: ConfigLike) -> Task:
     if isinstance(config, Mapping):
         config = {"output_dir": "unused", **config}
     checked = as_config(config)
-    return build_task(checked, load_tokenizer(checked.data.tokenizer))
+    return build_task(checked, tokenizer_of(checked))
 
 
 def train(config: ConfigLike, is_resume: bool = False, trackers: Sequence[Tracker] = ()) -> Path:

@@ -8,7 +8,9 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
+from mamo.config.schema import RunConfig
 from mamo.config.values import Values, apply_override, read_values
+from mamo.data.processor import has_sep
 from mamo.data.tokenizer import read_tokenizer
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.protocols import (
@@ -67,7 +69,7 @@ def evaluate(
         config = build_config(values, f"{folder / CONFIG} under {protocol}")
     suffix = protocol_name(protocol, config, has_own_inputs(before, values)).removeprefix(protocol)
     name = check_lineage(protocol, [*ancestry, own]) + suffix
-    words = _tokenizer(folder, config.data.tokenizer) if config.data.tokenizer != before["data"]["tokenizer"] else None
+    words = _tokenizer(folder, config) if config.data.tokenizer != before["data"]["tokenizer"] else None
     task, predictor = restore_task(folder, config, choose_device("auto"), words=words)
     task.check_held_out(trained_on.data.train_files)
     output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
@@ -89,9 +91,10 @@ def evaluate(
     return entry
 
 
-def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
+def _tokenizer(folder: Path, config: RunConfig) -> PreTrainedTokenizerFast:
     """Load another tokenizer than the checkpoint's. Raises ValueError where its vocabulary is another."""
-    words = load_tokenizer(name)
+    name = config.data.tokenizer
+    words = load_tokenizer(name, has_sep(config))
     if words.get_vocab() != read_tokenizer(str(folder / "tokenizer")).get_vocab():
         raise ValueError(
             f"data.tokenizer: {name} has another vocabulary than {folder / 'tokenizer'}, which the network was trained "

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class FeatureQueue(nn.Module):
@@ -43,6 +44,15 @@ class FeatureQueue(nn.Module):
         self.caption_id[rows] = caption_id[n - pushed :]
         self.position.add_(n).remainder_(self.size)
         self.filled.add_(n).clamp_(max=self.size)
+
+    @torch.no_grad()
+    def fill_at_random(self, seed: int) -> None:
+        """Fill every row with random unit vectors of no sample: as a start, they are negatives of all (ALBEF)."""
+        generator = torch.Generator().manual_seed(seed)
+        for feature in (self.image_feature, self.text_feature):
+            drawn = torch.randn(feature.shape, generator=generator)
+            feature.copy_(functional.normalize(drawn, dim=1))
+        self.filled.fill_(self.size)
 
     def is_filled(self) -> Tensor:
         """Return bool [size], True at rows that hold a sample."""

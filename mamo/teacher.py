@@ -24,12 +24,15 @@ def momentum_at(config: TeacherConfig, step: int, total_steps: int) -> float:
 class Teacher(nn.Module):
     """Moving average of `student`: starts as a copy, moves by `update`, has no gradient and stays in eval mode.
 
+    With `has_dropout` it stays in training mode instead, as ALBEF's does.
+
     `mlm` is a copy of the student's masked-word head, where its predictions are targets (momentum distillation). The
     parameters that the head shares with the student are shared between the copies, too.
     """
 
-    def __init__(self, student: nn.Module, mlm: MLMHead | None = None) -> None:
+    def __init__(self, student: nn.Module, mlm: MLMHead | None = None, has_dropout: bool = False) -> None:
         super().__init__()
+        self.has_dropout = has_dropout
         self.module: nn.Module
         self.mlm: MLMHead | None
         self.module, self.mlm = copy.deepcopy((student, mlm))  # in one call, so that shared parameters stay shared
@@ -49,8 +52,8 @@ class Teacher(nn.Module):
             mine.copy_(theirs)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stay in eval mode: dropout in the targets would be noise."""
-        return super().train(False)
+        """Stay in eval mode, where dropout is off: in the targets it would be noise. See `has_dropout`."""
+        return super().train(self.has_dropout)
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float, mlm: MLMHead | None = None) -> None:

@@ -12,14 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mamo.config.conventions import ALBEF, conventions_of, with_conventions
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values, read_values
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
 from mamo.data.loader import collate_range, iterate, loader_errors, make_loader
-from mamo.data.processor import Processor
+from mamo.data.processor import Processor, has_sep
 from mamo.data.sampler import StepSampler
-from mamo.data.tokenizer import read_tokenizer
+from mamo.data.tokenizer import read_tokenizer, unknown_share
 from mamo.distributed import (
     RankLostError,
     all_gather_object,
@@ -41,7 +42,7 @@ from mamo.reports.page import write_report
 from mamo.reports.pictures import SHOWN
 from mamo.tasks.registry import build_config, build_task, load_config, load_stored_config
 from mamo.tasks.restore import without_published
-from mamo.tasks.sources import load_tokenizer
+from mamo.tasks.sources import tokenizer_of
 from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_dir
 from mamo.training.freezing import freeze_unused_parameters
@@ -58,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = 512
 """Samples from which the baselines of the losses are counted."""
+UNKNOWN_SHARE = 0.01
+"""Share of [UNK] among the words from which on a run warns."""
 
 
 class TrainingRun:
@@ -65,11 +68,11 @@ class TrainingRun:
 
     def __init__(self, config: RunConfig, is_resume: bool = False) -> None:
         """Build it; with `is_resume` weights and tokenizer are the run's own: where they came from may be gone."""
-        self.config = config
+        self.config = config = config if is_resume else adopt_conventions(config)
         self.output_dir = Path(config.output_dir)
         self.device = choose_device(config.training.device)
         self.tokenizer = (
-            read_tokenizer(str(self.output_dir / "tokenizer")) if is_resume else load_tokenizer(config.data.tokenizer)
+            read_tokenizer(str(self.output_dir / "tokenizer"), has_sep(config)) if is_resume else tokenizer_of(config)
         )
         stored = self.output_dir if is_resume else None
         if config.checkpoint is not None and not config.from_scratch and not is_resume:
@@ -95,10 +98,7 @@ class TrainingRun:
     @property
     def predictor(self) -> Predictor:
         """The network in training with its processor."""
-        data = self.config.data
-        return Predictor(
-            self.task.network, Processor(self.tokenizer, data.image_size, data.text_max_tokens), self.device
-        )
+        return Predictor(self.task.network, Processor.of(self.tokenizer, self.config), self.device)
 
     def load_pretrained(self, path: Path) -> None:
         """Take student and teacher weights from another run's checkpoint (none with `from_scratch`), or ALBEF's file.
@@ -172,11 +172,26 @@ class TrainingRun:
         return batch
 
     def trivial_losses(self) -> dict[str, float]:
-        """Compute the losses of a predictor that ignores its input."""
+        """Compute the losses of a predictor that ignores its input; log the share of [UNK] in these samples."""
         batch = self.example_batch(min(EXAMPLES, len(self.source)))
         if rank() == 0 and isinstance(getattr(batch, "is_valid", None), Tensor):
             self.predictor.processor.warn_if_full(batch.is_valid.flatten(0, -2).sum(dim=1))
+            self.warn_of_unknown_words(batch)
         return self.task.trivial_losses(batch)
+
+    def warn_of_unknown_words(self, batch: Batch) -> None:
+        """Log the share of [UNK] among the words of a batch, if there is any."""
+        tensors = batch.tensors()
+        share = unknown_share(self.tokenizer, tensors["input_ids"], tensors["is_valid"])
+        if share > 0:
+            logger.log(
+                logging.WARNING if share >= UNKNOWN_SHARE else logging.INFO,
+                "%.1f %% of the words are [UNK] to the tokenizer %s, of the first %d samples; train one on your "
+                "captions with `mamo data tokenizer`",
+                100 * share,
+                self.config.data.tokenizer,
+                len(batch),
+            )
 
     def loop(self, trackers: list[run_dir.Tracker]) -> Loop:
         """Return the training loop of this run."""
@@ -225,6 +240,21 @@ class TrainingRun:
         """Return 16 hex digits that change with the training data, the vocabulary and the assets."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return run_dir.sha256_hex([vocabulary, *self.source.fingerprint_items(), *self.task.assets.values()])[:16]
+
+
+def adopt_conventions(config: RunConfig) -> RunConfig:
+    """Return the config with the conventions of the checkpoint that it starts from, where it sets none itself."""
+    if config.checkpoint is None:
+        return config
+    path = Path(config.checkpoint)
+    found = ALBEF if path.is_file() else conventions_of(load_stored_config(checkpoint.resolve(path)))
+    adopted, contradicted = with_conventions(config, found)
+    if adopted is not config:
+        taken = ", ".join(f"{key}={value}" for key, value in found.items() if conventions_of(adopted).get(key) == value)
+        logger.info("conventions of %s: %s", path, taken)
+    for key, value in contradicted.items():
+        logger.warning("%s: %s was trained with %s", key, path, value)
+    return adopted
 
 
 def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker] = ()) -> None:

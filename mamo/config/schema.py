@@ -160,6 +160,10 @@ class ImageEncoderConfig(Section):
     weights: str = "random"
     """`random`, `timm` (published, by name), or tensors in a file or folder under the names of timm, OpenAI's CLIP,
     open_clip or transformers."""
+    pixel_statistics: Literal["encoder", "clip"] = "encoder"
+    """Mean and deviation by which pixels are normalised: the named `encoder`'s, or CLIP's, as ALBEF does."""
+    resizing: Literal["torchvision", "pillow"] = "torchvision"
+    """Library that resizes images in evaluation; ALBEF's is Pillow. They differ by 2 of 255 at most."""
     settings: Settings = {}
     """Settings of an image tower whose class `name` gives as `module:Class`."""
 
@@ -201,6 +205,10 @@ class TextTowerConfig(TextEncoderConfig):
 
     name: str | None = None
     """Text tower by its class, `module:Class`; null: BERT."""
+    sep: bool = True
+    """End texts with [SEP]; ALBEF does not. Answers of VQA always do."""
+    cleaning: Literal["plain", "albef"] = "plain"
+    """`plain`: normalise Unicode and spaces; `albef`: as its code, lower case without most marks, 30 words at most."""
     settings: Settings = {}
     """Settings of that class."""
 
@@ -295,6 +303,10 @@ class LossConfig(Section):
     """First value of the learnable ITC temperature."""
     itm_pool_size: Annotated[int, Field(ge=2)] = 32
     """Hard negatives come from fixed pools of this many consecutive samples."""
+    duplicates: Literal["excluded", "negatives"] = "excluded"
+    """Other samples of the same image or caption: never negatives, or `negatives` as all others (ALBEF)."""
+    queue_start: Literal["empty", "random"] = "empty"
+    """The queue before the first step: no candidates, or `random` unit vectors, which are negatives (ALBEF)."""
     mim_target: Literal["features", "pixels"] = "features"
     """The teacher's image-encoder features, or normalised pixels (Table 9)."""
 
@@ -304,6 +316,8 @@ class LossConfig(Section):
             yield "weights: every loss is switched off"
         if self.itc_candidates == "batch" and self.queue_size:
             yield "queue_size: contradicts losses.itc_candidates: batch; use 0"
+        if self.queue_start == "random" and not self.queue_size:
+            yield "queue_start: random contradicts losses.queue_size: 0; use empty"
         if self.itc_candidates == "batch" and self.itc_soft_target_alpha:
             yield "itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
         for key, name in (("mlm_soft_target_alpha", "mlm"), ("itc_soft_target_alpha", "itc")):
@@ -320,6 +334,8 @@ class TeacherConfig(Section):
     """m; 1 never moves the teacher."""
     schedule: Literal["constant", "cosine"] = "constant"
     """`cosine` moves the momentum from `momentum` to 1 over the run."""
+    dropout: bool = False
+    """Whether the teacher drops out as the student does, by `model.dropout` (ALBEF)."""
 
 
 class TrainingConfig(Section):
@@ -343,14 +359,20 @@ class TrainingConfig(Section):
     """Where the half cosine ends, at the last step."""
     warmup_steps: NonNegative = 100
     """Steps over which the learning rate grows in a line."""
+    schedule: Literal["cosine", "albef"] = "cosine"
+    """`cosine`: smooth, from 0; `albef`: in stairs, 20 in the warm-up from the smallest rate, then one an epoch."""
+    epoch_steps: Positive | None = None
+    """Steps of an epoch, for the stairs of `schedule: albef`."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.02
     """Applied to matrices; biases, norms and other vectors have none."""
+    decay_temperature: bool = False
+    """Whether the temperature of ITC decays as matrices do (ALBEF)."""
     adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
     """AdamW's decay of the mean square of gradients; beta1 is 0.9."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: orthogonalised momentum for the matrices of the transformer layers, AdamW for all else."""
-    gradient_clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    """Longer gradients, all parameters as one vector, are scaled down to this."""
+    gradient_clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Longer gradients, all parameters as one vector, are scaled down to this; null leaves them (ALBEF)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` times both once and writes the faster into the resolved config."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -364,6 +386,12 @@ class TrainingConfig(Section):
         """Yield contradictions between the keys of `training`."""
         if self.warmup_steps > self.total_steps:
             yield f"warmup_steps: {self.warmup_steps} is more than total_steps {self.total_steps}"
+        if self.schedule == "albef" and self.epoch_steps is None:
+            yield "epoch_steps: needed when training.schedule is albef"
+        elif self.schedule == "albef" and self.warmup_steps > (self.epoch_steps or 0):
+            yield f"warmup_steps: {self.warmup_steps} is more than the first epoch's {self.epoch_steps}"
+        elif self.schedule != "albef" and self.epoch_steps is not None:
+            yield f"epoch_steps: contradicts training.schedule: {self.schedule}; remove it"
         if self.learning_rate_min > self.learning_rate:
             yield "learning_rate_min: is above training.learning_rate"
         if self.optimizer == "muon" and self.parallel == "fsdp":
@@ -392,10 +420,16 @@ class EvaluationConfig(Section):
     """Shortlist: of ITC's ranking, which ITM re-ranks; of answers by their first token, which are then scored whole."""
     retrieval_folds: Positive = 1
     """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
+    repeated_captions: Literal["merged", "separate"] = "merged"
+    """A caption that occurs again: `merged` to one item, right for all its images; `separate` items, as published."""
     probe_items: Positive = 1000
     """Items a probe, captions of the masked-word test; questions, statements, expressions or pairs of a scenes task."""
     grounding_heat: GroundingHeat = "fusion"
     """How expressions are grounded: where Grad-CAM is read, or by painting patches over; see `mamo.explain`."""
+    itm_score: Literal["difference", "match"] = "difference"
+    """What re-ranks and Grad-CAM explains: match minus mismatch logit, or the match logit only, as ALBEF does."""
+    heat_resize: Literal["cut", "uncut"] = "cut"
+    """Heat of records below 0 after bicubic resizing to the image: `cut` at 0, or `uncut`, as ALBEF does."""
     batch_size: Positive = 256
     """Images, texts or pairs in one forward pass of the evaluation."""
 

@@ -11,9 +11,11 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.values import Values
+from mamo.data.tokenizer import ends_with_sep
 
 TOKENIZER_LOCK = threading.Lock()
 """Held while a tokenizer is called: padding and truncation are state of the object, which threads share."""
@@ -68,3 +70,13 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_token
     with TOKENIZER_LOCK:
         encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"].bool()
+
+
+def tokenize_closed(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Tokenize as `tokenize`, with a [SEP] at the end of each text even if the tokenizer writes none."""
+    if ends_with_sep(tokenizer):
+        return tokenize(tokenizer, texts, max_tokens)
+    ids, is_valid = tokenize(tokenizer, texts, max_tokens - 1)
+    lengths = is_valid.sum(dim=1, keepdim=True)
+    closed = functional.pad(ids, (0, 1), value=tokenizer.pad_token_id).scatter(1, lengths, tokenizer.sep_token_id)
+    return closed, torch.arange(closed.shape[1]) <= lengths

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
+from mamo.data.cleaning import Clean
 from mamo.data.images import BadSampleError, decode_image
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs_reader import clean_caption
@@ -106,6 +107,7 @@ class PairDataset:
         image_size_px: tuple[int, int],
         transform: Transform | None = None,
         on_bad: Literal["raise", "skip"] = "raise",
+        clean: Clean = clean_caption,
     ) -> None:
         if not len(records):
             raise ValueError("no image-caption pairs: a data set needs at least one record")
@@ -114,6 +116,7 @@ class PairDataset:
         self.image_size_px = image_size_px
         self.transform = transform
         self.on_bad = on_bad
+        self.clean = clean
 
     def __len__(self) -> int:
         return len(self.records)
@@ -153,7 +156,7 @@ class PairDataset:
             record = self.records[index]
         except (OSError, ValueError) as error:  # a shard that was removed or damaged after indexing
             raise BadSampleError(f"sample {index}: {error}") from error
-        caption = clean_caption(record.captions[int(rng.integers(len(record.captions)))])
+        caption = self.clean(record.captions[int(rng.integers(len(record.captions)))])
         if not caption:
             raise BadSampleError(
                 f"{record.source}:{record.line}: sample {index}: the caption is empty; add words or remove the row"

@@ -13,15 +13,31 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mamo.config.schema import MamoModelConfig, RunConfig
+from mamo.data.cleaning import Cleaning, cleaner
 from mamo.data.collate import TOKENIZER_LOCK
 from mamo.data.images import BadSampleError, decode_image
-from mamo.data.pairs_reader import clean_caption
-from mamo.data.transforms import eval_transform
+from mamo.data.transforms import Resizing, eval_transform
 
 logger = logging.getLogger(__name__)
 
 ImageLike = str | Path | Image.Image | Tensor
 """A path, a PIL image of any mode, or a tensor uint8 [3, H, W]."""
+
+
+def cleaning_of(config: RunConfig) -> Cleaning:
+    """Return how a config's texts are cleaned."""
+    return config.model.text.cleaning if isinstance(config.model, MamoModelConfig) else "plain"
+
+
+def resizing_of(config: RunConfig) -> Resizing:
+    """Return which library resizes a config's images in evaluation."""
+    return config.model.image.resizing if isinstance(config.model, MamoModelConfig) else "torchvision"
+
+
+def has_sep(config: RunConfig) -> bool:
+    """Return whether a config's texts end with [SEP]."""
+    return config.model.text.sep if isinstance(config.model, MamoModelConfig) else True
 
 
 class Processor:
@@ -37,12 +53,25 @@ class Processor:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, image_size_px: tuple[int, int], text_max_tokens: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_size_px: tuple[int, int],
+        text_max_tokens: int,
+        cleaning: Cleaning = "plain",
+        resizing: Resizing = "torchvision",
     ) -> None:
         self.tokenizer = tokenizer
+        self.cleaning, self.resizing = cleaning, resizing
+        self.clean, self.clean_question = cleaner(cleaning), cleaner(cleaning, is_question=True)
         self.image_size_px = image_size_px
         self.text_max_tokens = text_max_tokens
         self._has_warned = False
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, config: RunConfig) -> "Processor":
+        """Create the processor of a config, with its tokenizer."""
+        sizes = config.data.image_size, config.data.text_max_tokens
+        return cls(tokenizer, *sizes, cleaning_of(config), resizing_of(config))
 
     def __call__(self, images: Sequence[ImageLike] = (), texts: Sequence[str] = ()) -> dict[str, Tensor]:
         """Convert images to `image` uint8 [I, 3, h, w] and texts to `input_ids` int64 and `is_valid` bool [T, L].
@@ -59,7 +88,11 @@ class Processor:
 
     def images(self, images: Sequence[ImageLike]) -> Tensor:
         """Decode and resize images to uint8 [I, 3, h, w], as in evaluation. Raises as `pixels`."""
-        return torch.stack([eval_transform(self.pixels(image), self.image_size_px) for image in images])
+        return torch.stack([self.resize(self.pixels(image)) for image in images])
+
+    def resize(self, image: Tensor) -> Tensor:
+        """Resize uint8 [3, H, W] to uint8 [3, h, w], as in evaluation."""
+        return eval_transform(image, self.image_size_px, self.resizing)
 
     def pixels(self, image: ImageLike) -> Tensor:
         """Decode one image to uint8 [3, H, W]. Raises BadSampleError, with its name, if it is not a valid image."""
@@ -78,7 +111,7 @@ class Processor:
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize texts to padded ids int64 [T, L] and lengths int64 [T]. Longer texts are cut, with one warning.
 
-        Texts are cleaned like training captions (`clean_caption`).
+        Texts are cleaned like training captions.
 
         Raises:
             ValueError: `texts` is a single string, is empty, or contains something else than strings.
@@ -86,7 +119,7 @@ class Processor:
         check_list("texts", texts)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"give a list of texts, not {texts!r:.200}")
-        cleaned = [clean_caption(text) for text in texts]
+        cleaned = [self.clean(text) for text in texts]
         with TOKENIZER_LOCK:
             longest = max(len(ids) for ids in self.tokenizer(cleaned)["input_ids"])
             encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=self.text_max_tokens)

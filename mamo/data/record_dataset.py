@@ -22,7 +22,7 @@ from mamo.data.records import (
     read_task_records,
     relative_image_path,
 )
-from mamo.data.transforms import eval_transform
+from mamo.data.transforms import Resizing, eval_transform
 
 Record = TypeVar("Record", bound=TaskRecord)
 LoadImage = Callable[[str], Tensor]
@@ -144,6 +144,7 @@ def load_unique_images(
     load_image: LoadImage,
     image_size_px: tuple[int, int] | None,
     policy: BadSamplePolicy | None = None,
+    resizing: Resizing = "torchvision",
 ) -> tuple[list[Tensor], dict[str, int]]:
     """Load each image of the records once, for evaluation.
 
@@ -177,7 +178,7 @@ def load_unique_images(
             if policy is not None:
                 policy.record(1, [])
             index_by_name[name] = len(images)
-            images.append(image if image_size_px is None else eval_transform(image, image_size_px))
+            images.append(image if image_size_px is None else eval_transform(image, image_size_px, resizing))
     return images, index_by_name
 
 

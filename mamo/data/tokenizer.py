@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from mamo.data.files import read_text
 from mamo.data.output import OutputFolder
@@ -26,6 +28,11 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ASCII = tuple(chr(code) for code in range(0x21, 0x7F))  # printable, without the space
 _NEEDED_FILES = ("tokenizer.json", "vocab.txt")  # at least one of them
 _FURTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+TOKENIZER_FILES = (*_NEEDED_FILES, *_FURTHER_FILES)
+"""Files of a tokenizer's folder; one of the first two is there."""
+_TYPE_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")  # from which transformers tells the kind
+_KINDS = ("pad", "unk", "cls", "sep", "mask")
+_PROBES = ("red", "a small red circle")
 _PAIR_SUFFIXES = (".json", ".jsonl", ".tar")
 # Longer words would become [UNK]; captions are cut to this length (`pairs_reader.MAX_CAPTION_CHARS`).
 _MAX_WORD_CHARS = 1000
@@ -91,18 +98,27 @@ def _save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
-def read_tokenizer(source: str) -> PreTrainedTokenizerFast:
-    """Load a tokenizer from a folder that `save_pretrained` wrote, or from the hub by name.
+def read_tokenizer(source: str, has_sep: bool = True) -> PreTrainedTokenizerFast:
+    """Load a tokenizer from a folder that `save_pretrained` wrote, or from the hub by name; it pads and cuts behind.
+
+    A folder with nothing but BERT's `vocab.txt` is read as BERT's, in lower case.
+
+    Args:
+        source: folder or name.
+        has_sep: whether texts end with [SEP], see `use_sep`; a folder does not keep it for every kind of tokenizer.
 
     Raises:
-        ValueError: no such tokenizer, no fast version, or one of the five special tokens is missing.
+        ValueError: no such tokenizer, no fast version, one of the five special tokens is missing, or it does not read a
+            text as `check_tokenizer` demands.
     """
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path and not Path(source).is_dir():
         raise ValueError(f"tokenizer {source!r}: no such folder; make one with `mamo data tokenizer`")
     try:
         folder = Path(source) if Path(source).exists() else hub_folder(source, _NEEDED_FILES, _FURTHER_FILES)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        is_plain = (folder / "vocab.txt").is_file() and not any((folder / name).is_file() for name in _TYPE_FILES)
+        kind = BertTokenizer if is_plain else AutoTokenizer
+        tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         near = "; did you mean 'scenes'?" if difflib.get_close_matches(source, ["scenes"]) else ""
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -113,18 +129,92 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerFast:
         raise ValueError(
             f"tokenizer {source!r} has no fast version (tokenizer.json); save it as a fast tokenizer first"
         )
-    missing = [kind for kind in ("pad", "unk", "cls", "sep", "mask") if getattr(tokenizer, f"{kind}_token") is None]
+    missing = [kind for kind in _KINDS if getattr(tokenizer, f"{kind}_token") is None]
     if missing:
         raise ValueError(
             f"tokenizer {source!r} has no {', '.join(missing)} token; use one made for masked language models"
         )
-    return tokenizer
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.model_input_names = list(dict.fromkeys([*tokenizer.model_input_names, "attention_mask"]))
+    check_tokenizer(tokenizer, source)
+    return use_sep(tokenizer, has_sep)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str) -> None:
+    """Check what every batch relies on: [CLS] words [SEP], padding behind, ids from 0 to V - 1, five special tokens.
+
+    [SEP] may be missing: `use_sep` sets it.
+
+    Args:
+        tokenizer: fast, with all five special tokens.
+        source: names it in messages.
+
+    Raises:
+        ValueError: names what it does instead.
+    """
+    ids = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in _KINDS}
+    problem = ""
+    if len({*ids.values()}) < len(_KINDS):
+        shared = ", ".join(f"{kind} {number}" for kind, number in ids.items())
+        problem = f"gives one id to several special tokens ({shared})"
+    elif {*tokenizer.get_vocab().values()} != {*range(len(tokenizer))}:
+        largest = max(tokenizer.get_vocab().values())
+        problem = f"has {len(tokenizer)} tokens with ids up to {largest}: number them from 0 to {len(tokenizer) - 1}"
+    else:
+        encoded = tokenizer(list(_PROBES), padding=True)
+        for row, valid in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
+            n_valid = sum(valid)
+            words = row[1 : n_valid - (row[n_valid - 1] == ids["sep"])]
+            is_framed = row[0] == ids["cls"] and not {*words} & {ids["cls"], ids["sep"], ids["pad"]}
+            if not is_framed or not words or valid != [1] * n_valid + [0] * (len(row) - n_valid):
+                read = " ".join(tokenizer.convert_ids_to_tokens(row))
+                problem = f"reads a text as {read}, not as [CLS] words [SEP] and padding"
+                break
+    if problem:
+        raise ValueError(f"tokenizer {source!r} {problem}; use one made for masked language models, such as BERT's")
 
 
 def is_word_start(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
-    """Return bool [V], True for tokens that begin a word, False for continuations (`##`); for whole-word masking."""
+    """Return bool [V], True for tokens that begin a word, False for continuations (`##`); for whole-word masking.
+
+    Raises:
+        ValueError: the tokens do not show where a word begins, as those of byte-level BPE or SentencePiece.
+    """
+    model = tokenizer.backend_tokenizer.model
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return np.array([not token.startswith("##") for token in tokens])  # [V]
+    if isinstance(model, models.WordLevel):
+        return np.ones(len(tokens), dtype=bool)
+    prefix = model.continuing_subword_prefix if isinstance(model, models.WordPiece | models.BPE) else None
+    if not prefix:
+        raise ValueError(
+            f"masking.text_unit: word needs a tokenizer that marks the pieces within a word (##), and tokens of "
+            f"{type(model).__name__} do not; use text_unit: token, or a WordPiece tokenizer"
+        )
+    return np.array([not token.startswith(prefix) for token in tokens])  # [V]
+
+
+def use_sep(tokenizer: PreTrainedTokenizerFast, has_sep: bool) -> PreTrainedTokenizerFast:
+    """Make a tokenizer end texts with [SEP] or, as ALBEF does, without it; it is changed in place and returned."""
+    cls, sep = tokenizer.cls_token, tokenizer.sep_token
+    if ends_with_sep(tokenizer) != has_sep:
+        ids = [(cls, tokenizer.cls_token_id), (sep, tokenizer.sep_token_id)]
+        end = [sep] if has_sep else []
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=[cls, "$A", *end], pair=[cls, "$A", *end, "$B", *end], special_tokens=ids[: 1 + len(end)]
+        )
+    return tokenizer
+
+
+def ends_with_sep(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Return whether a tokenizer ends texts with [SEP]."""
+    return bool(tokenizer.num_special_tokens_to_add(pair=False) > 1)  # the other is [CLS]; encodes nothing
+
+
+def unknown_share(tokenizer: PreTrainedTokenizerFast, input_ids: Tensor, is_valid: Tensor) -> float:
+    """Return the share of [UNK] among the words of a batch, int64 and bool [..., L]; special tokens do not count."""
+    special = torch.tensor([token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id])
+    is_word = is_valid & ~torch.isin(input_ids, special)
+    return float((is_word & (input_ids == tokenizer.unk_token_id)).sum() / is_word.sum().clamp(min=1))
 
 
 def base_tokens(characters: Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 A protocol replaces `data` and `evaluation` of the checkpoint's config. The image size, the text length, the tokenizer
 and the batch size are kept, as they belong to the model and the machine, unless the protocol fixes the image size.
-A setting that a protocol leaves open and that decides a number is a part of the name (`pairs-zeroshot-k32`).
+A setting that a protocol leaves open and that decides a number is a part of the name (`pairs-zeroshot-k32`), as are the
+conventions of the weights. One that is compared with published numbers fixes the published rules.
 """
 
 import difflib
@@ -30,6 +31,9 @@ EVALUATION_KEYS = tuple(
         "retrieval_folds",
         "probe_items",
         "grounding_heat",
+        "itm_score",
+        "heat_resize",
+        "repeated_captions",
         "batch_size",
     )
 )
@@ -49,6 +53,7 @@ CUSTOM = "-custom"
 SCENES_RERANK_K = 32
 ANSWERS_K = 128
 PUBLIC_SIZE_PX = 384
+_SCENES_RULES = {"itm_score": "difference", "repeated_captions": "merged"}
 Lineage = Literal["any", "not-coco", "coco", "coco-or-raw", "flickr30k"]
 
 
@@ -70,7 +75,7 @@ class Protocol:
 
 
 def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
-    evaluation = {"retrieval_items": 1000, "probe_items": 1000, "rerank_k": SCENES_RERANK_K}
+    evaluation = {"retrieval_items": 1000, "probe_items": 1000, "rerank_k": SCENES_RERANK_K, **_SCENES_RULES}
     gallery = "500 held-out scenes and a near duplicate of each" if near_duplicates else "1,000 held-out scenes"
     return Protocol(
         {
@@ -85,14 +90,17 @@ def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
 
 def _scenes_task(task: str, difficulty: str, states: str, **evaluation: int | str) -> Protocol:
     data = {"source": "scenes", "difficulty": difficulty}
-    values = {"task": task, "data": data, "evaluation": {"probe_items": 1000, **evaluation}}
+    rules = _SCENES_RULES if task == "grounding" else {}
+    values = {"task": task, "data": data, "evaluation": {"probe_items": 1000, **rules, **evaluation}}
     return Protocol(values, "test", f"{states} ({difficulty})")
 
 
 def _retrieval(file: str, n_images: int, k: int, lineage: Lineage, states: str, folds: int = 1) -> Protocol:
     data = {"source": "pairs", "eval_file": file, "image_size_px": PUBLIC_SIZE_PX}
-    values = {"task": "pretrain", "data": data, "evaluation": {"rerank_k": k, "retrieval_folds": folds}}
-    return Protocol(values, "test", f"{states}; ITM re-ranks ITC's {k} best", n_images, lineage)
+    evaluation = {"rerank_k": k, "retrieval_folds": folds, "repeated_captions": "separate", "itm_score": "match"}
+    values = {"task": "pretrain", "data": data, "evaluation": evaluation}
+    rule = f"each caption is an item; ITM's match logit re-ranks ITC's {k} best"
+    return Protocol(values, "test", f"{states}; {rule}", n_images, lineage)
 
 
 def _records(task: str, file: str, n_records: int | None, states: str, **evaluation: int | str) -> Protocol:
@@ -152,16 +160,20 @@ PROTOCOLS: dict[str, Protocol] = {
         "grounding",
         "data/refcoco+/val.jsonl",
         None,
-        "RefCOCO+ without boxes in training: Grad-CAM of the third of six fusion layers, the proposal with the most "
-        "heat for the root of its area, IoU 0.5; data.eval_file names val, testA or testB",
+        "RefCOCO+ without boxes in training: Grad-CAM of the match logit in the third of six fusion layers, resized "
+        "uncut, the proposal with the most heat for the root of its area, IoU 0.5; data.eval_file names val, testA or "
+        "testB",
         grounding_heat="fusion",
+        itm_score="match",
+        heat_resize="uncut",
     ),
     "pairs-zeroshot": Protocol(
         {"task": "pretrain", "data": {"source": "pairs"}, "evaluation": {"retrieval_folds": 1}},
         "all of data.eval_file",
         "all images and captions of data.eval_file, and the statements of data.statements_file; results are named "
-        "pairs-zeroshot-kK, where ITM re-ranks ITC's K best (evaluation.rerank_k, by default the checkpoint's)",
-        named=("rerank_k",),
+        "pairs-zeroshot-kK, where ITM re-ranks ITC's K best (evaluation.rerank_k, by default the checkpoint's), and "
+        "-match or -separate where evaluation.itm_score or repeated_captions is that",
+        named=("rerank_k", "itm_score", "repeated_captions"),
     ),
     **{
         f"records-{task}": Protocol(
@@ -175,8 +187,9 @@ PROTOCOLS: dict[str, Protocol] = {
             ("reasoning", (), ""),
             (
                 "grounding",
-                ("grounding_heat",),
-                "; results are named records-grounding-HEAT by evaluation.grounding_heat",
+                ("grounding_heat", "itm_score", "heat_resize"),
+                "; results are named records-grounding-HEAT by evaluation.grounding_heat, and -match or -uncut where "
+                "evaluation.itm_score or heat_resize is that",
             ),
         )
     },
@@ -248,7 +261,13 @@ def protocol_name(protocol: str, config: RunConfig, is_own: bool = True) -> str:
     return f"{protocol}{named}" if held and _is_whole(fixed, config) else f"{protocol}{named}{CUSTOM}"
 
 
+_USUAL = {"itm_score": "difference", "heat_resize": "cut", "repeated_captions": "merged"}
+"""Values of settings in names that are left out of them."""
+
+
 def _label(key: str, value: int | str) -> str:
+    if value == _USUAL.get(key):
+        return ""
     return f"-k{value}" if key == "rerank_k" else f"-{str(value).replace('_', '-')}"
 
 
@@ -322,7 +341,7 @@ def current_name(entry: Mapping[str, Any]) -> str:
     Entries of earlier versions have k in `rerank_k` only; here it is in their name too.
     """
     name, k = str(entry["protocol"]), entry.get("rerank_k")
-    for protocol in (name for name, fixed in PROTOCOLS.items() if fixed.named == ("rerank_k",)):
+    for protocol in (name for name, fixed in PROTOCOLS.items() if "rerank_k" in fixed.named):
         rest = name.removeprefix(protocol)
         if name.startswith(protocol) and not re.match(r"-k\d", rest) and k is not None:
             return f"{protocol}-k{k}{rest}"

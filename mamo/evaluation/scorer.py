@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from mamo.evaluation.predictor import Predictor
-from mamo.explain import grad_cam, image_grad_cam, occlusion
+from mamo.explain import ItmScore, grad_cam, image_grad_cam, occlusion, score_of
 from mamo.models.fusion import index_rows
-from mamo.models.heads import ITMHead
-from mamo.models.vlm import Backbone, Mamo
+from mamo.models.vlm import Mamo
 
 
 @contextmanager
@@ -123,11 +122,11 @@ class MaskedWordPredictor(Protocol):
 
 
 class Scorer:
-    """A network in eval mode with its tokenizer and batch size."""
+    """A network in eval mode with its tokenizer, batch size, and the ITM score by which it ranks and explains."""
 
-    def __init__(self, predictor: Predictor, batch_size: int) -> None:
+    def __init__(self, predictor: Predictor, batch_size: int, itm_score: ItmScore = "difference") -> None:
         self.network: Mamo = predictor.network
-        self.processor = predictor.processor
+        self.processor, self.itm_score = predictor.processor, itm_score
         self.tokenizer = predictor.processor.tokenizer
         self.text_max_tokens = predictor.processor.text_max_tokens
         self.device = predictor.device
@@ -144,8 +143,12 @@ class Scorer:
         return EncodedImages(torch.cat(tokens), torch.cat(features))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize texts -> (input_ids int64 [T, L], lengths int64 [T]), truncated to `text_max_tokens`."""
-        encoded = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.text_max_tokens)
+        """Tokenize texts -> (input_ids int64 [T, L], lengths int64 [T]), truncated to `text_max_tokens`.
+
+        Texts of files come cleaned; those of the embedded world need no cleaning but ALBEF's.
+        """
+        cleaned = list(texts) if self.processor.cleaning == "plain" else [self.processor.clean(text) for text in texts]
+        encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=self.text_max_tokens)
         lengths = torch.tensor(encoded["attention_mask"]).sum(dim=1)
         self.processor.warn_if_full(lengths)
         return torch.tensor(encoded["input_ids"]), lengths
@@ -175,13 +178,23 @@ class Scorer:
         image = images.feature[image_indices.to(self.device)]
         return (image * texts.feature[text_rows.to(self.device)]).sum(dim=1).cpu()
 
-    def itm_scores(self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
-        """Compute ITM scores of pairs, rows int64 [N] each: match minus mismatch logit, float32 [N] on the CPU."""
+    def itm_scores(
+        self,
+        images: ImageTokens,
+        texts: EncodedTexts,
+        image_indices: Tensor,
+        text_rows: Tensor,
+        rule: ItmScore = "difference",
+    ) -> Tensor:
+        """Compute ITM scores of pairs, rows int64 [N] each -> float32 [N] on the CPU.
+
+        By `rule` the score is match minus mismatch logit, of which the probability is the sigmoid, or the match logit.
+        """
         score = torch.empty(len(image_indices))
         cls = torch.zeros(len(image_indices), 1, dtype=torch.int64)
         for pairs, fused in self._fuse(images, texts, image_indices, text_rows, cls):
             logits = self.network.itm(fused[:, 0])  # [B, 2]
-            score[pairs] = (logits[:, 1] - logits[:, 0]).cpu()
+            score[pairs] = score_of(logits, rule).cpu()
         return score
 
     def gradcam(self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
@@ -189,12 +202,13 @@ class Scorer:
         fusion, itm = self.network.backbone.fusion, self.network.itm
         heat = torch.empty(len(image_indices), *fusion.grid)
         for pairs, image, place, text, is_valid in self._embedded(images, texts, image_indices, text_rows):
-            heat[pairs] = grad_cam(fusion, itm, index_rows(image, place), text, is_valid).cpu()
+            rows = index_rows(image, place)
+            heat[pairs] = grad_cam(fusion, itm, rows, text, is_valid, rule=self.itm_score).cpu()
         return heat
 
     def pixel_heatmaps(
         self,
-        how: Callable[[Backbone, ITMHead, Tensor, Tensor, Tensor], Tensor],
+        how: Callable[..., Tensor],
         image: Tensor,
         texts: EncodedTexts,
         image_indices: Tensor,
@@ -218,7 +232,7 @@ class Scorer:
             pixels = backbone.image_encoder.normalize(image[image_indices[pairs]].to(self.device))
             is_valid = _is_valid(texts.lengths[rows], longest).to(self.device)
             text = texts.tokens[rows, :longest].to(self.device)
-            heat[pairs] = how(backbone, itm, pixels, text, is_valid).cpu()
+            heat[pairs] = how(backbone, itm, pixels, text, is_valid, rule=self.itm_score).cpu()
         return heat
 
     def predict_masked(

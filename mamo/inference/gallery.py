@@ -128,14 +128,14 @@ def gallery_of_texts(scorer: Scorer, encode: EncodeTexts, images: Encode, texts:
     encoded = encode(texts)
 
     def match(queries: ImageTokens, rows: Tensor, items: Tensor) -> Tensor:
-        return scorer.itm_scores(queries, encoded, rows, items)
+        return scorer.itm_scores(queries, encoded, rows, items, scorer.itm_score)
 
     return Gallery(encoded.feature, images, match if scorer.network.get_head("itm") is not None else None)
 
 
 def _of_images(scorer: Scorer, texts: EncodeTexts, images: ImageTokens) -> Gallery[str]:
     def match(queries: EncodedTexts, rows: Tensor, items: Tensor) -> Tensor:
-        return scorer.itm_scores(images, queries, items, rows)
+        return scorer.itm_scores(images, queries, items, rows, scorer.itm_score)
 
     return Gallery(images.feature, texts, match if scorer.network.get_head("itm") is not None else None)
 

@@ -26,10 +26,9 @@ from torch.nn import functional
 from mamo.config.schema import GroundingHeat, RunConfig
 from mamo.data.collate import TOKENIZER_LOCK
 from mamo.data.images import BadSampleError
-from mamo.data.pairs_reader import clean_caption
 from mamo.data.processor import ImageLike, Processor, check_list
 from mamo.data.records import Box
-from mamo.data.transforms import eval_transform
+from mamo.data.tokenizer import ends_with_sep
 from mamo.evaluation.metrics.grounding import best_proposal, to_image_size
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
@@ -105,7 +104,7 @@ class Model(ModelHubMixin):
         self.card = card
         self.assets = assets
         self._predictor = predictor
-        self._scorer = Scorer(predictor, config.evaluation.batch_size)
+        self._scorer = Scorer(predictor, config.evaluation.batch_size, config.evaluation.itm_score)
 
     def __repr__(self) -> str:
         weight = next(self.network.parameters())
@@ -212,7 +211,7 @@ class Model(ModelHubMixin):
         boxes = _boxes(proposals)
         pixels = self.processor.pixels(image)
         size = (pixels.shape[1], pixels.shape[2])
-        resized = eval_transform(pixels, self.processor.image_size_px)[None]
+        resized = self.processor.resize(pixels)[None]
         with torch.inference_mode():
             row = torch.zeros(1, dtype=torch.int64)
             heat = heatmaps(self._scorer, resized, self._texts([expression]), row, row, how)[0]
@@ -237,14 +236,15 @@ class Model(ModelHubMixin):
         tokenizer, limit = self.processor.tokenizer, self.processor.text_max_tokens
         mask = tokenizer.mask_token
         # the tokenizer treats "[MASK]" in a text as plain text, so that captions cannot contain mask tokens
-        parts = [clean_caption(part) for part in text.split(mask)]
+        parts = [self.processor.clean(part) for part in text.split(mask)]
         with TOKENIZER_LOCK:
             ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
         joined = [tokenizer.cls_token_id, *ids[0]]
         for part in ids[1:]:
             joined += [tokenizer.mask_token_id, *part]
-        self.processor.warn_if_truncated(len(joined) + 1)
-        joined = [*joined[: limit - 1], tokenizer.sep_token_id]
+        end = [tokenizer.sep_token_id] if ends_with_sep(tokenizer) else []
+        self.processor.warn_if_truncated(len(joined) + len(end))
+        joined = [*joined[: limit - len(end)], *end]
         slots = [k for k, token in enumerate(joined) if token == tokenizer.mask_token_id]
         if not slots:
             raise ValueError(f"fill_mask: no {mask} among the first {limit} tokens of {text!r}")
@@ -256,7 +256,7 @@ class Model(ModelHubMixin):
             ).tolist()
         for slot, token in zip(slots, words, strict=True):
             joined[slot] = token
-        return str(tokenizer.decode(joined[1:-1]))
+        return str(tokenizer.decode(joined[1 : len(joined) - len(end)]))
 
     def answer(self, images: Sequence[ImageLike], questions: Sequence[str]) -> list[str]:
         """Answer question n about image n, from the answer list of fine-tuning (VQA).
@@ -371,7 +371,7 @@ class Model(ModelHubMixin):
         torch.Size([1, 1])
         """
         config, device = task.config, next(task.network.parameters()).device
-        processor = Processor(task.tokenizer, config.data.image_size, config.data.text_max_tokens)
+        processor = Processor.of(task.tokenizer, config)
         return cls(Predictor(task.network.eval(), processor, device), config, "", task.assets)
 
     @classmethod

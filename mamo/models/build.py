@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers import BertConfig
@@ -27,6 +28,8 @@ def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) 
     """Build the part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
     image_encoder = _image_encoder(config)
+    if config.model.image.pixel_statistics == "clip":
+        image_encoder.use_statistics(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     bert = bert_config_of(config, vocabulary_size, pad_token_id)
     text_encoder = _text_encoder(config, bert, vocabulary_size, pad_token_id)
     fusion = _fusion(config, image_encoder, text_encoder, bert)
@@ -109,24 +112,40 @@ def _fusion(config: MamoConfig, image_encoder: ImageTower, text_encoder: TextTow
 def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return functions that resample stored position embeddings to a network's grid, by parameter name.
 
-    The resampling is bicubic and leaves class tokens unchanged (as timm and MAE do).
+    The resampling is bicubic and leaves class tokens unchanged (as timm and MAE do). Grids are compared by rows and
+    columns: 9 x 16 patches are as many as 12 x 12, and at other places.
 
     Args:
         module: a network in which one part has patches (`grid`, `patch_size_px`). The parts with positions on its grid
             name them with `position_parameters`.
         old_image_size_px: height and width of the images that the stored positions are for.
+
+    Returns:
+        Nothing where the grid is the same. A function returns a tensor unchanged that has not the old grid's positions.
     """
     parts = dict(module.named_modules())
     (encoder,) = (part for part in parts.values() if hasattr(part, "patch_size_px"))
-    old_grid = [side // patch for side, patch in zip(old_image_size_px, encoder.patch_size_px)]
+    old_grid = tuple(side // patch for side, patch in zip(old_image_size_px, encoder.patch_size_px))
+    if old_grid == tuple(encoder.grid):
+        return {}
     return {
         f"{name}.{parameter}": functools.partial(
-            resample_abs_pos_embed, new_size=list(encoder.grid), old_size=old_grid, num_prefix_tokens=num_prefix_tokens
+            _resample, new_grid=tuple(encoder.grid), old_grid=old_grid, num_prefix_tokens=num_prefix_tokens
         )
         for name, part in parts.items()
         if hasattr(part, "position_parameters")
         for parameter, num_prefix_tokens in part.position_parameters().items()
     }
+
+
+def _resample(stored: Tensor, new_grid: tuple[int, int], old_grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
+    """Resample positions [1, N + P, D] of the old grid; return those of another number of patches unchanged."""
+    if stored.ndim != 3 or stored.shape[1] != num_prefix_tokens + old_grid[0] * old_grid[1]:
+        return stored
+    resampled: Tensor = resample_abs_pos_embed(
+        stored, new_size=list(new_grid), old_size=list(old_grid), num_prefix_tokens=num_prefix_tokens
+    )
+    return resampled
 
 
 def bert_config_of(config: RunConfig, vocabulary_size: int, pad_token_id: int) -> BertConfig:

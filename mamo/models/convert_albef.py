@@ -123,13 +123,14 @@ def _prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 def _prepare(found: dict[str, Tensor], wanted: dict[str, Tensor], backbone: Backbone, path: Path) -> WeightReport:
     """Resample `found` to the backbone's image size, and check that its tensors fit `wanted`, heads excepted."""
     interpolated = []
-    positions, target = found.get(_POSITIONS), wanted[_POSITIONS]
-    if positions is not None and positions.shape[1] != target.shape[1]:
-        num_prefix_tokens = backbone.image_encoder.num_prefix_tokens
-        side = math.isqrt(positions.shape[1] - num_prefix_tokens)  # ALBEF's images are square
+    positions, grid = found.get(_POSITIONS), backbone.image_encoder.grid
+    num_prefix_tokens = backbone.image_encoder.num_prefix_tokens
+    side = 0 if positions is None else math.isqrt(max(0, positions.shape[1] - num_prefix_tokens))
+    is_square = positions is not None and side * side == positions.shape[1] - num_prefix_tokens
+    if positions is not None and is_square and (side, side) != grid:  # ALBEF's images are square
         found[_POSITIONS] = resample_abs_pos_embed(
             positions,
-            new_size=list(backbone.image_encoder.grid),
+            new_size=list(grid),
             old_size=[side, side],
             num_prefix_tokens=num_prefix_tokens,
             antialias=False,  # as ALBEF's own code does

@@ -30,7 +30,7 @@ _NAMES = (
 _NON_TOWER_KEYS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 _UNUSED_IN_TOWER = ("head.", "embeddings.position_ids")
 """SigLIP's pooling head; a buffer of old files."""
-_SAME_FUNCTION = 2e-3
+SAME_FUNCTION = 2e-3
 """Tolerance: GELU and its tanh approximation (SigLIP's) differ by 0.0005 at most, GELU and QuickGELU by 0.02."""
 
 
@@ -74,7 +74,7 @@ def check_config(source: Path, vit: VisionTransformer) -> None:
     """Check, against a config.json in the weights' folder, the differences that weight shapes cannot show.
 
     Raises:
-        ValueError: another number of attention heads or another activation than the encoder's.
+        ValueError: another number of attention heads, layer-norm epsilon or activation than the encoder's.
     """
     file = (source if source.is_dir() else source.parent) / "config.json"
     if not file.is_file():
@@ -92,8 +92,13 @@ def check_config(source: Path, vit: VisionTransformer) -> None:
             f"{file} has {theirs.num_attention_heads} attention heads, the image encoder has {block.attn.num_heads}: "
             f"set model.image.heads={theirs.num_attention_heads}"
         )
+    if theirs.layer_norm_eps != block.norm1.eps:
+        raise ValueError(
+            f"{file} has layer_norm_eps {theirs.layer_norm_eps}, the image encoder {block.norm1.eps}: name another, "
+            "vit_*_clip_* for a CLIP, vit_*_siglip_* for a SigLIP"
+        )
     x = torch.linspace(-8, 8, 1001)
-    if float((act(x) - block.mlp.act(x)).abs().max()) > _SAME_FUNCTION:
+    if float((act(x) - block.mlp.act(x)).abs().max()) > SAME_FUNCTION:
         raise ValueError(
             f"{file} has the activation {theirs.hidden_act!r}, the image encoder {block.mlp.act}: name another, for "
             "quick_gelu one of vit_*_clip_quickgelu_*"

@@ -190,6 +190,10 @@ def _why_refused(vit: nn.Module) -> str | None:
         return "its patches come from a convolutional network, through which masked pixels would leak"
     if vit.pos_embed is None:
         return "it has no absolute position embeddings"
+    needed = ("fused_attn", "num_heads", "attn_drop")
+    other = next((b for b in vit.blocks if not all(hasattr(getattr(b, "attn", None), name) for name in needed)), None)
+    if other is not None:
+        return f"its blocks are of {type(other).__name__}, without one attention of their own"
     return None
 
 
@@ -205,15 +209,17 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
         encoder: filled in place; unchanged when an error is raised.
         source: ``"timm"`` (the published weights of the encoder's name, needs network), a local .safetensors, .pt or
             .pth file, or a folder of .safetensors files. Position embeddings in a file are read as a square grid where
-            their number is a square, else as the encoder's own grid.
+            their number is a square, else as the encoder's own grid. A number that fits both is refused.
 
     Raises:
         ValueError: naming the keys that are missing, unused (other than those of a classifier, a pooling head or a text
             tower) or of another shape, or the values of a transformers config.json that differ from the encoder's.
     """
+    grid: tuple[int, int] | None = None
     if source == "timm":
         try:
-            state = timm.create_model(encoder.name, pretrained=True).state_dict()
+            published: Any = timm.create_model(encoder.name, pretrained=True)
+            state, grid = published.state_dict(), (*published.patch_embed.grid_size,)
         except RuntimeError:  # timm's, for a model without published weights
             raise ValueError(f"timm has no published weights of {encoder.name}: name a file, or use random") from None
     else:
@@ -223,7 +229,7 @@ def load_image_weights(encoder: ImageEncoder, source: str) -> WeightReport:
     heads = tuple(sorted(key for key in state if key.startswith(_CLASSIFIER_PREFIXES) and key not in own))
     state = {key: value for key, value in state.items() if key not in heads}
     interpolated: tuple[str, ...] = ()
-    if "pos_embed" in state and _resample_positions(encoder, state):
+    if "pos_embed" in state and _resample_positions(encoder, state, source, grid):
         interpolated = ("pos_embed",)
     check_keys(state, own, source)
     encoder.vit.load_state_dict(state)
@@ -255,14 +261,33 @@ def _image_tower(
     return tower, non_tower_keys
 
 
-def _resample_positions(encoder: ImageEncoder, state: dict[str, Tensor]) -> bool:
-    """Resample ``state["pos_embed"]`` to the encoder's grid; return whether it changed."""
+def _resample_positions(
+    encoder: ImageEncoder, state: dict[str, Tensor], source: str, grid: tuple[int, int] | None
+) -> bool:
+    """Resample ``state["pos_embed"]`` to the encoder's grid; return whether it changed.
+
+    Args:
+        encoder: gives the grid.
+        state: weights under timm's names.
+        source: names them in messages.
+        grid: rows and columns of the stored positions; None takes a square, where their number is one.
+
+    Raises:
+        ValueError: the positions fill a square and, in another arrangement, the encoder's grid: both may be meant.
+    """
     num_prefix_tokens = 0 if encoder.vit.no_embed_class else encoder.num_prefix_tokens
     n_patches = state["pos_embed"].shape[1] - num_prefix_tokens
-    side = math.isqrt(n_patches)
-    if side * side != n_patches or (side, side) == encoder.grid:
+    side, (rows, columns) = math.isqrt(max(0, n_patches)), encoder.grid
+    old = grid or (side, side)
+    if old[0] * old[1] != n_patches or old == encoder.grid:
         return False
+    if grid is None and n_patches == rows * columns:
+        raise ValueError(
+            f"weights of {source}: pos_embed has {n_patches} positions, which may be {side} x {side} patches or this "
+            f"encoder's {rows} x {columns}, and a file does not say; set data.image_size_px to another number of "
+            "patches, or start from the run that has them (checkpoint=RUN)"
+        )
     state["pos_embed"] = resample_abs_pos_embed(
-        state["pos_embed"], new_size=list(encoder.grid), old_size=[side, side], num_prefix_tokens=num_prefix_tokens
+        state["pos_embed"], new_size=list(encoder.grid), old_size=list(old), num_prefix_tokens=num_prefix_tokens
     )
     return True

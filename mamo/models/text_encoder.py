@@ -7,12 +7,15 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
+from transformers.activations import ACT2FN
 
 from mamo.hub import hub_folder
 from mamo.models.attention import BERT_ATTENTION
-from mamo.models.fusion import FusionEncoder, PostNormLayer
+from mamo.models.convert_clip import SAME_FUNCTION
+from mamo.models.fusion import LAYER_NORM_EPS, FusionEncoder, PostNormLayer
 from mamo.models.heads import MLMHead
 from mamo.models.init import init_by_fan_in
 from mamo.models.towers import TextTower
@@ -96,11 +99,15 @@ def load_bert_weights(
 
     Raises:
         ValueError: naming the keys that are missing, unused (other than those of heads) or of another shape. BERT must
-            have exactly as many layers as text encoder and fusion together.
+            have exactly as many layers as text encoder and fusion together. Or a config.json beside the weights says
+            what their shapes do not show: other heads, another activation, epsilon or kind of positions; or the
+            masked-word head has a decoder of its own.
     """
     path = Path(source) if Path(source).exists() else _download(source)
-    _check_heads(path, text_encoder, fusion)
+    _check_config(path, text_encoder, fusion, mlm_head)
     state = {_modern_name(key): value for key, value in read_weights(path).items()}
+    if mlm_head is not None:
+        _check_tie(state, source)
     wanted = dict(text_encoder.bert.state_dict())
     n_text = len(text_encoder.bert.encoder.layer)
     parameters = fusion.named_parameters() if fusion is not None else ()
@@ -130,18 +137,56 @@ def _modern_name(key: str) -> str:
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _check_heads(path: Path, text_encoder: TextEncoder, fusion: FusionEncoder | None) -> None:
-    """Compare the number of attention heads, which weight shapes do not show, with a config.json in the folder."""
+def _check_config(
+    path: Path, text_encoder: TextEncoder, fusion: FusionEncoder | None, mlm_head: MLMHead | None
+) -> None:
+    """Compare, with a config.json in the weights' folder, the differences that weight shapes do not show.
+
+    Raises:
+        ValueError: other attention heads; in the fusion or the masked-word head, which have BERT's own, another
+            activation or layer-norm epsilon; positions that are not absolute, or a decoder.
+    """
     config_file = (path if path.is_dir() else path.parent) / "config.json"
     if not config_file.is_file():
         return
-    theirs = bert_config_from(str(config_file.parent)).num_attention_heads
-    ours = {"text encoder": text_encoder.bert.config.num_attention_heads}
-    if fusion is not None:
-        ours["fusion"] = fusion.heads
-    for part, heads in ours.items():
-        if heads != theirs:
-            raise ValueError(f"{config_file} has {theirs} attention heads, the {part} has {heads}: make them equal")
+    theirs, ours = bert_config_from(str(config_file.parent)), text_encoder.bert.config
+    heads = {"text encoder": ours.num_attention_heads} | ({} if fusion is None else {"fusion": fusion.heads})
+    for part, n_heads in heads.items():
+        if n_heads != theirs.num_attention_heads:
+            raise ValueError(
+                f"{config_file} has {theirs.num_attention_heads} attention heads, the {part} has {n_heads}: "
+                "make them equal"
+            )
+    wanted: dict[str, object] = {"hidden_act": ours.hidden_act, "layer_norm_eps": ours.layer_norm_eps}
+    if fusion is not None or mlm_head is not None:
+        wanted = {"hidden_act": "gelu", "layer_norm_eps": LAYER_NORM_EPS}
+    wanted |= {"position_embedding_type": "absolute", "is_decoder": False}
+    for key, value in wanted.items():
+        found = getattr(theirs, key, value)
+        if found != value and not (key == "hidden_act" and _is_same_function(str(found), str(value))):
+            raise ValueError(f"{config_file} has {key}: {found}, the network {value}; choose a BERT with {value}")
+
+
+def _is_same_function(one: str, other: str) -> bool:
+    """Return whether two activations agree up to `SAME_FUNCTION`; False for an unknown name."""
+    if one not in ACT2FN or other not in ACT2FN:
+        return False
+    x = torch.linspace(-8, 8, 1001)
+    return float((ACT2FN[one](x) - ACT2FN[other](x)).abs().max()) <= SAME_FUNCTION
+
+
+def _check_tie(state: dict[str, Tensor], source: str) -> None:
+    """Raise ValueError where the masked-word head's decoder repeats neither the word embeddings nor the head's bias."""
+    for copy_key, key in (
+        ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ):
+        repeated, origin = state.get(copy_key), state.get(key)
+        if repeated is not None and origin is not None and not torch.equal(repeated, origin):
+            raise ValueError(
+                f"weights of {source}: {copy_key} differs from {key}, and this network's masked-word head shares the "
+                "two; choose a BERT with tie_word_embeddings, or set losses.weights.mlm=0"
+            )
 
 
 def _download(source: str) -> Path:

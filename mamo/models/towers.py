@@ -36,6 +36,12 @@ class PixelNormalizer(nn.Module):
             return image
         return (image.float() - self.pixel_mean) / self.pixel_std
 
+    def use_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Replace the pixel statistics."""
+        self.mean, self.std = tuple(mean), tuple(std)
+        for name, values in self._statistics().items():
+            setattr(self, name, values.to(getattr(self, name).device))
+
     def _statistics(self) -> dict[str, Tensor]:
         """Return 255 * mean and 255 * std, each float32 [3, 1, 1]."""
         values = {"pixel_mean": self.mean, "pixel_std": self.std}
@@ -44,8 +50,7 @@ class PixelNormalizer(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Move or cast the module; move the statistics, but never round them."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, values in self._statistics().items():
-            setattr(self, name, values.to(getattr(self, name).device))
+        self.use_statistics(self.mean, self.std)
         return self
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from mamo.config.conventions import ALBEF, conventions_of
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
 from mamo.training.checkpoint import read_state
@@ -24,6 +25,7 @@ def model_card(folder: Path, config: RunConfig) -> str:
             f"{training.optimizer}"
         ),
         "training data": f"{_data(config)}, fingerprint `{state['data_fingerprint']}`",
+        "conventions": _conventions(config),
         "seed and precision": f"{config.seed}, {training.precision}",
         "versions": ", ".join(f"{name} {number}" for name, number in state["versions"].items()),
     }
@@ -37,6 +39,13 @@ def model_card(folder: Path, config: RunConfig) -> str:
         lines += ["", f"## {entry['protocol']}, {entry['split']}", "", "| metric | % |", "|---|---|"]
         lines += [f"| {name} | {value:.1f} |" for name, value in entry["metrics"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _conventions(config: RunConfig) -> str:
+    """List the conventions of the weights by which images and texts are read and scored."""
+    found = conventions_of(config)
+    origin = " (ALBEF's)" if found == ALBEF else ""
+    return ", ".join(f"`{key}: {str(value).lower()}`" for key, value in found.items()) + origin
 
 
 def _data(config: RunConfig) -> str:

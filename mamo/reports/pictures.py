@@ -74,7 +74,7 @@ def network_pictures(
         rows: number of queries, expressions and images of each kind.
     """
     network: Mamo = predictor.network.eval()
-    scorer = Scorer(predictor, config.evaluation.batch_size)
+    scorer = Scorer(predictor, config.evaluation.batch_size, config.evaluation.itm_score)
     pictures, captions, n = samples.pictures, samples.captions, len(samples.pictures)
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     found: list[tuple[str, str]] = []
@@ -121,7 +121,7 @@ def _rankings(
     if scorer.network.get_head("itm") is None:
         return shortlists[0][:, :TOP].tolist(), shortlists[1][:, :TOP].tolist(), "ITC"
     pairs, *places = union_of_pairs(*shortlists)
-    score = scorer.itm_scores(images, texts, pairs[:, 0], pairs[:, 1])
+    score = scorer.itm_scores(images, texts, pairs[:, 0], pairs[:, 1], scorer.itm_score)
     best = [s.gather(1, score[place].topk(min(TOP, k), dim=1).indices) for s, place in zip(shortlists, places)]
     return best[0].tolist(), best[1].tolist(), "ITM among the shortlist of ITC"
 

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import MamoModelConfig, RunConfig
-from mamo.data.processor import Processor
+from mamo.data.processor import Processor, has_sep
 from mamo.data.tokenizer import read_tokenizer
 from mamo.evaluation.predictor import Predictor
 from mamo.imports import no_code_from
@@ -38,14 +38,13 @@ def restore_task(
     Raises:
         CheckpointError: the weights cannot be read or do not fit the config.
     """
-    words = words or read_tokenizer(str(folder / tokenizer))
+    words = words or read_tokenizer(str(folder / tokenizer), has_sep(config))
     with no_code_from(folder):
         task = build_task(without_published(config, folder), words, folder)
     stored = load_stored_config(folder) if (folder / CONFIG).is_file() else config
     resamplers = position_resamplers(task.network, stored.data.image_size)
     checkpoint.load_transfer(folder, weights, task.network, strict_prefix="", resample=resamplers)
-    processor = Processor(words, config.data.image_size, config.data.text_max_tokens)
-    return task, Predictor(task.network.to(device).eval(), processor, device)
+    return task, Predictor(task.network.to(device).eval(), Processor.of(words, config), device)
 
 
 def without_published(config: RunConfig, folder: Path) -> RunConfig:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import DataConfig, RunConfig
 from mamo.config.values import Values
+from mamo.data.cleaning import cleaner
 from mamo.data.identity import identity_warnings
 from mamo.data.images import BadSamplePolicy
 from mamo.data.judge import check_headers, grounding_problems, name_of, raise_problems, row_problems
@@ -20,14 +21,17 @@ from mamo.data.loader import SampleDataset
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset
 from mamo.data.pairs_reader import read_pairs
+from mamo.data.processor import cleaning_of, has_sep
 from mamo.data.record_dataset import LoadImage, Record, RecordDataset, file_records, image_names
 from mamo.data.records import (
     GroundingRecord,
     ReasoningRecord,
     VqaRecord,
 )
-from mamo.data.tokenizer import read_tokenizer
+from mamo.data.tokenizer import TOKENIZER_FILES, read_tokenizer, use_sep
 from mamo.data.transforms import train_transform_from
+from mamo.hub import hub_folder
+from mamo.models.text_encoder import bert_config_from
 from mamo.world.datasets import ScenePairs
 from mamo.world.questions import question
 from mamo.world.referring import expressions
@@ -39,9 +43,47 @@ from mamo.world.vocabulary import scenes_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer that `data.tokenizer` names: `scenes`, a folder, or a hub name."""
-    return scenes_tokenizer() if name == "scenes" else read_tokenizer(name)
+def load_tokenizer(name: str, has_sep: bool = True) -> PreTrainedTokenizerFast:
+    """Load the tokenizer that `data.tokenizer` names: `scenes`, a folder, or a hub name; see `read_tokenizer`."""
+    return use_sep(scenes_tokenizer(), has_sep) if name == "scenes" else read_tokenizer(name, has_sep)
+
+
+def tokenizer_of(config: RunConfig) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a config; compare it with the one of the BERT whose weights the config takes.
+
+    Raises:
+        ValueError: there is none, or BERT's words have other ids.
+    """
+    tokenizer, text = load_tokenizer(config.data.tokenizer, has_sep(config)), config.model.text
+    is_file = config.checkpoint is not None and Path(config.checkpoint).is_file()
+    if text.bert is not None and (is_file or (text.weights == "bert" and config.checkpoint is None)):
+        check_bert_tokenizer(tokenizer, config.data.tokenizer, text.bert)
+    return tokenizer
+
+
+def check_bert_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str, bert: str) -> None:
+    """Raise ValueError unless a tokenizer gives words the ids that they have in a BERT.
+
+    Args:
+        tokenizer: of the run.
+        name: `data.tokenizer`, for messages.
+        bert: folder or hub name; without a tokenizer in it, the numbers of words are compared.
+    """
+    folder = Path(bert) if Path(bert).exists() else hub_folder(bert, ("config.json",), TOKENIZER_FILES)
+    advice = "set data.tokenizer to the tokenizer that belongs to it"
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES[:2]):
+        n_words = bert_config_from(str(folder)).vocab_size
+        if n_words != len(tokenizer):
+            raise ValueError(f"data.tokenizer: {name} has {len(tokenizer)} words, {bert} has {n_words}; {advice}")
+        return
+    own, theirs = tokenizer.get_vocab(), read_tokenizer(str(folder)).get_vocab()
+    differing = sorted(word for word in own if own[word] != theirs.get(word))
+    if differing or len(own) != len(theirs):
+        word = differing[0] if differing else min(theirs.keys() - own.keys())
+        raise ValueError(
+            f"data.tokenizer: {name} is not the tokenizer of {bert} (model.text.bert): {word!r} has id "
+            f"{own.get(word)} here, {theirs.get(word)} there; {advice}"
+        )
 
 
 def record_dataset(records: list[Record], load_image: LoadImage, data: DataConfig) -> RecordDataset[Record]:
@@ -164,9 +206,10 @@ def pair_dataset(config: RunConfig) -> SampleDataset:
     """Return the training pairs of a config."""
     data = config.data
     if data.source == "scenes":
-        return ScenePairs(data, "train", data.train_scenes)
+        return ScenePairs(data, "train", data.train_scenes, cleaning=cleaning_of(config))
     parts: list[Any] = [read_pairs(Path(file), data.train_split) for file in data.train_files]
     for line in identity_warnings(parts):
         logger.warning("data.train_file: %s", line)
     records: ConcatDataset[PairRecord] = ConcatDataset(parts)  # no shard is read to be joined
-    return PairDataset(records, data.image_size, train_transform_from(data), data.bad_samples.policy)
+    clean = cleaner(cleaning_of(config))
+    return PairDataset(records, data.image_size, train_transform_from(data), data.bad_samples.policy, clean)

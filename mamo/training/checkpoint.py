@@ -367,14 +367,15 @@ def load_transfer(
         name: the module's name in it.
         module: filled in place; untouched when an error is raised.
         strict_prefix: names with this prefix must exist on both sides; others may be missing on either.
-        resample: by name of a tensor whose size follows the image's: resamples a stored one to this module's size.
+        resample: by name of a tensor on the grid of patches: resamples a stored one to this module's grid, which may
+            have as many patches; empty where the grid is the same.
 
     Raises:
         CheckpointError: names the differences outside of the heads.
     """
     tensors = read_tensors(folder, name)
     expected = _tensors_of(module)
-    interpolated = [key for key in resample if key in tensors and tensors[key].shape != expected[key].shape]
+    interpolated = [key for key in resample if key in tensors]
     tensors |= {key: resample[key](tensors[key]) for key in interpolated}
     new, unused = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     differing = {key for key in new | unused if key.startswith(strict_prefix)}

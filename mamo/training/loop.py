@@ -127,7 +127,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         targets, values = self.backward(batch, step)
-        values["gradient_norm"] = clip_gradients(self.task.network, self.config.training.gradient_clip_norm)
+        values["gradient_norm"] = clip_gradients(self.task.network, self.config.training.gradient_clip_norm or math.inf)
         numbers = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist()))
         bad = [name for name, number in numbers.items() if not math.isfinite(number)]
         if bad:

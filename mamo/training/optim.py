@@ -10,18 +10,23 @@ from mamo.config.values import Values
 from mamo.models.layers import transformer_layers
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[Values]:
-    """Return two groups: decayed matrices, and vectors and scalars (biases, norms, temperature) without decay."""
+def parameter_groups(network: nn.Module, weight_decay: float, decays_scalars: bool = False) -> list[Values]:
+    """Return two groups: decayed matrices, and vectors (biases, norms) without decay.
+
+    Scalars, as the temperature, belong to the second group, or with `decays_scalars` to the first.
+    """
     trainable = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if p.ndim >= 2 or (decays_scalars and p.ndim == 0)]
+    taken = {id(p) for p in decayed}
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) not in taken], "weight_decay": 0.0},
     ]
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return PyTorch's fused AdamW over `parameter_groups`; with `optimizer: muon`, `MuonWithAdamW`."""
-    groups = parameter_groups(network, config.weight_decay)
+    groups = parameter_groups(network, config.weight_decay, config.decay_temperature)
     if config.optimizer == "muon":
         return MuonWithAdamW(layer_matrices(network), groups, config)
     return _adamw(groups, config)
@@ -67,10 +72,29 @@ def _adamw(groups: list[Values], config: TrainingConfig) -> torch.optim.AdamW:
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
-    """Warm up linearly from 0, then follow a cosine from `learning_rate` to `learning_rate_min`; `step` is 0-based."""
+    """Warm up linearly from 0, then follow a cosine from `learning_rate` to `learning_rate_min`; `step` is 0-based.
+
+    With `schedule: albef` the warm-up begins at `learning_rate_min` and has `WARMUP_STAIRS` stairs, of which the first
+    is a step longer, as ALBEF sets the rate after a step; the cosine has a stair an epoch and begins with the run.
+    """
+    if config.schedule == "albef":
+        return _albef_learning_rate(config, step)
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     span = max(1, config.total_steps - config.warmup_steps)
     share = (step - config.warmup_steps) / span
     low, high = config.learning_rate_min, config.learning_rate
     return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+WARMUP_STAIRS = 20
+
+
+def _albef_learning_rate(config: TrainingConfig, step: int) -> float:
+    assert config.epoch_steps is not None
+    low, high = config.learning_rate_min, config.learning_rate
+    epoch, n_epochs = step // config.epoch_steps, math.ceil(config.total_steps / config.epoch_steps)
+    if epoch == 0:
+        stair = max(0, step - 1) * WARMUP_STAIRS // config.warmup_steps if config.warmup_steps else WARMUP_STAIRS
+        return low + (high - low) * min(stair, WARMUP_STAIRS) / WARMUP_STAIRS
+    return low + (high - low) * (1 + math.cos(math.pi * epoch / n_epochs)) / 2

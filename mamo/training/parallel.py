@@ -257,7 +257,10 @@ def _split_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
 
 
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
-    """Scale all gradients down to a joint L2 norm of `max_norm`; returns the norm before, of the whole network."""
+    """Scale all gradients down to a joint L2 norm of `max_norm`; returns the norm before, of the whole network.
+
+    Infinity leaves them unchanged.
+    """
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     sharded = [g.to_local() for g in gradients if isinstance(g, DTensor)]
     if not sharded:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from mamo.config.conventions import EVALUATED, conventions_of, with_conventions
 from mamo.config.load import BuildConfig
 from mamo.config.schema import MamoModelConfig, RunConfig
 from mamo.config.values import Values, expand_path, flatten, merge, read_values
@@ -68,7 +69,7 @@ def finetune_config(path: Path, overrides: Sequence[str], is_resume: bool, build
 def inherit_from_checkpoint(
     values: Values, stored: Values, tokenizer: str, origin: str, build: BuildConfig
 ) -> RunConfig:
-    """Build the config of a run that starts from another: model, image size and text length are `stored`'s.
+    """Build the config of a run that starts from another: model, image size, text length and ITM score are `stored`'s.
 
     Args:
         values: of the run itself; its `data` goes over what is inherited.
@@ -83,7 +84,9 @@ def inherit_from_checkpoint(
     if "model" in values:
         raise ValueError(f"{origin}: model: not allowed here, it comes from the checkpoint; remove the section")
     sizes = {key: stored["data"][key] for key in ("image_size_px", "text_max_tokens")}
-    return build(merge({"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}}, values), origin)
+    read_by = {key: stored["evaluation"][key] for key in EVALUATED if key in stored.get("evaluation", {})}
+    inherited = {"model": stored["model"], "data": {**sizes, "tokenizer": tokenizer}, "evaluation": read_by}
+    return build(merge(inherited, values), origin)
 
 
 def read_lineage(folder: Path) -> list[Values]:
@@ -138,6 +141,7 @@ def resumed_config(present: RunConfig, resolved_file: Path, build: BuildConfig) 
     if not resolved_file.is_file():
         raise ValueError(f"nothing to resume: {resolved_file} does not exist; start without --resume")
     stored = build(read_values(resolved_file), str(resolved_file))
+    present, _ = with_conventions(present, conventions_of(stored))
     old, new = flatten(stored.model_dump()), flatten(present.model_dump())
     for key in AUTO_KEYS:
         if new[key] == "auto":

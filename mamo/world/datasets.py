@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mamo.config.schema import DataConfig
+from mamo.data.cleaning import Cleaning, cleaner
 from mamo.data.pairs import Sample, hash_id
 from mamo.world import captions, rendering
 from mamo.world.minimal_pairs import distinguishing_caption, training_scene
@@ -22,17 +23,26 @@ class ScenePairs:
     """Image-text pairs of the embedded world. Each scene has five captions; each load draws one.
 
     Training scenes come in pairs. Half of these are minimal pairs (`mamo.world.minimal_pairs`). The first scenes have
-    few objects, see `data.curriculum_scenes`. With `identifying` the text is `identifying_caption`.
+    few objects, see `data.curriculum_scenes`. With `identifying` the text is `identifying_caption`. Captions need no
+    cleaning but ALBEF's.
     """
 
     group_size = 2
 
-    def __init__(self, config: DataConfig, split: Split, n_scenes: int, identifying: bool = False) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        split: Split,
+        n_scenes: int,
+        identifying: bool = False,
+        cleaning: Cleaning = "plain",
+    ) -> None:
         self.world = SceneWorld(config.difficulty, WORLD_SEED)
         self.split = split
         self.n_scenes = n_scenes
         self.image_size_px = config.image_size
         self.identifying = identifying
+        self.clean = None if cleaning == "plain" else cleaner(cleaning)
         self.stage_ends = list(itertools.accumulate(config.curriculum_scenes))
 
     def __len__(self) -> int:
@@ -61,6 +71,8 @@ class ScenePairs:
         else:
             order = rng.choice(captions.N_CAPTIONS, size=captions.N_CAPTIONS, replace=False, p=CAPTION_SHARES)
             text = distinguishing_caption(scene, counterpart, order.tolist())
+        if self.clean is not None:
+            text = self.clean(text)
         image = rendering.render(scene, self.image_size_px)  # [H, W, 3]
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mamo.data.cleaning import Cleaning, cleaner
 from mamo.world.captions import COUNTING, N_CAPTIONS, caption_draft
 from mamo.world.grammar import (
     NUMBERS,
@@ -52,6 +53,22 @@ def masked_word_items(world: SceneWorld, n_scenes: int, split: Split = "test") -
     among those of the scene's five captions for which no other word makes the caption true.
     """
     return [item for index in range(n_scenes) for item in _scene_items(world.scene(split, index))]
+
+
+def cleaned_items(items: Sequence[MaskedWord], cleaning: Cleaning) -> list[MaskedWord]:
+    """Return the items with their captions cleaned; leave out words beyond those that cleaning keeps.
+
+    Captions of the embedded world need no cleaning but ALBEF's.
+    """
+    if cleaning == "plain":
+        return list(items)
+    clean, found = cleaner(cleaning), []
+    for item in items:
+        word, caption = item.caption[item.start : item.end].lower(), clean(item.caption)
+        start = len(clean(item.caption[: item.start] + "x")) - 1
+        if caption[start : start + len(word)] == word:
+            found.append(replace(item, caption=caption, start=start, end=start + len(word)))
+    return found
 
 
 def _scene_items(scene: Scene) -> Iterator[MaskedWord]:

@@ -5,11 +5,13 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mamo.data.tokenizer import is_word_start, train_tokenizer
+from mamo.data.collate import tokenize, tokenize_closed
+from mamo.data.tokenizer import SPECIAL_TOKENS, is_word_start, read_tokenizer, train_tokenizer, unknown_share, use_sep
 from mamo.tasks.sources import load_tokenizer
 from mamo.world import captions
 from mamo.world.scene import SceneWorld
@@ -123,3 +125,86 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "maskless")
     with pytest.raises(ValueError, match="no mask token"):
         load_tokenizer(str(tmp_path / "maskless"))
+
+
+LETTERS = tuple(string.ascii_lowercase)
+KINDS = ("pad", "unk", "cls", "sep", "mask")
+FRAME = "[CLS] $A [SEP]"
+
+
+def save(folder: Path, ids: dict[str, int], frame: str = FRAME, prefix: str = "##", **options: str) -> str:
+    """Write a WordPiece tokenizer of a vocabulary, with a template of special tokens and options of its own."""
+    model = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", continuing_subword_prefix=prefix))
+    model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [(token, ids[token]) for token in ("[CLS]", "[SEP]")]
+    model.post_processor = processors.TemplateProcessing(single=frame, special_tokens=special)
+    names = {f"{kind}_token": f"[{kind.upper()}]" for kind in KINDS}
+    PreTrainedTokenizerFast(tokenizer_object=model, **{**names, **options}).save_pretrained(folder)
+    return str(folder)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    order=st.permutations([*SPECIAL_TOKENS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]),
+    gap=st.sampled_from([0, 0, 0, 5]),
+    frame=st.sampled_from([FRAME, FRAME, "[CLS] $A", "$A [SEP] [CLS]", "[CLS] [CLS] $A [SEP]", "[SEP] $A [CLS]", "$A"]),
+    side=st.sampled_from(["left", "right"]),
+    shared=st.sampled_from([{}, {}, {}, {"pad_token": "[SEP]"}, {"mask_token": "[UNK]"}]),
+)
+def test_a_tokenizer_does_what_batches_rely_on_or_is_refused(
+    order: list[str], gap: int, frame: str, side: str, shared: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Bug: heads read padding or a word instead of [CLS], or an id has no row in the word embeddings."""
+    ids = {token: number + (gap if number > 20 else 0) for number, token in enumerate(order)}
+    sides = {"padding_side": side, "truncation_side": side}
+    folder = save(tmp_path_factory.mktemp("tokenizer"), ids, frame, **sides, **shared)
+    if gap or shared or not frame.startswith("[CLS] $A"):
+        with pytest.raises(ValueError, match=r"number them from 0 to|gives one id to|not as \[CLS\] words \[SEP\]"):
+            read_tokenizer(folder)
+        return
+    for has_sep in (True, False):
+        tokenizer = read_tokenizer(folder, has_sep)
+        input_ids, is_valid = tokenize(tokenizer, ["abc", "red circle above"], 8)
+        assert input_ids.shape == (2, 8)  # cut behind
+        assert (input_ids[:, 0] == ids["[CLS]"]).all()
+        assert is_valid.sum(dim=1).tolist() == [4 + has_sep, 8]
+        assert (input_ids[0, 4 + has_sep :] == ids["[PAD]"]).all()
+        assert (input_ids == ids["[SEP]"]).sum().item() == 2 * has_sep
+        closed, closed_is_valid = tokenize_closed(tokenizer, ["abc", "red circle above"], 8)
+        assert closed_is_valid.sum(dim=1).tolist() == [5, 8]
+        assert closed[0, 4] == closed[1, 7] == ids["[SEP]"]
+
+
+def test_words_need_marked_pieces(tmp_path: Path) -> None:
+    """Bug: whole-word masking of a tokenizer whose pieces do not show where a word begins masks single pieces."""
+    at = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *LETTERS, *(f"@@{c}" for c in LETTERS), "##"))}
+    starts = is_word_start(read_tokenizer(save(tmp_path / "at", at, prefix="@@")))
+    assert [token for token in at if not starts[at[token]]] == [f"@@{letter}" for letter in LETTERS]
+    for name, model, splitter in (
+        ("bpe", models.BPE({**at, "Ġ": len(at)}, [], unk_token="[UNK]"), pre_tokenizers.ByteLevel()),
+        ("unigram", models.Unigram([(token, -1.0) for token in at], unk_id=1), pre_tokenizers.Metaspace()),
+    ):
+        tokenizer = read_tokenizer(save(tmp_path / name, at))
+        tokenizer.backend_tokenizer.model = model
+        tokenizer.backend_tokenizer.pre_tokenizer = splitter
+        with pytest.raises(ValueError, match=r"masking\.text_unit: word needs a tokenizer that marks"):
+            is_word_start(tokenizer)
+
+
+def test_the_share_of_unknown_words_is_counted() -> None:
+    """Bug: captions of which the tokenizer knows no word train in silence."""
+    tokenizer = scenes_tokenizer()
+    assert unknown_share(tokenizer, *tokenize(tokenizer, ["赤い丸", "青い四角"], 16)) == 1
+    assert unknown_share(tokenizer, *tokenize(tokenizer, ["a red circle", "two"], 16)) == 0
+    assert 0 < unknown_share(tokenizer, *tokenize(tokenizer, ["a red circle 赤", "two"], 16)) < 0.5
+
+
+def test_a_vocabulary_of_bert_is_enough(tmp_path: Path) -> None:
+    """Bug: a folder with `vocab.txt` is answered by a library's advice to install another library."""
+    vocabulary = [*SPECIAL_TOKENS, "a", "red", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    tokenizer = read_tokenizer(str(tmp_path))
+    assert tokenizer("A Reds")["input_ids"] == [2, 5, 6, 7, 3]
+    use_sep(tokenizer, False).save_pretrained(tmp_path / "again")  # which forgets that
+    assert read_tokenizer(str(tmp_path / "again"), has_sep=False)("red")["input_ids"] == [2, 6]
+    assert read_tokenizer(str(tmp_path / "again"))("red")["input_ids"] == [2, 6, 3]

@@ -343,6 +343,26 @@ def test_the_report_names_what_was_done(tmp_path: Path) -> None:
     assert torch.equal(body.image_encoder.vit.pos_embed[:, :1], old[:, :1])
 
 
+def test_as_many_patches_in_another_arrangement_are_resampled(tmp_path: Path) -> None:
+    """Bug: 4 x 4 stored positions pass for the 2 x 8 of wide images."""
+    path = albef_file(tmp_path)
+    task = task_of(config_of(image_size_px=[32, 128]))
+    assert load(path, task).interpolated == ("visual_encoder.pos_embed", "momentum visual_encoder.pos_embed")
+    old = torch.load(path, weights_only=True)["model"]["visual_encoder.pos_embed"]
+    expected = torch.nn.functional.interpolate(
+        old[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2), size=(2, 8), mode="bicubic"
+    )
+    found = task.network.backbone.image_encoder.vit.pos_embed
+    torch.testing.assert_close(found[:, 1:], expected.flatten(2).transpose(1, 2))
+
+
+def test_positions_of_no_square_are_refused(tmp_path: Path) -> None:
+    """Bug: a library's RuntimeError about a reshape instead of the tensor's name."""
+    path = albef_file(tmp_path, lambda state: state.update({"visual_encoder.pos_embed": torch.zeros(1, 16, 96)}))
+    with pytest.raises(ValueError, match=r"visual_encoder\.pos_embed is \[1, 16, 96\], must be \[1, 17, 96\]"):
+        load(path, task_of(config_of()))
+
+
 def test_a_retrieval_model_without_momentum_starts_the_teacher_as_the_student(tmp_path: Path) -> None:
     """Bug: fine-tuned files (no MLM head, no level `bert`) are refused, or leave a random teacher."""
 

@@ -1,8 +1,11 @@
+import math
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
@@ -111,6 +114,8 @@ def test_hidden_patches_do_not_reach_the_output() -> None:
         ("vit_tiny_r_s16_p8_224", "convolutional"),
         ("deit_tiny_distilled_patch16_224", "distillation"),
         ("vit_small_patch14_reg4_dinov2", "registers"),
+        ("vit_small_patch16_18x2_224", "ParallelThingsBlock"),
+        ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
         ("vit_tiny_patch16_225", "vit_tiny_patch16_224"),  # the near name
     ],
 )
@@ -131,11 +136,11 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("name", [CLASS_TOKEN, NO_CLASS_TOKEN, NO_EMBED_CLASS])
 def test_positions_are_interpolated_as_timm_does(name: str, tmp_path: Path) -> None:
-    """Bug: the grid is transposed, the class position is resampled, or a target of equally many patches is skipped."""
+    """Bug: the grid is transposed, or the class position is resampled."""
     source = timm.create_model(name, img_size=32, num_classes=7, **SMALL)
     torch.nn.init.normal_(source.pos_embed)
     path = write(source.state_dict(), tmp_path)
-    for size in [(48, 24), (64, 16)]:  # 6x3 patches, then 8x2: as many as in 4x4
+    for size in [(48, 24), (64, 24)]:  # 6 x 3 and 8 x 3 patches
         encoder = small_encoder(name, size)
         report = load_image_weights(encoder, path)
         num_prefix_tokens = source.pos_embed.shape[1] - 16
@@ -145,6 +150,37 @@ def test_positions_are_interpolated_as_timm_does(name: str, tmp_path: Path) -> N
         torch.testing.assert_close(encoder.vit.pos_embed, expected, atol=1e-5, rtol=0)
         assert report.interpolated == ("pos_embed",)
         assert report.unused == ("head.bias", "head.weight")
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    old=st.sampled_from([(4, 4), (2, 8), (8, 2), (1, 16), (6, 6), (9, 4), (3, 5), (5, 3)]),
+    new=st.sampled_from([(4, 4), (2, 8), (8, 2), (16, 1), (6, 6), (4, 9), (3, 5), (3, 12)]),
+)
+def test_positions_of_a_file_are_kept_resampled_or_refused(
+    old: tuple[int, int], new: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Bug: as many patches in another arrangement pass for the same grid, or for a square that the file was not."""
+    source, encoder = (small_encoder(CLASS_TOKEN, (8 * rows, 8 * columns)) for rows, columns in (old, new))
+    torch.nn.init.normal_(source.vit.pos_embed)
+    path = write(source.vit.state_dict(), tmp_path_factory.mktemp("weights"))
+    n_patches, side = old[0] * old[1], math.isqrt(old[0] * old[1])
+    is_square, is_equal = side * side == n_patches, n_patches == new[0] * new[1]
+    if is_square and is_equal and new != (side, side):
+        with pytest.raises(ValueError, match=f"may be {side} x {side} patches or this encoder's {new[0]} x {new[1]}"):
+            load_image_weights(encoder, path)
+        return
+    if not is_square and not is_equal:
+        with pytest.raises(ValueError, match=r"pos_embed is \["):
+            load_image_weights(encoder, path)
+        return
+    report, stored = load_image_weights(encoder, path), source.vit.pos_embed
+    if not report.interpolated:
+        assert n_patches == new[0] * new[1]
+        assert torch.equal(encoder.vit.pos_embed, stored)
+    else:
+        expected = resample_abs_pos_embed(stored, list(new), [side, side])
+        torch.testing.assert_close(encoder.vit.pos_embed, expected)
 
 
 @pytest.mark.parametrize("name", [CLASS_TOKEN, "deit_tiny_patch16_224", NO_EMBED_CLASS, PRE_NORM, SIGLIP])

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,44 @@ def test_other_numbers_of_heads_are_refused(tmp_path: Path) -> None:
     BertModel(bert_config(num_attention_heads=8)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="8 attention heads, the text encoder has 4"):
         load_bert_weights(*networks(), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act: relu, the network gelu"),
+        ({"hidden_act": "silu"}, "hidden_act: silu"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps: 1e-05"),
+        ({"is_decoder": True}, "is_decoder: True"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type: relative_key"),
+        ({"hidden_act": "gelu_new"}, None),  # the same up to 0.0005
+    ],
+)
+def test_functions_that_weights_do_not_show_are_compared(
+    change: dict[str, object], message: str | None, tmp_path: Path
+) -> None:
+    """Bug: the fusion computes another function than the BERT whose weights it holds."""
+    BertModel(bert_config(**{key: value for key, value in change.items() if key != "is_decoder"})).save_pretrained(
+        tmp_path
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    if message is None:
+        load_bert_weights(*networks(), str(tmp_path))
+        return
+    with pytest.raises(ValueError, match=message):
+        load_bert_weights(*networks(), str(tmp_path))
+
+
+def test_a_decoder_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Bug: the output weights of an untied masked-word head are left behind, and its input embeddings decode."""
+    source = BertForMaskedLM(bert_config(tie_word_embeddings=False))
+    torch.nn.init.normal_(source.cls.predictions.decoder.weight)
+    source.save_pretrained(tmp_path)
+    text_encoder, fusion = networks()
+    with pytest.raises(ValueError, match=r"cls\.predictions\.decoder\.weight differs from embeddings\.word_embeddings"):
+        load_bert_weights(text_encoder, fusion, str(tmp_path), MLMHead(32, text_encoder.word_embeddings))
+    load_bert_weights(text_encoder, fusion, str(tmp_path))  # without the head it is not read
 
 
 def test_config_is_read_from_a_folder(tmp_path: Path) -> None:

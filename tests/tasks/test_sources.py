@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BertConfig
 
 from mamo.config.schema import DataConfig
 from mamo.data.records import GroundingRecord, ReasoningRecord, TaskRecord, VqaRecord
+from mamo.data.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from mamo.tasks.grounding.task import ExpressionPairs
-from mamo.tasks.sources import load_records, record_dataset
+from mamo.tasks.sources import load_records, record_dataset, tokenizer_of
+from mamo.world.vocabulary import scenes_tokenizer
+from tests.tiny import config_of
 
 ROWS: list[tuple[type[TaskRecord], dict[str, Any]]] = [
     (VqaRecord, {"image": "{}/1.jpg", "question_id": 1, "question": "what?"}),
@@ -42,3 +46,34 @@ def test_identity_stays_where_the_data_moved(tmp_path: Path, kind: type[TaskReco
     absolute = {identity_of(tmp_path / name, kind, row, str(tmp_path / name / "images")) for name in ("here", "there")}
     assert len(absolute) == 1
     assert identity_of(tmp_path / "here", kind, row, "photos") not in found
+
+
+def bert_folder(folder: Path, words: list[str] | None, vocab_size: int) -> str:
+    """A folder with BERT's config and, with `words`, its tokenizer."""
+    BertConfig(vocab_size=vocab_size).save_pretrained(folder)
+    if words is not None:
+        build_tokenizer(words).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_tokenizer_is_that_of_the_bert(tmp_path: Path) -> None:
+    """Bug: a published BERT with the default tokenizer: its ids read rows of other words."""
+    scenes = sorted(scenes_tokenizer().get_vocab(), key=scenes_tokenizer().get_vocab().__getitem__)
+    n = len(scenes)
+    several = [
+        ("own", scenes, n, None),
+        ("other", [*SPECIAL_TOKENS, *(f"word{k}" for k in range(2 * n))], 2 * n + 5, "is not the tokenizer of"),
+        ("more", [*scenes, "zebra"], n + 1, "'zebra' has id None here"),
+        ("order", [*scenes[:-2], scenes[-1], scenes[-2]], n, "is not the tokenizer of"),
+        ("equally many, no tokenizer", None, n, None),
+        ("no tokenizer", None, 30_522, f"scenes has {n} words, .* has 30522"),
+    ]
+    for name, words, vocab_size, message in several:
+        text = {"bert": bert_folder(tmp_path / name, words, vocab_size), "weights": "bert"}
+        config = config_of(model={"text": text})
+        if message is None:
+            assert len(tokenizer_of(config)) == n
+        else:
+            with pytest.raises(ValueError, match=message):
+                tokenizer_of(config)
+            assert len(tokenizer_of(config_of(model={"text": {**text, "weights": "random"}}))) == n

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
@@ -28,6 +29,30 @@ def test_schedule_equals_pytorchs_schedulers() -> None:
         cosine.step()
 
 
+def test_albefs_schedule_equals_timms_driven_as_its_code_does() -> None:
+    """Bug: a smooth warm-up, one from 0, or a cosine that begins after it or falls at every step."""
+    epoch_steps, stair, n_epochs = 100, 3, 4
+    config = TrainingConfig(
+        total_steps=n_epochs * epoch_steps,
+        warmup_steps=20 * stair,
+        learning_rate=1e-4,
+        schedule="albef",
+        epoch_steps=epoch_steps,
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    scheduler = CosineLRScheduler(
+        optimizer, t_initial=n_epochs, lr_min=1e-5, warmup_t=20, warmup_lr_init=1e-5, warmup_prefix=True
+    )
+    for epoch in range(n_epochs):
+        if epoch > 0:
+            scheduler.step(epoch + 20)
+        for i in range(epoch_steps):
+            found = learning_rate_at(config, epoch * epoch_steps + i)
+            assert found == pytest.approx(optimizer.param_groups[0]["lr"]), (epoch, i)
+            if epoch == 0 and i % stair == 0 and i <= 20 * stair:
+                scheduler.step(i // stair)
+
+
 @pytest.mark.parametrize(("warmup_steps", "total_steps"), [(0, 1), (0, 7), (7, 7), (1, 7)])
 def test_schedule_at_its_edges(warmup_steps: int, total_steps: int) -> None:
     """Bug: a division by zero without warm-up or without anything after it; a rate of 0 or above the peak."""
@@ -49,6 +74,9 @@ def test_each_trainable_parameter_is_in_one_group() -> None:
     }
     assert len(plain["params"]) == 5
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    with_scalars, rest = parameter_groups(network, 0.3, decays_scalars=True)
+    assert network.temperature in with_scalars["params"]
+    assert all(p.ndim == 1 for p in rest["params"])
 
 
 def test_first_step_equals_adamw_by_hand() -> None:

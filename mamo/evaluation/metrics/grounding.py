@@ -46,9 +46,18 @@ def to_image_size(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.fl
 
 
 def to_image_size_bicubic(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
-    """Interpolate as ALBEF's protocol for RefCOCO does: bicubic, clamped at 0, with border padding."""
+    """Interpolate bicubically, cut at 0, with border padding."""
+    return to_image_size_albef(heat, image_size_px).clip(min=0)
+
+
+def to_image_size_albef(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
+    """Interpolate as ALBEF's protocol for RefCOCO does: bicubic, not cut, with border padding.
+
+    Beside a hot patch the heat falls below 0, which counts against a box that reaches there.
+    """
     whole = functional.interpolate(heat[None, None].double(), image_size_px, mode="bicubic", align_corners=False)
-    return whole[0, 0].clamp(min=0).numpy()
+    found: NDArray[np.float64] = whole[0, 0].numpy()
+    return found
 
 
 def best_proposal(heat: NDArray[np.float64], proposals: Sequence[Box]) -> int:
@@ -57,7 +66,7 @@ def best_proposal(heat: NDArray[np.float64], proposals: Sequence[Box]) -> int:
     The root lies between the sum, which favours the whole image, and the mean, which favours the smallest box.
 
     Args:
-        heat: float [H, W], not negative.
+        heat: float [H, W].
         proposals: boxes within the image; their borders are rounded to whole pixels.
 
     Raises:

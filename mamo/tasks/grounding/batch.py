@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mamo.data.cleaning import Clean
 from mamo.data.collate import tokenize
 from mamo.data.pairs import Sample, hash_id
 from mamo.data.pairs_reader import clean_caption
@@ -23,8 +24,8 @@ class ExpressionPairs:
 
     group_size = 1
 
-    def __init__(self, source: RecordDataset[GroundingRecord]) -> None:
-        self.source = source
+    def __init__(self, source: RecordDataset[GroundingRecord], clean: Clean = clean_caption) -> None:
+        self.source, self.clean = source, clean
 
     def __len__(self) -> int:
         return len(self.source)
@@ -41,7 +42,7 @@ class ExpressionPairs:
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Load the image and the expression of record `index`; expressions of one image are never negatives of it."""
         found = self.source.load(index, rng)
-        text, foil = clean_caption(found.record.expression), clean_caption(found.record.foil)
+        text, foil = self.clean(found.record.expression), self.clean(found.record.foil or "")
         image_id = hash_id(found.record.image)
         ids = (image_id, hash_id(text.lower()), found.sample_id)
         return ExpressionSample(found.images[0], text, *ids, found.skipped, foil)

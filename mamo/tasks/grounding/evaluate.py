@@ -1,6 +1,6 @@
 """Evaluate grounding: heat maps of expressions against their boxes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,17 +9,27 @@ from torch import Tensor
 
 from mamo.data.images import BadSamplePolicy
 from mamo.data.judge import grounding_problems, raise_problems, row_problems
-from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, load_unique_images, readable
 from mamo.data.records import Box, GroundingRecord
 from mamo.data.transforms import eval_transform
 from mamo.distributed import map_over_ranks
-from mamo.evaluation.metrics.grounding import grounding_scores, mean_percent, to_image_size, to_image_size_bicubic
+from mamo.evaluation.metrics.grounding import (
+    grounding_scores,
+    mean_percent,
+    to_image_size,
+    to_image_size_albef,
+    to_image_size_bicubic,
+)
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.results import Metrics, facts_of
 from mamo.evaluation.scorer import HeatFrom, Scorer, eval_mode, heatmaps
 from mamo.tasks.grounding.config import GroundingConfig
 from mamo.tasks.sources import bad_sample_policy, load_records, require_some
+
+Resize = Callable[[Tensor, tuple[int, int]], NDArray[np.float64]]
+"""(heat [h, w], height and width in pixels) -> heat [H, W]."""
+RESIZE: Mapping[str, Resize] = {"cut": to_image_size_bicubic, "uncut": to_image_size_albef}
+"""By `evaluation.heat_resize`."""
 
 
 def ground_records(
@@ -30,7 +40,7 @@ def ground_records(
     batch_size: int,
     heat_from: HeatFrom = "fusion",
     policy: BadSamplePolicy | None = None,
-    resize: Callable[[Tensor, tuple[int, int]], NDArray[np.float64]] = to_image_size,
+    resize: Resize = to_image_size,
 ) -> Metrics:
     """Compute `grounding_metrics` of the records, a batch at a time; boxes are in pixels of each image's own size.
 
@@ -47,8 +57,9 @@ def ground_records(
         part = readable(part, row)
         if not part:
             return []
-        resized = torch.stack([eval_transform(image, image_size_px) for image in raw])
-        texts = scorer.encode_texts(*scorer.tokenize([clean_caption(record.expression) for record in part]))
+        resized = torch.stack([eval_transform(image, image_size_px, scorer.processor.resizing) for image in raw])
+        clean = scorer.processor.clean
+        texts = scorer.encode_texts(*scorer.tokenize([clean(record.expression) for record in part]))
         rows = torch.tensor([row[record.image] for record in part])
         heats = heatmaps(scorer, resized, texts, rows, torch.arange(len(part)), heat_from)
         found = []
@@ -76,8 +87,8 @@ def evaluate_grounding(config: GroundingConfig, predictor: Predictor) -> Metrics
     records, load_image = load_records(data, GroundingRecord, "test", evaluation.probe_items)
     raise_problems(data.eval_file, row_problems(records))
     with eval_mode(predictor.network):
-        scorer = Scorer(predictor, evaluation.batch_size)
-        resize = to_image_size if data.source == "scenes" else to_image_size_bicubic
+        scorer = Scorer(predictor, evaluation.batch_size, evaluation.itm_score)
+        resize = to_image_size if data.source == "scenes" else RESIZE[evaluation.heat_resize]
         found = ground_records(
             scorer,
             records,

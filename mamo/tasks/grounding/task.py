@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from transformers import PreTrainedTokenizerFast
 
+from mamo.data.cleaning import cleaner
+from mamo.data.processor import cleaning_of
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.predictor import Predictor
 from mamo.tasks.grounding.batch import ExpressionPairs, FoilCollator
@@ -51,7 +53,7 @@ class GroundingTask(PretrainTask):
                 f"data.train_file: expression_id {lacking[0].expression_id} ({lacking[0].image}) has no foil; "
                 "add one to every record, or use losses.itm_negatives: pool"
             )
-        return ExpressionPairs(record_dataset(records, load_image, data))
+        return ExpressionPairs(record_dataset(records, load_image, data), cleaner(cleaning_of(self.config)))
 
     def check_evaluation_files(self) -> None:
         """Judge the evaluation expressions, their boxes and the headers of the images."""
@@ -65,4 +67,7 @@ class GroundingTask(PretrainTask):
 
     def describe_scorer(self) -> str:
         """Name the heat and the score of a box."""
-        return f"{SCORERS[self.config.evaluation.grounding_heat]}, sum in the box / sqrt(area)"
+        evaluation = self.config.evaluation
+        rule = "" if evaluation.itm_score == "difference" else " by the match logit"
+        resized = "" if evaluation.heat_resize == "cut" else ", not cut at 0"
+        return f"{SCORERS[evaluation.grounding_heat]}{rule}{resized}, sum in the box / sqrt(area)"

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from mamo.config.schema import EvaluationConfig
+from mamo.data.cleaning import Clean, cleaner
 from mamo.data.identity import caption_warnings, identity_warnings
 from mamo.data.images import BadSampleError
 from mamo.data.judge import check_headers
+from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
-from mamo.data.pairs_reader import clean_caption, read_pairs
+from mamo.data.pairs_reader import read_pairs
+from mamo.data.processor import cleaning_of
 from mamo.data.shard_index import ShardMember
-from mamo.data.transforms import eval_transform
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.grounding import grounding_metrics, to_image_size
 from mamo.evaluation.metrics.retrieval import (
@@ -46,10 +48,11 @@ from mamo.evaluation.scorer import (
     eval_mode,
     heatmaps,
 )
+from mamo.explain import ItmScore
 from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.sources import bad_sample_policy, require_some
 from mamo.world.captions import identifying_caption
-from mamo.world.masked_words import MaskedWord, masked_word_items
+from mamo.world.masked_words import MaskedWord, cleaned_items, masked_word_items
 from mamo.world.probes import PROBES, ProbeItem, probe_items
 from mamo.world.referring import Expression, expressions
 from mamo.world.rendering import render
@@ -78,7 +81,7 @@ def evaluate_pretrained(predictor: Predictor, config: PretrainConfig, scores_fil
         BadSampleError: an image beyond `data.bad_samples`.
     """
     with eval_mode(predictor.network):
-        scorer = Scorer(predictor, config.evaluation.batch_size)
+        scorer = Scorer(predictor, config.evaluation.batch_size, config.evaluation.itm_score)
         return _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
 
 
@@ -94,6 +97,7 @@ def _on_scenes(scorer: Scorer, config: PretrainConfig) -> Metrics:
     has_itc, has_itm = network.get_head("temperature") is not None, network.get_head("itm") is not None
     world = SceneWorld(config.data.difficulty, WORLD_SEED)
     probes, masked = _scene_items(config.data.difficulty, config.evaluation.probe_items)
+    masked = cleaned_items(masked, cleaning_of(config))
     gallery = _gallery(world, config)
     probed = {item.scene_index for items in probes.values() for item in items}
     referring = list(expressions(world, config.evaluation.probe_items, config.data.image_size)) if has_itm else []
@@ -171,25 +175,38 @@ def _rendered(scenes: Sequence[Scene], config: PretrainConfig) -> Iterator[Tenso
 
 
 def _retrieval(
-    scorer: Scorer, images: ImageTokens, captions: Sequence[Iterable[str]], rerank_k: int, first: int = 0
+    scorer: Scorer,
+    images: ImageTokens,
+    captions: Sequence[Iterable[str]],
+    rerank_k: int,
+    first: int = 0,
+    is_merged: bool = True,
 ) -> Metrics:
     """Return recalls of the ITC ranking and of its `rerank_k` best re-ranked by ITM.
 
-    `captions[i]` are those of image row `first` + i; further images are not in the gallery. The text gallery holds each
-    distinct caption once: all images that have it are right for it, so a shared caption is never a false negative.
+    `captions[i]` are those of image row `first` + i; further images are not in the gallery. With `is_merged` the text
+    gallery holds each distinct caption once: all images that have it are right for it, so a shared caption is never a
+    false negative. Without, each caption is an item, right for its own image only, as in published numbers.
     """
-    distinct = dict.fromkeys(text for several in captions for text in several)
-    text_row = {text: row for row, text in enumerate(distinct)}
-    texts = scorer.encode_texts(*scorer.tokenize(list(text_row)))
-    right = torch.tensor([(row, text_row[text]) for row, several in enumerate(captions) for text in several])
-    n_images, n_texts = len(captions), len(text_row)
+    every = [(row, text) for row, several in enumerate(captions) for text in several]
+    gallery = list(dict.fromkeys(text for _, text in every)) if is_merged else [text for _, text in every]
+    text_row = {text: row for row, text in enumerate(gallery)}
+    ids, lengths = scorer.tokenize(gallery)
+    spelled = torch.arange(len(gallery))  # the encoded text of each item
+    if not is_merged:  # equal texts get equal scores, to the last bit: ties count against the query
+        ids, spelled = torch.unique(ids, dim=0, return_inverse=True)
+        lengths = torch.zeros(len(ids), dtype=lengths.dtype).scatter(0, spelled, lengths)
+    texts = scorer.encode_texts(ids, lengths)
+    text_feature = texts.feature[spelled.to(scorer.device)]
+    right = torch.tensor([(row, text_row[text] if is_merged else item) for item, (row, text) in enumerate(every)])
+    n_images, n_texts = len(captions), len(gallery)
     image_feature, positive = images.feature[first : first + n_images], right.to(scorer.device)
 
     def rank(direction: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
         ranks, shortlist, n_ties = rank_and_count_ties(*direction, rerank_k)
         return ranks.cpu(), shortlist.cpu(), n_ties
 
-    directions = [(image_feature, texts.feature, positive), (texts.feature, image_feature, positive.flip(1))]
+    directions = [(image_feature, text_feature, positive), (text_feature, image_feature, positive.flip(1))]
     (to_text_rank, to_text, ties_i2t), (to_image_rank, to_image, ties_t2i) = map_over_ranks(rank, directions)
     facts: dict[str, float] = {"gallery_images": n_images, "gallery_texts": n_texts}
     facts |= chance_recalls(right, n_images, n_texts, "chance/i2t")
@@ -199,7 +216,8 @@ def _retrieval(
     if scorer.network.get_head("itm") is None:
         return Metrics(metrics, facts)
     pairs, at_text, at_image = union_of_pairs(to_text, to_image)
-    score = _match(scorer, images, texts, first + pairs[:, 0], pairs[:, 1])
+    scored, of_pair = torch.unique(torch.stack([pairs[:, 0], spelled[pairs[:, 1]]], dim=1), dim=0, return_inverse=True)
+    score = _match(scorer, images, texts, first + scored[:, 0], scored[:, 1], scorer.itm_score)[of_pair]
     to_text_rank, ties_i2t = rerank(score[at_text], to_text, right, n_texts, to_text_rank)
     to_image_rank, ties_t2i = rerank(score[at_image], to_image, right.flip(1), n_images, to_image_rank)
     facts |= {"rerank_k": rerank_k, "ties/rerank/i2t": ties_i2t, "ties/rerank/t2i": ties_t2i}
@@ -207,12 +225,17 @@ def _retrieval(
 
 
 def _match(
-    scorer: Scorer, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor
+    scorer: Scorer,
+    images: ImageTokens,
+    texts: EncodedTexts,
+    image_indices: Tensor,
+    text_rows: Tensor,
+    rule: ItmScore = "difference",
 ) -> Tensor:
     """Map `scorer.itm_scores` over the ranks, one group of pairs with common images at a time."""
     groups = [pairs for pairs, _, _ in scorer.by_image(image_indices, texts.lengths[text_rows])]
     found = map_over_ranks(
-        lambda pairs: scorer.itm_scores(images, texts, image_indices[pairs], text_rows[pairs]), groups
+        lambda pairs: scorer.itm_scores(images, texts, image_indices[pairs], text_rows[pairs], rule), groups
     )
     score = torch.empty(len(image_indices))
     for pairs, values in zip(groups, found, strict=True):
@@ -228,15 +251,10 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) 
         records = [*read_pairs(Path(data.eval_file), data.eval_split)]
         for line in (*identity_warnings([records]), *caption_warnings(records)):
             logger.warning("%s: %s", data.eval_file, line)
-        spelling: dict[str, str] = {}  # how a caption, whatever its capitals, is written first
-        captions: dict[str, dict[str, None]] = {}  # of each image, without repetition
-        for record in records:
-            found = [text for text in map(clean_caption, record.captions) if text]
-            same = [spelling.setdefault(text.lower(), text) for text in found]
-            captions.setdefault(record.image_id, {}).update(dict.fromkeys(same))
+        captions = _captions(records, scorer.processor.clean, config.evaluation.repeated_captions == "merged")
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
-        texts = [list(captions[image_id]) for image_id in shown]
+        texts = [captions[image_id] for image_id in shown]
         metrics = _retrieval_in_folds(scorer, images, texts, config.evaluation, len(files) - len(shown))
         metrics.facts["skipped"] = len(files) - len(shown)
     if data.statements_file is not None and network.get_head("itm") is not None:
@@ -245,6 +263,24 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) 
         judged.facts["skipped"] += metrics.facts.get("skipped", 0)
         metrics.facts |= judged.facts
     return metrics
+
+
+def _captions(records: Sequence[PairRecord], clean: Clean, is_merged: bool) -> dict[str, list[str]]:
+    """Return the cleaned captions of each image.
+
+    Merged, an image has each caption once, and captions that differ in capitals are one. Otherwise all are kept, even
+    those that cleaning leaves nothing of: as published, the gallery has every caption of the file.
+    """
+    spelling: dict[str, str] = {}  # how a caption, whatever its capitals, is written first
+    captions: dict[str, list[str]] = {}
+    for record in records:
+        own = captions.setdefault(record.image_id, [])
+        for text in map(clean, record.captions):
+            if not is_merged:
+                own.append(text)
+            elif text and (same := spelling.setdefault(text.lower(), text)) not in own:
+                own.append(same)
+    return captions
 
 
 def check_files(config: PretrainConfig) -> None:
@@ -256,17 +292,16 @@ def check_files(config: PretrainConfig) -> None:
     """
     data, n_folds = config.data, config.evaluation.retrieval_folds
     if data.eval_file is not None:
-        shown = {
-            r.image_id: r
-            for r in reversed(read_pairs(Path(data.eval_file), data.eval_split))
-            if any(map(clean_caption, r.captions))
-        }
+        records = read_pairs(Path(data.eval_file), data.eval_split)
+        is_merged = config.evaluation.repeated_captions == "merged"
+        captions = _captions(records, cleaner(cleaning_of(config)), is_merged)
+        shown = {record.image_id: record for record in reversed(records) if captions[record.image_id]}
         if len(shown) % n_folds or not shown:
             raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(shown)} images")
         check_headers((("", record.image) for record in shown.values()), bad_sample_policy(data))
     if data.statements_file is not None:
-        records = read_statements(Path(data.statements_file))
-        check_headers((("", record.image) for record in records), bad_sample_policy(data))
+        statements = read_statements(Path(data.statements_file))
+        check_headers((("", statement.image) for statement in statements), bad_sample_policy(data))
 
 
 def _retrieval_in_folds(
@@ -281,11 +316,13 @@ def _retrieval_in_folds(
     Where images are missing, which were skipped, the sizes differ by one.
     """
     n_folds = evaluation.retrieval_folds
+    is_merged = evaluation.repeated_captions == "merged"
+    retrieve = _retrieval if is_merged else functools.partial(_retrieval, is_merged=False)
     if (n_missing + len(captions)) % n_folds or len(captions) < n_folds:
         raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
     bounds = [len(captions) * fold // n_folds for fold in range(n_folds + 1)]
     found = [
-        _retrieval(scorer, images, captions[first:end], evaluation.rerank_k, first)
+        retrieve(scorer, images, captions[first:end], evaluation.rerank_k, first)
         for first, end in itertools.pairwise(bounds)
     ]
     facts: dict[str, float] = {"folds": n_folds}
@@ -301,7 +338,7 @@ def _on_statements(scorer: Scorer, path: Path, config: PretrainConfig, scores_fi
     image_row = {image: row for row, image in enumerate(shown)}
     records = [record for record in every if record.image in image_row]
     text_row = {text: row for row, text in enumerate(dict.fromkeys(record.sentence for record in records))}
-    texts = scorer.encode_texts(*scorer.tokenize([clean_caption(text) for text in text_row]))
+    texts = scorer.encode_texts(*scorer.tokenize([scorer.processor.clean(text) for text in text_row]))
     image_indices = torch.tensor([image_row[record.image] for record in records])
     text_rows = torch.tensor([text_row[record.sentence] for record in records])
     score = _match(scorer, images, texts, image_indices, text_rows).double().numpy()
@@ -321,7 +358,7 @@ def _load_and_encode(
     bad_samples = bad_sample_policy(config.data)
 
     def load(file: str | ShardMember) -> Tensor:
-        return eval_transform(load_image(file), config.data.image_size)
+        return scorer.processor.resize(load_image(file))
 
     names, size = list(files), config.evaluation.batch_size
 

@@ -104,7 +104,10 @@ class Itc(Loss[PairBatch]):
         temperature = temperature_of(network, self.config)
         batch = part.batch
         positive_index = torch.arange(len(batch), device=image_feature.device) + fixed.first + part.start
-        is_excluded = positives(batch.image_id, batch.caption_id, fixed.image_id, fixed.caption_id) | ~fixed.is_filled
+        is_excluded = ~fixed.is_filled.expand(len(batch), -1)
+        if self.config.losses.duplicates == "excluded":
+            same = positives(batch.image_id, batch.caption_id, fixed.image_id, fixed.caption_id)
+            is_excluded = same | is_excluded
         is_excluded = is_excluded.scatter(1, positive_index[:, None], False)
         logits = [image_feature @ candidate_text.t() / temperature, text_feature @ candidate_image.t() / temperature]
         teacher_logits = logits  # not read at alpha 0
@@ -146,6 +149,12 @@ def pool_positives(batch: PairBatch, size: int) -> Tensor:
     return same_image | (caption_id[:, :, None] == caption_id[:, None, :])
 
 
+def own_pairs(batch: PairBatch, size: int) -> Tensor:
+    """Return bool [B / S, S, S], True where a sample meets itself."""
+    own = torch.eye(size, dtype=torch.bool, device=batch.image_id.device)
+    return own.expand(len(batch) // size, size, size)
+
+
 class Itm(Loss[PairBatch]):
     """Image-text matching: each pair, each image with a hard negative text, each text with a hard negative image.
 
@@ -161,6 +170,7 @@ class Itm(Loss[PairBatch]):
     def __init__(self, config: PretrainConfig, settings: None = None) -> None:
         self.config = config
         self.unit = config.losses.itm_pool_size
+        self.matches = pool_positives if config.losses.duplicates == "excluded" else own_pairs
 
     def heads(self, backbone: Backbone) -> Heads:  # type: ignore[override]
         """Add the matching head."""
@@ -175,7 +185,7 @@ class Itm(Loss[PairBatch]):
         """Return `itm_cls` float [3 B, D] and `itm_is_valid` bool [3 B]: matches, negative texts, negative images."""
         n, size, fusion = len(batch), self.unit, network.backbone.fusion
         text = fusion.embed_text(views["clean_words"], batch.is_valid)
-        is_positive = pool_positives(batch, size)
+        is_positive = self.matches(batch, size)
         with torch.no_grad():
             images, texts = (views[name].view(n // size, size, -1) for name in ("image_feature", "text_feature"))
             similarity = images @ texts.transpose(1, 2) / temperature_of(network, self.config)  # [pools, S, S]
@@ -194,7 +204,7 @@ class Itm(Loss[PairBatch]):
 
     def count(self, batch: PairBatch) -> Tensor | int:
         """Count the pairs: a sample whose whole pool matches it has no negative."""
-        return len(batch) + 2 * (~pool_positives(batch, self.unit).all(dim=2)).sum()
+        return len(batch) + 2 * (~self.matches(batch, self.unit).all(dim=2)).sum()
 
     def __call__(self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the two-class cross-entropy and the accuracy."""

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mamo.config.schema import DataConfig
+from mamo.data.cleaning import Clean, cleaner
 from mamo.data.collate import sample_rng
 from mamo.data.images import BadSampleError
 from mamo.data.pairs import load_image
-from mamo.data.pairs_reader import clean_caption, read_pairs
+from mamo.data.pairs_reader import read_pairs
+from mamo.data.processor import cleaning_of
 from mamo.data.records import Box, GroundingRecord
 from mamo.data.transforms import eval_transform
 from mamo.evaluation.predictor import Predictor
@@ -16,7 +18,7 @@ from mamo.reports.pictures import Picture, Samples, network_pictures
 from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.sources import load_records
 from mamo.world.captions import identifying_caption
-from mamo.world.masked_words import MaskedWord, masked_word_items
+from mamo.world.masked_words import MaskedWord, cleaned_items, masked_word_items
 from mamo.world.referring import Expression, expressions
 from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld
@@ -35,19 +37,20 @@ def select_samples(config: PretrainConfig, n: int) -> Samples | None:
             [render(scene, data.image_size) for scene in scenes],
             [identifying_caption(scene).text for scene in scenes],
             [item for item in expressions(world, n, data.image_size) if item.scene_index < n],
-            [item for item in masked_word_items(world, n) if item.scene_index < n],
+            [item for item in cleaned_items(masked_word_items(world, n), cleaning_of(config)) if item.scene_index < n],
         )
     if data.eval_file is None:
         return None
+    clean = cleaner(cleaning_of(config))
     if data.source == "records":
-        return _of_expressions(data, n) if config.task == "grounding" else None
-    found = [pair for _, pair in zip(range(n), _distinct_pairs(data, data.eval_file))]
+        return _of_expressions(data, clean, n) if config.task == "grounding" else None
+    found = [pair for _, pair in zip(range(n), _distinct_pairs(data, data.eval_file, clean))]
     captions = [caption for _, caption in found]
     words = [word for index, caption in enumerate(captions) for word in _word_of(index, caption)]
     return Samples([picture for picture, _ in found], captions, [], words) if found else None
 
 
-def _of_expressions(data: DataConfig, n: int) -> Samples | None:
+def _of_expressions(data: DataConfig, clean: Clean, n: int) -> Samples | None:
     """Return the first `n` images that can be read, each with the first expression that has a box."""
     records, read = load_records(data, GroundingRecord, "test", n)
     pictures: list[Picture] = []
@@ -65,14 +68,14 @@ def _of_expressions(data: DataConfig, n: int) -> Samples | None:
         down, across = data.image_size[0] / height, data.image_size[1] / width
         boxes = [(x * across, y * down, w * across, h * down) for x, y, w, h in (gold, *record.proposals_xywh)]
         pictures.append(eval_transform(image, data.image_size).permute(1, 2, 0).numpy())
-        text = clean_caption(record.expression)
+        text = clean(record.expression)
         items.append(Expression(len(items), text, record.foil or "", 0, boxes[0], tuple(boxes[1:])))
         if len(items) == n:
             break
     return Samples(pictures, [], [item for item in items if item.proposals], []) if items else None
 
 
-def _distinct_pairs(data: DataConfig, eval_file: str) -> Iterator[tuple[Picture, str]]:
+def _distinct_pairs(data: DataConfig, eval_file: str, clean: Clean) -> Iterator[tuple[Picture, str]]:
     """Return each image once with its first caption, written as the evaluation reads it.
 
     Left out are images with a caption that is an earlier one's too, of which either would be right, and those that
@@ -81,7 +84,7 @@ def _distinct_pairs(data: DataConfig, eval_file: str) -> Iterator[tuple[Picture,
     images: set[str] = set()
     said: set[str] = set()
     for record in read_pairs(Path(eval_file), data.eval_split):
-        texts = [text for text in (clean_caption(caption).lower() for caption in record.captions) if text]
+        texts = [text for text in (clean(caption).lower() for caption in record.captions) if text]
         if not texts or record.image_id in images or not said.isdisjoint(texts):
             continue
         try:

@@ -77,6 +77,8 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         self.target_names = tuple(dict.fromkeys(name for loss in losses for name in loss.targets))
         self.teacher_schedule = schedule_stages(teacher_stages(), self.target_names)
         self.queue = FeatureQueue(config.losses.queue_size, self.network.backbone.image_projection.out_features)
+        if config.losses.queue_start == "random":
+            self.queue.fill_at_random(config.seed)
         self.collator = pair_collator(config, tokenizer, self.network.backbone.image_encoder.grid)
         for loss in losses:
             loss.check(world_size())
@@ -127,7 +129,8 @@ class PretrainTask(ObjectiveTask[PairBatch]):
     def teacher(self) -> Teacher:
         """The momentum teacher; it starts as the student is when it is first used."""
         is_distilled = "word_probs" in self.target_names
-        return Teacher(self.network.backbone, self.network.get_head("mlm") if is_distilled else None)
+        mlm = self.network.get_head("mlm") if is_distilled else None
+        return Teacher(self.network.backbone, mlm, self.config.teacher.dropout)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return student, teacher and queue."""
@@ -169,7 +172,10 @@ class PretrainTask(ObjectiveTask[PairBatch]):
 
     def describe_scorer(self) -> str:
         """Name the ranking."""
-        return f"ITC shortlist of {self.config.evaluation.rerank_k}, then ITM"
+        evaluation = self.config.evaluation
+        rule = "ITM" if evaluation.itm_score == "difference" else "ITM's match logit"
+        gallery = "" if evaluation.repeated_captions == "merged" else "; each caption is an item"
+        return f"ITC shortlist of {evaluation.rerank_k}, then {rule}{gallery}"
 
 
 def build_network(config: PretrainConfig, losses: Sequence[Loss], vocabulary_size: int, pad_token_id: int) -> Mamo:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mamo.data.cleaning import Clean
 from mamo.data.collate import Batch, tokenize
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import RecordSample
@@ -51,8 +52,10 @@ class ReasoningBatch(Batch):
 class ReasoningCollator:
     """Tokenizes sentences; runs in the loader's worker."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, text_max_tokens: int, seed: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, text_max_tokens: int, seed: int, clean: Clean = clean_caption
+    ) -> None:
+        self.tokenizer, self.clean = tokenizer, clean
         self.text_max_tokens = text_max_tokens
         self.seed = seed
 
@@ -60,9 +63,7 @@ class ReasoningCollator:
         """Collate (epoch, sample) pairs."""
         samples = [sample for _, sample in drawn]
         sentences = [sample.record.sentence for sample in samples]
-        input_ids, is_valid = tokenize(
-            self.tokenizer, [clean_caption(text) for text in sentences], self.text_max_tokens
-        )
+        input_ids, is_valid = tokenize(self.tokenizer, list(map(self.clean, sentences)), self.text_max_tokens)
         return ReasoningBatch(
             image=torch.stack([sample.images for sample in samples]),
             input_ids=input_ids,

@@ -9,7 +9,6 @@ import torch
 from mamo.config.schema import DataConfig
 from mamo.data.collate import tokenize
 from mamo.data.images import BadSamplePolicy
-from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, load_unique_images, readable
 from mamo.data.records import ReasoningRecord, read_task_records
 from mamo.distributed import map_over_ranks
@@ -43,16 +42,14 @@ def predict_reasoning(
 
     def judge(start: int) -> dict[str, float]:
         part = ordered[start : start + batch_size]
-        images, row = load_unique_images(part, load_image, processor.image_size_px, policy)
+        images, row = load_unique_images(part, load_image, processor.image_size_px, policy, processor.resizing)
         part = readable(part, row)
         if not part:
             return {}
         slots = backbone.fusion.embed_image(backbone.image_encoder(torch.stack(images).to(device)))
         rows = torch.tensor([[row[name] for name in record.images] for record in part], device=device)
         sentences = [record.sentence for record in part]
-        ids, is_valid = tokenize(
-            processor.tokenizer, [clean_caption(text) for text in sentences], processor.text_max_tokens
-        )
+        ids, is_valid = tokenize(processor.tokenizer, list(map(processor.clean, sentences)), processor.text_max_tokens)
         processor.warn_if_full(is_valid.sum(dim=1))
         sided = torch.tensor([is_ordered(text) for text in sentences], device=device)
         found = network.reason(slots[rows], ids.to(device), is_valid.to(device), sided).tolist()

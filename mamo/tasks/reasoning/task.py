@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
+from mamo.data.cleaning import cleaner
+from mamo.data.processor import cleaning_of
 from mamo.data.record_dataset import RecordDataset
 from mamo.data.records import ReasoningRecord
 from mamo.evaluation.predictor import Predictor
@@ -38,7 +40,8 @@ class ReasoningTask(Task[ReasoningBatch, None]):
         self.network = ReasoningNetwork(backbone, ReasoningHead(backbone.fusion, config.reasoning.cross_layers))
         load_published(config, self.network)
         self.weights = {"truth": 1.0}
-        self.collator = ReasoningCollator(tokenizer, config.data.text_max_tokens, config.seed)
+        clean = cleaner(cleaning_of(config))
+        self.collator = ReasoningCollator(tokenizer, config.data.text_max_tokens, config.seed, clean)
 
     def train_dataset(self) -> RecordDataset[ReasoningRecord]:
         """Open the training statements."""

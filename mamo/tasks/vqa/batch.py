@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mamo.data.collate import Batch, tokenize
+from mamo.data.cleaning import Clean
+from mamo.data.collate import Batch, tokenize, tokenize_closed
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import RecordSample
 from mamo.data.records import VqaRecord
@@ -107,9 +108,14 @@ class VqaCollator:
     """Tokenizes questions and answers; runs in the loader's worker."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, text_max_tokens: int, answers: Sequence[str], seed: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        text_max_tokens: int,
+        answers: Sequence[str],
+        seed: int,
+        clean: Clean = clean_caption,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.clean = tokenizer, clean
         self.text_max_tokens = text_max_tokens
         self.row = {answer: row for row, answer in enumerate(answers)}
         self.seed = seed
@@ -117,13 +123,13 @@ class VqaCollator:
     def __call__(self, drawn: Sequence[tuple[int, RecordSample[VqaRecord]]]) -> VqaBatch:
         """Collate (epoch, sample) pairs."""
         samples = [sample for _, sample in drawn]
-        questions = [clean_caption(sample.record.question) for sample in samples]
+        questions = [self.clean(sample.record.question) for sample in samples]
         input_ids, is_valid = tokenize(self.tokenizer, questions, self.text_max_tokens)
         found = [distinct_answers(sample.record) for sample in samples]
         places = [(row, at) for row, answers in enumerate(found) for at in range(len(answers))]
         width = max([1, *(len(answers) for answers in found)])
         texts = [answer for answers in found for answer in answers]
-        ids, text_is_valid = tokenize(self.tokenizer, texts or [""], ANSWER_MAX_TOKENS)
+        ids, text_is_valid = tokenize_closed(self.tokenizer, texts or [""], ANSWER_MAX_TOKENS)
         shape = (len(samples), width, ids.shape[1])
         answer_ids = torch.full(shape, self.tokenizer.pad_token_id)
         answer_is_valid = torch.zeros(shape, dtype=torch.bool)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mamo.data.collate import tokenize
+from mamo.data.collate import tokenize, tokenize_closed
 from mamo.data.images import BadSamplePolicy
-from mamo.data.pairs_reader import clean_caption
 from mamo.data.record_dataset import LoadImage, file_records, image_names, load_unique_images, readable
 from mamo.data.records import VqaRecord
 from mamo.distributed import map_over_ranks
@@ -48,7 +47,7 @@ class AnswerList:
     @classmethod
     def of(cls, answers: Sequence[str], tokenizer: PreTrainedTokenizerFast, device: torch.device) -> "AnswerList":
         """Tokenize the answers, on `device`."""
-        ids, is_valid = tokenize(tokenizer, answers, ANSWER_MAX_TOKENS)
+        ids, is_valid = tokenize_closed(tokenizer, answers, ANSWER_MAX_TOKENS)
         return cls(answers, ids.to(device), is_valid.to(device))
 
 
@@ -102,7 +101,7 @@ class Answerer:
         pixels = backbone.image_encoder.normalize(image.to(self.device))
         pixels = torch.zeros_like(pixels) if is_blank else pixels
         embedded = backbone.fusion.embed_image(backbone.image_encoder(pixels))[image_row.to(self.device)]
-        texts = [clean_caption(text) for text in questions]
+        texts = [self.processor.clean_question(text) for text in questions]
         ids, is_valid = tokenize(self.processor.tokenizer, texts, self.processor.text_max_tokens)
         self.processor.warn_if_full(is_valid.sum(dim=1))
         question = (embedded, ids.to(self.device), is_valid.to(self.device))
@@ -132,7 +131,7 @@ def answer_all(
 
     def answer(start: int) -> dict[int, str]:
         part = ordered[start : start + batch_size]
-        images, row = load_unique_images(part, load_image, image_size_px, policy)
+        images, row = load_unique_images(part, load_image, image_size_px, policy, answerer.processor.resizing)
         part = readable(part, row)
         if not part:
             return {}

@@ -11,6 +11,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mamo.data.cleaning import cleaner
+from mamo.data.processor import cleaning_of
 from mamo.data.record_dataset import LoadImage, RecordDataset
 from mamo.data.records import VqaRecord
 from mamo.evaluation.predictor import Predictor
@@ -58,7 +60,8 @@ class VqaTask(Task[VqaBatch, None]):
         load_published(config, self.network)
         self.weights = {"answer": 1.0}
         self.assets = {ANSWERS: json.dumps(self.answers, indent=1) + "\n"}
-        self.collator = VqaCollator(tokenizer, config.data.text_max_tokens, self.answers, config.seed)
+        clean = cleaner(cleaning_of(config), is_question=True)
+        self.collator = VqaCollator(tokenizer, config.data.text_max_tokens, self.answers, config.seed, clean)
 
     @functools.cached_property
     def training_records(self) -> tuple[list[VqaRecord], LoadImage]:

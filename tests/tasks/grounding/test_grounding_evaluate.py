@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from mamo.data.processor import Processor
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts
 from mamo.tasks.grounding.evaluate import ground_records
+from mamo.world.vocabulary import scenes_tokenizer
 
 
 class Planted:
@@ -15,6 +17,7 @@ class Planted:
 
     def __init__(self) -> None:
         self.n_images = 0
+        self.processor = Processor(scenes_tokenizer(), (20, 20), 48)
 
     def encode_images(self, batches: Any) -> EncodedImages:
         (batch,) = batches

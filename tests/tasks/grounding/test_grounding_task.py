@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from mamo.config.schema import RunConfig
 from mamo.data.pairs_reader import clean_caption
-from mamo.evaluation.metrics.grounding import to_image_size, to_image_size_bicubic
+from mamo.evaluation.metrics.grounding import to_image_size, to_image_size_albef, to_image_size_bicubic
+from mamo.evaluation.results import Metrics
 from mamo.tasks.grounding import evaluate
 from mamo.tasks.registry import finetune_config
 from mamo.trainer import TrainingRun
@@ -56,15 +57,16 @@ def test_a_record_without_a_foil_is_named(pretrained: Path, tmp_path: Path) -> N
         TrainingRun(config(tmp_path, pretrained, **data))
 
 
-def test_heat_of_records_is_resized_as_albefs_protocol_does(
+def test_heat_of_records_is_resized_as_the_config_says(
     tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: numbers on RefCOCO+ that are not its protocol's, or flat heat at the border of the embedded world."""
     used: list[object] = []
-    monkeypatch.setattr(evaluate, "load_records", lambda *asked: ([], None))
-    monkeypatch.setattr(evaluate, "ground_records", lambda *asked: used.append(asked[-1]) or {})
+    monkeypatch.setattr(evaluate, "evaluation_records", lambda *asked: ([], None))
+    monkeypatch.setattr(evaluate, "ground_records", lambda *asked: used.append(asked[-1]) or Metrics({}))
     files = {"source": "records", "train_file": "a.jsonl", "eval_file": "b.jsonl"}
     run = TrainingRun(tiny(task="grounding"))
-    for data in ({}, files):
-        evaluate.evaluate_grounding(tiny(task="grounding", data=data), run.predictor)
-    assert used == [to_image_size, to_image_size_bicubic]
+    for data, resize in (({}, "cut"), (files, "cut"), (files, "uncut")):
+        config = tiny(task="grounding", data=data, evaluation={"heat_resize": resize})
+        evaluate.evaluate_grounding(config, run.predictor)
+    assert used == [to_image_size, to_image_size_bicubic, to_image_size_albef]

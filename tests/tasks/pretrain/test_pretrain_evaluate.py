@@ -410,3 +410,33 @@ def test_galleries_in_folds(monkeypatch):
     assert seen == [(captions[k : k + 2], 7, k) for k in (0, 2, 4)]
     with pytest.raises(ValueError, match=r"retrieval_folds: 4 does not divide 6 images"):
         _retrieval_in_folds(None, images, captions, EvaluationConfig(retrieval_folds=4))
+
+
+def test_repeated_captions_are_items_of_their_own(tmp_path):
+    """Bug: recalls beside published ones from a gallery in which repeated captions are one item, right for several."""
+    rng = np.random.default_rng(0)
+    captions = [["a red circle", "two"], ["A red circle", "a blue square"], ["three", "three", "a green star"], ["..."]]
+    for row in range(len(captions)):
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{row}.png")
+    rows = [{"image": f"{row}.png", "caption": several} for row, several in enumerate(captions)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    network = tiny_network("itc", "itm")
+    data = {"source": "pairs", "eval_file": str(tmp_path / "pairs.jsonl")}
+    predictor = predictor_of(network)
+    found = {
+        kind: evaluate_pretrained(predictor, config_of(data, rerank_k=9, repeated_captions=kind))
+        for kind in ("merged", "separate")
+    }
+    network.eval()
+    owner = torch.tensor([row for row, several in enumerate(captions) for _ in several])
+    texts = [text for several in captions for text in several]
+    images = [predictor.processor.images([tmp_path / f"{row}.png"])[0] for row in range(len(captions))]
+    score = torch.tensor([[naive_match(network, image, text) for text in texts] for image in images])
+    is_right = owner == torch.arange(len(captions))[:, None]
+    for direction, values, right in (("i2t", score, is_right), ("t2i", score.T, is_right.T)):
+        best = values.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        rank = ((values >= best - 1e-5) & ~right).sum(dim=1)  # ties count against the query
+        for depth in (1, 5, 10):
+            expected = 100 * float((rank < depth).double().mean())
+            assert found["separate"][f"rerank/{direction}_r{depth}"] == pytest.approx(expected)
+    assert found["merged"] != found["separate"]
