@@ -344,7 +344,7 @@ def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
     has_checkpoint = bool(checkpoint.step_folders(output_dir))
     run = TrainingRun(config, has_checkpoint)
     tokenizer, before = config.data.tokenizer, read_values(output_dir / run_dir.CONFIG)["data"]["tokenizer"]
-    if has_checkpoint and tokenizer != before and load_tokenizer(tokenizer).get_vocab() != run.tokenizer.get_vocab():
+    if has_checkpoint and tokenizer != before and tokenizer_of(config).get_vocab() != run.tokenizer.get_vocab():
         raise ValueError(f"data.tokenizer: {tokenizer} has another vocabulary than the run in {output_dir}")
     if not has_checkpoint:
         logger.info("%s has no checkpoint yet: beginning with step 1", output_dir)
