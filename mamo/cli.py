@@ -37,7 +37,7 @@ MISTAKE = 2
 MOST_LINES, MOST_COLUMNS = 100, 2000
 """Of a message: a name or value of a hostile file may have megabytes."""
 SPIN_COUNT = "10000"
-"""Rounds of a loop in which an idle OpenMP thread waits before it sleeps. PyTorch's default is without end: beside one
+"""Rounds of a loop in which an idle OpenMP thread waits before it sleeps. PyTorch's default is without end: next to one
 other busy program the training steps then take many times as long."""
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 128 + signal.SIGPIPE

@@ -56,7 +56,7 @@ def evaluate(
             read; a missing or damaged checkpoint; unreadable data.
     """
     folder = checkpoint.resolve(path)
-    *ancestry, own = read_lineage(folder)
+    *earlier, own = read_lineage(folder)
     stored = read_values(folder / CONFIG)
     values = apply_protocol(protocol, stored, is_same_network)
     values["checkpoint"] = str(folder)
@@ -68,7 +68,7 @@ def evaluate(
             apply_override(values, override)
         config = build_config(values, f"{folder / CONFIG} under {protocol}")
     suffix = protocol_name(protocol, config, has_own_inputs(before, values)).removeprefix(protocol)
-    name = check_lineage(protocol, [*ancestry, own]) + suffix
+    name = check_lineage(protocol, [*earlier, own]) + suffix
     words = _tokenizer(folder, config) if config.data.tokenizer != before["data"]["tokenizer"] else None
     task, predictor = restore_task(folder, config, choose_device("auto"), words=words)
     task.check_held_out(trained_on.data.train_files)
@@ -86,7 +86,7 @@ def evaluate(
     choose_attention(predictor.network, predictor.device, precision)
     with memory_errors(config), cast_parameters(precision, [predictor.network]):
         metrics = task.evaluate(predictor, output_dir)
-        entry = result_entry(config, name, task.describe_scorer(), folder, own["step"], ancestry, metrics)
+        entry = result_entry(config, name, task.describe_scorer(), folder, own["step"], earlier, metrics)
         map_over_ranks(write, [output_dir])  # on rank 0
     return entry
 

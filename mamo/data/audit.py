@@ -71,7 +71,7 @@ class AuditReport:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether no id is in both sets, and all images could be decoded. Looks alone prove nothing."""
+        """Return whether no id is in both sets, and all images could be decoded. Equal looks prove nothing."""
         return not (self.by_id or self.unreadable)
 
 

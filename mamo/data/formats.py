@@ -69,7 +69,7 @@ def name_folder(folder: Path) -> str:
         return "a folder of compressed files; unpack them"
     if suffixes & {".jpg", ".jpeg", ".png", ".webp"}:
         return (
-            'a folder of images; write a pairs file beside them, a line each: {"image": "1.jpg", "caption": "a kite"}'
+            'a folder of images; write a pairs file next to them, a line each: {"image": "1.jpg", "caption": "a kite"}'
         )
     if any((folder / name).is_dir() and any((folder / name).glob("*.tar")) for name in names):
         return f"a folder of folders; use the glob '{folder}/*/*.tar'"

@@ -81,7 +81,7 @@ def caption_warnings(records: Iterable[PairRecord]) -> list[str]:
     if merged:
         found.append(
             f"{len(merged)} captions are equal to another one after their first {MAX_CAPTION_CHARS} characters are "
-            f"read, and cannot be told apart: {', '.join(merged[:_LISTED])}; shorten them"
+            f"read, and cannot be distinguished: {', '.join(merged[:_LISTED])}; shorten them"
         )
     return found
 

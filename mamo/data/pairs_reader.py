@@ -267,14 +267,14 @@ def _karpathy_error(image: Any) -> str:
 def _read_coco(path: Path, document: Values) -> list[PairRecord]:
     """Read COCO's captions JSON: one record for each image with captions, in the order of `images`.
 
-    Images are in the folder of the file, or, for `annotations/captions_NAME.json`, in `NAME/` beside `annotations/`.
+    Images are in the folder of the file, or, for `annotations/captions_NAME.json`, in `NAME/` next to `annotations/`.
     """
     errors = ErrorCollector(path)
     captions = _coco_captions(document["annotations"], errors)
     names: dict[object, str] = {}
     rows = []
     images = document["images"] if isinstance(document["images"], list) else [document["images"]]
-    beside = f"../{path.stem.removeprefix('captions_')}"
+    sibling = f"../{path.stem.removeprefix('captions_')}"
     for number, image in enumerate(images, 1):
         if not (isinstance(image, dict) and _is_id(image.get("id")) and _is_text(image.get("file_name"))):
             errors.add(number, "an entry of 'images' needs 'id' and 'file_name'; is it a captions file?")
@@ -282,8 +282,8 @@ def _read_coco(path: Path, document: Values) -> list[PairRecord]:
         key, name = image["id"], image["file_name"]
         if key in names:
             errors.add(number, f"an entry of 'images': id {brief(key)} occurs twice")
-        if not (path.parent / name).is_file() and (path.parent / beside / name).is_file():
-            name = f"{beside}/{name}"
+        if not (path.parent / name).is_file() and (path.parent / sibling / name).is_file():
+            name = f"{sibling}/{name}"
         names[key] = name
         is_coco = "coco_url" in image or image["file_name"].startswith("COCO_")
         if key in captions:

@@ -30,7 +30,7 @@ _NEEDED_FILES = ("tokenizer.json", "vocab.txt")  # at least one of them
 _FURTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 TOKENIZER_FILES = (*_NEEDED_FILES, *_FURTHER_FILES)
 """Files of a tokenizer's folder; one of the first two is there."""
-_TYPE_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")  # from which transformers tells the kind
+_TYPE_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")  # from which transformers infers the kind
 _KINDS = ("pad", "unk", "cls", "sep", "mask")
 _PROBES = ("red", "a small red circle")
 _PAIR_SUFFIXES = (".json", ".jsonl", ".tar")

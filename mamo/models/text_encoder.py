@@ -99,7 +99,7 @@ def load_bert_weights(
 
     Raises:
         ValueError: naming the keys that are missing, unused (other than those of heads) or of another shape. BERT must
-            have exactly as many layers as text encoder and fusion together. Or a config.json beside the weights says
+            have exactly as many layers as text encoder and fusion together. Or a config.json next to the weights says
             what their shapes do not show: other heads, another activation, epsilon or kind of positions; or the
             masked-word head has a decoder of its own.
     """

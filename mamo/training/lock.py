@@ -38,7 +38,7 @@ class Holder:
     """Boot and process namespace, in which `pid` has its meaning."""
     pid: int
     started: str
-    """Start time of the process in clock ticks since boot; empty where the system does not tell it."""
+    """Start time of the process in clock ticks since boot; empty where the system does not give it."""
     since: str
     """Time at which it took the lock."""
     inode: int

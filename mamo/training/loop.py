@@ -50,7 +50,7 @@ class Loop:
         trackers: list[Tracker],
         checkpoint_state: Mapping[str, object],
         checkpoint_files: Mapping[str, Path],
-        alarms: LossMonitor,
+        monitor: LossMonitor,
         bad_samples: BadSamplePolicy,
     ) -> None:
         self.config = config
@@ -61,7 +61,7 @@ class Loop:
         self.trackers = trackers
         self.checkpoint_state = dict(checkpoint_state)
         self.checkpoint_files = checkpoint_files
-        self.alarms = alarms
+        self.monitor = monitor
         self.bad_samples = bad_samples
         _, self.micro_batch_size = local_batch_sizes(config.training, task.unit, task.unit_key)
         self.strategy = SingleProcess(config, task)
@@ -89,7 +89,7 @@ class Loop:
         training, evaluation, batches = self.config.training, self.config.evaluation, iter(batches)
         log = None
         if rank() == 0:
-            log = MetricLogger(self.output_dir, self.trackers, self.alarms, start_step, training.total_steps)
+            log = MetricLogger(self.output_dir, self.trackers, self.monitor, start_step, training.total_steps)
         self.task.network.train()
         done = saved = start_step
         try:

@@ -11,7 +11,7 @@ from mamo.training.run_dir import METRICS, TIMING, JsonlWriter, Tracker
 
 
 class MetricLogger:
-    """Write `metrics.jsonl` and `timing.jsonl`, call the trackers, show progress and alarms."""
+    """Write `metrics.jsonl` and `timing.jsonl`, call the trackers, show progress and warnings."""
 
     def __init__(
         self, output_dir: Path, trackers: list[Tracker], monitor: LossMonitor, start_step: int, total_steps: int
@@ -20,7 +20,7 @@ class MetricLogger:
         self.monitor = monitor
         self.metrics, self.timing = JsonlWriter(output_dir / METRICS), JsonlWriter(output_dir / TIMING)
         self.progress = Progress(start_step, total_steps)
-        if start_step > 0:  # refill the monitor's window; its earlier alarms are not repeated
+        if start_step > 0:  # refill the monitor's window; its earlier warnings are not repeated
             with (output_dir / METRICS).open() as lines:
                 for row in map(json.loads, deque(lines, WINDOW_STEPS)):
                     monitor.check(row["step"], row)

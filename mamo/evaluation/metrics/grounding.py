@@ -53,7 +53,7 @@ def to_image_size_bicubic(heat: Tensor, image_size_px: tuple[int, int]) -> NDArr
 def to_image_size_albef(heat: Tensor, image_size_px: tuple[int, int]) -> NDArray[np.float64]:
     """Interpolate as ALBEF's protocol for RefCOCO does: bicubic, not cut, with border padding.
 
-    Beside a hot patch the heat falls below 0, which counts against a box that reaches there.
+    Next to a hot patch the heat falls below 0, which counts against a box that reaches there.
     """
     whole = functional.interpolate(heat[None, None].double(), image_size_px, mode="bicubic", align_corners=False)
     found: NDArray[np.float64] = whole[0, 0].numpy()

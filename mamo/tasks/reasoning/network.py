@@ -20,7 +20,7 @@ class ReasoningNetwork(Mamo):
         Args:
             images: float [B, I, num_prefix_tokens + P, D], embedded for fusion.
             input_ids, is_valid: int64 and bool [B, L], the sentences, encoded once for all images.
-            is_ordered: bool [B], whether a sentence tells the first image from the second.
+            is_ordered: bool [B], whether a sentence distinguishes the first image from the second.
         """
         b, n_images = images.shape[:2]
         text = self.backbone.text_encoder(input_ids, is_valid)
