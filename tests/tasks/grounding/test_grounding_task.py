@@ -62,7 +62,7 @@ def test_heat_of_records_is_resized_as_the_config_says(
 ) -> None:
     """Bug: numbers on RefCOCO+ that are not its protocol's, or flat heat at the border of the embedded world."""
     used: list[object] = []
-    monkeypatch.setattr(evaluate, "evaluation_records", lambda *asked: ([], None))
+    monkeypatch.setattr(evaluate, "load_records", lambda *asked: ([], None))
     monkeypatch.setattr(evaluate, "ground_records", lambda *asked: used.append(asked[-1]) or Metrics({}))
     files = {"source": "records", "train_file": "a.jsonl", "eval_file": "b.jsonl"}
     run = TrainingRun(tiny(task="grounding"))
