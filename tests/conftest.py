@@ -32,6 +32,15 @@ def tiny(tiny_file: Callable[..., Path]) -> Callable[..., Any]:
     return lambda **over: load_config(tiny_file(**over))
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the thread that ends a slow process after SIGTERM from ending the tests."""
+    from mamo.training import preemption
+
+    monkeypatch.setattr(preemption, "GRACE_S", 600.0)
+    monkeypatch.setattr(preemption, "IMPATIENCE_S", 600.0)
+
+
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the picture, which takes longer than the run."""

@@ -18,8 +18,8 @@ from mamo.cli import main
 from mamo.cli import run as run_script
 from mamo.config.schema import RunConfig
 from mamo.trainer import train
-from mamo.training import checkpoint, preemption, run_dir
-from mamo.training.preemption import Preempted, PreemptionHandler
+from mamo.training import checkpoint, run_dir
+from mamo.training.preemption import GRACE_S, Preempted, PreemptionHandler
 from tests.training.test_interruptions import at_step, bits
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -291,4 +291,4 @@ def test_a_signal_to_the_group_at_any_moment(tiny_file: Callable[..., Path], num
 
 def test_the_grace_is_short_enough() -> None:
     """Bug: a scheduler's ten seconds are over before the process ends itself."""
-    assert preemption.GRACE_S < 8
+    assert GRACE_S < 8
