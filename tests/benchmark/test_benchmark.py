@@ -169,6 +169,7 @@ def test_numbers_are_kept_when_a_later_section_fails(tmp_path: Path, monkeypatch
     assert json.loads(file.read_text())["step/tiny/step_s"] == 0.5
 
 
+@pytest.mark.slow
 def test_two_processes_are_measured_beside_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: the processes work alone, one does the work of both, or a pool of negatives straddles two."""
     monkeypatch.setattr(processes, "ROUNDS", 1)
@@ -181,6 +182,7 @@ def test_two_processes_are_measured_beside_one(tmp_path: Path, monkeypatch: pyte
     assert len(cases.build_case(both, tmp_path, CPU, "bf16")[2]) == 4
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_steps(tmp_path: Path) -> None:
     """Bug: the libraries, or what the measuring process holds besides, count as memory of the step."""
     found = memory.measure_memory(SMALLEST, tmp_path, CPU, "fp32")

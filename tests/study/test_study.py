@@ -331,6 +331,7 @@ runpy.run_module("mamo", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_two_real_stages_killed_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: the commands of a study are not those of the program; a study killed between its stages pre-trains again."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
