@@ -410,7 +410,7 @@ def test_a_killed_study_goes_on(study: Callable[..., Study], tmp_path: Path) -> 
     hangs += '    Path("PIPE").write_text(str(os.getpid()))\n'
     hangs = hangs.replace("PIPE", str(pipe))
     slow = stand_in(
-        tmp_path / "slow", FAKE_TRAINING.replace("if seed == 2 and", f"{hangs}    time.sleep(60)\nif False and")
+        tmp_path / "slow", FAKE_TRAINING.replace("if seed == 2 and", f"{hangs}    time.sleep(600)\nif False and")
     )
     results = tmp_path / "results"
     code = f"""

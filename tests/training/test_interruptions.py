@@ -157,7 +157,7 @@ def run_with_a_loader(file: Path, at_step_2: str) -> tuple[int, str]:
     """Exit code and the one line of error; PyTorch's signal handler must not meet pytest."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", AT_STEP_2, str(file), at_step_2]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     (line,) = lines

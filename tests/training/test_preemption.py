@@ -217,6 +217,7 @@ def test_a_process_that_is_stuck_in_a_library_is_ended(where: str) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
+    time.sleep(0.5)  # until it waits: before, Python itself would act
     process.terminate()
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 143, errors
