@@ -32,7 +32,13 @@ from mamo.training import checkpoint
 from mamo.training.memory import memory_errors
 from mamo.training.precision import cast_parameters, choose_device
 from mamo.training.resume import read_lineage
-from mamo.training.run_dir import CONFIG, atomic_write_text
+from mamo.training.run_dir import CONFIG, RESULTS, atomic_write_text, read_evaluations
+
+_IDENTITY = (
+    "protocol", "split", "checkpoint", "step", "eval_file", "eval_split", "statements_file", "rerank_k",
+    "image_size_px", "text_max_tokens", "precision",
+)  # fmt: skip
+"""Fields of an entry; an evaluation replaces the entry that agrees in all of them."""
 
 
 def evaluate(
@@ -45,7 +51,8 @@ def evaluate(
         protocol: a name of `PROTOCOLS`.
         overrides: `section.key=value` over the protocol; a change of what it fixes, or of the network's inputs, shows
             in the entry's name.
-        output_dir: where to write; None is `evaluations/PROTOCOL` in the run's folder.
+        output_dir: where to write; None is `evaluations/PROTOCOL` in the run. Evaluations of other steps, files
+            or settings that its `results.json` holds are kept.
         pictures: rows of each kind of picture in `report.html`; 0 writes none.
 
     Returns:
@@ -53,7 +60,7 @@ def evaluate(
 
     Raises:
         ValueError: an unknown protocol; an override of the network, of the task or of what an evaluation does not
-            read; a missing or damaged checkpoint; unreadable data.
+            read; a missing or damaged checkpoint; unreadable data; `output_dir` is a run's folder.
     """
     folder = checkpoint.resolve(path)
     *earlier, own = read_lineage(folder)
@@ -72,12 +79,14 @@ def evaluate(
     words = _tokenizer(folder, config) if config.data.tokenizer != before["data"]["tokenizer"] else None
     task, predictor = restore_task(folder, config, choose_device("auto"), words=words)
     task.check_held_out(trained_on.data.train_files)
-    output_dir = output_dir or folder.parent.parent / "evaluations" / protocol
-    output_dir.mkdir(parents=True, exist_ok=True)
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    output_dir = output_dir or run / "evaluations" / protocol
+    (others,) = map_over_ranks(_prepare, [output_dir])
     precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
 
     def write(to: Path) -> None:
-        atomic_write_text(to / "results.json", json.dumps({"evaluations": [entry]}, indent=1) + "\n")
+        kept = [other for other in others if any(other.get(key) != entry[key] for key in _IDENTITY)]
+        atomic_write_text(to / RESULTS, json.dumps({"evaluations": [*kept, entry]}, indent=1) + "\n")
         if pictures:
             shown = task.report(predictor, pictures, to)
             card = model_card(folder, trained_on)
@@ -89,6 +98,20 @@ def evaluate(
         entry = result_entry(config, name, task.describe_scorer(), folder, own["step"], earlier, metrics)
         map_over_ranks(write, [output_dir])  # on rank 0
     return entry
+
+
+def _prepare(output_dir: Path) -> list[Values]:
+    """Create the folder; return the evaluations that its `results.json` holds.
+
+    Raises:
+        ValueError: it is the folder of a run, whose `results.json` is of the training, or cannot be written into.
+    """
+    if (output_dir / "checkpoints").exists():
+        raise ValueError(f"output_dir: {output_dir} is the folder of a run; give another, or none")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(output_dir / ".writable", "")  # now: an evaluation may take hours
+    (output_dir / ".writable").unlink()
+    return read_evaluations(output_dir)
 
 
 def _tokenizer(folder: Path, config: RunConfig) -> PreTrainedTokenizerFast:

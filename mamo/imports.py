@@ -52,6 +52,9 @@ def import_value(path: str, key: str) -> Any:
         ValueError: the module cannot be imported, or has no such name.
     """
     module_name, _, name = path.partition(":")
+    files = _files_of(module_name)
+    if len(files) > 1:
+        raise ValueError(f"{key}: {path} may be {' or '.join(map(str, files))}; rename one of them")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -72,6 +75,18 @@ def import_value(path: str, key: str) -> Any:
         raise ValueError(
             f"{key}: {module_name} has no {name!r}; its classes are {', '.join(names) or 'none'}"
         ) from None
+
+
+def _files_of(module_name: str) -> list[Path]:
+    """List the files on the Python path that a module may be of; installed packages are one."""
+    top = module_name.partition(".")[0]
+    found = [
+        file.resolve()
+        for entry in sys.path
+        for file in (Path(entry or ".", top, "__init__.py"), Path(entry or ".", f"{top}.py"))
+        if file.is_file()
+    ]
+    return list(dict.fromkeys(found))
 
 
 def import_class(path: str, parent: type[Class], key: str) -> type[Class]:

@@ -106,7 +106,7 @@ def test_a_fine_tuning_starts_from_an_example(folder: Path, monkeypatch: pytest.
     """Bug: a checkpoint with one more head cannot be fine-tuned from: head names are a list."""
     monkeypatch.chdir(folder)
     if not (folder / "runs/filip").exists():
-        main(["pretrain", "--config", "filip.yaml", *SHORT, *SMALL])
+        main(["pretrain", "--config", "filip.yaml", *SHORT, *SMALL, "data.workers=0"])
     values = {
         "output_dir": str(tmp_path / "tuned"),
         "task": "vqa",
@@ -115,7 +115,8 @@ def test_a_fine_tuning_starts_from_an_example(folder: Path, monkeypatch: pytest.
     }
     values["training"] = {"batch_size_global": 8, "precision": "fp32"}
     (tmp_path / "vqa.yaml").write_text(yaml.safe_dump(values))
-    main(["finetune", "--config", str(tmp_path / "vqa.yaml"), "checkpoint=runs/filip", *SHORT, *SMALL])
+    config = str(tmp_path / "vqa.yaml")
+    main(["finetune", "--config", config, "checkpoint=runs/filip", *SHORT, *SMALL, "data.workers=0"])
     assert (tmp_path / "tuned/results.json").exists()
 
 
@@ -176,9 +177,20 @@ def test_mistakes_in_names_are_reported_before_training(
 ) -> None:
     """Bug: a bare KeyError for an unknown task, a class of another kind that fails in a step."""
     add_folder_of(folder / "filip.yaml")
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError) as caught:
         mamo.build({**values})
     assert message in str(caught.value)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: of two classes of one import path the first found is trained, without a word."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same_named.py").write_text("from mamo.tasks.objective import Loss\n")
+        add_folder_of(tmp_path / name / "config.yaml")
+    with pytest.raises(ValueError, match=r"k: same_named:Loss may be .*one/same_named.py or .*two/same_named.py"):
+        import_class("same_named:Loss", Loss, "k")
 
 
 def test_loading_imports_nothing_from_a_folder_of_weights(

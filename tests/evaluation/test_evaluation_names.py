@@ -244,3 +244,21 @@ def test_what_an_evaluation_reads_is_fixed_or_named(name: str) -> None:
     protocol = PROTOCOLS[name]
     read = READ.get((protocol.values["task"], protocol.values["data"]["source"]), set())
     assert read <= {*protocol.values.get("evaluation", {}), *protocol.named}
+
+
+def test_an_evaluation_keeps_the_others_and_the_runs_own(on_pairs: Path, pairs: Path, tmp_path: Path) -> None:
+    """Bug: a second evaluation replaces the first one of another file, or the results of the training."""
+    file = f"data.eval_file={pairs}"
+    again = Path(shutil.copy(pairs, pairs.parent / "other.jsonl"))
+    for override in (file, f"data.eval_file={again}", file):
+        evaluate(on_pairs, "pairs-zeroshot", [override], tmp_path)
+    entries = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    assert [entry["eval_file"] for entry in entries] == [str(again), str(pairs)]
+    before = (on_pairs / "results.json").read_bytes()
+    with pytest.raises(ValueError, match="is the folder of a run"):
+        evaluate(on_pairs, "pairs-zeroshot", [file], on_pairs)
+    assert (on_pairs / "results.json").read_bytes() == before
+    step = shutil.copytree((on_pairs / "checkpoints/last").resolve(), tmp_path / "zz/models/best")
+    evaluate(step, "pairs-zeroshot", [file])
+    assert (step / "evaluations/pairs-zeroshot/results.json").exists()
+    assert not (tmp_path / "zz/evaluations").exists()

@@ -372,5 +372,5 @@ def test_files_that_are_not_weights_are_refused(tmp_path: Path) -> None:
 
 def test_a_model_without_published_weights_is_told() -> None:
     """Bug: timm's RuntimeError, which no script turns into a message."""
-    with pytest.raises(ValueError, match="no published weights of vit_small_patch16_36x1_224: name a file, or use random"):
+    with pytest.raises(ValueError, match="no published weights of vit_small_patch16_36x1_224: name a file"):
         load_image_weights(ImageEncoder("vit_small_patch16_36x1_224", (32, 32)), "timm")
