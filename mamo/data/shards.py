@@ -368,7 +368,7 @@ def _caption_member(members: dict[str, ShardMember]) -> tuple[ShardMember | None
     try:
         details: Any = parse_json(_read_text(members, "json")) if "json" in members else {}
     except JsonError as error:
-        raise ValueError(f"the .json member is {error}") from None
+        raise ValueError(f"the .json member: {error}") from None
     if not isinstance(details, dict):
         raise ValueError("the .json member must be an object")
     is_failed = details.get("status", "success") != "success"

@@ -238,3 +238,10 @@ def test_each_picture_of_a_shard_has_an_id(tmp_path: Path, names: tuple[str, ...
     assert len({record.image_id for record in pairs}) == len(stems)
     if format == tarfile.USTAR_FORMAT and encoding == "utf-8":
         assert [str(record.image) for record in pairs] == [f"{file}/{stem}.png" for stem in stems]
+
+
+def test_a_caption_twice_in_a_member_is_an_error(tmp_path: Path) -> None:
+    """Bug: of two captions of a .json member the last wins, and the shard is valid."""
+    write_tar(tmp_path / "a.tar", {"a.png": png(1), "a.json": b'{"caption": "a kite", "caption": "a dog"}'})
+    with pytest.raises(ValueError, match=r'a: the \.json member: key "caption" occurs twice in one object; keep one'):
+        read_pairs(tmp_path / "a.tar")
