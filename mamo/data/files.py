@@ -4,6 +4,7 @@ Only regular files are read: a FIFO would block for ever, and a device has no en
 the length of its integers.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -142,10 +143,8 @@ def _line_of_repeat(text: str) -> int:
         end = next(closing)
         return _unique(pairs)
 
-    try:
+    with contextlib.suppress(RepeatedKeyError):
         json.loads(text, object_pairs_hook=check)
-    except RepeatedKeyError:
-        pass
     return text.count("\n", 0, end) + 1
 
 
