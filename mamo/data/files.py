@@ -4,6 +4,7 @@ Only regular files are read: a FIFO would block for ever, and a device has no en
 the length of its integers.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ import stat
 from pathlib import Path
 from typing import IO, Any
 
+from mamo.config.values import Values
 from mamo.data.formats import name_binary
 
 _MAX_DEPTH = 500
@@ -29,11 +31,19 @@ _PATH_HINTS = (
 
 
 class JsonError(ValueError):
-    """Text that is not JSON, or JSON that is too deep or has too long an integer. `line` is 1-based."""
+    """Text that is not JSON, is too deep, or has too long an integer or a repeated key. `line` is 1-based."""
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
         self.line = line
+
+    def advise(self, remedy: str) -> str:
+        """Return the message with a remedy; that of a repeated key has its own."""
+        return str(self) if isinstance(self, RepeatedKeyError) else f"{self}; {remedy}"
+
+
+class RepeatedKeyError(JsonError):
+    """A key that occurs twice in one object, of which Python's parser would keep the last value."""
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -98,9 +108,11 @@ def path_hint(path: Path | str) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Parse a JSON document. Raises JsonError with the reason and the line in `text`."""
+    """Parse a JSON document. Raises JsonError with the reason and the line in `text`, for a repeated key too."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
+    except RepeatedKeyError as error:
+        raise RepeatedKeyError(str(error), _line_of_repeat(text)) from None
     except json.JSONDecodeError as error:
         raise JsonError(f"not valid JSON ({error.msg}, column {error.colno})", error.lineno) from None
     except RecursionError:
@@ -109,6 +121,31 @@ def parse_json(text: str) -> Any:
         found = re.search(r"\d{4300}", text)
         line = text.count("\n", 0, found.start() if found else 0) + 1
         raise JsonError("not valid JSON (an integer has thousands of digits)", line) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Values:
+    """Return the object of some keys and values. Raises RepeatedKeyError, without the line."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise RepeatedKeyError(f"key {brief(repeated)} occurs twice in one object; keep one", 1)
+    return found
+
+
+def _line_of_repeat(text: str) -> int:
+    """Return the line at which the first object with a repeated key ends; objects are made in the order of their }."""
+    closing = (token.start() for token in _TOKEN.finditer(text) if token.group() == "}")
+    end = 0
+
+    def check(pairs: list[tuple[str, Any]]) -> Values:
+        nonlocal end
+        end = next(closing)
+        return _unique(pairs)
+
+    with contextlib.suppress(RepeatedKeyError):
+        json.loads(text, object_pairs_hook=check)
+    return text.count("\n", 0, end) + 1
 
 
 def _line_too_deep(text: str) -> int:

@@ -5,6 +5,7 @@ Legend: H, W height and width of the network's input image, in pixels.
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,25 @@ def load_or_substitute(
     )
 
 
+_FOREIGN_IDS = re.compile(r"(?:dataset_)?(coco|flickr30k)_.")
+_OFFICIAL_IMAGES = {
+    "coco": re.compile(r"COCO_(train|val)2014_\d{12}\.jpg$|(^|/)(train|val)2017/\d{12}\.jpg$"),
+    "flickr30k": re.compile(r"(^|/)flickr30k[-_]images/"),
+}
+
+
+def _data_set_of(record: PairRecord) -> str:
+    """Return the data set of a record, "other" where neither its id nor its image names one."""
+    foreign = _FOREIGN_IDS.match(record.image_id)
+    if foreign:
+        return foreign.group(1)
+    name, _, rest = record.image_id.partition("/")
+    if name and rest:
+        return name
+    image = str(record.image)
+    return next((name for name, form in _OFFICIAL_IMAGES.items() if form.search(image)), "other")
+
+
 class PairDataset:
     """Data set of image-caption pairs.
 
@@ -140,11 +160,13 @@ class PairDataset:
                     yield f"{file.name}\t{image}\t{image_id}\t{record.captions}\n"
 
     def dataset_names(self) -> list[str]:
-        """Return the prefixes of the image ids that our builders write (`coco` of `coco/42`), else "other"."""
-        found = set()
+        """Return the prefixes of the image ids that our builders write (`coco` of `coco/42`), else "other".
+
+        Pairs of COCO and Flickr30k in other layouts are recognised by their ids or by the names of their images.
+        """
+        found: set[str] = set()
         for part in self.parts:
-            ids = ("",) if isinstance(part, TarShardDataset) else (record.image_id for record in part)
-            found |= {name if name and rest else "other" for name, rest in {i.partition("/")[::2] for i in ids}}
+            found |= {"other"} if isinstance(part, TarShardDataset) else set(map(_data_set_of, part))
         return sorted(found)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:

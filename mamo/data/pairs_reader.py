@@ -152,7 +152,7 @@ def _whole_document(path: Path, text: str) -> Any:
     except JsonError as error:
         if start[0] == "{" and '"images"' not in start[:_START_CHARS]:
             return None  # JSON Lines with a damaged first row; `_read_lines` reports the line
-        raise ValueError(f"{path}:{error.line}: {error}; the file may be cut short") from None
+        raise ValueError(f"{path}:{error.line}: {error.advise('the file may be cut short')}") from None
     return document if isinstance(document, list) or "images" in document else None
 
 
@@ -171,7 +171,7 @@ def _read_lines(path: Path, text: str) -> list[PairRecord]:
             try:
                 rows.append((number, parse_json(line)))
             except JsonError as error:
-                errors.add(number, f"{error}; write one object a line")
+                errors.add(number, error.advise("write one object a line"))
     return _read_rows(path, rows, errors)
 
 

@@ -113,7 +113,7 @@ def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
         try:
             row = parse_json(line)
         except JsonError as error:
-            errors.add(number, f"{error}; write one object a line")
+            errors.add(number, error.advise("write one object a line"))
             continue
         found = _record_or_errors(kind, row, fields)
         if isinstance(found, list):

@@ -39,7 +39,7 @@ ROW = np.dtype(
 )
 INDEX, TABLE = "index.json", "index.npy"
 """Files in a folder of shards: names, sizes and times of the shards; one `ROW` for each pair, in shard order."""
-_HEADER_BYTES, _NAME_BYTES = 512, 100
+_HEADER_BYTES = 512
 _MAX_TEXT_BYTES = 2**24
 _ENTRY = ("name", "bytes", "mtime_ns", "pairs")
 _AGAIN = "; run `mamo data index` again when the shards are complete"
@@ -86,16 +86,15 @@ class TarShardDataset(Sequence[PairRecord]):
         image_offset, text_size = int(row["image_offset"]), int(row["text_size"])
         with open_regular(Path(shard)) as file:
             file.seek(image_offset - _HEADER_BYTES)
-            name = file.read(_NAME_BYTES).split(b"\0")[0].decode("utf-8", "replace")
+            name = _name_in(file.read(_HEADER_BYTES))
             file.seek(int(row["text_offset"]))
             text = file.read(text_size)
         if len(text) != text_size:
             raise OSError(f"{shard}: the caption of {name} is cut off; the shard changed after indexing")
-        if len(name) == _NAME_BYTES:  # the header truncates longer names
-            name = f"{name}@{image_offset}"
         image = ShardMember(shard, name, image_offset, int(row["image_size"]))
         caption = _caption_of(text, bool(row["is_json"]), str(image))
-        return PairRecord(image, (caption,), str(image), index - int(self.first_row[number]) + 1, shard)
+        image_id = f"{image}@{image_offset}"  # a header may cut its name, or have "?" in it
+        return PairRecord(image, (caption,), image_id, index - int(self.first_row[number]) + 1, shard)
 
     def __reduce__(self) -> Any:
         """Pickle the path of the index instead of the table, for loader workers."""
@@ -109,6 +108,13 @@ class TarShardDataset(Sequence[PairRecord]):
         digest = hashlib.sha256(names.encode("utf-8", "replace") + self.first_row.tobytes())
         digest.update(np.ascontiguousarray(self.rows).view(np.uint8).data)
         return digest.hexdigest()
+
+
+def _name_in(header: bytes) -> str:
+    """Return the name in a member's header, with the prefix that ustar moves from a long path; it may be cut short."""
+    prefix = header[345:500] if header[257:263] == b"ustar\0" else b""  # GNU has times there
+    parts = (part.split(b"\0")[0].decode("utf-8", "replace") for part in (prefix, header[:100]))
+    return "/".join(part for part in parts if part)
 
 
 def _caption_of(text: bytes, is_json: bool, name: str) -> str:
@@ -362,7 +368,7 @@ def _caption_member(members: dict[str, ShardMember]) -> tuple[ShardMember | None
     try:
         details: Any = parse_json(_read_text(members, "json")) if "json" in members else {}
     except JsonError as error:
-        raise ValueError(f"the .json member is {error}") from None
+        raise ValueError(f"the .json member: {error}") from None
     if not isinstance(details, dict):
         raise ValueError("the .json member must be an object")
     is_failed = details.get("status", "success") != "success"

@@ -7,6 +7,7 @@ conventions of the weights. One that is compared with published numbers fixes th
 """
 
 import difflib
+import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values, flatten, merge
-from mamo.data.pairs_reader import read_pairs
+from mamo.data.pairs_reader import read_lines, read_pairs
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
 _INPUTS = ("data.image_size_px", "data.text_max_tokens", "data.tokenizer", "training.precision")
@@ -272,14 +273,18 @@ def _label(key: str, value: int | str) -> str:
 
 
 def _is_whole(fixed: Protocol, config: RunConfig) -> bool:
-    """Return whether `data.eval_file` has as many records as the official file of the split."""
+    """Return whether `data.eval_file` has as many records as the official file of the split; shards are no such file.
+
+    Raises ValueError where it cannot be read, or is no text.
+    """
     file, split = config.data.eval_file, config.data.eval_split
     if fixed.n_records is None or file is None:
         return True
     if split is not None:
         return split == fixed.split and len(read_pairs(Path(file), split)) == fixed.n_records
-    with Path(file).open(encoding="utf-8") as lines:
-        return sum(1 for line in lines if line.strip()) == fixed.n_records
+    if Path(file).is_dir() or Path(file).suffix == ".tar" or (glob.has_magic(file) and not Path(file).exists()):
+        return False  # the reader of the task takes or refuses them
+    return sum(1 for line in read_lines(Path(file)) if line.strip()) == fixed.n_records
 
 
 def has_own_inputs(before: Values, after: Values) -> bool:

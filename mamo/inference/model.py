@@ -29,12 +29,13 @@ from mamo.data.images import BadSampleError
 from mamo.data.processor import ImageLike, Processor, check_list
 from mamo.data.records import Box
 from mamo.data.tokenizer import ends_with_sep
-from mamo.evaluation.metrics.grounding import best_proposal, to_image_size
+from mamo.evaluation.metrics.grounding import best_proposal
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
 from mamo.inference.gallery import EmptyGalleryError, Gallery, gallery_of_images, gallery_of_texts
 from mamo.inference.hf_export import FILES, TokenizerMismatchError, read_exported, write_exported
 from mamo.tasks.base import Task
+from mamo.tasks.grounding.evaluate import resize_of
 from mamo.tasks.reasoning.batch import is_ordered
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.tasks.vqa.evaluate import Answerer
@@ -75,7 +76,7 @@ class Grounding:
     """
 
     heat: NDArray[np.float64]
-    """Heat map [H, W], not negative, interpolated from the patches."""
+    """Heat map [H, W], interpolated as in the evaluation; not negative, except with `evaluation.heat_resize: uncut`."""
     point: tuple[int, int]
     """(x, y) of the hottest pixel."""
     box: Box
@@ -215,7 +216,7 @@ class Model(ModelHubMixin):
         with torch.inference_mode():
             row = torch.zeros(1, dtype=torch.int64)
             heat = heatmaps(self._scorer, resized, self._texts([expression]), row, row, how)[0]
-        whole = to_image_size(heat, size)
+        whole = resize_of(self.config)(heat, size)
         y, x = np.unravel_index(int(whole.argmax()), whole.shape)
         box = boxes[best_proposal(whole, boxes)] if boxes else _hot_box(heat, size)
         return Grounding(whole, (int(x), int(y)), box)

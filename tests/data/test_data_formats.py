@@ -189,3 +189,36 @@ def test_a_file_that_is_nearly_karpathys_is_named(tmp_path: Path, document: dict
     with pytest.raises(ValueError, match=r"a\.json:") as caught:
         read_pairs(tmp_path / "a.json", "val")
     assert "None" not in str(caught.value)
+
+
+TWICE = '"caption": "a kite", "caption": "a dog"'
+REPEATED = {
+    "a.jsonl": f'{{"image": "a.png", "caption": "a"}}\n{{"image": "b.png", {TWICE}}}\n{{"image": "c.png", {TWICE}}}\n',
+    "one.jsonl": f'\n{{"image": "b.png", {TWICE}}}\n',
+    "list.json": f'[{{"image": "a.png", "caption": "}}"}},\n{{"image": "b.png", {TWICE}}}]',
+    "nested.jsonl": f'\n{{"image": "b.png", "caption": "a", "more": [{{{TWICE}}}]}}\n',
+    "coco.json": '{"images": [{"id": 1, "file_name": "a.png"}],\n"annotations": [{"image_id": 1, ' + TWICE + "}]}",
+    "whole.json": '{"images": [], "annotations": [], "images": [],\n"caption": 1, "caption": 2}',
+    "escaped.jsonl": '\n{"image": "b.png", "caption": "a", "capt\\u0069on": "b"}\n',
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_key_that_occurs_twice_in_a_row_is_an_error(tmp_path: Path, name: str) -> None:
+    """Bug: of two captions of a row the last wins, and the file is valid."""
+    file = tmp_path / name
+    file.write_text(REPEATED[name])
+    key = "images" if name == "whole.json" else "caption"
+    with pytest.raises(ValueError, match=rf'{name}:2: key "{key}" occurs twice in one object; keep one') as caught:
+        read_pairs(file)
+    assert "write one object" not in str(caught.value)
+    assert ("nd 1 more" in str(caught.value) or ":3: key" in str(caught.value)) == (name == "a.jsonl")
+
+
+@pytest.mark.parametrize("kind", TASK_RECORDS)
+def test_a_key_that_occurs_twice_in_a_record_is_an_error(tmp_path: Path, kind: TaskName) -> None:
+    """Bug: of two answers, boxes or labels of a record the last wins, and the file is valid."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('\n{"image": "a.png", "label": true, "label": false}\n')
+    with pytest.raises(ValueError, match=r'a\.jsonl:2: key "label" occurs twice in one object; keep one$'):
+        read_task_records(file, TASK_RECORDS[kind])

@@ -128,3 +128,30 @@ def test_raise_and_nothing_left(records: list[PairRecord]) -> None:
         PairDataset(records[3:5], (4, 4), on_bad="skip").load(0, np.random.default_rng(0))
     with pytest.raises(ValueError, match="at least one record"):
         PairDataset([], (4, 4))
+
+
+KARPATHY = {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a kite"}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"dataset": "coco", "images": [{**KARPATHY, "cocoid": 42}]}, ["coco"]),
+        ({"dataset": "flickr30k", "images": [{**KARPATHY, "imgid": 0}]}, ["flickr30k"]),
+        ({"dataset": "flickr8k", "images": [{**KARPATHY, "imgid": 0}]}, ["other"]),
+        ({"dataset": "coco", "images": [{**KARPATHY, "filepath": "train2014"}]}, ["coco"]),
+        ({"images": [{**KARPATHY, "filename": "COCO_val2014_000000000042.jpg"}]}, ["coco"]),
+        ([{"image": "train2014/a.jpg", "caption": "a kite", "image_id": "coco_42"}], ["coco"]),
+        ([{"image": "x/COCO_train2014_000000000042.jpg", "caption": "a kite"}], ["coco"]),
+        ([{"image": "x/COCO_train2014_000000000042.jpg", "caption": "a kite", "image_id": 42}], ["coco"]),
+        ([{"image": "val2017/000000000042.jpg", "caption": "a kite"}], ["coco"]),
+        ([{"image": "flickr30k-images/1.jpg", "caption": "a kite"}], ["flickr30k"]),
+        ([{"image": "a.jpg", "caption": "a kite", "image_id": "cc3m/1"}], ["cc3m"]),
+        ([{"image": f"{k}.jpg", "caption": "a", "image_id": k} for k in ("coco_1", "b")], ["coco", "other"]),
+    ],
+)  # fmt: skip
+def test_the_data_set_is_recorded_in_every_layout(tmp_path: Path, document: object, expected: list[str]) -> None:
+    """Bug: a network trained on COCO in Karpathy's or ALBEF's layout passes as one that never was."""
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    records = read_pairs(tmp_path / "a.json", "train" if isinstance(document, dict) else None)
+    assert PairDataset(records, (4, 4)).dataset_names() == expected

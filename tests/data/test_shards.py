@@ -218,3 +218,30 @@ def test_no_python_object_a_pair(tmp_path: Path) -> None:
         f"{peak / n_pairs:.0f} bytes a pair"
     )  # a permutation of int64 is 8, made with some copies
     assert sorted(epoch_order(0, 1, 50).tolist()) == list(range(50))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    "names", [("crawl" * 19 + "/a", "crawl" * 19 + "x/a"), ("d" * 90 + "/" + "k" * 20,), ("é", "è")]
+)
+def test_each_picture_of_a_shard_has_an_id(tmp_path: Path, names: tuple[str, ...], format: int, encoding: str) -> None:
+    """Bug: pictures whose long or non-ASCII names are equal in their headers are one picture, and recalls are 100."""
+    file, stems = tmp_path / "a.tar", [f"{name}{'é' * n}" for name in names for n in (0, 1)]
+    with tarfile.open(file, "w", format=format, encoding=encoding) as tar:
+        for number, stem in enumerate(stems):
+            for suffix, data in (("png", png(number)), ("txt", b"a kite")):
+                info = tarfile.TarInfo(f"{stem}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    pairs = read_pairs(file)
+    assert len({record.image_id for record in pairs}) == len(stems)
+    if format == tarfile.USTAR_FORMAT and encoding == "utf-8":
+        assert [str(record.image) for record in pairs] == [f"{file}/{stem}.png" for stem in stems]
+
+
+def test_a_caption_twice_in_a_member_is_an_error(tmp_path: Path) -> None:
+    """Bug: of two captions of a .json member the last wins, and the shard is valid."""
+    write_tar(tmp_path / "a.tar", {"a.png": png(1), "a.json": b'{"caption": "a kite", "caption": "a dog"}'})
+    with pytest.raises(ValueError, match=r'a: the \.json member: key "caption" occurs twice in one object; keep one'):
+        read_pairs(tmp_path / "a.tar")

@@ -230,7 +230,7 @@ def test_hostile_json_is_one_error_with_file_and_line(tmp_path: Path, value: str
     with pytest.raises(ValueError, match=rf"release\.json:3: not valid JSON \(.*{reason}"):
         read_json(tmp_path / "release.json")
     shard = write_tar(tmp_path / "0.tar", [("0.png", png()), ("0.json", b'{"caption": ' + value.encode())])
-    with pytest.raises(ValueError, match=rf"0\.tar:1: 0: the \.json member is not valid JSON \(.*{reason}"):
+    with pytest.raises(ValueError, match=rf"0\.tar:1: 0: the \.json member: not valid JSON \(.*{reason}"):
         read_shards(shard)
 
 

@@ -1,6 +1,8 @@
 """Protocols: what they fix, and that nothing else goes by their name."""
 
 import json
+import os
+import tarfile
 
 import pytest
 
@@ -99,6 +101,28 @@ def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name,
     if name in PUBLIC:
         assert config.data.image_size == (384, 384)
         assert config.evaluation.rerank_k == {"coco": 256, "flic": 128, "vqa2": 128}.get(name[:4], 16)
+
+
+def test_any_path_as_the_official_file_is_a_name_or_one_message(tmp_path):
+    """Bug: counting the records waits for ever on a pipe, or ends in a decode error of a tar."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    tarfile.open(tmp_path / "a.tar", "w").close()
+    (tmp_path / "latin.jsonl").write_bytes(b'{"caption": "caf\xe9"}\n')
+    values = applied("coco5k-zeroshot", values_of())
+
+    def name(file):
+        values["data"]["eval_file"] = str(file)
+        return protocol_name("coco5k-zeroshot", build_config(values))
+
+    for shards in (tmp_path, tmp_path / "a.tar", tmp_path / "*.tar"):
+        assert name(shards) == "coco5k-zeroshot-custom"
+    for file, message in (
+        ("pipe.jsonl", "cannot be read: not a regular file"),
+        ("latin.jsonl", "not UTF-8 text"),
+        ("gone.jsonl", "cannot be read: No such file"),
+    ):
+        with pytest.raises(ValueError, match=f"{file}: {message}"):
+            name(tmp_path / file)
 
 
 def test_a_checkpoint_of_another_task_is_refused():

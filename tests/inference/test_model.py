@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from mamo.data.records import GroundingRecord
 from mamo.evaluation.metrics.grounding import best_proposal, grounding_scores
 from mamo.evaluation.probes import fill_masked_words
 from mamo.evaluator import evaluate
-from mamo.tasks.grounding.evaluate import ground_records
+from mamo.tasks.grounding.evaluate import RESIZE, ground_records
 from mamo.tasks.registry import finetune_config
 from mamo.tasks.sources import load_records
 from mamo.trainer import train
@@ -168,6 +169,22 @@ def test_grounding_is_the_evaluators(
     assert [tuple(found.box) for found in calls] == chosen
     other = model.ground(load_image(ordered[0].image), ordered[0].expression, heat_from="occlusion")
     assert (heat_from == "occlusion") == bool((other.heat == calls[0].heat).all())
+
+
+@pytest.mark.parametrize("resize", ["cut", "uncut"])
+def test_heat_of_records_is_resized_as_in_the_evaluation(
+    run: Path, pictures: list[Image.Image], resize: Literal["cut", "uncut"]
+) -> None:
+    """Bug: a model of files finds another box or heat than its evaluation, whose heat is bicubic."""
+    model = stir(mamo.load(run))
+    data = model.config.data.model_copy(update={"source": "records"})
+    settings = model.config.evaluation.model_copy(update={"heat_resize": resize})
+    model.config = model.config.model_copy(update={"data": data, "evaluation": settings})
+    picture, patches = pictures[0].resize((50, 30)), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    with patch("mamo.inference.model.heatmaps", return_value=patches[None]):
+        found = model.ground(picture, "a red circle")
+    assert (found.heat == RESIZE[resize](patches, (30, 50))).all()
+    assert (found.heat.min() < 0) == (resize == "uncut")
 
 
 def test_the_box_holds_what_is_connected_to_the_hottest_patch() -> None:

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mamo.config.schema import RunConfig
 from mamo.data.images import BadSamplePolicy
 from mamo.data.judge import grounding_problems, raise_problems, row_problems
 from mamo.data.record_dataset import LoadImage, load_unique_images, readable
@@ -30,6 +31,11 @@ Resize = Callable[[Tensor, tuple[int, int]], NDArray[np.float64]]
 """(heat [h, w], height and width in pixels) -> heat [H, W]."""
 RESIZE: Mapping[str, Resize] = {"cut": to_image_size_bicubic, "uncut": to_image_size_albef}
 """By `evaluation.heat_resize`."""
+
+
+def resize_of(config: RunConfig) -> Resize:
+    """Return how heat is brought to the size of an image: as `evaluation.heat_resize` says, bilinearly on scenes."""
+    return to_image_size if config.data.source == "scenes" else RESIZE[config.evaluation.heat_resize]
 
 
 def ground_records(
@@ -88,7 +94,6 @@ def evaluate_grounding(config: GroundingConfig, predictor: Predictor) -> Metrics
     raise_problems(data.eval_file, row_problems(records))
     with eval_mode(predictor.network):
         scorer = Scorer(predictor, evaluation.batch_size, evaluation.itm_score)
-        resize = to_image_size if data.source == "scenes" else RESIZE[evaluation.heat_resize]
         found = ground_records(
             scorer,
             records,
@@ -97,6 +102,6 @@ def evaluate_grounding(config: GroundingConfig, predictor: Predictor) -> Metrics
             evaluation.batch_size,
             evaluation.grounding_heat,
             bad_sample_policy(data),
-            resize,
+            resize_of(config),
         )
     return Metrics({f"grounding/{name}": value for name, value in found.items()}, facts_of(found))

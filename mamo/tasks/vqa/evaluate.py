@@ -6,6 +6,7 @@ Legend: B questions, N answers of the list, K shortlisted, T answer tokens, S fu
 import functools
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,12 +192,13 @@ def write_submission(
 def refuse_overlap(
     train: Sequence[VqaRecord], evaluation: Sequence[VqaRecord], files: str, shared_images: bool = False
 ) -> float:
-    """Return the percentage of evaluation questions whose image is trained on too.
+    """Return the percentage of evaluation questions whose image is trained on too; links and `..` are followed.
 
     Raises ValueError, naming the first, where a question is trained on too, or an image and `shared_images` is False.
     """
-    seen_questions, seen_images = {record.question_id for record in train}, {record.image for record in train}
-    same_images = [record for record in evaluation if record.image in seen_images]
+    path_of = functools.cache(os.path.realpath)  # of questions about one image
+    seen_questions, seen_images = {record.question_id for record in train}, {path_of(record.image) for record in train}
+    same_images = [record for record in evaluation if path_of(record.image) in seen_images]
     same = [record for record in same_images if record.question_id in seen_questions]
     allow = "; allow it with vqa.shared_images=true"
     for what, found, fix in (

@@ -139,6 +139,22 @@ def test_overlap_is_refused() -> None:
         refuse_overlap(train, [other, other.model_copy(update={"image": "0", "question_id": 71})], "val.jsonl")
 
 
+@pytest.mark.parametrize("spelling", ["../data/0.png", "./0.png", "link.png", "folder/0.png", "missing/../0.png"])
+def test_an_image_is_the_same_in_every_spelling(tmp_path: Path, spelling: str) -> None:
+    """Bug: a training image that is written as `../data/0.png`, or reached by a link, counts as held out."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "0.png").touch()
+    (data / "link.png").symlink_to("0.png")
+    (data / "folder").symlink_to(data)
+    train, other = (
+        VqaRecord(image=str(data / name), question_id=k, question="what?") for k, name in enumerate(("0.png", spelling))
+    )
+    for seen, asked in ((train, other), (other, train)):
+        with pytest.raises(ValueError, match=f"1 questions are about images .*question_id {asked.question_id}"):
+            refuse_overlap([seen], [asked], "val.jsonl")
+
+
 def test_shared_images_are_allowed_and_recorded(tmp_path: Path) -> None:
     """Bug: VQA-RAD and VQA-CP, whose splits share images, cannot be evaluated; or the results do not say so."""
     train, other = records(2), VqaRecord(image="7", question_id=70, question="what?")
