@@ -5,6 +5,7 @@
 | 0 | success |
 | 1 | `data check`, `data audit` (by id), `data build`: a gap; `compare`: outside the band |
 | 2 | a mistake in the arguments, the config or the data; a file that cannot be read or written |
+| 129 | the terminal was closed (SIGHUP); in training after the step was saved |
 | 130 | interrupted (Ctrl-C); in training after the step was saved, at a second Ctrl-C at once |
 | 141 | the reader of the output closed the pipe |
 | 143 | terminated (SIGTERM); in training after the step was saved |

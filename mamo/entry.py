@@ -39,11 +39,16 @@ def build(config: ConfigLike) -> Task:
         config: see `ConfigLike`; `output_dir` may be left out of a dict, as nothing is written.
 
     Raises:
-        ValueError: a mistake in the config.
+        ValueError: a mistake in the config, or a `checkpoint`, whose weights only a training takes.
     """
     if isinstance(config, Mapping):
         config = {"output_dir": "unused", **config}
     checked = as_config(config)
+    if checked.checkpoint is not None and not checked.from_scratch:
+        raise ValueError(
+            f"checkpoint: mamo.build starts from random weights, not from {checked.checkpoint}; load a trained network "
+            "by mamo.load(FOLDER).network, train on from it by mamo.train(config), or leave `checkpoint` out"
+        )
     return build_task(checked, tokenizer_of(checked))
 
 
@@ -58,13 +63,13 @@ def train(config: ConfigLike, is_resume: bool = False, trackers: Sequence[Tracke
     Args:
         config: see `ConfigLike`.
         is_resume: continue the run in `output_dir`.
-        trackers: further receivers of each step's metrics.
+        trackers: list of further receivers of each step's metrics, see `Tracker`.
 
     Returns:
         `output_dir`.
 
     Raises:
-        ValueError: a mistake in the config, the data or the checkpoint.
+        ValueError: a mistake in the config, the data, the checkpoint or `trackers`.
     """
     checked = as_config(config)
     run_training(checked, is_resume, trackers)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mamo.config.conventions import ALBEF, conventions_of, with_conventions
 from mamo.config.schema import RunConfig
-from mamo.config.values import Values, read_values
+from mamo.config.values import Values, flatten, read_values
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
 from mamo.data.loader import collate_range, iterate, loader_errors, make_loader
@@ -31,7 +31,7 @@ from mamo.distributed import (
     world_size,
 )
 from mamo.evaluation.predictor import Predictor
-from mamo.evaluation.protocols import protocol_of
+from mamo.evaluation.protocols import EVALUATION_KEYS, protocol_of
 from mamo.evaluation.results import facts_line, machine, remarks, result_entry, summary, versions
 from mamo.models.build import position_resamplers
 from mamo.models.convert_albef import load_albef
@@ -59,6 +59,13 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = 512
 """Samples from which the baselines of the losses are counted."""
+SHAPE_RESULTS = (
+    "data.eval_file",
+    "data.eval_split",
+    "data.statements_file",
+    *(key for key in EVALUATION_KEYS if key != "evaluation.batch_size"),
+)
+"""Keys that may change at a resume and change the results."""
 UNKNOWN_SHARE = 0.01
 """Share of [UNK] among the words from which on a run warns."""
 
@@ -265,14 +272,17 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
     Args:
         config: what to run.
         is_resume: whether to go on with the run in `output_dir`.
-        trackers: where else, besides TensorBoard, the process of rank 0 logs each step; closed at the end.
+        trackers: list of receivers of each step's metrics besides TensorBoard, in the process of rank 0; closed at the
+            end. One that raises is left out afterwards, with a warning.
 
     Raises:
-        ValueError: a mistake in the config, the data or the checkpoint; nothing of an earlier run is touched.
+        ValueError: a mistake in the config, the data, the checkpoint or `trackers`; nothing of an earlier run is
+            touched.
         ProcessLost: another process of the run died.
         Preempted: SIGTERM came, and the step was finished and saved.
         KeyboardInterrupt: Ctrl-C came, and the step was finished and saved, unless it came twice.
     """
+    run_dir.check_trackers(trackers)
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
     with process_group(config.training.device), memory_errors(config), contextlib.ExitStack() as held:
@@ -348,7 +358,28 @@ def resume_run(config: RunConfig) -> tuple[TrainingRun, int]:
         raise ValueError(f"data.tokenizer: {tokenizer} has another vocabulary than the run in {output_dir}")
     if not has_checkpoint:
         logger.info("%s has no checkpoint yet: beginning with step 1", output_dir)
-    return run, load_checkpoint(run) if has_checkpoint else 0
+    start_step = load_checkpoint(run) if has_checkpoint else 0
+    refuse_another_evaluation(config, start_step)
+    return run, start_step
+
+
+def refuse_another_evaluation(config: RunConfig, start_step: int) -> None:
+    """Raise ValueError where a run is finished and evaluated, and `config` would evaluate it otherwise.
+
+    Its config and report would then be of another evaluation than its `results.json`.
+    """
+    output_dir = Path(config.output_dir)
+    done = {entry["step"] for entry in run_dir.read_evaluations(output_dir)}
+    if start_step < config.training.total_steps or start_step not in done:
+        return
+    before = flatten(build_config(read_values(output_dir / run_dir.CONFIG), str(output_dir)).model_dump())
+    now = flatten(config.model_dump())
+    differing = [key for key in now if key.startswith(SHAPE_RESULTS) and now[key] != before.get(key)]
+    if differing:
+        raise ValueError(
+            f"{output_dir} is finished, and its results are of another {', '.join(differing)}; evaluate it otherwise "
+            f"by `mamo evaluate checkpoint={output_dir}`"
+        )
 
 
 def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
@@ -390,8 +421,7 @@ def train_and_evaluate(
 
 def close_loggers(output_dir: Path, trackers: list[run_dir.Tracker]) -> None:
     """Close the trackers and draw the curves."""
-    for tracker in trackers:
-        tracker.close()
+    run_dir.close(trackers)
     if rank() == 0 and (output_dir / run_dir.METRICS).exists():
         plot_curves(output_dir, load_config)
 
@@ -449,8 +479,7 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
         entry = result_entry(run.config, name, run.task.describe_scorer(), folder, step, run.ancestry, metrics)
         evaluations = [e for e in run_dir.read_evaluations(run.output_dir) if e["step"] < step]
         run_dir.write_evaluations(run.output_dir, [*evaluations, entry])
-        for tracker in loop.trackers:
-            tracker.log(step, {f"evaluation/{name}": value for name, value in metrics.items()})
+        run_dir.log_to(loop.trackers, step, {f"evaluation/{name}": value for name, value in metrics.items()})
         for line in (summary(metrics), facts_line(entry["facts"]), *remarks(metrics)):
             if line:
                 logger.info("step %d: %s", step, line)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+import mamo
 from tests.test_readme import PARTS, ROOT
+from tests.tiny import config_of, values_of
 
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PARTS, re.MULTILINE | re.DOTALL)
 
@@ -104,3 +106,11 @@ def test_trackers_are_on_rank_zero_alone(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(run_dir, "rank", lambda: 1)
     assert run_dir.open_trackers(tmp_path / "run", 0, [object()]) == []  # type: ignore[list-item]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_is_not_ignored(tmp_path: Path) -> None:
+    """Bug: `mamo.build` with a `checkpoint` returns random weights without a word."""
+    values = values_of(checkpoint=str(tmp_path / "run"))
+    for config in (values, config_of(checkpoint=str(tmp_path / "run"))):
+        with pytest.raises(ValueError, match=r"^checkpoint: mamo\.build starts from random .* by mamo\.load\(FOLDER\)"):
+            mamo.build(config)

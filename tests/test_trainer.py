@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mamo import trainer
 from mamo.config.schema import RunConfig
@@ -159,3 +160,34 @@ def test_loading_is_said_once_and_counts_come_first(
     assert len(lines) == 1
     assert re.search(r": \d+ tensors loaded, \d+ interpolated, \d+ new, \d+ unused; new: answer", lines[0])
     assert sum("answer list" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_finished_run_is_not_resumed_with_another_evaluation(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Bug: config.yaml and the report are of another evaluation file than results.json, at exit code 0."""
+    counted(monkeypatch)
+    monkeypatch.setattr("mamo.trainer.write_run_report", lambda *_: None)
+    for name in ("train", "first", "second"):
+        Image.new("RGB", (16, 16), (len(name) * 30, 0, 0)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"image": f"{name}.png", "caption": f"a {name} dog"}] * 8))
+    files = {"source": "pairs", "train_file": str(tmp_path / "train.json")}
+
+    def config(name: str, **evaluation: int) -> RunConfig:
+        return tiny(
+            training={"total_steps": 2, "checkpoint_every_steps": 1},
+            evaluation={"enabled": True, **evaluation},
+            data={**files, "eval_file": str(tmp_path / f"{name}.json")},
+        )
+
+    trainer.train(config("first"), is_resume=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*") if path.is_file()}
+    for other in (config("second"), config("first", rerank_k=3)):
+        with pytest.raises(ValueError, match=r"is finished, and its results are of another .*`mamo evaluate check"):
+            trainer.train(other, is_resume=True)
+    assert {path: path.read_bytes() for path in before} == before
+    trainer.train(config("first", batch_size=3), is_resume=True)
+    run_dir.write_evaluations(tmp_path / "run", [])  # as if killed before the evaluation
+    trainer.train(config("second"), is_resume=True)
+    assert len(run_dir.read_evaluations(tmp_path / "run")) == 1

@@ -46,4 +46,4 @@ def resumable() -> Iterator[None]:
     except KeyboardInterrupt as end:
         raise KeyboardInterrupt(*(end.args or ["continue with --resume"])) from None
     except Preempted as end:
-        raise Preempted(str(end) if "--resume" in str(end) else f"{end}; continue with --resume") from None
+        raise Preempted(str(end) if "--resume" in str(end) else f"{end}; continue with --resume", end.number) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from mamo.config.shipped import config_folder, find_config, is_packaged
-from mamo.training.preemption import Preempted
+from mamo.training.preemption import Preempted, is_heeded
 
 RESULTS = "results"
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if arguments.print:
         print("\n".join(shell_lines(study, arguments.seeds, arguments.runs, results)))
         return
-    with _stops_on_sigterm():
+    with _stops_on_signals():
         files = run_study(study, arguments.seeds, arguments.jobs, arguments.runs, results)
     print("\n".join(map(str, files)))
 
@@ -65,14 +65,15 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def _stops_on_sigterm() -> Iterator[None]:
-    """Leave by an exception on SIGTERM, which stops the running trials."""
+def _stops_on_signals() -> Iterator[None]:
+    """Leave by an exception on SIGTERM and SIGHUP, which stops the running trials."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted("terminated; run the same command again to continue")
+        raise Preempted("terminated; run the same command again to continue", number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP) if is_heeded(number)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -25,7 +25,7 @@ from mamo.data.sampler import StepSampler
 
 LOAD_STREAM = 0
 """Random stream of a sample for the choice of the caption and the augmentation of the image."""
-_IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """Sent to all processes; the main one ends its workers."""
 
 
@@ -79,7 +79,7 @@ class EpochDataset(Dataset[tuple[int, Any]]):
 
 
 def _init_worker(worker_id: int) -> None:
-    """Limit the worker to one thread and ignore SIGTERM and Ctrl-C."""
+    """Limit the worker to one thread and ignore SIGTERM, SIGHUP and Ctrl-C."""
     torch.set_num_threads(1)  # the training step uses the other cores
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

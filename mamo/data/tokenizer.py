@@ -150,7 +150,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str) -> None:
         source: names it in messages.
 
     Raises:
-        ValueError: names what it does instead.
+        ValueError: names what it does instead; or its BPE has a dropout, so that tokens are drawn at random.
     """
     ids = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in _KINDS}
     problem = ""
@@ -160,6 +160,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str) -> None:
     elif {*tokenizer.get_vocab().values()} != {*range(len(tokenizer))}:
         largest = max(tokenizer.get_vocab().values())
         problem = f"has {len(tokenizer)} tokens with ids up to {largest}: number them from 0 to {len(tokenizer) - 1}"
+    elif getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        problem = "reads a text differently each time: set `dropout` of `model` in its tokenizer.json to null"
     else:
         encoded = tokenizer(list(_PROBES), padding=True)
         for row, valid in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):

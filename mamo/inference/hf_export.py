@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
+from mamo.data.tokenizer import TOKENIZER_FILES
 from mamo.evaluation.predictor import Predictor
 from mamo.imports import no_code_from
 from mamo.models.text_encoder import TextEncoder
@@ -18,8 +19,9 @@ from mamo.models.vlm import Network
 from mamo.models.weights import save_file
 from mamo.tasks.registry import build_config
 from mamo.tasks.restore import restore_task
-from mamo.training.checkpoint import CheckpointError
+from mamo.training.checkpoint import MANIFEST, CheckpointError
 from mamo.training.run_dir import BERT
+from mamo.training.run_dir import CONFIG as RUN_CONFIG
 
 CONFIG, WEIGHTS, CARD = "config.json", "model", "README.md"
 FILES = ("*.json", "*.txt", f"{WEIGHTS}.safetensors", CARD, f"{BERT}/{CONFIG}")
@@ -41,6 +43,42 @@ class TokenizerMismatchError(CheckpointError):
 def is_exported(folder: Path) -> bool:
     """Return whether the folder has this layout, complete or damaged."""
     return (folder / CONFIG).is_file() or (folder / f"{WEIGHTS}.safetensors").is_file()
+
+
+def check_target(folder: Path, assets: Mapping[str, str]) -> None:
+    """Refuse a folder whose files an export would damage.
+
+    Raises:
+        ValueError: it is in a run or below its checkpoints; or it has files, under names that an export writes, which
+            are not of an earlier export.
+    """
+    upwards = [folder.resolve(), *folder.resolve().parents]
+    is_below = any(place.name == "checkpoints" and (place.parent / RUN_CONFIG).exists() for place in upwards)
+    if is_below or (folder / "checkpoints").exists() or any((place / MANIFEST).exists() for place in upwards):
+        raise ValueError(f"save_pretrained: {folder} is the folder of a run or checkpoint; name another folder")
+    names = (
+        []
+        if _is_ours(folder / CONFIG)
+        else [CONFIG, f"{WEIGHTS}.safetensors", *TOKENIZER_FILES, f"{BERT}/{CONFIG}", *assets]
+    )
+    found = [name for name in names if (folder / name).exists()]
+    card = folder / CARD
+    if card.exists() and not (card.is_file() and card.read_bytes().startswith(_HEADER.split("tags")[0].encode())):
+        found = [CARD, *found]
+    if found:
+        raise ValueError(
+            f"save_pretrained: {folder / found[0]} is not of an earlier export and would be overwritten; "
+            "move it, or name another folder"
+        )
+
+
+def _is_ours(config: Path) -> bool:
+    """Return whether a config.json was written by `write_exported`."""
+    try:
+        values = json.loads(config.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and isinstance(values.get("mamo"), dict)
 
 
 def write_exported(
@@ -78,21 +116,24 @@ def read_exported(folder: Path, device: torch.device) -> tuple[Predictor, RunCon
     """Load the network on `device`, the config of its run, its card, and its assets (`Task.assets`).
 
     Raises:
-        CheckpointError: a file is missing, damaged or not of this layout. Nothing is unpickled and no code is run.
+        CheckpointError: a file is missing, damaged or not of this layout. Nothing is unpickled, and no code is imported
+            from the folder or the current directory.
         TokenizerMismatchError: the tokenizer differs from the one used in training.
     """
     try:
         values = json.loads((folder / CONFIG).read_text("utf-8"))
         if not isinstance(values, dict) or not isinstance(values.get("mamo"), dict):
             raise ValueError(f"its {CONFIG} describes another kind of model")
-        with no_code_from(folder):
+        with no_code_from(folder, is_foreign=True):
             config = build_config(values["mamo"], str(folder / CONFIG))
-        task, predictor = restore_task(folder, config, device, weights=WEIGHTS, tokenizer=".")
+            task, predictor = restore_task(folder, config, device, weights=WEIGHTS, tokenizer=".")
         _verify(folder, values)
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # JSON of another shape
-        raise CheckpointError(f"{folder}: not a model written by save_pretrained: {error}") from None
+        raise CheckpointError(
+            f"{folder}: not a model written by save_pretrained: {' '.join(str(error).split())}"
+        ) from None
     if values.get("vocabulary") != _fingerprint(predictor.processor.tokenizer):
         raise TokenizerMismatchError(f"{folder}: the tokenizer differs from the one the weights were trained with")
     card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""

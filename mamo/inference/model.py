@@ -33,13 +33,13 @@ from mamo.evaluation.metrics.grounding import best_proposal
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
 from mamo.inference.gallery import EmptyGalleryError, Gallery, gallery_of_images, gallery_of_texts
-from mamo.inference.hf_export import FILES, TokenizerMismatchError, read_exported, write_exported
+from mamo.inference.hf_export import FILES, TokenizerMismatchError, check_target, read_exported, write_exported
 from mamo.tasks.base import Task
 from mamo.tasks.grounding.evaluate import resize_of
 from mamo.tasks.reasoning.batch import is_ordered
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.tasks.vqa.evaluate import Answerer
-from mamo.training.checkpoint import MANIFEST, CheckpointError
+from mamo.training.checkpoint import CheckpointError
 from mamo.training.precision import DeviceError, choose_device
 
 __all__ = [
@@ -347,11 +347,11 @@ class Model(ModelHubMixin):
     def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
         """Write the model into a folder; see `ModelHubMixin.save_pretrained` for the other arguments.
 
-        Raises ValueError for a folder of a run, a file, or a folder that cannot be written.
+        Raises ValueError for a folder of a run, a file, a folder that cannot be written, or one with files that are
+        not of an earlier export and would be overwritten.
         """
         folder = Path(save_directory)
-        if (folder / "checkpoints").exists() or (folder / MANIFEST).exists():
-            raise ValueError(f"save_pretrained: {folder} is the folder of a run or checkpoint; name another folder")
+        check_target(folder, self.assets)
         try:
             url: str | None = super().save_pretrained(save_directory, **hub)
         except (OSError, SafetensorError) as error:

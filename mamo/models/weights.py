@@ -16,6 +16,9 @@ NAMES_SHOWN = 6
 PROBLEMS_SHOWN = 24
 """Problems in the message of an error."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_BUFFERS = ("_ids", "_index", "_idx", "idx_queue", "ptr", "num_batches_tracked", "mask")
+"""Ends of the names of tensors that are no weights: whole numbers, and masks of minus infinity."""
 _OTHER_FILES = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`",
     b"<": "is a web page, not weights: download the file itself",
@@ -60,7 +63,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     are removed, in any order.
 
     Raises:
-        ValueError: there is no such file or folder, or the file holds anything but tensors.
+        ValueError: there is no such file or folder, or the file holds anything but tensors; or a tensor that is not
+            dense, of floating-point numbers of at least 16 bits, and finite. Buffers such as ``position_ids`` may hold
+            whole numbers.
     """
     if path.is_dir():
         files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
@@ -92,12 +97,35 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         kind = "is empty"
     if kind is not None:
         raise ValueError(f"{path} {kind}")
-    if head[8:9] == b"{":
-        try:
-            return safetensors.torch.load_file(path)
-        except Exception:  # SafetensorError, and others for damaged headers
-            raise ValueError(f"{path} is a damaged safetensors file: get it again") from None
-    return _read_torch_file(path)
+    state = _read_safetensors(path) if head[8:9] == b"{" else _read_torch_file(path)
+    for name, value in state.items():
+        problem = _problem_of(name, value)
+        if problem:
+            raise ValueError(f"{path}: {name:.100} {problem}")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception:  # SafetensorError, and others for damaged headers
+        raise ValueError(f"{path} is a damaged safetensors file: get it again") from None
+
+
+def _problem_of(name: str, value: Tensor) -> str:
+    """Return what makes a tensor unusable as weights, with what to do; empty if nothing."""
+    if value.device.type == "meta":
+        return "has no values (device meta): save the state dict after loading the weights"
+    if value.layout != torch.strided or value.is_nested:
+        return "is sparse or nested: save it as a dense tensor"
+    if name.endswith(_BUFFERS) and not value.is_quantized and not value.is_complex():
+        return ""
+    if value.dtype not in _DTYPES:
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"has numbers of type {kind}: save the weights as float32, float16 or bfloat16, not quantised"
+    if not bool(torch.isfinite(value).all()):
+        return "has values that are NaN or infinite: get or train the weights again"
+    return ""
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mamo.training.monitors import WINDOW_STEPS, LossMonitor
 from mamo.training.progress import Progress
-from mamo.training.run_dir import METRICS, TIMING, JsonlWriter, Tracker
+from mamo.training.run_dir import METRICS, TIMING, JsonlWriter, Tracker, log_to
 
 
 class MetricLogger:
@@ -29,8 +29,7 @@ class MetricLogger:
         """Log a finished step."""
         self.metrics.write({"step": step, **values})
         self.timing.write({"step": step, **timing})
-        for tracker in self.trackers:
-            tracker.log(step, {**values, **timing})
+        log_to(self.trackers, step, {**values, **timing})
         self.progress.update(step, values, timing["samples_per_s"])
         for line in self.monitor.check(step, values):
             self.progress.write(f"alarm: {line}")

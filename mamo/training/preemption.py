@@ -1,4 +1,8 @@
-"""End a process at SIGTERM, which a scheduler sends, and at Ctrl-C: finish the step, save, exit with 143 or 130."""
+"""End a process at a signal: finish the step, save, exit with 143, 129 or 130.
+
+The signals are SIGTERM of a scheduler, SIGHUP of a terminal that is closed, and SIGINT of Ctrl-C. An inherited decision
+to ignore the latter two, as under nohup, is kept.
+"""
 
 import contextlib
 import multiprocessing
@@ -15,7 +19,8 @@ GRACE_S = 7.0
 """Time for a process to end by itself after SIGTERM, outside of a step; then it is ended."""
 IMPATIENCE_S = 1.0
 """The same after a second Ctrl-C, wherever it is."""
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (*_TERMINATING, signal.SIGINT)
 
 
 class Preempted(SystemExit):
@@ -23,7 +28,7 @@ class Preempted(SystemExit):
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
         super().__init__(128 + number)  # a shell's exit code for a process ended by the signal
-        self.message = message
+        self.message, self.number = message, number
 
     def __str__(self) -> str:
         return self.message
@@ -33,13 +38,18 @@ class _Asked(BaseException):
     """A signal came within `interruptible`."""
 
 
+def is_heeded(number: int) -> bool:
+    """Return whether a signal ends this process: SIGTERM always, others unless it was started to ignore them."""
+    return number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
+
+
 class PreemptionHandler:
-    """Make SIGTERM and a first Ctrl-C only set `number` within the block (main thread only).
+    """Make SIGTERM, SIGHUP and a first Ctrl-C only set `number` within the block (main thread only).
 
     Within `interruptible` the signal ends what is done. A second Ctrl-C raises KeyboardInterrupt.
 
-    With `outlasts_error`, SIGTERM stays deferred after an error leaves the block. When one of several processes dies,
-    torchrun sends SIGTERM to the others at once, and they must still report their own errors.
+    With `outlasts_error`, SIGTERM and SIGHUP stay deferred after an error leaves the block. When one of several
+    processes dies, torchrun sends SIGTERM to the others at once, and they must still report their own errors.
     """
 
     def __init__(self, outlasts_error: bool = False) -> None:
@@ -52,7 +62,7 @@ class PreemptionHandler:
     def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                if is_heeded(number):
                     self._before[number] = signal.signal(number, self._ask)
             _Watch.is_in_step = True
         return self
@@ -89,7 +99,7 @@ class PreemptionHandler:
                 f"step {step} is saved; continue with --resume" if step else "continue with --resume"
             )
         when = f"after step {step}, which is saved" if step else "before step 1"
-        raise Preempted(f"terminated {when}; continue with --resume")
+        raise Preempted(f"terminated {when}; continue with --resume", self.number or signal.SIGTERM)
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
@@ -109,7 +119,7 @@ class PreemptionHandler:
 
 
 class _Watch:
-    """The thread that ends a process which does not end by itself after SIGTERM, or after a second Ctrl-C.
+    """The thread that ends a process which does not end by itself after SIGTERM or SIGHUP, or after a second Ctrl-C.
 
     Python handles a signal in the main thread, between two instructions: not while it waits in a library.
     """
@@ -125,17 +135,17 @@ class _Watch:
         self.thread = threading.Thread(target=self._watch, name="signals", daemon=True)
 
     def end(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM: end the process by an exception, once."""
+        """Handle SIGTERM or SIGHUP: end the process by an exception, once."""
         if not self.is_asked:
             self.is_asked = True
-            raise Preempted("terminated")
+            raise Preempted("terminated", number)
 
     def _watch(self) -> None:
         interrupts = 0
         while number := os.read(self.reader, 1):
             interrupts += number[0] == signal.SIGINT
-            if number[0] == signal.SIGTERM:
-                self._wait_then_end(GRACE_S, signal.SIGTERM)
+            if number[0] in _TERMINATING:
+                self._wait_then_end(GRACE_S, number[0])
             elif interrupts > 1:
                 self._wait_then_end(IMPATIENCE_S, signal.SIGINT)
 
@@ -144,7 +154,7 @@ class _Watch:
         while left_s > 0:
             if self.ended.wait(tick_s):
                 return
-            is_finishing = self.is_in_step and number == signal.SIGTERM
+            is_finishing = self.is_in_step and number in _TERMINATING
             left_s = grace_s if is_finishing else left_s - tick_s
         for child in multiprocessing.active_children():
             child.kill()
@@ -155,7 +165,7 @@ class _Watch:
 
 @contextlib.contextmanager
 def prompt_end() -> Iterator[None]:
-    """End the process by `Preempted` at SIGTERM within the block, and after `GRACE_S` in any case.
+    """End the process by `Preempted` at SIGTERM and SIGHUP within the block, and after `GRACE_S` in any case.
 
     A `PreemptionHandler` within defers it by the step that is taken.
     """
@@ -163,14 +173,15 @@ def prompt_end() -> Iterator[None]:
         yield
         return
     watch = _Watch()
-    handler = signal.signal(signal.SIGTERM, watch.end)
+    handlers = {number: signal.signal(number, watch.end) for number in _TERMINATING if is_heeded(number)}
     descriptor = signal.set_wakeup_fd(watch.writer, warn_on_full_buffer=False)
     watch.thread.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(descriptor)
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         watch.ended.set()
         os.close(watch.writer)
         watch.thread.join()

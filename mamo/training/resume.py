@@ -4,12 +4,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import BertConfig
+
 from mamo.config.conventions import EVALUATED, conventions_of, with_conventions
 from mamo.config.load import BuildConfig
 from mamo.config.schema import MamoModelConfig, RunConfig
 from mamo.config.values import Values, expand_path, flatten, merge, read_values
+from mamo.models.text_encoder import bert_config_from
 from mamo.training import checkpoint
-from mamo.training.run_dir import CONFIG
+from mamo.training.run_dir import BERT, CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -104,19 +107,35 @@ def read_lineage(folder: Path) -> list[Values]:
 def check_architecture(config: RunConfig, parent: RunConfig, folder: Path) -> None:
     """Refuse what names and shapes of weights do not show: other attention heads, another function between layers.
 
+    A BERT named by `model.text.bert` counts by its configuration, the checkpoint's by the one stored with its weights.
+
     Raises:
         CheckpointError: names the keys.
+        ValueError: the BERT that only `config` names cannot be read.
     """
     own, its = config.model, parent.model
     pairs: dict[str, tuple[object, object]] = {}
     if isinstance(own, MamoModelConfig) and isinstance(its, MamoModelConfig):
         pairs["model.image.name"] = own.image.name, its.image.name
         pairs["model.image.heads"] = own.image.heads, its.image.heads
-    if own.text.bert is None and its.text.bert is None:
-        pairs["model.text.heads"] = own.text.heads, its.text.heads
+    if own.text.bert != its.text.bert or own.text.heads != its.text.heads:
+        stored = _bert_of(parent, folder)
+        berts = stored if own.text.bert is not None and own.text.bert == its.text.bert else _bert_of(config), stored
+        pairs["model.text.heads"] = berts[0].num_attention_heads, berts[1].num_attention_heads
+        for key in ("hidden_act", "layer_norm_eps"):
+            pairs[f"{key} of model.text.bert"] = getattr(berts[0], key), getattr(berts[1], key)
     differing = [f"{key} is {mine} here, {theirs} there" for key, (mine, theirs) in pairs.items() if mine != theirs]
     if differing:
         raise checkpoint.CheckpointError(f"{folder} is of another architecture: {'; '.join(differing)}")
+
+
+def _bert_of(config: RunConfig, folder: Path | None = None) -> BertConfig:
+    """Return the BERT's configuration of a config, of a checkpoint the one stored in its folder."""
+    text = config.model.text
+    if text.bert is None:
+        return BertConfig(num_attention_heads=text.heads)
+    is_stored = folder is not None and (folder / BERT).is_dir()
+    return bert_config_from(str(folder / BERT) if folder is not None and is_stored else text.bert)
 
 
 def warn_if_not_bit_identical(state: Values, now: dict[str, str]) -> None:

@@ -223,6 +223,49 @@ class JsonlWriter:
             self.file.close()
 
 
+def check_trackers(trackers: object) -> None:
+    """Raise ValueError unless this is a list or tuple of objects with the methods of `Tracker`."""
+    if not isinstance(trackers, list | tuple):
+        kind = trackers.__name__ if isinstance(trackers, type) else type(trackers).__name__
+        raise ValueError(f"trackers: pass a list of objects with `log` and `close`, not {kind}")
+    for number, tracker in enumerate(trackers):
+        if isinstance(tracker, type):
+            raise ValueError(f"trackers: number {number} is the class {tracker.__name__}; pass an object of it")
+        lacking = [name for name in ("log", "close") if not callable(getattr(tracker, name, None))]
+        if lacking:
+            raise ValueError(f"trackers: number {number}, {type(tracker).__name__}, has no method {lacking[0]}")
+
+
+def log_to(trackers: list[Tracker], step: int, values: Mapping[str, float]) -> None:
+    """Pass a step's values to each tracker; remove one of the caller's own that raises, with a warning."""
+    for tracker in list(trackers):
+        try:
+            tracker.log(step, dict(values))
+        except Exception as error:
+            if isinstance(tracker, TensorBoardTracker):
+                raise
+            _warn_of(tracker, error, f"at step {step}; it gets no further steps")
+            trackers[:] = [other for other in trackers if other is not tracker]
+            with contextlib.suppress(Exception):
+                tracker.close()
+
+
+def close(trackers: Sequence[Tracker]) -> None:
+    """Close each tracker; one of the caller's own that raises is a warning."""
+    for tracker in trackers:
+        try:
+            tracker.close()
+        except Exception as error:
+            if isinstance(tracker, TensorBoardTracker):
+                raise
+            _warn_of(tracker, error, "at its end")
+
+
+def _warn_of(tracker: Tracker, error: Exception, when: str) -> None:
+    reason = " ".join(f"{type(error).__name__} {error}".split())
+    logger.warning("the tracker %s failed %s: %.300s", type(tracker).__name__, when, reason)
+
+
 def open_trackers(output_dir: Path, start_step: int, trackers: Sequence[Tracker]) -> list[Tracker]:
     """Return TensorBoard and `trackers` on rank 0, nothing elsewhere: each step is logged once."""
     if rank() != 0:

@@ -208,3 +208,24 @@ def test_a_vocabulary_of_bert_is_enough(tmp_path: Path) -> None:
     use_sep(tokenizer, False).save_pretrained(tmp_path / "again")  # which forgets that
     assert read_tokenizer(str(tmp_path / "again"), has_sep=False)("red")["input_ids"] == [2, 6]
     assert read_tokenizer(str(tmp_path / "again"))("red")["input_ids"] == [2, 6, 3]
+
+
+def test_a_tokenizer_that_draws_its_tokens_is_refused(tmp_path: Path) -> None:
+    """Bug: with BPE's dropout each evaluation of one checkpoint reads other tokens and has other results."""
+    tokens = [*SPECIAL_TOKENS, *string.ascii_lowercase, "re", "red"]
+    ids = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(ids, [("r", "e"), ("re", "d")], unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
+    read_tokenizer(str(tmp_path))
+    file = tmp_path / "tokenizer.json"
+    values = json.loads(file.read_text("utf-8"))
+    values["model"].update({"dropout": 0.5})
+    file.write_text(json.dumps(values), "utf-8")
+    with pytest.raises(
+        ValueError, match=r"reads a text differently each time: set `dropout` of `model` in its tokenizer\.json to null"
+    ):
+        read_tokenizer(str(tmp_path))

@@ -262,3 +262,42 @@ def test_the_content_of_an_export_is_checked(home: Path, tmp_path: Path) -> None
     old = {name: value for name, value in config.items() if name != "sha256"}
     (folder / "config.json").write_text(json.dumps(old))  # as earlier versions wrote it
     mamo.load(folder)
+
+
+def test_an_export_imports_no_module_of_the_current_directory(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a config.json with `task: evil:Task` runs any module of the current directory, or of the export by a path
+    around it."""
+    folder = tmp_path / "here" / "e"
+    mamo.load(home / "runs/scenes").save_pretrained(folder)
+    whole = json.loads((folder / "config.json").read_text())
+    for file in (tmp_path / "here" / "evil.py", folder / "inside.py", tmp_path / "elsewhere" / "known.py"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'executed')!r}).touch()\n")
+    monkeypatch.chdir(tmp_path / "here")
+    for entry in ("", ".", str(tmp_path / "here"), str(tmp_path), str(folder), str(tmp_path / "elsewhere")):
+        monkeypatch.syspath_prepend(entry)
+
+    def refusal(key: str, path: str) -> str:
+        values = json.loads(json.dumps(whole))
+        section = values["mamo"]
+        for name in key.split(".")[:-1]:
+            section = section[name]
+        section[key.split(".")[-1]] = [path] if key.endswith("extra") else path
+        (folder / "config.json").write_text(json.dumps(values))
+        messages = set()
+        for load in (mamo.load, mamo.Model.from_pretrained):
+            with pytest.raises(mamo.CheckpointError) as caught:
+                load(folder)
+            messages.add(str(caught.value))
+        (message,) = messages
+        assert "\n" not in message
+        return message
+
+    for key in ("task", "model.image.name", "model.text.name", "losses.extra", "masking.plan"):
+        for path in ("evil:Task", "inside:Task", "e.inside:Task", "here.e.inside:Task"):
+            assert "weights bring no code: import the module before loading them" in refusal(key, path)
+    assert not (tmp_path / "executed").exists()
+    assert "has no 'Task'" in refusal("task", "known:Task")
+    assert (tmp_path / "executed").exists()

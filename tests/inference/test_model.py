@@ -488,3 +488,19 @@ def test_a_model_is_saved_into_a_folder_of_its_own(run: Path, tmp_path: Path, mo
     monkeypatch.setattr("mamo.inference.hf_export.save_file", full)
     with pytest.raises(ValueError, match="cannot be written: the disk may be full"):
         model.save_pretrained(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "vocab.txt", "tokenizer.json"])
+def test_the_users_files_are_not_overwritten(run: Path, tmp_path: Path, name: str) -> None:
+    """Bug: `save_pretrained` makes a step that breaks `--resume`, or replaces the README.md of a project."""
+    model = mamo.load(run)
+    for folder in ("checkpoints/step-9", "checkpoints/step-0000002/below"):
+        with pytest.raises(ValueError, match="is the folder of a run or checkpoint; name another folder"):
+            model.save_pretrained(run / folder)
+        assert not (run / folder).exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"^save_pretrained: .*mine/{name} is not of an earlier export"):
+        model.save_pretrained(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
+    assert (tmp_path / "mine" / name).read_text() == "{}"

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,49 @@ def test_a_model_without_published_weights_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(ValueError, match="timm has no published weights of vit_tiny_patch16_224: name a file, or use"):
         load_image_weights(encoder, "timm")
+
+
+UNUSABLE: dict[str, Callable[[], torch.Tensor]] = {
+    "int8": lambda: torch.zeros(2, dtype=torch.int8),
+    "bool": lambda: torch.zeros(2, dtype=torch.bool),
+    "float8": lambda: torch.zeros(2).to(torch.float8_e4m3fn),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "complex": lambda: torch.zeros(2, dtype=torch.complex64),
+    "NaN": lambda: torch.tensor([0.0, float("nan")]),
+    "infinite": lambda: torch.tensor([0.0, float("-inf")]),
+    "sparse": lambda: torch.eye(2).to_sparse(),
+    "compressed": lambda: torch.eye(2).to_sparse_csr(),
+    "meta": lambda: torch.zeros(2, device="meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_tensors_that_are_no_weights_are_named(tmp_path: Path, kind: str, suffix: str) -> None:
+    """Bug: rounded, complex or NaN weights are loaded in silence; sparse ones and those without values: a traceback."""
+    path = tmp_path / f"w{suffix}"
+    tensors = {"fc.bias": torch.zeros(2), "fc.weight": UNUSABLE[kind]()}
+    if suffix == ".pt":
+        torch.save(tensors, path)
+    elif kind in ("quantised", "complex", "sparse", "compressed", "meta"):
+        pytest.skip("safetensors holds none")
+    else:
+        save_file(tensors, path)
+    with pytest.raises(ValueError) as caught:
+        read_weights(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: fc.weight ")
+    assert "\n" not in message
+
+
+def test_buffers_of_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    """Bug: a published file is refused for its positions, its counters or a mask of minus infinity."""
+    buffers = {
+        "a.position_ids": torch.arange(3),
+        "a.num_batches_tracked": torch.tensor(1),
+        "a.attn_mask": torch.full((2,), float("-inf")),
+        "a.relative_position_index": torch.arange(3),
+    }
+    save_file({**buffers, "a.weight": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors").keys() == {*buffers, "a.weight"}

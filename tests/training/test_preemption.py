@@ -293,3 +293,29 @@ def test_a_signal_to_the_group_at_any_moment(tiny_file: Callable[..., Path], num
 def test_the_grace_is_short_enough() -> None:
     """Bug: a scheduler's ten seconds are over before the process ends itself."""
     assert GRACE_S < 8
+
+
+def test_a_closed_terminal_saves(tiny_file: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    """Bug: closing the terminal sends SIGHUP, which ends the run at once and loses the steps since the checkpoint."""
+    file = tiny_file(training=SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 3, lambda: send(signal.SIGHUP))
+        with pytest.raises(SystemExit) as ended:
+            main(["pretrain", "--config", str(file)])
+    assert ended.value.code == 129
+    assert "terminated after step 3, which is saved; continue with --resume\n" in capsys.readouterr().err
+    assert checkpoint.resolve(tmp_path / "run").name == "step-0000003"
+
+
+def test_nohup_outlives_its_terminal(tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: SIGHUP ends a run that was started under nohup, or one outside of training ends without its exit code."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 3, lambda: send(signal.SIGHUP))
+        run_script(lambda: train(tiny(training=SHORT), is_resume=False))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: send(signal.SIGHUP))
+    assert ended.value.code == 129

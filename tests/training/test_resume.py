@@ -327,3 +327,30 @@ def test_data_and_tokenizer_may_be_elsewhere_with_the_same_content(
     train(same_words, is_resume=True)
     assert load_config(tmp_path / "run" / "config.yaml").data.train_file == str(elsewhere / "pairs.jsonl")
     assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "step-0000004"
+
+
+def test_other_heads_than_a_named_berts_are_refused(tmp_path: Path) -> None:
+    """Bug: the weights of a BERT of four heads are read as two heads, as their shapes are the same."""
+    from transformers import BertConfig
+
+    from mamo.training.checkpoint import CheckpointError
+    from mamo.training.resume import check_architecture
+    from tests.tiny import config_of
+
+    for name, values in {"own": {"num_attention_heads": 4}, "relu": {"hidden_act": "relu"}}.items():
+        BertConfig(**{"hidden_size": 32, "num_attention_heads": 2, **values}).save_pretrained(tmp_path / name)
+    stored = tmp_path / "step"
+    BertConfig(hidden_size=32, num_attention_heads=4).save_pretrained(stored / run_dir.BERT)
+
+    def with_text(**text: object) -> RunConfig:
+        return config_of(model={"text": text})
+
+    parent = with_text(bert="gone")
+    for text in ({"heads": 4}, {"bert": str(tmp_path / "own")}, {"bert": "gone"}, {"bert": "gone", "heads": 1}):
+        check_architecture(with_text(**text), parent, stored)
+    with pytest.raises(CheckpointError, match=r"another architecture: model\.text\.heads is 2 here, 4 there$"):
+        check_architecture(with_text(heads=2), parent, stored)
+    with pytest.raises(CheckpointError, match=r"model\.text\.heads is 4 here, 2 there$"):
+        check_architecture(with_text(bert=str(tmp_path / "own")), with_text(heads=2), tmp_path)
+    with pytest.raises(CheckpointError, match=r"hidden_act of model\.text\.bert is relu here, gelu there$"):
+        check_architecture(with_text(bert=str(tmp_path / "relu")), with_text(heads=2), tmp_path)

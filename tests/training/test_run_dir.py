@@ -1,7 +1,9 @@
 """The files of a run besides its checkpoints."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,3 +145,53 @@ def test_results_without_steps_are_named(tmp_path: Path, entry: str) -> None:
     (tmp_path / "results.json").write_text('{"evaluations": [' + entry + "]}")
     with pytest.raises(ValueError, match=r"results\.json is not a valid results\.json"):
         run_dir.read_evaluations(tmp_path)
+
+
+class Lines:
+    """A tracker that fails at a step."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.fails_at = fails_at
+        self.steps: list[int] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if step == self.fails_at:
+            raise RuntimeError("no network\nat all")
+        self.steps.append(step)
+
+    def close(self) -> None:
+        raise RuntimeError("no network")
+
+
+def test_a_tracker_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: a tracker that raises ends the training with a traceback and without a checkpoint."""
+    trackers: list[run_dir.Tracker] = [failing := Lines(2), whole := Lines()]
+    for step in (1, 2, 3):
+        run_dir.log_to(trackers, step, {"loss/itc": 1.0})
+    assert (failing.steps, whole.steps) == ([1], [1, 2, 3])
+    assert trackers == [whole]
+    run_dir.close(trackers)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the tracker Lines failed at step 2; it gets no further steps: RuntimeError no network at all",
+        "the tracker Lines failed at its end: RuntimeError no network",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trackers", "message"),
+    [
+        (Lines(), "pass a list of objects with `log` and `close`, not Lines"),
+        (Lines, "pass a list of objects with `log` and `close`, not Lines"),
+        (None, "not NoneType"),
+        ("tensorboard", "not str"),
+        ([Lines], "number 0 is the class Lines; pass an object of it"),
+        ([Lines(), print], "number 1, builtin_function_or_method, has no method log"),
+    ],
+)
+def test_trackers_are_checked_before_training(trackers: Any, message: str) -> None:
+    """Bug: one tracker in place of a list is a bare TypeError, after the run's folder was made."""
+    import mamo
+    from tests.tiny import values_of
+
+    with pytest.raises(ValueError, match=f"^trackers: .*{message}"):
+        mamo.train(values_of(), trackers=trackers)
