@@ -62,9 +62,10 @@ def launch(count: int, *arguments: str | Path, **environment: str) -> list[subpr
 
 
 def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """(exit code, what went to stderr) of each."""
-    errors = [process.communicate()[1] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, errors)]
+    """(exit code, what went to stderr except that texts are cut) of each."""
+    errors = [process.communicate()[1].splitlines(keepends=True) for process in started]
+    lines = ["".join(line for line in several if "are cut there (logged once)" not in line) for several in errors]
+    return [(process.returncode, text) for process, text in zip(started, lines)]
 
 
 def in_float64(config_file: Path) -> None:
