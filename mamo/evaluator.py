@@ -27,11 +27,11 @@ from mamo.reports.card import model_card
 from mamo.reports.page import write_report
 from mamo.tasks.registry import build_config, is_same_network
 from mamo.tasks.restore import restore_task
-from mamo.tasks.sources import load_tokenizer
+from mamo.tasks.sources import load_tokenizer, refuse_training_files
 from mamo.training import checkpoint
 from mamo.training.memory import memory_errors
 from mamo.training.precision import cast_parameters, choose_device
-from mamo.training.resume import read_lineage
+from mamo.training.resume import read_lineage, trained_data
 from mamo.training.run_dir import CONFIG, RESULTS, atomic_write_text, read_evaluations
 
 _IDENTITY = (
@@ -79,6 +79,7 @@ def evaluate(
     words = _tokenizer(folder, config) if config.data.tokenizer != before["data"]["tokenizer"] else None
     task, predictor = restore_task(folder, config, choose_device("auto"), words=words)
     task.check_held_out(trained_on.data.train_files)
+    refuse_training_files(config.data, [trained_on.data.model_dump(), *trained_data(earlier)])
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     output_dir = output_dir or run / "evaluations" / protocol
     (others,) = map_over_ranks(_prepare, [output_dir])

@@ -42,7 +42,7 @@ from mamo.reports.page import write_report
 from mamo.reports.pictures import SHOWN
 from mamo.tasks.registry import build_config, build_task, load_config, load_stored_config
 from mamo.tasks.restore import without_published
-from mamo.tasks.sources import tokenizer_of
+from mamo.tasks.sources import refuse_training_files, tokenizer_of
 from mamo.teacher import Teacher
 from mamo.training import checkpoint, run_dir
 from mamo.training.freezing import freeze_unused_parameters
@@ -53,7 +53,13 @@ from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import apply_compile_and_checkpointing, local_batch_sizes
 from mamo.training.precision import choose_device, choose_precision
-from mamo.training.resume import check_architecture, read_lineage, resumed_config, warn_if_not_bit_identical
+from mamo.training.resume import (
+    check_architecture,
+    read_lineage,
+    resumed_config,
+    trained_data,
+    warn_if_not_bit_identical,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +206,12 @@ class TrainingRun:
                 len(batch),
             )
 
+    def check_evaluation(self) -> None:
+        """Read the evaluation files, if an evaluation follows; refuse those that are trained on. Raises ValueError."""
+        if self.config.evaluation.enabled:
+            self.task.check_evaluation_files()
+            refuse_training_files(self.config.data, [self.config.data.model_dump(), *trained_data(self.ancestry)])
+
     def loop(self, trackers: list[run_dir.Tracker]) -> Loop:
         """Return the training loop of this run."""
         names = (run_dir.CONFIG, "tokenizer", *self.task.assets)
@@ -290,7 +302,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
         logger.info("parameters: %s", run.parameter_counts)
         warn_of_repeats(len(run.source), config.training.batch_size_global)
-        run_on_all_ranks(lambda: run.task.check_evaluation_files() if config.evaluation.enabled else None)
+        run_on_all_ranks(run.check_evaluation)
         prepared = run_on_all_ranks(lambda: prepare_output_dir(run, start_step) if rank() == 0 else set())
         [evaluated, *_] = all_gather_object(prepared)
         opened = run_dir.open_trackers(run.output_dir, start_step, trackers)

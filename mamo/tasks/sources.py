@@ -1,7 +1,9 @@
 """Training and evaluation samples as a config's `data.source` says."""
 
+import filecmp
+import glob
 import logging
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,46 @@ def check_records(data: DataConfig, kind: type[Record]) -> list[Record]:
             problems += grounding_problems(record, *sizes[record.image])
     raise_problems(data.eval_file, problems)
     return records
+
+
+def refuse_training_files(data: DataConfig, trained_on: Iterable[Values]) -> None:
+    """Raise ValueError where `data.eval_file` is one of the files that a network was trained on, or a copy of one.
+
+    Other splits of one Karpathy file are held out. Links are followed; shards are compared one by one.
+
+    Args:
+        data: of the evaluation.
+        trained_on: the `data` sections of the run and its ancestors, as plain values.
+    """
+    if data.source == "scenes" or data.eval_file is None:
+        return
+    held_out = _regular_files(data.eval_file)
+    for earlier in trained_on:
+        listed = earlier.get("train_file") or []
+        if not _splits(earlier.get("train_split")) & _splits(data.eval_split):
+            continue
+        for name in [listed] if isinstance(listed, str) else listed:
+            sizes = {file: file.stat().st_size for file in _regular_files(name)}
+            for own in held_out:
+                for file in (file for file, size in sizes.items() if size == own.stat().st_size > 0):
+                    if filecmp.cmp(file, own, shallow=False):
+                        raise ValueError(
+                            f"data.eval_file: {own} has the content of the training file {file}; name a held-out one"
+                        )
+
+
+def _splits(split: str | None) -> set[str | None]:
+    return {"train", "restval"} if split == "train" else {split}
+
+
+def _regular_files(name: str) -> list[Path]:
+    """Return the files that a path of pairs or records names: itself, or the shards of a folder or glob."""
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+    else:
+        found = [path] if path.exists() else [Path(file) for file in sorted(glob.glob(name))]
+    return [file for file in found if file.is_file()]
 
 
 def bad_sample_policy(data: DataConfig) -> BadSamplePolicy:

@@ -1,7 +1,7 @@
 """Continue a run: find its config, and check that the present one is the same run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transformers import BertConfig
@@ -102,6 +102,12 @@ def read_lineage(folder: Path) -> list[Values]:
     own = {"checkpoint": str(folder), "step": state["step"], "data_fingerprint": state["data_fingerprint"]}
     own["data_sets"] = state.get("data_sets", [])  # of checkpoints from before it was written: unknown
     return [*state["ancestry"], own]
+
+
+def trained_data(lineage: Iterable[Values]) -> list[Values]:
+    """Read the `data` sections of the checkpoints of a lineage, without those that are gone."""
+    files = [Path(link["checkpoint"]) / CONFIG for link in lineage]
+    return [read_values(file)["data"] for file in files if file.is_file()]
 
 
 def check_architecture(config: RunConfig, parent: RunConfig, folder: Path) -> None:

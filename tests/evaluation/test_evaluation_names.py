@@ -39,7 +39,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_pairs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps that is trained and evaluated on pairs; k is 5."""
     folder = tmp_path_factory.mktemp("pairs-run") / "run"
-    data = {"source": "pairs", "train_file": str(pairs), "eval_file": str(pairs)}
+    train_file = export_scenes(SceneWorld("easy", 0), "train", 12, (16, 16), folder.parent / "train", "pairs")
+    data = {"source": "pairs", "train_file": str(train_file), "eval_file": str(pairs)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mamo.trainer.plot_curves", lambda *_: None)
         train(
@@ -68,6 +69,21 @@ def test_k_comes_from_the_checkpoint_and_is_in_the_name(on_pairs: Path, pairs: P
     assert other["protocol"] == "pairs-zeroshot-k2"
     folds = evaluate(on_pairs, "pairs-zeroshot", [file, "evaluation.retrieval_folds=2"], tmp_path)
     assert folds["protocol"] == "pairs-zeroshot-k5-custom"
+
+
+def test_what_was_trained_on_is_no_evaluation(on_pairs: Path, pairs: Path, tmp_path: Path) -> None:
+    """Bug: recalls on the training pairs of a run, or of the run that it started from, pass as held out."""
+    train_file = next(on_pairs.parent.glob("train/**/*.jsonl"))
+    refused = pytest.raises(ValueError, match=r"data\.eval_file: .* has the content of the training file")
+    with refused:
+        evaluate(on_pairs, "pairs-zeroshot", [f"data.eval_file={train_file}"], tmp_path)
+    for trained, held_out, start in ((pairs, pairs, None), (pairs, train_file, str(on_pairs))):
+        data = {"source": "pairs", "train_file": str(trained), "eval_file": str(held_out)}
+        folder = tmp_path / f"from-{start is not None}"
+        settings = {"training": TWO_STEPS, "data": data, "checkpoint": start, "evaluation": {"enabled": True}}
+        with refused:
+            train(config_of(output_dir=str(folder), **settings), is_resume=False)
+        assert not (folder / "checkpoints").exists()
 
 
 def test_gallery_k_chance_and_ties_are_everywhere(

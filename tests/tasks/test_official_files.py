@@ -73,6 +73,9 @@ def test_from_official_files_to_numbers(task: str, pretrained: Path, tmp_path: P
     if task == "vqa":
         with pytest.raises(ValueError, match=r"questions are in the training data too, the first is question_id"):
             evaluate(tmp_path / "run", "records-vqa", [overrides[0], f"data.eval_file={train_file}"])
+    else:
+        with pytest.raises(ValueError, match=r"eval_file: .*train\.jsonl has the content of the training file"):
+            evaluate(tmp_path / "run", f"records-{task}", [overrides[0], f"data.eval_file={train_file}"])
     image = next((tmp_path / "val").rglob("*.jpg" if task != "reasoning" else "*.png"))
     image.unlink()
     with pytest.raises(BadSampleError, match=rf"(question_id|identifier|expression_id) .*{image.name}"):

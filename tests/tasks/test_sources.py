@@ -11,7 +11,7 @@ from mamo.config.schema import DataConfig
 from mamo.data.records import GroundingRecord, ReasoningRecord, TaskRecord, VqaRecord
 from mamo.data.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from mamo.tasks.grounding.task import ExpressionPairs
-from mamo.tasks.sources import load_records, record_dataset, tokenizer_of
+from mamo.tasks.sources import load_records, record_dataset, refuse_training_files, tokenizer_of
 from mamo.world.vocabulary import scenes_tokenizer
 from tests.tiny import config_of
 
@@ -77,3 +77,34 @@ def test_the_tokenizer_is_that_of_the_bert(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=message):
                 tokenizer_of(config)
             assert len(tokenizer_of(config_of(model={"text": {**text, "weights": "random"}}))) == n
+
+
+def test_a_training_file_is_known_by_any_path(tmp_path: Path) -> None:
+    """Bug: a link, a copy or one shard of the training data counts as held out, or another split does not."""
+    (tmp_path / "shards").mkdir()
+    for name in ("a.jsonl", "b.jsonl", "shards/0.tar", "shards/1.tar"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "copy.jsonl").write_text("a.jsonl")
+
+    def is_refused(
+        train_file: str | list[str], eval_file: str, train: str | None = None, held: str | None = None
+    ) -> bool:
+        listed = [str(tmp_path / name) for name in ([train_file] if isinstance(train_file, str) else train_file)]
+        data = DataConfig(source="pairs", train_file="x", eval_file=str(tmp_path / eval_file), eval_split=held)
+        earlier = {"train_file": listed, "train_split": train}
+        try:
+            refuse_training_files(data, [{"train_file": None}, earlier])
+        except ValueError as error:
+            return "name a held-out one" in str(error)
+        return False
+
+    for name in ("a.jsonl", "link.jsonl", "copy.jsonl", "shards/../a.jsonl"):
+        assert is_refused(["b.jsonl", "a.jsonl"], name)
+        assert is_refused("a.jsonl", name, "train", "restval")
+        assert not is_refused("a.jsonl", name, "train", "test")
+        assert not is_refused("b.jsonl", name)
+    for train_file in ("shards", "shards/*.tar", "shards/1.tar"):
+        assert all(is_refused(train_file, name) for name in ("shards", "shards/[1-9].tar", "shards/1.tar"))
+    assert not is_refused("shards/0.tar", "shards/1.tar")
+    assert not is_refused("gone.jsonl", "gone.jsonl")  # its reader says so

@@ -112,7 +112,8 @@ def test_files_to_evaluate_on_are_read_before_the_first_step(
 ) -> None:
     """Bug: a mistyped file is found after hours of training, and the run can then not be resumed with the right one."""
     data = pairs((), "raise")
-    data["eval_file"] = data["train_file"]
+    data["eval_file"] = str(tmp_path / "eval.jsonl")
+    Path(data["eval_file"]).write_text(Path(data["train_file"]).read_text().replace("shape", "picture"))
     settings = {"training": {"total_steps": 2, "checkpoint_every_steps": 1}, "evaluation": {"enabled": True}}
     config = tiny(data={**data, key: str(tmp_path / "nowhere.jsonl")}, **settings)
     assert "nowhere.jsonl" in fails(lambda: train(config, is_resume=False))
@@ -120,7 +121,7 @@ def test_files_to_evaluate_on_are_read_before_the_first_step(
     folds = tiny(data=data, training=settings["training"], evaluation={"enabled": True, "retrieval_folds": 7})
     assert "7 does not divide 64 images" in fails(lambda: train(folds, is_resume=False))
     train(tiny(data={**data, "eval_file": None}, training=settings["training"]), is_resume=False)
-    later = tiny(data={**data, "eval_file": data["train_file"]}, **settings)
+    later = tiny(data=data, **settings)
     train(later, is_resume=True)  # an evaluation is no part of what a run computes
     assert (tmp_path / "run/results.json").is_file()
 
