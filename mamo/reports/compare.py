@@ -127,9 +127,11 @@ def compare_runs(run: Path, reference: Path) -> Comparison:
     Raises:
         ValueError: a folder without metrics, a damaged file, or no step in common.
     """
-    folders = seed_folders(reference)
+    folders = seed_folders(reference, run)
     if not folders:
-        raise ValueError(f"{reference}: no {METRICS} here or one level below; give a reference run")
+        raise ValueError(
+            f"{reference}: no {METRICS} here or one level below, except the run itself; give a reference run"
+        )
     own, others = read_metrics(run), [read_metrics(folder) for folder in folders]
     steps = set(own).intersection(*others)
     if not steps:
@@ -145,9 +147,10 @@ def compare_runs(run: Path, reference: Path) -> Comparison:
     return Comparison((*deviations, *_result_deviations(run, folders)), tuple(notes), len(common), len(others))
 
 
-def seed_folders(reference: Path) -> list[Path]:
-    """List the runs of a reference: its folder and its subfolders, as far as they have `metrics.jsonl`."""
-    return [folder for folder in (reference, *sorted(reference.glob("*"))) if (folder / METRICS).is_file()]
+def seed_folders(reference: Path, run: Path) -> list[Path]:
+    """List the runs of a reference, its folder and its subfolders with `metrics.jsonl`, without the compared run."""
+    folders = [folder for folder in (reference, *sorted(reference.glob("*"))) if (folder / METRICS).is_file()]
+    return [folder for folder in folders if folder.resolve() != run.resolve()]
 
 
 def is_compared(name: str) -> bool:

@@ -52,7 +52,7 @@ def plot_curves(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> N
         return
     steps = np.array([row["step"] for row in rows])
     reference = reference_of(output_dir, load_config)
-    references = [] if reference is None else [read_metrics(folder) for folder in seed_folders(reference)]
+    references = [] if reference is None else [read_metrics(folder) for folder in seed_folders(reference, output_dir)]
     n_rows = -(-len(names) // PANELS)
     figure, axes = _panels(n_rows, PANELS, (4 * PANELS, 2.6 * n_rows))
     for axis, name in zip(axes.flat, names):

@@ -337,3 +337,15 @@ def test_real_runs(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest
     for how, metric in TAMPERED.items():
         verdict = compare_runs(train(how, 5, tmp_path / how), reference)
         assert metric in {deviation.metric for deviation in verdict.deviations}, (how, verdict.lines())
+
+
+def test_a_run_is_no_reference_of_its_own(tmp_path: Path) -> None:
+    """Bug: a run in the folder of its references widens the band by its own deviation."""
+    for seed in (0, 1, 2):
+        write(tmp_path / f"seed{seed}", rows(seed))
+    own = write(tmp_path / "own", rows(3))
+    assert compare_runs(own, tmp_path).n_references == 3
+    (tmp_path / "link").symlink_to(own)
+    assert compare_runs(tmp_path / "link", tmp_path).n_references == 3
+    with pytest.raises(ValueError, match="except the run itself"):
+        compare_runs(own, own)
