@@ -9,9 +9,10 @@ from pathlib import Path
 from mamo.config.schema import RunConfig
 from mamo.evaluation.protocols import EVALUATION_KEYS
 from mamo.evaluator import evaluate
-from mamo.tasks.registry import finetune_config, load_config
-from mamo.trainer import train
+from mamo.tasks.registry import build_config, finetune_config, load_config
+from mamo.trainer import refuse_another_evaluation, train
 from mamo.training.checkpoint import step_folders
+from mamo.training.resume import resumed_config
 from mamo.training.run_dir import CONFIG, atomic_write_text, read_evaluations
 
 logger = logging.getLogger(__name__)
@@ -93,10 +94,16 @@ def run_pipeline(
 
 
 def stage(config: RunConfig) -> None:
-    """Train unless finished; resume where the folder holds a config."""
+    """Train unless finished; resume where the folder holds a config.
+
+    Raises:
+        ValueError: as `train`; also where a finished run has a different config.
+    """
     folder = Path(config.output_dir)
     evaluations = read_evaluations(folder)
     if evaluations and evaluations[-1]["step"] == config.training.total_steps and step_folders(folder):
+        merged = resumed_config(config, folder / CONFIG, build_config)
+        refuse_another_evaluation(merged, config.training.total_steps)
         logger.info("%s is finished", folder)
         return
     train(config, (folder / CONFIG).is_file())

@@ -18,6 +18,7 @@ confirm_seeds: [5, 6, 7, 8, 9]
 """
 
 import copy
+import datetime
 import hashlib
 import itertools
 import json
@@ -32,6 +33,7 @@ from mamo.config.load import explain
 from mamo.config.schema import RunConfig, Section
 from mamo.config.unused import non_defaults
 from mamo.config.values import Values, apply_override, read_values
+from mamo.study.metrics import unknown_metrics
 from mamo.tasks.registry import CONFIG_TYPES, build_config
 from mamo.training.resume import inherit_from_checkpoint
 
@@ -129,6 +131,15 @@ def read_study(path: Path, common: Sequence[str] = ()) -> Study:
         for seed in (*file.explore_seeds, *file.confirm_seeds)
         for name, overrides in variants.items()
     ]
+    problems = [
+        f"variants.{trial.variant}: evaluation.enabled is false, so a trial has no results; set it to true in "
+        f"{trial.file.name} or the variant"
+        for trial in trials
+        if trial.seed == file.explore_seeds[0] and not trial.config.evaluation.enabled
+    ]
+    problems += unknown_metrics(file.metrics, {trial.config.task for trial in trials})
+    if problems:
+        raise _refusal(path, problems)
     return Study(path.stem, file, variants, tuple(trials))
 
 
@@ -199,6 +210,12 @@ def _contradictions(file: StudyFile, variants: dict[str, Overrides]) -> Iterator
         for key in _SET_BY_STUDY:
             if key in overrides:
                 yield f"variants.{name}.{key}: set by the study itself; remove it"
+        for key, value in overrides.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError):  # a date, bytes or a set of YAML, or no finite number
+                kind = "date" if isinstance(value, datetime.date) else type(value).__name__
+                yield f"variants.{name}.{key}: not a value of a config (found {value!r:.60}, a {kind}); quote a text"
 
 
 def _refusal(path: Path, problems: list[str]) -> ValueError:

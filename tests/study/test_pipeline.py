@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from mamo.config.values import merge
 from mamo.study import pipeline
 from mamo.study.pipeline import ROWS, Row, errors_removed, run_pipeline, table_of
+from mamo.training import run_dir
+from tests.tiny import config_of
 
 ROOT = Path(__file__).parents[2]
 FEW = [
@@ -80,3 +83,18 @@ def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     assert run_pipeline(*arguments) == table == (tmp_path / "chain" / "table.md").read_text()
     assert len(trained) == 4
     assert "`reasoning/accuracy`" in table
+
+
+def test_a_finished_stage_of_another_config_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a chain run again with another learning rate tabulates the results of the old one."""
+    config = config_of(output_dir=str(tmp_path), evaluation={"enabled": True})
+    run_dir.write_config(tmp_path, config)
+    run_dir.write_evaluations(tmp_path, [{"step": config.training.total_steps, "metrics": {}}])
+    monkeypatch.setattr(pipeline, "step_folders", lambda folder: [folder])
+    monkeypatch.setattr(pipeline, "train", lambda *_: pytest.fail("it is finished"))
+    pipeline.stage(config)
+    for section, key, value in (("training", "learning_rate", 0.5), ("evaluation", "rerank_k", 3)):
+        over = merge({"evaluation": {"enabled": True}}, {section: {key: value}})
+        other = config_of(output_dir=str(tmp_path), **over)
+        with pytest.raises(ValueError, match=rf"{section}\.{key}"):
+            pipeline.stage(other)
