@@ -109,6 +109,31 @@ def test_docstrings_and_messages_are_plain() -> None:
 MESSAGES = ("ValueError", "BadSampleError", "CheckpointError", "OSError", "info", "warning")
 
 
+MISTAKES = ("ValueError", "OSError", "CheckpointError", "DeviceError", "MissingHeadError", "TokenizerMismatchError")
+"""Errors of a user's mistake; `BadSampleError` and `JsonError` get the picture or file from a caller."""
+NAMED = re.compile(r"`[^`]+`|\b[a-z_]+\.[a-z_]+\b|--[a-z]+|^\w+: |^give ")
+COMPLETED_TEXTS = (
+    "nested too deeply", "there is no such user", "the .json member must be an object", "its content is not what was",
+    "a table has no", "no values to take the mean of",
+)  # fmt: skip
+"""Starts of texts to which a caller adds the file or key."""
+
+
+def test_messages_name_what_they_are_about() -> None:
+    """Bug: "not valid JSON", of a file that nobody can find: a message without a name, key, argument or value in it."""
+    n_messages = 0
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args):
+                continue
+            name, text = ast.unparse(node.exc.func).split(".")[-1], node.exc.args[0]
+            if name not in MISTAKES or not isinstance(text, ast.Constant) or not isinstance(text.value, str):
+                continue
+            n_messages += 1
+            assert NAMED.search(text.value) or text.value.startswith(COMPLETED_TEXTS), f"{path}: {text.value}"
+    assert n_messages > 5
+
+
 def calls(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, ast.Call, str]]:
     """(dotted name, call, the innermost function around it) of every call."""
     for node in ast.iter_child_nodes(tree):

@@ -130,7 +130,7 @@ class PairDataset:
         clean: Clean = clean_caption,
     ) -> None:
         if not len(records):
-            raise ValueError("no image-caption pairs: a data set needs at least one record")
+            raise ValueError("records: no image-caption pairs; give at least one")
         self.records = records
         self.parts: list[Any] = records.datasets if isinstance(records, ConcatDataset) else [records]
         self.image_size_px = image_size_px

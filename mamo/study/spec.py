@@ -33,7 +33,6 @@ from mamo.config.load import explain
 from mamo.config.schema import RunConfig, Section
 from mamo.config.unused import non_defaults
 from mamo.config.values import Values, apply_override, read_values
-from mamo.study.metrics import unknown_metrics
 from mamo.tasks.registry import CONFIG_TYPES, build_config
 from mamo.training.resume import inherit_from_checkpoint
 
@@ -137,7 +136,6 @@ def read_study(path: Path, common: Sequence[str] = ()) -> Study:
         for trial in trials
         if trial.seed == file.explore_seeds[0] and not trial.config.evaluation.enabled
     ]
-    problems += unknown_metrics(file.metrics, {trial.config.task for trial in trials})
     if problems:
         raise _refusal(path, problems)
     return Study(path.stem, file, variants, tuple(trials))
