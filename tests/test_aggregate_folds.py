@@ -9,7 +9,7 @@ import pytest
 
 from mamo.cli import main
 from mamo.evaluation.metrics.statements import StatementRecord, write_scores
-from mamo.training.run_dir import STATEMENT_SCORES
+from mamo.training.run_dir import STATEMENT_SCORES, read_evaluations
 
 
 def make_run(folder: Path, directory: str, recall: float, shift: float, metric: str = "statements/accuracy") -> str:
@@ -19,7 +19,7 @@ def make_run(folder: Path, directory: str, recall: float, shift: float, metric: 
     records = [StatementRecord(f"/x/{k}.png", f"sentence {k}", label, directory) for k, label in enumerate(labels)]
     write_scores(folder / STATEMENT_SCORES, np.where(labels, 1.0, -1.0) + shift, records)
     protocol = "records-reasoning" if metric == "reasoning/accuracy" else "pairs-zeroshot"
-    entry = {"protocol": protocol, "checkpoint": "checkpoints/step-1", "seed": 0, "versions": {}}
+    entry = {"protocol": protocol, "checkpoint": "checkpoints/step-1", "step": 1, "seed": 0, "versions": {}}
     metrics = {"itc/i2t_r1": recall, metric: 0.0}
     (folder / "results.json").write_text(json.dumps({"evaluations": [{**entry, "metrics": metrics}]}))
     return str(folder)
@@ -46,6 +46,7 @@ def test_predictions_are_aggregated_at_the_threshold_of_the_head(tmp_path: Path)
     aggregate(*runs, "--to", str(tmp_path / "results.json"))
     (entry,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
     assert entry["protocol"] == "records-reasoning-folds"
+    assert read_evaluations(tmp_path) == [entry]  # although it is of no one step
     metrics = entry["metrics"]
     assert metrics["reasoning/accuracy"] == pytest.approx(100 / 3)  # logits of 4 and 2: all are called true
     assert metrics["reasoning/interval_low"] <= 100 / 3 <= metrics["reasoning/interval_high"]

@@ -184,8 +184,10 @@ def read_evaluations(output_dir: Path) -> list[Values]:
         return []
     try:
         evaluations = json.loads(path.read_text("utf-8"))["evaluations"]
-        is_valid = isinstance(evaluations, list) and all(type(entry["step"]) is int for entry in evaluations)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        is_valid = isinstance(evaluations, list) and all(
+            type(entry.get("step")) is int or str(entry["protocol"]).endswith("-folds") for entry in evaluations
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_valid = False
     if not is_valid:
         raise ValueError(

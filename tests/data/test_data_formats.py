@@ -91,7 +91,7 @@ def test_a_metadata_file_is_named_and_converted(tmp_path: Path) -> None:
         (["0.parquet", "1.parquet"], "a folder of Parquet files; .*pandas: read_parquet"),
         (["pairs.jsonl", "a.jpg"], r"a folder; name a file in it, such as .*pairs\.jsonl"),
         (["0.tar.gz"], "a folder of compressed files; unpack them"),
-        (["a.jpg", "b.png"], "a folder of images; write a pairs file beside them"),
+        (["a.jpg", "b.png"], "a folder of images; write a pairs file next to them"),
         (["train/0.tar", "val/0.tar"], r"a folder of folders; use the glob '.*/\*/\*\.tar'"),
         ([".hidden.tar", "._0.tar"], "an unknown folder"),
     ],
