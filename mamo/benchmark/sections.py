@@ -3,7 +3,17 @@
 from typing import Literal
 
 SectionName = Literal[
-    "step", "passes", "memory", "waiting", "growth", "processes", "reranking", "checkpoint", "shortcuts"
+    "step",
+    "passes",
+    "memory",
+    "waiting",
+    "growth",
+    "processes",
+    "reranking",
+    "checkpoint",
+    "shortcuts",
+    "textbook",
+    "neighbour",
 ]
 """Sections that are measured for each preset."""
 LOADING = "loading"

@@ -13,6 +13,8 @@ from mamo.benchmark.cases import Case
 from mamo.benchmark.growth import measure_growth
 from mamo.benchmark.loading import measure_loading, measure_waiting
 from mamo.benchmark.memory import measure_checkpoint, measure_memory
+from mamo.benchmark.neighbour import measure_neighbour
+from mamo.benchmark.over_textbook import measure_over_textbook
 from mamo.benchmark.processes import measure_processes
 from mamo.benchmark.reranking import measure_galleries, measure_gallery_memory, measure_reranking
 from mamo.benchmark.scale import scale_plan
@@ -53,6 +55,8 @@ SECTIONS: dict[str, Section] = {
     "reranking": measure_reranking,
     "checkpoint": measure_checkpoint,
     "shortcuts": measure_shortcuts,
+    "textbook": measure_over_textbook,
+    "neighbour": measure_neighbour,
 }
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -207,6 +209,22 @@ def test_loading_rates(tmp_path: Path) -> None:
     names = [path.name for path in (tmp_path / "jpeg").glob("*.jpg")]
     assert len(names) == 4
     assert found["loading/jpeg_bytes"] == sum((tmp_path / "jpeg" / name).stat().st_size for name in names) / 4
+
+
+def test_ratios_to_the_textbook_and_beside_a_busy_program(tmp_path: Path) -> None:
+    """Bug: a ratio upside down, or a program that goes on being busy after its measurement."""
+    found: dict[str, float] = {}
+    for part in suite.run_benchmark([SMALLEST], CPU, ["textbook", "neighbour"]):
+        found |= part
+    for name in ("albef", "fp32"):  # one round, whose ratio is the ratio of its times
+        prefix = f"textbook/tiny/{name}"
+        assert found[f"{prefix}/over_textbook"] == pytest.approx(
+            found[f"{prefix}/step_s"] / found[f"{prefix}/textbook_s"]
+        )
+    assert found["textbook/tiny/albef/gflop_per_image"] < found["textbook/tiny/fp32/gflop_per_image"]
+    share = found["neighbour/tiny/alone_s"] / found["neighbour/tiny/beside_s"]
+    assert found["neighbour/tiny/share_of_lone_speed"] == pytest.approx(share)
+    assert not subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "while True: pass"], capture_output=True).stdout
 
 
 def test_medians_and_spreads() -> None:
