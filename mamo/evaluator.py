@@ -105,7 +105,8 @@ def _prepare(output_dir: Path) -> list[Values]:
     """Create the folder; return the evaluations that its `results.json` holds.
 
     Raises:
-        ValueError: it is the folder of a run, whose `results.json` is of the training, or cannot be written into.
+        ValueError: it is the folder of a run, whose `results.json` is of the training, or holds a damaged one.
+        OSError: it cannot be written into.
     """
     if (output_dir / "checkpoints").exists():
         raise ValueError(f"output_dir: {output_dir} is the folder of a run; give another, or none")

@@ -97,6 +97,8 @@ def test_a_name_is_looked_up_in_the_folder_of_the_command() -> None:
     assert find_config("nlvr", "pretrain") == ROOT / "configs/pretrain/nlvr.yaml"
     assert find_config("nlvr", "finetune") == ROOT / "configs/finetune/nlvr.yaml"
     assert find_config("losses", "studies") == ROOT / "configs/studies/losses.yaml"
+    with pytest.raises(ValueError, match="another command: `mamo finetune --config questions`"):
+        find_config("questions", "pretrain")
     for folder in ("pretrain", "finetune", "studies"):
         assert config_names(folder)
         for name in config_names(folder):

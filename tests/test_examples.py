@@ -20,6 +20,7 @@ from mamo.models.towers import ImageTower
 from mamo.tasks.objective import Loss
 from mamo.tasks.registry import build_config, load_config, task_class
 from mamo.trainer import TrainingRun
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ("filip", "convnext_tower", "prenorm_text", "masked_caption_plan", "ranking")
@@ -180,6 +181,15 @@ def test_mistakes_in_names_are_reported_before_training(
     with pytest.raises(ValueError) as caught:
         mamo.build({**values})
     assert message in str(caught.value)
+
+
+def test_a_loss_that_returns_no_metrics_is_named(tmp_path: Path) -> None:
+    """Bug: "iteration over a 0-d tensor", in a traceback, for a loss of one's own."""
+    run = TrainingRun(tiny.config_of(output_dir=str(tmp_path)))
+    (first, *_) = run.task.active
+    run.task.active = (first, type("Bare", (type(first),), {"__call__": lambda *_: torch.zeros(())})(run.config))
+    with pytest.raises(ValueError, match=r"loss itc: Bare must return \(share of the loss, metrics"):
+        run.dry_run_loop("fp32", tmp_path).backward(run.example_batch(8), 0)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

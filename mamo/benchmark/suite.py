@@ -21,10 +21,12 @@ from mamo.benchmark.scale import scale_plan
 from mamo.benchmark.sections import LOADING
 from mamo.benchmark.shortcuts import measure_shortcuts
 from mamo.benchmark.step import measure_passes, measure_step
-from mamo.benchmark.timing import Precision, Rounds, square_rate
+from mamo.benchmark.timing import DTYPES, Precision, seconds
 from mamo.config.values import Values
 
 logger = logging.getLogger(__name__)
+
+PROBE_SIDE = 512
 
 Section = Callable[[Case, Path, torch.device, Precision], dict[str, float]]
 
@@ -73,23 +75,23 @@ def run_benchmark(
             logger.info("loading")
             yield measure_loading(Path(scratch), 5, loading_images)
         sections = [name for name in names if name != LOADING]
-        for case in cases if sections else ():
-            precision = faster_precision(device, case)
+        precision = faster_precision(device) if sections else "fp32"
+        for case in cases:
             for name in sections:
                 logger.info("%s/%s", name, case.preset)
                 yield SECTIONS[name](case, Path(scratch), device, precision)
 
 
-def faster_precision(device: torch.device, case: Case) -> Precision:
-    """Return the precision with the faster square product, for all sections other than `step`."""
+def faster_precision(device: torch.device) -> Precision:
+    """Return the precision with the faster square product, for all sections other than `step`.
+
+    The product is small: where bf16 is emulated, a large one takes a minute.
+    """
     if device.type == "cuda":
         return "bf16"
-    rates = Rounds()
-    for _ in range(3):
-        rates.add(
-            fp32=square_rate(device, "fp32", case.square_side), bf16=square_rate(device, "bf16", case.square_side)
-        )
-    return "bf16" if sum(rates.values["bf16"]) > sum(rates.values["fp32"]) else "fp32"
+    product = {name: torch.rand(PROBE_SIDE, PROBE_SIDE).to(dtype) for name, dtype in DTYPES.items()}
+    spent = {name: min(seconds(lambda: one @ one, device) for _ in range(5)) for name, one in product.items()}  # noqa: B023
+    return min(spent, key=lambda name: spent[name])
 
 
 def machine(device: torch.device) -> Values:

@@ -2,9 +2,10 @@
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Folder = Literal["pretrain", "finetune", "studies"]
+COMMANDS: dict[Folder, str] = {"pretrain": "pretrain", "finetune": "finetune", "studies": "study"}
 _PACKAGED = Path(__file__).parents[1] / "configs"  # exists in a wheel only
 _CHECKOUT = Path(__file__).parents[2] / "configs"
 _NOT_STUDIES = ("base_", "published")
@@ -38,6 +39,9 @@ def find_config(text: str, folder: Folder) -> Path:
     names = config_names(folder)
     if text in names:
         return config_folder(folder) / f"{text}.yaml"
+    for other in get_args(Folder):
+        if other != folder and text in config_names(other):
+            raise ValueError(f"{text} is a config of another command: `mamo {COMMANDS[other]} --config {text}`")
     containing = [name for name in names if path.stem in name]
     near = dict.fromkeys([*containing, *difflib.get_close_matches(path.stem, names, cutoff=0.5)])
     raise ValueError(f"config file not found: {text}; shipped configs: {', '.join(near or names)}")

@@ -295,7 +295,7 @@ class Model(ModelHubMixin):
 
         Raises ValueError for lists of different lengths, or different numbers of images per sentence.
         """
-        self._need("pair", "reason", "nlvr2")
+        self._need("pair", "reason", "reasoning")
         check_list("lists of images", images)
         check_list("texts", sentences)
         for several in images:
@@ -324,10 +324,11 @@ class Model(ModelHubMixin):
     def _need(self, head: str, call: str, trained_by: str) -> None:
         if self.network.get_head(head) is None:
             is_loss = head in ("temperature", "itm", "mlm")
-            task, weight = ("retrieval", f" losses.weights.{trained_by}=1") if is_loss else (trained_by, "")
+            config = {"vqa": "questions", "reasoning": "sentences"}.get(trained_by, "retrieval_scenes")
+            weight = f" losses.weights.{trained_by}=1" if is_loss else ""
             raise MissingHeadError(
-                f"{call}: this model was trained without {trained_by}; fine-tune it with `python scripts/finetune.py "
-                f"--config configs/finetune/{task}_scenes.yaml checkpoint=FOLDER{weight}`"
+                f"{call}: this model was trained without {trained_by}; fine-tune it with `mamo finetune "
+                f"--config {config} checkpoint=FOLDER{weight}`"
                 + (f", or pre-train with losses.weights.{trained_by} above 0" if is_loss else "")
             )
 

@@ -181,6 +181,20 @@ def speed_table(root: Path) -> str:
     return _table(("what", "mamo", "ALBEF's own code", "aim"), rows)
 
 
+def textbook_table(root: Path) -> str:
+    """Tabulate a `tiny` step against the textbook step, and next to a busy program."""
+    found = _benchmark(root, "tiny_textbook")
+    rows = []
+    for what, name in (("ALBEF's config, fp32", "albef"), ("five losses, fp32", "fp32")):
+        key = f"textbook/tiny/{name}"
+        ratio, spread = found[f"{key}/over_textbook"], found[f"{key}/over_textbook_spread"]
+        rows.append((what, f"{found[f'{key}/gflop_per_image']:.2f} GFLOP", f"{ratio:.2f}", f"{100 * spread:.0f} %"))
+    key = "neighbour/tiny/share_of_lone_speed"
+    share, spread = found[key], found[f"{key}_spread"]
+    rows.append(("speed kept next to one busy program", "—", f"{share:.2f}", f"{100 * spread:.0f} %"))
+    return _table(("what", "operations an image", "time over the textbook's; share", "spread"), rows)
+
+
 _MACHINES = (
     ("tiny", "tiny", "AMX"),
     ("tiny_faster_products", "tiny", "AMX, faster products"),
@@ -287,6 +301,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "nlvr": nlvr_table,
     "speed": speed_table,
     "machines": machines_table,
+    "textbook": textbook_table,
     "scale": scale_table,
     "published": study_table,
     "protocols": protocols_table,

@@ -222,8 +222,11 @@ class ObjectiveTask(Task[BatchT, Targets]):
         metrics: dict[str, Tensor] = {}
         for loss in self.active:
             name = loss.name
-            losses[name], more = loss(self.network, part, targets.counts[name], targets.fixed[name])
-            metrics |= more
+            found = loss(self.network, part, targets.counts[name], targets.fixed[name])
+            if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+                raise ValueError(f"loss {name}: {type(loss).__name__} must return (share of the loss, metrics by name)")
+            losses[name] = found[0]
+            metrics |= found[1]
         return losses, metrics
 
     def on_optimizer_step(self, batch: BatchT, targets: Targets, step: int) -> None:

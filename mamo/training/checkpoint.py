@@ -271,7 +271,10 @@ def resolve(path: Path) -> Path:
         run = path.parent.parent
     folder = run / "checkpoints" / LAST if (run / "checkpoints").is_dir() else path
     if not folder.exists() and not step_folders(run):
-        raise CheckpointError(f"{path}: no checkpoint found; give a run folder or a checkpoints/step-NNNNNNN folder")
+        missing = "" if path.exists() else " (no such file or folder)"
+        raise CheckpointError(
+            f"{path}: no checkpoint found{missing}; give a run folder or a checkpoints/step-NNNNNNN folder"
+        )
     if folder == run / "checkpoints" / LAST and not (folder.is_symlink() and folder.is_dir()):
         return last_good(run)  # killed while `last` was replaced, or copied without links or with links followed
     folder = folder.resolve()

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 import mamo
 from mamo.config.schema import RunConfig
+from mamo.config.shipped import find_config
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.metrics.grounding import best_proposal, grounding_scores
 from mamo.evaluation.probes import fill_masked_words
@@ -34,7 +35,6 @@ from mamo.world.rendering import render
 from mamo.world.scene import WORLD_SEED, SceneWorld
 from tests.tiny import spread_weights, values_of
 
-ROOT = Path(__file__).parents[2]
 N = 12
 WORLD = SceneWorld("easy", WORLD_SEED)
 
@@ -207,7 +207,7 @@ def test_heads_that_are_missing_are_named(tiny: Callable[..., RunConfig], tmp_pa
         lambda: model.index_texts(["x"]),
         lambda: model.ground(picture, "x"),
     ):
-        with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; fine-tune it with"):
+        with pytest.raises(mamo.MissingHeadError, match=r"trained without it[cm]; fine-tune it with `mamo finetune"):
             call()
     assert model.fill_mask(picture, "a [MASK]")
     model.network.mlm = None
@@ -217,9 +217,9 @@ def test_heads_that_are_missing_are_named(tiny: Callable[..., RunConfig], tmp_pa
     ):
         with pytest.raises(mamo.MissingHeadError) as caught:
             call()
-        command = re.findall(r"`python scripts/finetune\.py --config (\S+) checkpoint=FOLDER (\S+)`", str(caught.value))
-        ((config_file, override),) = command
-        config = finetune_config(ROOT / config_file, [f"checkpoint={tmp_path / 'run'}", override], False)
+        command = re.findall(r"`mamo finetune --config (\S+) checkpoint=FOLDER (\S+)`", str(caught.value))
+        ((name, override),) = command
+        config = finetune_config(find_config(name, "finetune"), [f"checkpoint={tmp_path / 'run'}", override], False)
         assert getattr(config.losses.weights, head) > 0  # the command does train what is missing
 
 

@@ -42,16 +42,21 @@ def ends(work: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[i
     return ended.value.code, capsys.readouterr().err
 
 
+def pretrain_until(file: Path, number: signal.Signals) -> object:
+    """Pre-train by the command up to step 3, in which the signal comes; return the exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 3, lambda: send(number))
+        with pytest.raises(SystemExit) as ended:
+            main(["pretrain", "--config", str(file)])
+    return ended.value.code
+
+
 def test_the_first_ctrl_c_saves(
     tiny: Callable[..., RunConfig], tiny_file: Callable[..., Path], tmp_path: Path, capsys: Any, caplog: Any
 ) -> None:
     """Bug: Ctrl-C loses the steps since the last checkpoint, and `--resume` begins metrics.jsonl anew in silence."""
     file = tiny_file(training=SHORT)
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 3, lambda: send(signal.SIGINT))
-        with pytest.raises(SystemExit) as ended:
-            main(["pretrain", "--config", str(file)])
-    assert ended.value.code == 130
+    assert pretrain_until(file, signal.SIGINT) == 130
     assert "interrupted; step 3 is saved; continue with --resume\n" in capsys.readouterr().err
     run = tmp_path / "run"
     assert checkpoint.resolve(run).name == "step-0000003"
@@ -297,12 +302,7 @@ def test_the_grace_is_short_enough() -> None:
 
 def test_a_closed_terminal_saves(tiny_file: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
     """Bug: closing the terminal sends SIGHUP, which ends the run at once and loses the steps since the checkpoint."""
-    file = tiny_file(training=SHORT)
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 3, lambda: send(signal.SIGHUP))
-        with pytest.raises(SystemExit) as ended:
-            main(["pretrain", "--config", str(file)])
-    assert ended.value.code == 129
+    assert pretrain_until(tiny_file(training=SHORT), signal.SIGHUP) == 129
     assert "terminated after step 3, which is saved; continue with --resume\n" in capsys.readouterr().err
     assert checkpoint.resolve(tmp_path / "run").name == "step-0000003"
 
