@@ -126,7 +126,7 @@ def test_raise_and_nothing_left(records: list[PairRecord]) -> None:
         PairDataset(records, (4, 4)).load(3, np.random.default_rng(0))
     with pytest.raises(BadSampleError, match="2 samples in a row"):
         PairDataset(records[3:5], (4, 4), on_bad="skip").load(0, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="at least one record"):
+    with pytest.raises(ValueError, match="no image-caption pairs"):
         PairDataset([], (4, 4))
 
 

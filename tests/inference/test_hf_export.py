@@ -122,7 +122,7 @@ def test_answers_are_the_evaluators(home: Path, tmp_path: Path, is_exported: boo
     assert given == [expected[record.question_id] for record in records]
     with pytest.raises(ValueError, match="1 images and 2 questions"):
         model.answer(["a.jpg"], ["x", "y"])
-    with pytest.raises(mamo.MissingHeadError, match=r"without nlvr2.*nlvr2_scenes"):
+    with pytest.raises(mamo.MissingHeadError, match=r"without reasoning.*--config sentences"):
         model.reason([["a.jpg"]], ["x"])
 
 
@@ -138,7 +138,7 @@ def test_reasoning_is_the_evaluators(home: Path) -> None:
     torch.testing.assert_close(probability, expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="one list of images per sentence"):
         model.reason(images, ["x"])
-    with pytest.raises(mamo.MissingHeadError, match=r"without vqa.*vqa_scenes"):
+    with pytest.raises(mamo.MissingHeadError, match=r"without vqa.*--config questions"):
         model.answer(["a.jpg"], ["x"])
 
 
