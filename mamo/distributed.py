@@ -8,11 +8,14 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -92,6 +95,11 @@ def all_gather_no_grad(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.detach().contiguous())
     return torch.cat(parts)
+
+
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Say whether a tensor is split over the processes; without an import of the library that splits it."""
+    return hasattr(tensor, "full_tensor")
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

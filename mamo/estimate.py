@@ -49,7 +49,7 @@ def print_estimate(config: RunConfig) -> None:
         check_sizes(config)
         run = TrainingRun(config)
         if "auto" in (config.training.precision, config.training.device):
-            run = resolve_auto_settings(run, measured_size(run))
+            resolve_auto_settings(run, measured_size(run))
         with tempfile.TemporaryDirectory() as scratch:  # where a non-finite loss would leave its file
             precision = run.config.training.precision
             assert precision != "auto"

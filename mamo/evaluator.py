@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
@@ -30,7 +29,7 @@ from mamo.tasks.restore import restore_task
 from mamo.tasks.sources import load_tokenizer, refuse_training_files
 from mamo.training import checkpoint
 from mamo.training.memory import memory_errors
-from mamo.training.precision import cast_parameters, choose_device
+from mamo.training.precision import Precision, cast_parameters, choose_device
 from mamo.training.resume import read_lineage, trained_data
 from mamo.training.run_dir import CONFIG, RESULTS, atomic_write_text, read_evaluations
 
@@ -83,7 +82,7 @@ def evaluate(
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     output_dir = output_dir or run / "evaluations" / protocol
     (others,) = map_over_ranks(_prepare, [output_dir])
-    precision: Literal["fp32", "bf16"] = "bf16" if config.training.precision == "bf16" else "fp32"
+    precision: Precision = "fp32" if config.training.precision == "auto" else config.training.precision
 
     def write(to: Path) -> None:
         kept = [other for other in others if any(other.get(key) != entry[key] for key in _IDENTITY)]

@@ -7,9 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mamo.config.conventions import ALBEF, conventions_of, with_conventions
@@ -52,7 +50,7 @@ from mamo.training.memory import memory_errors
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import apply_compile_and_checkpointing, local_batch_sizes
-from mamo.training.precision import choose_device, choose_precision
+from mamo.training.precision import LossScale, Precision, choose_device, choose_precision
 from mamo.training.resume import (
     check_architecture,
     read_lineage,
@@ -107,6 +105,8 @@ class TrainingRun:
         apply_compile_and_checkpointing(config.training, self.task.modules())
         self.optimizer = make_optimizer(self.task.network, config.training)
         self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
+        self.loss_scale: LossScale | None = None
+        """Of the checkpoint that the run resumes from."""
 
     @property
     def predictor(self) -> Predictor:
@@ -240,10 +240,12 @@ class TrainingRun:
             LossMonitor(self.trivial_losses()),
             self.bad_samples,
         )
+        if loop.loss_scale is not None and self.loss_scale is not None:
+            loop.loss_scale = self.loss_scale
         loop.join()
         return loop
 
-    def dry_run_loop(self, precision: Literal["fp32", "bf16"], output_dir: Path) -> Loop:
+    def dry_run_loop(self, precision: Precision, output_dir: Path) -> Loop:
         """Build a loop for measuring steps: without trackers and checkpoints.
 
         `output_dir` gets a file only if a loss is not finite.
@@ -355,7 +357,7 @@ def new_run(config: RunConfig) -> tuple[TrainingRun, int]:
     """Build a new run; return it and its first step."""
     run = TrainingRun(config)
     if config.training.precision == "auto" or config.training.device == "auto":
-        run = resolve_auto_settings(run)
+        resolve_auto_settings(run)
     return run, 0
 
 
@@ -466,10 +468,13 @@ def load_checkpoint(run: TrainingRun) -> int:
         )
     for name, module in run.task.modules().items():
         checkpoint.load_module(folder, name, module)
-    tensors = checkpoint.read_tensors(folder, "optimizer")
-    checkpoint.load_optimizer_tensors(run.optimizer, run.task.network, tensors)
     run.ancestry = state["ancestry"]
     run.bad_samples.seen, run.bad_samples.skipped = state["samples_seen"], state["samples_skipped"]
+    if state.get("loss_scale") is not None:
+        run.loss_scale = LossScale(**state["loss_scale"])
+    if run.loss_scale is None or run.loss_scale.overflows < state["step"]:  # else the optimizer has not moved yet
+        tensors = checkpoint.read_tensors(folder, "optimizer")
+        checkpoint.load_optimizer_tensors(run.optimizer, run.task.network, tensors)
     logger.info("resuming after step %d from %s", state["step"], folder)
     if rank() == 0:  # whose machine the checkpoint names
         warn_if_not_bit_identical(state, {**versions(), **machine(run.device)})
@@ -499,25 +504,20 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
     return evaluate
 
 
-def resolve_auto_settings(run: TrainingRun, size: int | None = None) -> TrainingRun:
-    """Replace `auto` by what this machine offers and what a few timed steps prefer, of `size` samples if given."""
-    values = run.config.model_dump()
-    values["training"]["device"] = run.device.type
-    if run.config.training.precision == "auto":
-        local, _ = local_batch_sizes(run.config.training, run.task.unit, run.task.unit_key)
+def resolve_auto_settings(run: TrainingRun, size: int | None = None) -> None:
+    """Replace `auto` in the run's config by what this machine offers and a few steps of `size` samples prefer."""
+    training = run.config.training
+    precision = training.precision
+
+    def run_step(precision: Precision) -> None:
+        run.dry_run_loop(precision, run.output_dir).backward(batch, 0)
+        run.task.network.zero_grad(set_to_none=True)
+
+    if precision == "auto":
+        local, _ = local_batch_sizes(training, run.task.unit, run.task.unit_key)
         batch = run.example_batch(size or local).to(run.device)
-
-        def run_step(precision: Literal["fp32", "bf16"]) -> None:
-            run.dry_run_loop(precision, run.output_dir).backward(batch, 0)
-            run.task.network.zero_grad(set_to_none=True)
-            if run.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        values["training"]["precision"] = choose_precision(run_step)
-    config = type(run.config).model_validate(all_gather_object(values)[0])
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the same lines were logged when `run` was built
-    try:
-        return TrainingRun(config)
-    finally:
-        logging.disable(level)
+        precision = choose_precision(run.device, run_step)
+    found = all_gather_object({"precision": precision, "device": run.device.type})[0]
+    config = run.config.model_copy(update={"training": training.model_copy(update=found)})
+    run.config = run.task.config = config
+    choose_attention(run.task.network, run.device, config.training.precision)

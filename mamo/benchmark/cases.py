@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mamo.benchmark.timing import Precision
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values, merge
 from mamo.data.pairs import Sample
@@ -20,6 +19,7 @@ from mamo.tasks.pretrain.batch import PairBatch
 from mamo.tasks.registry import build_config
 from mamo.trainer import TrainingRun
 from mamo.training.loop import Loop
+from mamo.training.precision import Precision
 
 ALBEF: Values = {
     "model": {"fusion_type": "cross", "dropout": 0.1},

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from mamo.benchmark.cases import Case
-from mamo.benchmark.timing import Precision, Rounds
+from mamo.benchmark.timing import Rounds
 from mamo.config.schema import DataConfig
 from mamo.data.loader import SampleDataset
 from mamo.data.pairs import PairDataset
@@ -23,6 +23,7 @@ from mamo.data.pairs_reader import read_pairs
 from mamo.data.shards import index_folder
 from mamo.data.transforms import train_transform
 from mamo.trainer import TrainingRun
+from mamo.training.precision import Precision
 from mamo.world.datasets import ScenePairs
 
 STORED_PX = 256

@@ -15,10 +15,11 @@ import torch
 
 from mamo import estimate
 from mamo.benchmark.cases import Case, build_case
-from mamo.benchmark.timing import Precision, Rounds, seconds
+from mamo.benchmark.timing import Rounds, seconds
 from mamo.trainer import TrainingRun, load_checkpoint
 from mamo.training import run_dir
 from mamo.training.async_writer import AsyncWriter
+from mamo.training.precision import Precision
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from mamo.benchmark.cases import Case, build_case
-from mamo.benchmark.timing import Precision, Rounds, seconds
+from mamo.benchmark.timing import Rounds, seconds
+from mamo.training.precision import Precision
 
 START_S = 0.5
 """Time for the other program to start."""

@@ -9,8 +9,9 @@ import torch
 from mamo.benchmark.cases import Case, build_case
 from mamo.benchmark.products import Products
 from mamo.benchmark.textbook import Textbook
-from mamo.benchmark.timing import Precision, Rounds, seconds
+from mamo.benchmark.timing import Rounds, seconds
 from mamo.tasks.pretrain.task import PretrainTask
+from mamo.training.precision import Precision
 
 
 def measure_over_textbook(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:

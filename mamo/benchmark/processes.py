@@ -9,8 +9,9 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from mamo.benchmark.cases import Case, build_case
-from mamo.benchmark.timing import Precision, Rounds, seconds
+from mamo.benchmark.timing import Rounds, seconds
 from mamo.distributed import process_group, world_size
+from mamo.training.precision import Precision
 
 ROUNDS = 3
 STEPS = 8

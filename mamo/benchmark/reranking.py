@@ -8,11 +8,11 @@ from torch import Tensor
 
 from mamo.benchmark.cases import Case, has_peer_shapes, synthetic_captions
 from mamo.benchmark.products import Products
-from mamo.benchmark.timing import Precision, Rounds, seconds, square_rate, synchronise
+from mamo.benchmark.timing import Rounds, seconds, square_rate, synchronise
 from mamo.evaluation.metrics.retrieval import rank_by_similarity
 from mamo.evaluation.scorer import EncodedImages, Scorer
 from mamo.trainer import TrainingRun
-from mamo.training.precision import cast_parameters
+from mamo.training.precision import Precision, cast_parameters
 
 PEER_MFLOP = {"tiny": 152.0, "small": 1900.0}
 """ALBEF's own evaluation loop, per pair, in the measure of `step.PEER_GFLOP` but units of 1e6 operations."""

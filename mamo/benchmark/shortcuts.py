@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mamo.benchmark.cases import Case, build_case, synthetic_batch
 from mamo.benchmark.step import losses_by_pass
-from mamo.benchmark.timing import Precision, Rounds, seconds
+from mamo.benchmark.timing import Rounds, seconds
 from mamo.config.values import Values
 from mamo.models.fusion import gather_tokens
 from mamo.models.image_encoder import ImageEncoder
@@ -24,6 +24,7 @@ from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.trainer import TrainingRun
 from mamo.training.loop import Loop
+from mamo.training.precision import Precision
 
 MIXED_WORDS = (16, 9, 8, 11)
 """Caption lengths in words, cyclic: similar to COCO's, whose mean is 10 or 11."""

@@ -13,12 +13,13 @@ from torch.utils.hooks import RemovableHandle
 
 from mamo.benchmark.cases import Case, build_case, has_peer_shapes
 from mamo.benchmark.products import Products
-from mamo.benchmark.timing import Precision, Rounds, seconds, square_rate, synchronise
+from mamo.benchmark.timing import Rounds, seconds, square_rate, synchronise
 from mamo.config.values import Values
 from mamo.tasks.base import Task
 from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
 from mamo.training.loop import Loop
+from mamo.training.precision import Precision
 
 PEER_GFLOP = {"tiny": 5.1, "small": 89.0, "base": 416.0}
 """ALBEF's own code at the shapes of `cases.CASES`: seconds per image times the fp32 rate of a 2048-sided product, both

@@ -21,12 +21,11 @@ from mamo.benchmark.scale import scale_plan
 from mamo.benchmark.sections import LOADING
 from mamo.benchmark.shortcuts import measure_shortcuts
 from mamo.benchmark.step import measure_passes, measure_step
-from mamo.benchmark.timing import DTYPES, Precision, seconds
 from mamo.config.values import Values
+from mamo.training.precision import Precision, product_seconds
 
 logger = logging.getLogger(__name__)
 
-PROBE_SIDE = 512
 
 Section = Callable[[Case, Path, torch.device, Precision], dict[str, float]]
 
@@ -89,8 +88,7 @@ def faster_precision(device: torch.device) -> Precision:
     """
     if device.type == "cuda":
         return "bf16"
-    product = {name: torch.rand(PROBE_SIDE, PROBE_SIDE).to(dtype) for name, dtype in DTYPES.items()}
-    spent = {name: min(seconds(lambda: one @ one, device) for _ in range(5)) for name, one in product.items()}  # noqa: B023
+    spent = product_seconds()
     return min(spent, key=lambda name: spent[name])
 
 

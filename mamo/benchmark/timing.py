@@ -8,12 +8,11 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from mamo.training.precision import DTYPES, Precision
+
 SIDE = 2048
 """Side of the square matrix product that measures the machine's rate."""
 

@@ -373,8 +373,8 @@ class TrainingConfig(Section):
     """`muon`: orthogonalised momentum for the matrices of the transformer layers, AdamW for all else."""
     gradient_clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     """Longer gradients, all parameters as one vector, are scaled down to this; null leaves them (ALBEF)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` times both once and writes the faster into the resolved config."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto` writes the fastest into the resolved config. `fp16`, for GPUs without bf16, scales the loss."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
     checkpoint_every_steps: Positive = 500

@@ -7,16 +7,15 @@ Legend: H, W height and width of the source, h, w of the target, in pixels.
 """
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from mamo.config.schema import DataConfig
 
@@ -30,6 +29,15 @@ RAND_AUGMENT_N = 2
 RAND_AUGMENT_PROBABILITY = 0.5
 
 
+class _Functional:
+    """The functions of torchvision, imported when an image is first changed: that takes three seconds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("torchvision.transforms.v2.functional"), name)
+
+
+F = _Functional()
+
 Resizing = Literal["torchvision", "pillow"]
 """Library that resizes images in evaluation; the two differ by 2 of 255 at most, and scores in the third digit."""
 
@@ -40,8 +48,9 @@ def eval_transform(image: Tensor, image_size_px: tuple[int, int], resizing: Resi
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         pixels = np.array(picture.resize(image_size_px[::-1], Image.Resampling.BICUBIC))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    size = list(image_size_px)
-    resized: Tensor = F.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)  # [3, h, w]
+    if image.shape[-2:] == image_size_px:
+        return image
+    resized: Tensor = F.resize(image, list(image_size_px), interpolation="bicubic", antialias=True)  # [3, h, w]
     return resized
 
 
@@ -66,7 +75,7 @@ def train_transform(
     """
     top, left, height, width = draw_crop(image.shape[-2], image.shape[-1], image_size_px, rng, min_crop_scale)
     image = F.resized_crop(
-        image, top, left, height, width, list(image_size_px), interpolation=InterpolationMode.BICUBIC, antialias=True
+        image, top, left, height, width, list(image_size_px), interpolation="bicubic", antialias=True
     )
     if horizontal_flip and rng.random() < 0.5:
         image = F.horizontal_flip(image)

@@ -300,7 +300,7 @@ def _read_input(values: Values, key: str) -> Any:
     value = values.get(section, {}).get(name)
     if key == "data.image_size_px" and isinstance(value, int):
         return [value, value]
-    return value == "bf16" if key == "training.precision" else value  # an evaluation is in fp32 otherwise
+    return "fp32" if value == "auto" and key == "training.precision" else value
 
 
 def check_overrides(protocol: str, overrides: Sequence[str], known: Values) -> None:

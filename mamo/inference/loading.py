@@ -4,7 +4,6 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,10 +15,10 @@ from mamo.tasks.registry import load_stored_config, task_class
 from mamo.tasks.restore import restore_task
 from mamo.training import checkpoint
 from mamo.training.checkpoint import CheckpointError
-from mamo.training.precision import choose_device
+from mamo.training.precision import Precision, choose_device
 
 
-def load(path: str | Path, device: str | torch.device = "auto", precision: Literal["fp32", "bf16"] = "fp32") -> Model:
+def load(path: str | Path, device: str | torch.device = "auto", precision: Precision = "fp32") -> Model:
     """Load a trained model.
 
     >>> import mamo

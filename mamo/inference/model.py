@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from mamo.tasks.reasoning.batch import is_ordered
 from mamo.tasks.vqa.batch import ANSWERS
 from mamo.tasks.vqa.evaluate import Answerer
 from mamo.training.checkpoint import CheckpointError
-from mamo.training.precision import DeviceError, choose_device
+from mamo.training.precision import DTYPES, DeviceError, Precision, choose_device
 
 __all__ = [
     "BadSampleError", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
@@ -381,7 +381,7 @@ class Model(ModelHubMixin):
         cls,
         pretrained_model_name_or_path: str | Path,
         device: str | torch.device = "auto",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         **hub: Any,
     ) -> "Model":
         """Load a folder written by `save_pretrained`, or a hub name with options of `snapshot_download`.
@@ -398,14 +398,14 @@ class Model(ModelHubMixin):
 
 
 def model_of(
-    predictor: Predictor, config: RunConfig, card: str, assets: Mapping[str, str], precision: Literal["fp32", "bf16"]
+    predictor: Predictor, config: RunConfig, card: str, assets: Mapping[str, str], precision: Precision
 ) -> Model:
     """Create a model from a loaded network; raises ValueError for an unknown precision."""
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision {precision!r} is not valid; use fp32 or bf16")
-    if precision == "bf16":
+    if precision not in DTYPES:
+        raise ValueError(f"precision {precision!r} is not valid; use {', '.join(DTYPES)}")
+    if precision != "fp32":
         for parameter in predictor.network.parameters():
-            parameter.data = parameter.data.bfloat16()
+            parameter.data = parameter.data.to(DTYPES[precision])
     return Model(predictor, config, card, assets)
 
 

@@ -24,10 +24,9 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mamo.config.values import Values
-from mamo.distributed import rank
+from mamo.distributed import is_sharded, rank
 from mamo.models.weights import WeightReport, save_file
 
 logger = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def snapshot(
 
 
 def _on_host(tensor: Tensor) -> Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return whole.detach().to("cpu", copy=True).contiguous() if rank() == 0 else torch.empty(0)
 
 
@@ -305,6 +304,15 @@ class _Link(BaseModel):
     data_sets: list[str] = []
 
 
+class _LossScale(BaseModel):
+    """The values of `mamo.training.precision.LossScale`."""
+
+    value: float = Field(gt=0)
+    steps_since: int = Field(ge=0)
+    overflows: int = Field(ge=0)
+    in_a_row: int = Field(ge=0)
+
+
 class _State(BaseModel):
     """Types of the values in `state.json` that are read again."""
 
@@ -316,6 +324,7 @@ class _State(BaseModel):
     data_sets: list[str] = []
     samples_seen: int = Field(ge=0)
     samples_skipped: int = Field(ge=0)
+    loss_scale: _LossScale | None = None
 
 
 def read_state(folder: Path) -> Values:

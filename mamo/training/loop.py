@@ -4,6 +4,7 @@ State moves here and in the task's `on_optimizer_step`, nowhere else.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -27,7 +28,15 @@ from mamo.training.failure import NonFiniteLoss, dump_failing_batch
 from mamo.training.metric_logger import MetricLogger
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import learning_rate_at
-from mamo.training.parallel import DDP, FSDP, SingleProcess, check_combination, clip_gradients, local_batch_sizes
+from mamo.training.parallel import (
+    DDP,
+    SingleProcess,
+    check_combination,
+    clip_gradients,
+    local_batch_sizes,
+    scale_gradients,
+)
+from mamo.training.precision import LossScale
 from mamo.training.preemption import PreemptionHandler
 from mamo.training.run_dir import Tracker
 
@@ -65,6 +74,7 @@ class Loop:
         self.bad_samples = bad_samples
         _, self.micro_batch_size = local_batch_sizes(config.training, task.unit, task.unit_key)
         self.strategy = SingleProcess(config, task)
+        self.loss_scale = LossScale() if config.training.precision == "fp16" else None
 
     def join(self) -> None:
         """Share the steps with the other processes of the launch; the weights must be in their place by now.
@@ -74,6 +84,8 @@ class Loop:
         """
         check_combination(self.config.training)
         if world_size() > 1 and self.config.training.parallel == "fsdp":
+            from mamo.training.sharding import FSDP  # here: its libraries take a second to import
+
             self.strategy = FSDP(self.config, self.task, self.optimizer, self.device)
         elif world_size() > 1:
             self.strategy = DDP(self.config, self.task)
@@ -82,7 +94,8 @@ class Loop:
         """Train. `batches` begins with the batch of step `start_step`.
 
         Raises:
-            NonFiniteLoss: a loss or the gradient is not finite; the optimizer has not moved.
+            NonFiniteLoss: a loss or the gradient is not finite, in fp16 several gradients in a row; the optimizer has
+                not moved.
             Preempted: SIGTERM came; the step was finished and saved.
             KeyboardInterrupt: Ctrl-C came; the step was finished and saved, unless it came twice.
         """
@@ -130,15 +143,22 @@ class Loop:
         values["gradient_norm"] = clip_gradients(self.task.network, self.config.training.gradient_clip_norm or math.inf)
         numbers = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist()))
         bad = [name for name, number in numbers.items() if not math.isfinite(number)]
-        if bad:
+        is_left_out = False
+        if self.loss_scale is not None and bad in ([], ["gradient_norm"]):
+            is_left_out = self.loss_scale.record(is_finite=not bad) and bool(bad)
+            numbers |= {"loss_scale": self.loss_scale.value, "overflows": self.loss_scale.overflows}
+        if bad and not is_left_out:
             folder: Path | None = None
             with contextlib.suppress(CheckpointError):  # the disk may be full; raise NonFiniteLoss anyway
                 folder = dump_failing_batch(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
             sample_ids = [number for part in all_gather_object(batch.sample_id.tolist()) for number in part]
             raise NonFiniteLoss(bad, step + 1, sample_ids, folder)
-        self.optimizer.step()
+        if is_left_out:
+            del numbers["gradient_norm"]  # there is no number to log
+        else:
+            self.optimizer.step()
+            self.task.on_optimizer_step(batch, targets, step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.task.on_optimizer_step(batch, targets, step)
         weights = {f"weight/{name}": weight for name, weight in self.task.weights.items()}
         return {**numbers, **weights, "learning_rate": learning_rate}
 
@@ -161,10 +181,13 @@ class Loop:
                     losses, more = self.strategy.losses(batch.part(start, end), targets, start)
                     assert losses.keys() == self.task.weights.keys(), (losses.keys(), self.task.weights.keys())
                     loss = torch.stack([self.task.weights[name] * value for name, value in losses.items()]).sum()
+                    loss = loss if self.loss_scale is None else loss * self.loss_scale.value
                     loss.backward()  # type: ignore[no-untyped-call]
                 for name, value in {**{f"loss/{k}": v for k, v in losses.items()}, **more}.items():
                     sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         self.strategy.reduce_remaining_gradients()
+        if self.loss_scale is not None:
+            scale_gradients(self.task.network, 1 / self.loss_scale.value)
         summed = all_reduce_sum(torch.stack([value.float() for value in sums.values()]))
         return targets, {**dict(zip(sums, summed)), **metrics}
 
@@ -182,6 +205,8 @@ class Loop:
             "samples_seen": self.bad_samples.seen,
             "samples_skipped": self.bad_samples.skipped,
         }
+        if self.loss_scale is not None:
+            state["loss_scale"] = dataclasses.asdict(self.loss_scale)
         writing.wait()
         all_gather_object(
             None

@@ -1,10 +1,9 @@
-"""The passes of a step over processes: plainly, replicated (DDP) or sharded (FSDP2).
+"""The passes of a step over processes: plainly or replicated (DDP); sharded in `mamo.training.sharding`.
 
 Losses are shares of the global batch, so gradients over processes are summed, never averaged.
 """
 
 import contextlib
-import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mamo.config.schema import RunConfig, TrainingConfig
-from mamo.distributed import all_reduce_sum, world_size
+from mamo.distributed import all_reduce_sum, is_sharded, world_size
 from mamo.models.layers import forward_layers
 from mamo.training.precision import cast_parameters
 
@@ -169,104 +165,23 @@ def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]: 
     return future.then(lambda done: done.value()[0])
 
 
-class FSDP(SingleProcess):
-    """FSDP2: weights, gradients and optimizer state of student and teacher are split over the processes.
-
-    A layer's weights are gathered when it runs. The scalar temperature, which cannot be split, is replicated.
-    """
-
-    def __init__(self, config: RunConfig, task: "Task", optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        super().__init__(config, task)
-        modules = task.modules()
-        self.device = device
-        self.scalars = [p for p in task.network.parameters() if p.ndim == 0 and p.requires_grad]
-        self.whole = copy.deepcopy(task.network).to("cpu")  # to evaluate
-        for layer in forward_layers(self.whole):
-            vars(layer).pop("forward", None)
-        names: dict[Tensor, str] = {parameter: name for name, parameter in task.network.named_parameters()}
-        self.student = ForwardRedirect(task.network, task.losses)
-        self._shard(self.student)
-        self.losses = self.student
-        if "teacher" in modules:
-            teacher = ForwardRedirect(modules["teacher"], task.compute_targets)
-            self._shard(teacher)
-            self.compute_targets = teacher
-        _move_optimizer(optimizer, names, dict(task.network.named_parameters()))
-
-    def _shard(self, module: nn.Module) -> None:
-        mesh = init_device_mesh(self.device.type, (world_size(),))
-        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-        if self.precision == "bf16":
-            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        for part in [*forward_layers(module), module]:
-            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=set(self.scalars))
-            assert isinstance(part, FSDPModule)
-            part.set_gradient_divide_factor(1.0)  # a sum instead of FSDP's average
-            part.set_force_sum_reduction_for_comms(True)  # the only one that gloo knows
-
-    def precision_context(self) -> AbstractContextManager[None]:
-        """Return nothing to do: the sharding policy rounds the weights as it gathers them."""
-        return contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def gradient_sync(self, enabled: bool) -> Iterator[None]:
-        """See `SingleProcess`."""
-        assert isinstance(self.student, FSDPModule)
-        self.student.set_requires_gradient_sync(enabled)
-        yield
-
-    def reduce_remaining_gradients(self) -> None:
-        """Sum the gradients of the scalars."""
-        for scalar in self.scalars:
-            assert scalar.grad is not None
-            scalar.grad = all_reduce_sum(scalar.grad)
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        """Yield the whole network in the run's precision; every process must enter."""
-        tensors = {
-            name: value.full_tensor() if isinstance(value, DTensor) else value
-            for name, value in self.task.network.state_dict().items()
-        }
-        self.whole.load_state_dict(tensors)
-        self.whole.to(self.device)
-        try:
-            assert self.precision != "auto"
-            with cast_parameters(self.precision, [self.whole]):
-                yield self.whole
-        finally:
-            self.whole.to("cpu")
-
-
-def _move_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], sharded: Mapping[str, nn.Parameter]
-) -> None:
-    """Let the optimizer move the sharded parameters, its state split like them."""
-    for group in optimizer.param_groups:
-        group["params"] = [sharded[names[parameter]] for parameter in group["params"]]
-    for parameter, state in list(optimizer.state.items()):
-        del optimizer.state[parameter]
-        new = sharded[names[parameter]]
-        optimizer.state[new] = {key: _split_like(new, value) for key, value in state.items()}
-
-
-def _split_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value
-
-
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
     """Scale all gradients down to a joint L2 norm of `max_norm`; returns the norm before, of the whole network.
 
     Infinity leaves them unchanged.
     """
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    sharded = [g.to_local() for g in gradients if isinstance(g, DTensor)]
+    sharded = [g.to_local() for g in gradients if is_sharded(g)]
     if not sharded:
         return nn.utils.clip_grad_norm_([p for p in network.parameters() if p.grad is not None], max_norm)
-    replicated = [g for g in gradients if not isinstance(g, DTensor)]
+    replicated = [g for g in gradients if not is_sharded(g)]
     square = all_reduce_sum(nn.utils.get_total_norm(sharded).square()) + nn.utils.get_total_norm(replicated).square()
     norm = square.sqrt()
     torch._foreach_mul_([*sharded, *replicated], (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as PyTorch clips
     return norm
+
+
+def scale_gradients(network: nn.Module, factor: float) -> None:
+    """Multiply all gradients, whole or sharded, by `factor`."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    torch._foreach_mul_([g.to_local() if is_sharded(g) else g for g in gradients], factor)

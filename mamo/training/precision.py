@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 TIMED_STEPS = 3
+PROBE_SIDE = 512
+"""Rows and columns of the product that shows whether bf16 is fast: where it is not, a large one takes a minute."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DeviceError(ValueError):
@@ -49,7 +55,7 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def cast_parameters(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Module]) -> Iterator[None]:
+def cast_parameters(precision: Precision, modules: Iterable[nn.Module]) -> Iterator[None]:
     """Cast the modules' weights, and so their activations and gradients, to `precision` within the block.
 
     Each module uses copies that are cast once. Gradients pass through the casts, so they accumulate in fp32; the
@@ -68,7 +74,7 @@ def cast_parameters(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Mod
         if parameter is not None and parameter.ndim > 0
     ]
     rounded: dict[Tensor, Any] = {
-        parameter: parameter.bfloat16() for parameter in dict.fromkeys(p for _, _, p in owners)
+        parameter: parameter.to(DTYPES[precision]) for parameter in dict.fromkeys(p for _, _, p in owners)
     }
     for parameters, name, parameter in owners:
         parameters[name] = rounded[parameter]
@@ -79,20 +85,83 @@ def cast_parameters(precision: Literal["fp32", "bf16"], modules: Iterable[nn.Mod
             parameters[name] = parameter
 
 
-def choose_precision(run_step: Callable[[Literal["fp32", "bf16"]], None]) -> Literal["fp32", "bf16"]:
-    """Time `run_step` (forward and backward, no state changes) in both precisions; return the faster one.
+def choose_precision(device: torch.device, run_step: Callable[[Precision], None]) -> Precision:
+    """Return the fastest precision that trains well on `device`.
 
-    bf16 matrix products are several times as fast as fp32 on some CPUs, and slower, as they are emulated, on others.
+    On a GPU bf16 where it has fast bf16, else fp16. On a CPU bf16 products are several times as fast as those of fp32,
+    or, where they are emulated, a hundred times as slow: a small product shows it, and only where bf16 is faster in it
+    are steps timed.
+
+    Args:
+        device: of the run.
+        run_step: forward and backward pass of a batch in the named precision; moves no state.
     """
-    seconds: dict[Literal["fp32", "bf16"], float] = {}
-    for precision in ("fp32", "bf16"):
-        run_step(precision)  # warm-up
-        durations = []
-        for _ in range(TIMED_STEPS):
-            started = time.perf_counter()
-            run_step(precision)
-            durations.append(time.perf_counter() - started)
-        seconds[precision] = min(durations)
-    chosen = min(seconds, key=lambda name: seconds[name])
-    logger.info("precision: %s (a step takes fp32 %.3f s, bf16 %.3f s)", chosen, seconds["fp32"], seconds["bf16"])
+    if device.type == "cuda":
+        chosen: Precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        logger.info("precision: %s (%s)", chosen, torch.cuda.get_device_name(device))
+        return chosen
+    product_s = product_seconds()
+    if product_s["bf16"] > product_s["fp32"]:
+        logger.info(
+            "precision: fp32 (this machine's bf16 products take %.0f times as long)",
+            product_s["bf16"] / product_s["fp32"],
+        )
+        return "fp32"
+    step_s = {name: _shortest_seconds(lambda: run_step(name)) for name in product_s}  # noqa: B023
+    chosen = min(step_s, key=lambda name: step_s[name])
+    logger.info("precision: %s (a step takes fp32 %.3f s, bf16 %.3f s)", chosen, step_s["fp32"], step_s["bf16"])
     return chosen
+
+
+def product_seconds() -> dict[Precision, float]:
+    """Return the seconds of a square matrix product of this CPU in fp32 and in bf16."""
+    factors: dict[Precision, Tensor] = {
+        name: torch.rand(PROBE_SIDE, PROBE_SIDE).to(DTYPES[name]) for name in ("fp32", "bf16")
+    }
+    return {name: _shortest_seconds(lambda: factor @ factor) for name, factor in factors.items()}  # noqa: B023
+
+
+def _shortest_seconds(work: Callable[[], object]) -> float:
+    """Return the shortest of `TIMED_STEPS` durations, after one that is not counted."""
+    durations = []
+    for _ in range(TIMED_STEPS + 1):
+        started = time.perf_counter()
+        work()
+        durations.append(time.perf_counter() - started)
+    return min(durations[1:])
+
+
+@dataclass
+class LossScale:
+    """Dynamic loss scale of fp16 training (Micikevicius et al. 2018).
+
+    The loss is multiplied by `value`, so that small gradients do not vanish in fp16, and the fp32 gradients are divided
+    by it. Where a gradient overflows, the step is left out and `value` is halved; after `GROWTH_STEPS` steps without
+    overflow it is doubled. It is a power of two, which changes no digit.
+
+    Attributes:
+        value: factor of the loss.
+        steps_since: finite steps since it changed.
+        overflows: steps left out so far.
+        in_a_row: steps left out since the last finite one.
+    """
+
+    value: float = 2.0**16
+    steps_since: int = 0
+    overflows: int = 0
+    in_a_row: int = 0
+
+    GROWTH_STEPS: ClassVar[int] = 2000
+    MOST_IN_A_ROW: ClassVar[int] = 8
+    """More overflows in a row end the run."""
+
+    def record(self, is_finite: bool) -> bool:
+        """Count a step and move the scale; return whether the run can go on."""
+        if is_finite:
+            self.in_a_row, self.steps_since = 0, self.steps_since + 1
+        else:
+            self.in_a_row, self.steps_since, self.overflows = self.in_a_row + 1, 0, self.overflows + 1
+            self.value /= 2
+        if self.steps_since == self.GROWTH_STEPS:
+            self.value, self.steps_since = self.value * 2, 0
+        return self.in_a_row <= self.MOST_IN_A_ROW

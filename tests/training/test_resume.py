@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mamo.trainer
 from mamo.config.schema import RunConfig
@@ -134,9 +135,11 @@ def test_auto_is_resolved_once(tiny: Callable[..., RunConfig], monkeypatch: pyte
     timed: list[str] = []
     choose = precision.choose_precision
 
-    def spy(run_step: Callable[[Any], None]) -> str:
+    def spy(device: torch.device, run_step: Callable[[Any], None]) -> str:
         timed.append("probed")
-        choose(run_step)
+        choose(device, run_step)
+        for name in ("bf16", "fp32"):
+            run_step(name)
         return "fp32"
 
     monkeypatch.setattr("mamo.trainer.choose_precision", spy)
