@@ -1,7 +1,6 @@
 """Define the measured cases: the network of a preset at fixed shapes, with synthetic pairs in memory.
 
-The shapes are those at which ALBEF's own code was measured (see `step.PEER_GFLOP`). Captions use all their tokens, so
-that there is no padding to skip.
+Captions use all their tokens, so that there is no padding to skip.
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +30,9 @@ ALBEF: Values = {
     },
 }
 """Settings of `configs/pretrain/albef.yaml` except sizes: three losses, cross-attention, momentum distillation."""
+
+ITC_WIDTH = 256
+"""ALBEF's, at every size."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Case:
                 "text_max_tokens": self.text_tokens,
                 "tokenizer": str(tokenizer),
             },
-            "model": {"preset": self.preset, "image": {"patch_size_px": self.patch_size_px}},
+            "model": {"preset": self.preset, "image": {"patch_size_px": self.patch_size_px}, "itc_width": ITC_WIDTH},
             "losses": {"queue_size": self.queue_size, "itm_pool_size": self.batch_size // self.processes},
             "training": {
                 "batch_size_global": self.batch_size,
@@ -86,14 +88,7 @@ CASES = {
     "small": Case("small", 224, batch_size=8, vocabulary_size=30_522, queue_size=4_096, rounds=5, pairs=256),
     "base": Case("base", 256, batch_size=4, vocabulary_size=30_522, queue_size=65_536, rounds=3, pairs=64),
 }
-PEER_SHAPES = ("image_size_px", "batch_size", "vocabulary_size", "queue_size", "text_tokens", "patch_size_px")
 GPU_BATCH_SIZE, GPU_ROUNDS, GPU_PAIRS = 64, 15, 16_384
-
-
-def has_peer_shapes(case: Case) -> bool:
-    """Return whether ALBEF's own code was measured at these shapes."""
-    peer = CASES.get(case.preset)
-    return peer is not None and all(getattr(case, name) == getattr(peer, name) for name in PEER_SHAPES)
 
 
 def case_for(preset: str, device: torch.device) -> Case:

@@ -1,21 +1,23 @@
-"""Measure re-ranking: pairs scored per second, against the floor, the peers, and encoding the image for every pair."""
+"""Measure re-ranking: pairs scored per second, against the floor, a textbook loop, and encoding each image again."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mamo.benchmark.cases import Case, has_peer_shapes, synthetic_captions
+from mamo.benchmark.cases import Case, synthetic_captions
 from mamo.benchmark.products import Products
-from mamo.benchmark.timing import Rounds, seconds, square_rate, synchronise
+from mamo.benchmark.step import precisions_of, without_precision
+from mamo.benchmark.textbook import Textbook
+from mamo.benchmark.timing import Rounds, seconds, synchronise
 from mamo.evaluation.metrics.retrieval import rank_by_similarity
 from mamo.evaluation.scorer import EncodedImages, Scorer
+from mamo.tasks.pretrain.task import PretrainTask
 from mamo.trainer import TrainingRun
 from mamo.training.precision import Precision, cast_parameters
 
-PEER_MFLOP = {"tiny": 152.0, "small": 1900.0}
-"""ALBEF's own evaluation loop, per pair, in the measure of `step.PEER_GFLOP` but units of 1e6 operations."""
 SHORTLIST = 16
 """Texts scored with each image."""
 
@@ -23,13 +25,15 @@ SHORTLIST = 16
 def measure_reranking(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
     """Measure pairs per second of `Scorer.itm_scores`, with every image and text encoded once before.
 
-    `reranking/PRESET/albef` is the same with cross-attention fusion, at the shapes where ALBEF's own loop was measured.
+    `reranking/PRESET/PRECISION/albef` is the same with cross-attention fusion. Keys without a precision are those of
+    `precision`. All are divided by the textbook's loop, as ALBEF's evaluation has it: cross-attention in fp32, the
+    texts of one image in a batch.
     """
-    found = _rerank(case, folder, device, precision).summary(f"reranking/{case.preset}")
-    if has_peer_shapes(case):
-        albef = _rerank(replace(case, method="albef"), folder, device, precision)
-        found |= albef.summary(f"reranking/{case.preset}/albef")
-    return found
+    found: dict[str, float] = {}
+    for name in precisions_of(device, precision):
+        for prefix, one in ((name, case), (f"{name}/albef", replace(case, method="albef"))):
+            found |= _rerank(one, folder, device, name).summary(f"reranking/{case.preset}/{prefix}")
+    return found | without_precision(found, f"reranking/{case.preset}", precision)
 
 
 def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision) -> Rounds:
@@ -38,6 +42,7 @@ def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision
     captions = synthetic_captions(SHORTLIST, case.text_tokens - 2, case.vocabulary_size)
     image_indices = torch.arange(case.pairs) // SHORTLIST
     text_rows = torch.arange(case.pairs) % SHORTLIST
+    book_s = _textbook_loop(case, folder, device, captions)
     rounds = Rounds()
     with cast_parameters(precision, [network]), torch.inference_mode():
         encoded, texts = (
@@ -52,23 +57,42 @@ def _rerank(case: Case, folder: Path, device: torch.device, precision: Precision
             scorer.itm_scores(repeated, texts, torch.arange(len(image_indices[again])), text_rows[again])
 
         for number in range(case.rounds + 1):
-            before, rate = products.seconds(), square_rate(device, "fp32", case.square_side)
+            before = products.seconds()
             match_s = seconds(lambda: scorer.itm_scores(encoded, texts, image_indices, text_rows), device) / case.pairs
             again_s = seconds(encode_again, device) / len(image_indices[again])
             if number == 0:
                 continue
             floor_s = (before + products.seconds()) / 2 / case.pairs
-            equivalent = match_s * rate / 1e6
+            book_pair_s = book_s()
             rounds.add(
                 pairs_per_s=1 / match_s,
                 share_of_matrix_rate=floor_s / match_s,
                 mflop_per_pair=products.operations / case.pairs / 1e6,
-                mflop_equivalents_per_pair=equivalent,
+                over_textbook=match_s / book_pair_s,
                 speedup_over_encoding_again=again_s / match_s,
             )
-            if case.preset in PEER_MFLOP and has_peer_shapes(case):
-                rounds.add(over_albef=equivalent / PEER_MFLOP[case.preset])
     return rounds
+
+
+def _textbook_loop(case: Case, folder: Path, device: torch.device, captions: list[str]) -> Callable[[], float]:
+    """Return a function that measures the seconds of a pair in the textbook's loop, over a few images."""
+    run, scorer, _ = _ready(replace(case, method="albef"), folder, device, "fp32")
+    assert isinstance(run.task, PretrainTask)
+    book = Textbook(run.task).student.eval()
+    input_ids, lengths = (tensor.to(device) for tensor in scorer.tokenize(captions))
+    is_valid = torch.arange(input_ids.shape[1], device=device) < lengths[:, None]
+    n_images = max(1, min(case.pairs // SHORTLIST, 8))
+    size = (n_images, 3, case.image_size_px, case.image_size_px)
+    with torch.inference_mode():
+        encoded = book.image(torch.randint(256, size, dtype=torch.uint8, device=device))
+        words = book.text(input_ids, is_valid)
+
+    def loop() -> None:
+        for image in encoded:
+            fused = book.fuse(image.expand(len(words), -1, -1), words, is_valid)
+            book.heads["itm"](fused[:, 0])
+
+    return lambda: seconds(loop, device) / (n_images * len(words))
 
 
 def _ready(case: Case, folder: Path, device: torch.device, precision: Precision) -> tuple[TrainingRun, Scorer, Tensor]:

@@ -12,7 +12,6 @@ SectionName = Literal[
     "reranking",
     "checkpoint",
     "shortcuts",
-    "textbook",
     "neighbour",
 ]
 """Sections that are measured for each preset."""

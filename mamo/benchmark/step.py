@@ -1,4 +1,4 @@
-"""Measure the pre-training step against its floor and the peers, and the share of each of its parts."""
+"""Measure the pre-training step against its floor and a textbook step, and the share of each of its parts."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,69 +11,83 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mamo.benchmark.cases import Case, build_case, has_peer_shapes
+from mamo.benchmark.cases import Case, build_case
 from mamo.benchmark.products import Products
+from mamo.benchmark.textbook import Textbook
 from mamo.benchmark.timing import Rounds, seconds, square_rate, synchronise
 from mamo.config.values import Values
 from mamo.tasks.base import Task
 from mamo.tasks.objective import ObjectiveTask
 from mamo.tasks.pretrain.batch import PairBatch
+from mamo.tasks.pretrain.task import PretrainTask
 from mamo.training.loop import Loop
 from mamo.training.precision import Precision
 
-PEER_GFLOP = {"tiny": 5.1, "small": 89.0, "base": 416.0}
-"""ALBEF's own code at the shapes of `cases.CASES`: seconds per image times the fp32 rate of a 2048-sided product, both
-measured in one run with two threads, in units of 1e9 operations (AVX-512 server, PyTorch 2.13, medians of five)."""
 
+def measure_step(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
+    """Measure seconds per step, samples per second, floor, shares and the ratio to the textbook step.
 
-def measure_step(case: Case, folder: Path, device: torch.device) -> dict[str, float]:
-    """Measure seconds per step, samples per second, floor and shares, in both precisions.
-
-    Keys without a precision are those of the faster one. `step/PRESET/albef` is the ALBEF baseline in fp32, at the
-    shapes where ALBEF's own code was measured.
+    `step/PRESET/PRECISION` are the five losses of MAMO, in `precision` and on a CPU in fp32; `step/PRESET/albef` is
+    ALBEF's config in fp32. Keys without a precision are those of `precision`.
     """
     found: dict[str, float] = {}
-    precisions: list[Precision] = ["fp32", "bf16"] if device.type == "cpu" else ["bf16"]
-    for precision in precisions:
-        found |= _step_in(precision, case, folder, device).summary(f"step/{case.preset}/{precision}")
-    best = min(precisions, key=lambda name: found[f"step/{case.preset}/{name}/step_s"])
-    if has_peer_shapes(case):
-        albef = _step_in("fp32", replace(case, method="albef"), folder, device)
-        found |= albef.summary(f"step/{case.preset}/albef")
-    prefix = f"step/{case.preset}/{best}/"
-    return found | {f"step/{case.preset}/{k.removeprefix(prefix)}": v for k, v in found.items() if k.startswith(prefix)}
+    for name in precisions_of(device, precision):
+        found |= _step_in(name, case, folder, device).summary(f"step/{case.preset}/{name}")
+    albef = _step_in("fp32", replace(case, method="albef"), folder, device)
+    found |= albef.summary(f"step/{case.preset}/albef")
+    return found | without_precision(found, f"step/{case.preset}", precision)
+
+
+def precisions_of(device: torch.device, precision: Precision) -> list[Precision]:
+    """Return the precisions to measure: `precision`, and on a CPU fp32."""
+    return list(dict.fromkeys(("fp32", precision))) if device.type == "cpu" else [precision]
+
+
+def without_precision(found: dict[str, float], prefix: str, precision: Precision) -> dict[str, float]:
+    """Return the numbers of `PREFIX/PRECISION/...` as `PREFIX/...`."""
+    named = f"{prefix}/{precision}/"
+    return {f"{prefix}/{key.removeprefix(named)}": value for key, value in found.items() if key.startswith(named)}
 
 
 def _step_in(precision: Precision, case: Case, folder: Path, device: torch.device) -> Rounds:
+    """Measure in turns our step and the textbook's three losses of ALBEF, in fp32 and in `precision`."""
     _, loop, batch = build_case(case, folder, device, precision)
+    book = textbook_of(case, folder, device)
     products = Products(lambda: loop.backward(batch, 0), device)
     loop.task.network.zero_grad(set_to_none=True)
+    ways: dict[str, Callable[[int], object]] = {"step_s": lambda step: loop.step(batch, step)}
+    for other in dict.fromkeys(("fp32", precision)):
+        ways[f"textbook_{other}_s"] = lambda step, other=other: book.step(batch, other)  # type: ignore[misc]
     rounds = Rounds()
     for step in range(case.rounds + 1):
         # the step is timed between two measurements of its floor, as the speed of the machine may change
-        before, fp32_rate, rate = products.seconds(), _rate(device, "fp32", case), _rate(device, precision, case)
-        step_s = seconds(lambda: loop.step(batch, step), device)  # noqa: B023 (called at once)
+        before, rate = products.seconds(), square_rate(device, precision, case.square_side)
+        order = list(ways)[:: 1 if step % 2 else -1]
+        spent = {name: seconds(lambda: ways[name](step), device) for name in order}  # noqa: B023 (called at once)
         if step == 0:
-            continue  # warm-up: kernels are chosen, the optimizer's state is allocated
+            continue  # warm-up: kernels are chosen, the optimizers' states are allocated
         floor_s = (before + products.seconds()) / 2
-        equivalent = step_s / len(batch) * fp32_rate / 1e9
+        step_s = spent["step_s"]
         rounds.add(
-            step_s=step_s,
+            **spent,
             samples_per_s=len(batch) / step_s,
             floor_s=floor_s,
             share_of_matrix_rate=floor_s / step_s,
             share_of_square_rate=products.operations / rate / step_s,
             matrix_tflop_per_s=rate / 1e12,
             gflop_per_image=products.operations / len(batch) / 1e9,
-            gflop_equivalents_per_image=equivalent,
+            over_textbook=step_s / spent["textbook_fp32_s"],
         )
-        if has_peer_shapes(case):
-            rounds.add(over_albef=equivalent / PEER_GFLOP[case.preset])
+        if precision != "fp32":
+            rounds.add(over_textbook_in_this_precision=step_s / spent[f"textbook_{precision}_s"])
     return rounds
 
 
-def _rate(device: torch.device, precision: Precision, case: Case) -> float:
-    return square_rate(device, precision, case.square_side)
+def textbook_of(case: Case, folder: Path, device: torch.device) -> Textbook:
+    """Build the textbook step of ALBEF's three losses at the shapes of `case`."""
+    run, _, _ = build_case(replace(case, method="albef"), folder, device, "fp32")
+    assert isinstance(run.task, PretrainTask)
+    return Textbook(run.task)
 
 
 def measure_passes(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:

@@ -14,7 +14,6 @@ from mamo.benchmark.growth import measure_growth
 from mamo.benchmark.loading import measure_loading, measure_waiting
 from mamo.benchmark.memory import measure_checkpoint, measure_memory
 from mamo.benchmark.neighbour import measure_neighbour
-from mamo.benchmark.over_textbook import measure_over_textbook
 from mamo.benchmark.processes import measure_processes
 from mamo.benchmark.reranking import measure_galleries, measure_gallery_memory, measure_reranking
 from mamo.benchmark.scale import scale_plan
@@ -31,7 +30,7 @@ Section = Callable[[Case, Path, torch.device, Precision], dict[str, float]]
 
 
 def _step(case: Case, folder: Path, device: torch.device, precision: Precision) -> dict[str, float]:
-    found = measure_step(case, folder, device)
+    found = measure_step(case, folder, device, precision)
     if case.preset == "base":
         found |= scale_plan(1 / found["step/base/samples_per_s"], device.type)
     return found
@@ -56,7 +55,6 @@ SECTIONS: dict[str, Section] = {
     "reranking": measure_reranking,
     "checkpoint": measure_checkpoint,
     "shortcuts": measure_shortcuts,
-    "textbook": measure_over_textbook,
     "neighbour": measure_neighbour,
 }
 

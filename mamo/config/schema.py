@@ -348,7 +348,9 @@ class TrainingConfig(Section):
     micro_batch_size: Positive | None = None
     """Samples a forward pass sees at most; null takes a process's whole share of the batch at once."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Several processes: `ddp` copies weights, Adam's state and teacher to each, `fsdp` splits them over all."""
+    """Several processes: `ddp` copies weights, optimizer's state and teacher to each, `fsdp` splits them over all."""
+    reshard_after_forward: bool = True
+    """With `fsdp`, free a layer's gathered weights after a forward pass; false keeps them until the backward pass."""
     activation_checkpointing: bool = False
     """Compute the transformer layers again in the backward pass instead of keeping their activations."""
     compile: bool = False
@@ -394,8 +396,6 @@ class TrainingConfig(Section):
             yield f"epoch_steps: contradicts training.schedule: {self.schedule}; remove it"
         if self.learning_rate_min > self.learning_rate:
             yield "learning_rate_min: is above training.learning_rate"
-        if self.optimizer == "muon" and self.parallel == "fsdp":
-            yield "optimizer: muon needs whole matrices, which training.parallel: fsdp splits; use ddp or adamw"
         if self.batch_size_global % self.micro_batch:
             yield f"micro_batch_size: {self.micro_batch} does not divide batch_size_global {self.batch_size_global}"
 
@@ -514,12 +514,4 @@ class MamoConfig(RunConfig):
 
     def cross_fusion_problems(self) -> Iterator[str]:
         """Yield `dotted.key: what is wrong` for what needs `model.fusion_type: concat`."""
-        training = self.training
-        used = {
-            "parallel": training.parallel == "fsdp",
-            "compile": training.compile,
-            "activation_checkpointing": training.activation_checkpointing,
-        }
-        for key, is_used in used.items():
-            if is_used:  # they act on a layer's `forward`; methods of cross-attention layers are called directly
-                yield f"training.{key}: does not reach layers of model.fusion_type: cross; use its default or concat"
+        yield from ()

@@ -19,13 +19,13 @@ from mamo.models.fusion import (
     index_rows,
 )
 from mamo.models.init import init_like_bert
+from mamo.models.layers import LayeredModule
 
 
-class CrossLayer(PostNormLayer):
+class CrossLayer(PostNormLayer, LayeredModule):
     """Equal to Hugging Face's ``BertLayer`` with ``add_cross_attention``, its self-attention not causal.
 
-    ``x = LN(x + Attention(x)); x = LN(x + CrossAttention(x, image)); x = LN(x + W2 gelu(W1 x))``. Its methods are
-    called directly, so it defines no ``forward``.
+    ``x = LN(x + Attention(x)); x = LN(x + CrossAttention(x, image)); x = LN(x + W2 gelu(W1 x))``.
     """
 
     def __init__(self, width: int, heads: int, mlp_width: int, image_width: int, dropout: float = 0.0) -> None:
@@ -36,6 +36,36 @@ class CrossLayer(PostNormLayer):
         self.cross_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         for module in (self.cross_query, self.cross_key_value, self.cross_out):
             init_like_bert(module)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The projection of the image, which runs apart from `forward`: once an image, not once a text."""
+        return [self.cross_key_value]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        is_valid: Tensor | None,
+        key_value: Tensor | None,
+        output_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Transform text tokens.
+
+        Args:
+            tokens: float [B, L, D].
+            is_valid: bool [B, L], False for padding; None leaves out the self-attention, which was computed before.
+            key_value: keys and values of the image [B, 2, A, N, d] from `project_image`; None leaves out what follows
+                the self-attention.
+            output_positions: int64 [B, R], the positions to compute; None for all.
+
+        Returns:
+            float [B, L, D] or [B, R, D].
+        """
+        if is_valid is not None:
+            tokens = self.attend_text(tokens, is_valid, output_positions)
+        elif output_positions is not None:
+            tokens = gather_tokens(tokens, output_positions)
+        return tokens if key_value is None else self.attend_image(tokens, key_value)
 
     def project_image(self, image_tokens: Tensor) -> Tensor:
         """Project encoded image tokens float [B, N, D_image] to keys and values [B, 2, A, N, d]."""
@@ -117,7 +147,8 @@ class CrossFusion(FusionEncoder):
 
     def embed_text(self, text_tokens: Tensor, is_valid: Tensor) -> Tensor:
         """Run the first self-attention: encoded text float [B, L, D], ``is_valid`` bool [B, L] -> [B, L, D]."""
-        return self._layers()[0].attend_text(text_tokens, is_valid)
+        embedded: Tensor = self.layers[0](text_tokens, is_valid, None)
+        return embedded
 
     def fuse(
         self,
@@ -128,16 +159,13 @@ class CrossFusion(FusionEncoder):
         image_indices: Tensor | None = None,
     ) -> Tensor:
         """Run the layers on the text tokens; the last one computes only ``output_positions``."""
-        tokens, layers = text, self._layers()
+        tokens = text
         # unbind: its backward stacks the gradients of all layers once; indexing would fill all layers for each
-        for index, (layer, key_value) in enumerate(zip(layers, image.unbind(1))):
-            needed = output_positions if layer is layers[-1] else None
-            if index > 0:
-                tokens = layer.attend_text(tokens, text_is_valid, needed)
-            elif needed is not None:
-                tokens = gather_tokens(tokens, needed)
+        for index, (layer, key_value) in enumerate(zip(self.layers, image.unbind(1))):
+            needed = output_positions if layer is self.layers[-1] else None
             # one layer at a time: the keys and values of all layers and pairs would be the largest tensor of a step
-            tokens = layer.attend_image(tokens, index_rows(key_value, image_indices))
+            of_image = index_rows(key_value, image_indices)
+            tokens = layer(tokens, text_is_valid if index > 0 else None, of_image, needed)
         return tokens
 
     def fuse_with_weights(

@@ -41,10 +41,7 @@ def chunk_views(stacked: nn.Linear, prefix: str, names: tuple[str, ...]) -> dict
 
 
 class PostNormLayer(nn.Module):
-    """Parts of a post-norm transformer layer, with the parameters of Hugging Face's ``BertLayer`` and fused qkv.
-
-    It defines no ``forward``: `FusionLayer` runs the parts in one, `CrossLayer`'s are called one by one.
-    """
+    """Parts of a post-norm transformer layer, with the parameters of Hugging Face's ``BertLayer`` and fused qkv."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, dropout: float = 0.0) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from torch import Tensor
 from mamo.config.schema import RunConfig
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
-from mamo.distributed import all_gather_object, all_reduce_sum, rank, world_size
+from mamo.distributed import all_gather_object, all_reduce_sum, rank, sum_counts, world_size
 from mamo.training import checkpoint
 from mamo.training.async_writer import AsyncWriter
 from mamo.training.checkpoint import CheckpointError
@@ -31,13 +31,12 @@ from mamo.training.optim import learning_rate_at
 from mamo.training.parallel import (
     DDP,
     SingleProcess,
-    check_combination,
     clip_gradients,
     local_batch_sizes,
     scale_gradients,
 )
 from mamo.training.precision import LossScale
-from mamo.training.preemption import PreemptionHandler
+from mamo.training.preemption import SIGNALS, PreemptionHandler
 from mamo.training.run_dir import Tracker
 
 if TYPE_CHECKING:
@@ -77,12 +76,7 @@ class Loop:
         self.loss_scale = LossScale() if config.training.precision == "fp16" else None
 
     def join(self) -> None:
-        """Share the steps with the other processes of the launch; the weights must be in their place by now.
-
-        Raises:
-            ValueError: the config combines what is not tested over several processes.
-        """
-        check_combination(self.config.training)
+        """Share the steps with the other processes of the launch; the weights must be in their place by now."""
         if world_size() > 1 and self.config.training.parallel == "fsdp":
             from mamo.training.sharding import FSDP  # here: its libraries take a second to import
 
@@ -220,17 +214,18 @@ class Loop:
     def _next(
         self, batches: Iterator[Batch], stop: PreemptionHandler
     ) -> tuple[Batch, list[tuple[int, Sequence[str]]]] | None:
-        """Return the next batch, and the samples and the skipped ones that each process loaded.
+        """Return the next batch, and the samples and the skipped ones that the processes loaded.
 
         None at the end, or if any process got SIGTERM or Ctrl-C.
         """
         batch = stop.interruptible(lambda: next(batches, None))
-        counts = None if batch is None else (len(batch), batch.skipped)
-        gathered = all_gather_object((counts, stop.number))
-        stop.number = next((number for _, number in gathered if number is not None), None)
+        n_samples, skipped = (0, ()) if batch is None else (len(batch), batch.skipped)
+        came = [int(stop.number == number) for number in SIGNALS]
+        total, n_skipped, *came = sum_counts([n_samples, len(skipped), *came])
+        stop.number = next((number for number, count in zip(SIGNALS, came) if count), None)
         if batch is None or stop.is_requested:
             return None
-        return batch, [found for found, _ in gathered if found is not None]
+        return batch, all_gather_object((n_samples, skipped)) if n_skipped else [(total, ())]
 
     def _evaluate(self, evaluate: "Evaluate", step: int, stop: PreemptionHandler) -> None:
         """Evaluate after a step. A signal ends the evaluation; with several processes it ends the run."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mamo.config.schema import TrainingConfig
 from mamo.config.values import Values
+from mamo.distributed import is_sharded
 from mamo.models.layers import transformer_layers
 
 
@@ -34,12 +35,13 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
 
 def layer_matrices(network: nn.Module) -> list[Tensor]:
     """Return the trainable weights of the linear maps in `transformer_layers`: no embeddings, projections or heads."""
-    return [
+    found = [
         module.weight
         for layer in transformer_layers(network)
         for module in layer.modules()
         if isinstance(module, nn.Linear) and module.weight.requires_grad
     ]
+    return list(dict.fromkeys(found))  # a layer within a layer
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -62,8 +64,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one optimizer step on one batch; return the step's metrics as plain numbers."""
-        self.muon.step()  # type: ignore[no-untyped-call]
+        """Move every parameter by its gradient."""
+        if any(is_sharded(matrix) for group in self.muon.param_groups for matrix in group["params"]):
+            from mamo.training.sharding import sharded_muon_step  # here: its libraries take a second to import
+
+            sharded_muon_step(self.muon)
+        else:
+            self.muon.step()  # type: ignore[no-untyped-call]
         self.adamw.step()
 
 

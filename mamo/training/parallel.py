@@ -60,26 +60,6 @@ def local_batch_sizes(training: TrainingConfig, unit: int = 1, unit_key: str = "
     return share, micro
 
 
-def check_combination(training: TrainingConfig) -> None:
-    """Refuse, for several processes, what no test compares with one process.
-
-    Raises:
-        ValueError: names the keys and what is offered.
-    """
-    extras = {
-        "training.precision: bf16": training.precision == "bf16",
-        "training.activation_checkpointing": training.activation_checkpointing,
-        "training.compile": training.compile,
-    }
-    used = [name for name, is_used in extras.items() if is_used]
-    is_bf16_alone = training.parallel == "ddp" and used == ["training.precision: bf16"]
-    if world_size() > 1 and 0 < len(used) < len(extras) and not is_bf16_alone:
-        raise ValueError(
-            f"training.parallel: {training.parallel} over {world_size()} processes is tested with none or all of "
-            f"{', '.join(extras)} (ddp also with only bf16), this run has only {', '.join(used)}"
-        )
-
-
 def apply_compile_and_checkpointing(training: TrainingConfig, modules: Mapping[str, nn.Module]) -> None:
     """Compile the layers of all modules and checkpoint those of the student, as configured; parameter names stay.
 

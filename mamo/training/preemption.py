@@ -20,7 +20,7 @@ GRACE_S = 7.0
 IMPATIENCE_S = 1.0
 """The same after a second Ctrl-C, wherever it is."""
 _TERMINATING = (signal.SIGTERM, signal.SIGHUP)
-_SIGNALS = (*_TERMINATING, signal.SIGINT)
+SIGNALS = (*_TERMINATING, signal.SIGINT)
 
 
 class Preempted(SystemExit):
@@ -61,7 +61,7 @@ class PreemptionHandler:
 
     def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in SIGNALS:
                 if is_heeded(number):
                     self._before[number] = signal.signal(number, self._ask)
             _Watch.is_in_step = True

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 LAYOUT_KEYS = (
     "training.micro_batch_size",
     "training.parallel",
+    "training.reshard_after_forward",
     "training.activation_checkpointing",
     "training.compile",
 )

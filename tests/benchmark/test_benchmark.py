@@ -15,6 +15,7 @@ from torch import nn
 from mamo.benchmark import cases, memory, processes, scale, shortcuts, step, suite
 from mamo.benchmark.cases import Case
 from mamo.benchmark.loading import measure_loading, measure_waiting
+from mamo.benchmark.neighbour import measure_neighbour
 from mamo.benchmark.products import Products
 from mamo.benchmark.sections import SectionName
 from mamo.benchmark.timing import Rounds
@@ -70,20 +71,22 @@ def test_the_floor_runs_each_product_as_often_as_it_occurs(monkeypatch: pytest.M
 
 
 def test_step_is_never_faster_than_its_floor(tmp_path: Path) -> None:
-    """Bug: shares over 1, a missing key, or operations that differ from those of `--plan`."""
-    found = step.measure_step(SMALLEST, tmp_path, CPU)
+    """Bug: shares over 1, a missing key, a ratio upside down, or operations that differ from those of `--plan`."""
+    found = step.measure_step(SMALLEST, tmp_path, CPU, "bf16")
     for prefix in ("step/tiny", "step/tiny/fp32", "step/tiny/bf16"):
         assert 0 < found[f"{prefix}/share_of_matrix_rate"] < 1
         assert found[f"{prefix}/floor_s"] < found[f"{prefix}/step_s"]
         assert found[f"{prefix}/samples_per_s"] == pytest.approx(4 / found[f"{prefix}/step_s"])
-    faster = min(("fp32", "bf16"), key=lambda name: found[f"step/tiny/{name}/step_s"])
-    assert found["step/tiny/step_s"] == found[f"step/tiny/{faster}/step_s"]
+    assert found["step/tiny/step_s"] == found["step/tiny/bf16/step_s"]
     _, loop, batch = cases.build_case(SMALLEST, tmp_path, CPU, "fp32")
     operations = count_operations(lambda: loop.backward(batch, 0))
     assert found["step/tiny/fp32/gflop_per_image"] == pytest.approx(operations / 4e9)
     assert found["step/tiny/bf16/gflop_per_image"] == pytest.approx(operations / 4e9)
-    assert "step/tiny/over_albef" not in found  # whose code was not measured at these shapes
-    assert cases.has_peer_shapes(cases.CASES["small"])
+    book = found["step/tiny/bf16/textbook_fp32_s"], found["step/tiny/bf16/textbook_bf16_s"]
+    step_s = found["step/tiny/bf16/step_s"]  # one round, whose ratio is the ratio of its times
+    assert found["step/tiny/albef/gflop_per_image"] < found["step/tiny/fp32/gflop_per_image"]
+    assert found["step/tiny/bf16/over_textbook"] == pytest.approx(step_s / book[0])
+    assert found["step/tiny/bf16/over_textbook_in_this_precision"] == pytest.approx(step_s / book[1])
 
 
 def test_the_baseline_that_is_timed_is_the_one_that_ships(tmp_path: Path) -> None:
@@ -211,17 +214,9 @@ def test_loading_rates(tmp_path: Path) -> None:
     assert found["loading/jpeg_bytes"] == sum((tmp_path / "jpeg" / name).stat().st_size for name in names) / 4
 
 
-def test_ratios_to_the_textbook_and_beside_a_busy_program(tmp_path: Path) -> None:
+def test_speed_next_to_a_busy_program(tmp_path: Path) -> None:
     """Bug: a ratio upside down, or a program that goes on being busy after its measurement."""
-    found: dict[str, float] = {}
-    for part in suite.run_benchmark([SMALLEST], CPU, ["textbook", "neighbour"]):
-        found |= part
-    for name in ("albef", "fp32"):  # one round, whose ratio is the ratio of its times
-        prefix = f"textbook/tiny/{name}"
-        assert found[f"{prefix}/over_textbook"] == pytest.approx(
-            found[f"{prefix}/step_s"] / found[f"{prefix}/textbook_s"]
-        )
-    assert found["textbook/tiny/albef/gflop_per_image"] < found["textbook/tiny/fp32/gflop_per_image"]
+    found = measure_neighbour(SMALLEST, tmp_path, CPU, "fp32")
     share = found["neighbour/tiny/alone_s"] / found["neighbour/tiny/beside_s"]
     assert found["neighbour/tiny/share_of_lone_speed"] == pytest.approx(share)
     assert not subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "while True: pass"], capture_output=True).stdout

@@ -132,9 +132,6 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
         assert load_config(write(tmp_path, f"output_dir: {name}\n")).output_dir == name
 
 
-CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\n"
-
-
 @pytest.mark.parametrize(
     ("lines", "path"),
     [
@@ -152,9 +149,6 @@ CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\
             "model.fusion_type",
         ),
         ("model: {fusion_type: cross}\nlosses: {weights: {mim: 0}}", "model.fusion_type"),
-        (f"{CROSS}training: {{parallel: fsdp}}", "training.parallel"),
-        (f"{CROSS}training: {{compile: true}}", "training.compile"),
-        (f"{CROSS}training: {{activation_checkpointing: true}}", "training.activation_checkpointing"),
         ("model: {fusion_type: cross}\ntask: reasoning", "model.fusion_type"),
         ("training: {total_steps: 10, warmup_steps: 11}", "training.warmup_steps"),
         ("training: {learning_rate: 1e-4, learning_rate_min: 1e-3}", "training.learning_rate_min"),
@@ -166,7 +160,6 @@ CROSS = "model: {fusion_type: cross}\nlosses: {weights: {mim: 0, mrm_image: 0}}\
         ("data: {curriculum_scenes: [64, 3]}", "data.curriculum_scenes"),
         ("data: {curriculum_scenes: [64, 64], train_scenes: 100}", "data.curriculum_scenes"),
         ("data: {curriculum_scenes: [64]}\ntask: vqa", "data.curriculum_scenes"),
-        ("training: {optimizer: muon, parallel: fsdp}", "training.optimizer"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, lines: str, path: str) -> None:

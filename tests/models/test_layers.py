@@ -11,7 +11,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from mamo.config.schema import TrainingConfig
 from mamo.models.cross_fusion import CrossFusion
-from mamo.models.fusion import Fusion, FusionEncoder, FusionLayer
+from mamo.models.fusion import Fusion, FusionEncoder, FusionLayer, PostNormLayer
 from mamo.models.heads import ITMHead, MIMHead, MLMHead, MRMHead
 from mamo.models.image_encoder import ImageEncoder
 from mamo.models.layers import LayeredModule, forward_layers, transformer_layers
@@ -89,12 +89,29 @@ def test_layers_are_those_of_the_old_rules() -> None:
 @pytest.mark.parametrize("key", ["compile", "activation_checkpointing"])
 def test_a_layer_without_forward_is_refused(key: str) -> None:
     """Bug: wrapping the `forward` of a layer that is called in parts has no effect, in silence."""
-    body = backbone("cross")
-    assert len(transformer_layers(body)) == 2 + 3 + 2
-    assert len(transformer_layers(body.fusion)) == 2
+
+    class Parts(LayeredModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage = PostNormLayer(D, 2, 24)
+
+        @property
+        def layers(self) -> list[nn.Module]:
+            return [self.stage]
+
+    body = nn.ModuleDict({"parts": Parts()})
     apply_compile_and_checkpointing(TrainingConfig(), {"student": body})
-    with pytest.raises(ValueError, match=r"fusion\.layers\.0 \(CrossLayer\) has no `forward`"):
+    with pytest.raises(ValueError, match=r"parts\.stage \(PostNormLayer\) has no `forward`"):
         apply_compile_and_checkpointing(TrainingConfig(**{key: True}), {"student": body})
+
+
+def test_the_projection_of_the_image_is_a_layer_of_its_own() -> None:
+    """Bug: sharded with its layer, its weights are not gathered when images are embedded; Muon moves it twice."""
+    body = backbone("cross")
+    found = transformer_layers(body)
+    assert len(found) == 2 + 3 + 2 * 2
+    assert found[-2:] == [layer.cross_key_value for layer in body.fusion.layers]
+    assert len({id(matrix) for matrix in layer_matrices(body)}) == len(layer_matrices(body))
 
 
 class LoudLayer(FusionLayer):

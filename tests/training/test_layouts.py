@@ -190,19 +190,6 @@ def test_shares_follow_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert batch_sizes(config) == (2, 2)
 
 
-def test_untested_combinations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bug: a combination that nobody compared with one process trains something else in silence."""
-    both = {"activation_checkpointing": True, "compile": True}
-    refused = [{"compile": True}, {"parallel": "fsdp", "precision": "bf16"}, both]
-    offered = [{}, {"parallel": "fsdp"}, {"precision": "bf16"}, {"parallel": "fsdp", "precision": "bf16", **both}]
-    monkeypatch.setattr(parallel, "world_size", lambda: 2)
-    for training in refused:
-        with pytest.raises(ValueError, match="is tested with none or all of"):
-            parallel.check_combination(load_config(write(tmp_path, **training)).training)
-    for training in offered:
-        parallel.check_combination(load_config(write(tmp_path, **training)).training)
-
-
 def gradients_of(config_file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and gradients of the first step."""
     run = TrainingRun(load_config(config_file))

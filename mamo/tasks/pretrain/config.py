@@ -26,11 +26,10 @@ class PretrainConfig(MamoConfig):
             yield "losses.itc_candidates: batch contrasts within a forward pass; use teacher with micro-batches"
 
     def cross_fusion_problems(self) -> Iterator[str]:
-        """Yield also the losses at fused image tokens."""
+        """Yield the losses at fused image tokens."""
         names = [name for name in ("mim", "mrm_image") if getattr(self.losses.weights, name)]
         if names:
             yield (
                 f"model.fusion_type: cross gives no fused image tokens, from which {' and '.join(names)} would learn; "
                 f"set {' and '.join(f'losses.weights.{name}' for name in names)} to 0 or use concat"
             )
-        yield from super().cross_fusion_problems()

@@ -22,6 +22,5 @@ class ReasoningConfig(MamoConfig):
     reasoning: ReasoningSettings = ReasoningSettings()
 
     def cross_fusion_problems(self) -> Iterator[str]:
-        """Yield also the head, which reads fused image tokens."""
-        yield from super().cross_fusion_problems()
+        """Yield the head, which reads fused image tokens."""
         yield "model.fusion_type: cross gives no fused image tokens, which task reasoning reads; use concat"

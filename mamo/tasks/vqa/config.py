@@ -26,8 +26,7 @@ class VqaConfig(MamoConfig):
     vqa: VqaSettings = VqaSettings()
 
     def cross_fusion_problems(self) -> Iterator[str]:
-        """Yield also the decoder."""
-        yield from super().cross_fusion_problems()
+        """Yield the decoder."""
         if self.vqa.head == "decoder":
             yield (
                 "model.fusion_type: cross gives no fused image tokens, which task vqa reads; use concat or "
