@@ -91,6 +91,8 @@ class TrainingRun:
             stored = source if source.is_file() else checkpoint.resolve(source)  # a file is ALBEF's
         built = config if stored is None else without_published(config, stored)
         self.task = build_task(built, self.tokenizer, self.output_dir if is_resume else None)
+        if self.device.type == "cuda":
+            self.task.fix_shapes()
         self.source = self.task.train_dataset()
         self.ancestry: list[Values] = []
         self.collator = self.task.collator

@@ -65,11 +65,20 @@ def sample_rng(seed: int, epoch: int, index: int, stream: int) -> np.random.Gene
     return np.random.Generator(np.random.PCG64([seed, epoch, index, stream]))
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Tokenize texts to (input_ids int64 [B, L], is_valid bool [B, L]), padded to the longest, cut to `max_tokens`."""
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int, multiple: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Tokenize texts to (input_ids int64 [B, L], is_valid bool [B, L]), padded to the longest, cut to `max_tokens`.
+
+    With a `multiple`, L is the next multiple of it, at most `max_tokens`: batches then have few shapes.
+    """
     with TOKENIZER_LOCK:
         encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-    return encoded["input_ids"], encoded["attention_mask"].bool()
+    input_ids, is_valid = encoded["input_ids"], encoded["attention_mask"].bool()
+    more = min(-(-input_ids.shape[1] // multiple) * multiple, max_tokens) - input_ids.shape[1]
+    if more <= 0:
+        return input_ids, is_valid
+    return functional.pad(input_ids, (0, more), value=tokenizer.pad_token_id), functional.pad(is_valid, (0, more))
 
 
 def tokenize_closed(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ def mlm_loss(
 
     Args:
         logits: float [M, V] at masked tokens.
-        labels: int64 [M], the hidden words.
+        labels: int64 [M], the hidden words; `mamo.losses.rows.IGNORED` where there is none.
         n_global: masked tokens of the global batch.
-        teacher_probs: float [M, V], without gradient; None for hard labels.
+        teacher_probs: float [M, V], without gradient, 0 where there is no word; None for hard labels.
         alpha: weight of ``teacher_probs``.
     """
     hard = functional.cross_entropy(logits.float(), labels, reduction="sum")

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from mamo.losses.itc import positives
 from mamo.losses.itm import draw_negatives, itm_loss
 from mamo.losses.mlm import mlm_loss
+from mamo.losses.rows import masked_rows, word_labels
 from mamo.models.heads import ITMHead, MLMHead
 from mamo.tasks.mlim.batch import MlimBatch
 from mamo.tasks.mlim.config import MlimConfig
@@ -51,8 +52,8 @@ class MlimMlm(Loss[MlimBatch]):
     def __call__(self, network: Mlim, part: Part[MlimBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the cross-entropy and the accuracy."""
         batch = part.batch
-        labels = batch.input_ids[batch.is_masked_word]
-        logits = network.mlm(part.views["words"][batch.is_masked_word])
+        labels = word_labels(batch.input_ids, batch.is_masked_word)
+        logits = network.mlm(masked_rows(part.views["words"], batch.is_masked_word))
         accuracy = (logits.argmax(dim=1) == labels).sum() / n_global
         return mlm_loss(logits, labels, n_global), {"mlm_accuracy": accuracy}
 

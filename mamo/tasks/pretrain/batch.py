@@ -3,6 +3,7 @@
 Legend: B batch, L text tokens, P patches, K masked positions, S ITM pool size.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,8 @@ class PairCollator:
         self.grid = grid
         self.itm_pool_size = itm_pool_size
         self.seed = seed
+        self.length_multiple = 1
+        """Tokens of a batch are a multiple of it, and slots follow from the tokens: 1 where shapes cost nothing."""
         special = set(tokenizer.all_special_ids)
         self.ordinary_ids = np.array([token for token in range(len(tokenizer)) if token not in special])
         self.word_start = is_word_start(tokenizer) if masking.text_unit == "word" else None
@@ -76,7 +79,8 @@ class PairCollator:
     def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> PairBatch:
         """Collate (epoch, sample) pairs."""
         samples = [sample for _, sample in drawn]
-        input_ids, is_valid = tokenize(self.tokenizer, [sample.caption for sample in samples], self.text_max_tokens)
+        captions = [sample.caption for sample in samples]
+        input_ids, is_valid = tokenize(self.tokenizer, captions, self.text_max_tokens, self.length_multiple)
         special = torch.tensor(self.tokenizer.all_special_ids)
         is_maskable = (is_valid & ~torch.isin(input_ids, special)).numpy()  # [B, L]
         slots, shown_ids, visible, masked, noise = [], [], [], [], []
@@ -94,7 +98,7 @@ class PairCollator:
                 shown_ids.append(draw_replacements(rng, hidden_ids, mask_id, self.ordinary_ids))
             else:
                 shown_ids.append(np.full_like(hidden_ids, mask_id))
-        text_slots, slot_is_valid = _pad(slots)
+        text_slots, slot_is_valid = _pad(slots, self._n_slots(input_ids.shape[1]))
         masked_input_ids = input_ids.clone()
         rows = torch.arange(len(samples))[:, None].expand_as(text_slots)[slot_is_valid]
         masked_input_ids[rows, text_slots[slot_is_valid]] = torch.from_numpy(np.concatenate(shown_ids))
@@ -114,10 +118,21 @@ class PairCollator:
             skipped=tuple(line for sample in samples for line in sample.skipped),
         )
 
+    def _n_slots(self, n_tokens: int) -> int:
+        """Return the slots of a batch of so many tokens; with `length_multiple` 1 as many as it needs."""
+        if self.length_multiple == 1:
+            return 1
+        wanted = math.ceil(self.masking.text_ratio * n_tokens) + SLOT_SLACK
+        return min(-(-wanted // self.length_multiple) * self.length_multiple, n_tokens)
 
-def _pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Return ragged positions -> (int64 [B, K] filled with zeros, bool [B, K] True where real); K is at least 1."""
-    width = max(1, max(row.size for row in rows))
+
+SLOT_SLACK = 4
+"""Slots beyond the share of masked words: a word of several tokens is masked whole."""
+
+
+def _pad(rows: list[np.ndarray], least: int) -> tuple[Tensor, Tensor]:
+    """Return ragged positions -> (int64 [B, K] filled with zeros, bool [B, K] True where real), K at least `least`."""
+    width = max(least, max(row.size for row in rows))
     positions = np.zeros((len(rows), width), dtype=np.int64)
     is_valid = np.zeros((len(rows), width), dtype=bool)
     for i, row in enumerate(rows):

@@ -17,6 +17,7 @@ from mamo.losses.itm import draw_negatives, itm_loss
 from mamo.losses.mim import mim_loss
 from mamo.losses.mlm import mlm_loss
 from mamo.losses.mrm import mrm_loss
+from mamo.losses.rows import masked_rows, word_labels
 from mamo.models.fusion import index_rows
 from mamo.models.heads import ITMHead, MIMHead, MLMHead, MRMHead
 from mamo.models.vlm import Backbone, Mamo
@@ -292,9 +293,9 @@ class Mlm(Loss[PairBatch]):
         """Return the cross-entropy over the vocabulary and the accuracy."""
         batch = part.batch
         is_valid = batch.text_slot_is_valid
-        labels = batch.input_ids.gather(1, batch.text_slots)[is_valid]
+        labels = word_labels(batch.input_ids.gather(1, batch.text_slots), is_valid)
         logits = network.mlm(part.views["fused_words"])
-        teacher_probs = part.targets["word_probs"][is_valid] if fixed > 0 else None
+        teacher_probs = masked_rows(part.targets["word_probs"], is_valid) if fixed > 0 else None
         loss = mlm_loss(logits, labels, n_global, teacher_probs, fixed)
         return loss, {"mlm_accuracy": (logits.argmax(dim=1) == labels).sum() / n_global}
 
@@ -320,8 +321,9 @@ class MrmText(Loss[PairBatch]):
     def __call__(self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: None) -> LossAndMetrics:
         """Return the squared distance of unit vectors."""
         prediction = network.mrm_text(part.views["fused_words"])
-        target = part.targets["fused_words"][part.batch.text_slot_is_valid]
-        return mrm_loss(prediction, target, n_global), {}
+        is_valid = part.batch.text_slot_is_valid
+        target = masked_rows(part.targets["fused_words"], is_valid)
+        return mrm_loss(prediction, target, n_global, masked_rows(is_valid, is_valid)), {}
 
 
 LOSSES: tuple[type[Loss], ...] = (Itc, Itm, Mim, MrmImage, Mlm, MrmText)

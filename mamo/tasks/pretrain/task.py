@@ -27,7 +27,7 @@ from mamo.models.build import build_backbone, load_published
 from mamo.models.vlm import Mamo
 from mamo.queue import FeatureQueue
 from mamo.tasks.objective import Loss, ObjectiveTask, Targets, Views, compute_views, schedule_stages
-from mamo.tasks.pretrain.batch import PairBatch, pair_collator
+from mamo.tasks.pretrain.batch import PairBatch, PairCollator, pair_collator
 from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
 from mamo.tasks.pretrain.losses import LOSSES, sphere_spread
@@ -37,12 +37,16 @@ from mamo.tasks.sources import pair_dataset
 from mamo.teacher import Teacher, momentum_at
 from mamo.training.run_dir import STATEMENT_SCORES
 
+LENGTH_MULTIPLE = 8
+"""Tokens, as the fused attention of GPUs wants its keys."""
+
 
 class PretrainTask(ObjectiveTask[PairBatch]):
     """MAMO: the losses of `losses` on image-text pairs, with a momentum teacher and a queue."""
 
     config_type = PretrainConfig
     config: PretrainConfig
+    collator: PairCollator
     method = "MAMO"
 
     def __init__(
@@ -82,6 +86,10 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         self.collator = pair_collator(config, tokenizer, self.network.backbone.image_encoder.grid)
         for loss in losses:
             loss.check(world_size())
+
+    def fix_shapes(self) -> None:
+        """Pad captions to a multiple of `LENGTH_MULTIPLE` tokens; see `Task.fix_shapes`."""
+        self.collator.length_multiple = LENGTH_MULTIPLE
 
     def make_losses(self) -> list[Loss]:
         """Build the losses whose weight is not 0, in the order of their passes."""

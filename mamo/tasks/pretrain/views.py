@@ -12,7 +12,7 @@ Student views:
     text_feature      float32 [B, D_itc], normalised
     visible           images of which only the visible patches are encoded, embedded for fusion
     fused_patches     float [B, K, D], fused tokens at masked patches, by the masking plan
-    fused_words       float [M, D], fused tokens at masked words, by the masking plan
+    fused_words       float [M, D], fused tokens at masked words (`mamo.losses.rows`), by the masking plan
 
 Teacher views, of the clean pair:
     image_feature, text_feature
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from mamo.losses.mim import patchify
+from mamo.losses.rows import has_fixed_rows, masked_rows
 from mamo.models.fusion import gather_tokens
 from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.objective import Stage, Views
@@ -129,7 +130,7 @@ def _masked_pass(fused: FusedPass, network: Mamo, batch: PairBatch, views: Views
         network.backbone, batch, views[fused.image], views[f"{fused.text}_words"], fused.patches, fused.words, wanted
     )
     if fused.words in found:
-        found[fused.words] = found[fused.words][batch.text_slot_is_valid]  # [M, D]
+        found[fused.words] = masked_rows(found[fused.words], batch.text_slot_is_valid)  # [M, D]
     return found
 
 
@@ -185,7 +186,9 @@ def _word_probs(teacher: Teacher, batch: PairBatch, views: Views, wanted: frozen
     assert teacher.mlm is not None
     positions = fusion.text_positions(batch.text_slots)
     fused = fusion(views["whole"], views["masked_words"], batch.is_valid, output_positions=positions)
-    probs = teacher.mlm(fused[is_valid]).float().softmax(dim=1)  # [M, V]
+    probs = teacher.mlm(masked_rows(fused, is_valid)).float().softmax(dim=1)  # [M, V]
+    if has_fixed_rows(probs.device):
+        return {"word_probs": probs.unflatten(0, is_valid.shape) * is_valid[..., None]}
     padded = probs.new_zeros(*is_valid.shape, probs.shape[1])
     padded[is_valid] = probs
     return {"word_probs": padded}
