@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mamo.config.schema import ImageEncoderConfig, MamoModelConfig, RunConfig
 from mamo.config.values import Values
 from mamo.data.collate import Batch
+from mamo.data.loader import count_workers
 from mamo.trainer import TrainingRun, resolve_auto_settings
 from mamo.training.loop import Loop
 from mamo.training.memory import free_bytes, memory_errors
@@ -182,10 +183,11 @@ def measure(run: TrainingRun, loop: Loop) -> list[str]:
         size = micro
         passes_s, optimizer_s, load_s = time_steps(run, loop, size)
     step_s, load_s = passes_s * local / size + optimizer_s, load_s * local / size
-    whole_s = max(step_s, load_s / data.workers) if data.workers else step_s + load_s
+    workers = count_workers(data.workers, run.device.type)
+    whole_s = max(step_s, load_s / workers) if workers else step_s + load_s
     hours = whole_s * training.total_steps / 3600
     return [
-        f"measured: {step_s:.3f} s a step, {load_s:.3f} s to load its batch in one process ({data.workers} workers)"
+        f"measured: {step_s:.3f} s a step, {load_s:.3f} s to load its batch in one process ({workers} workers)"
         + (f", from {size:,} samples" if size < local else ""),
         f"so {whole_s:.3f} s a step, {training.batch_size_global / whole_s:.1f} samples/s: "
         f"{hours:.2f} hours ({hours * 60:.1f} minutes) for {training.total_steps:,} steps, without evaluation",

@@ -15,7 +15,7 @@ from mamo.config.schema import RunConfig
 from mamo.config.values import Values, flatten, read_values
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
-from mamo.data.loader import collate_range, iterate, loader_errors, make_loader
+from mamo.data.loader import collate_range, count_workers, iterate, loader_errors, make_loader
 from mamo.data.processor import Processor, has_sep
 from mamo.data.sampler import StepSampler
 from mamo.data.tokenizer import read_tokenizer, unknown_share
@@ -427,7 +427,7 @@ def train_and_evaluate(
     if evaluate is not None and is_due and start_step > 0 and start_step not in evaluated:
         evaluate(start_step)  # a kill came between the checkpoint and the evaluation that follows it
     if start_step < total:
-        workers = run.config.data.workers
+        workers = count_workers(run.config.data.workers, run.device.type)
         batches = run.batches(start_step, workers)
         with loader_errors(workers):
             loop.run(batches if lock is None else lock.guard(batches), start_step, evaluate)

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mamo.commands.shared import errors_on_rank_0, positive
+from mamo.commands.shared import announce, errors_on_rank_0, positive
 from mamo.config.values import expand_path
 from mamo.evaluation.protocols import PROTOCOLS
 
@@ -44,6 +44,7 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
     assert path is not None
     if protocol not in PROTOCOLS:  # before torch is imported, which takes seconds
         raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
+    announce(protocol, path)
     from mamo.distributed import process_group, rank
     from mamo.evaluation.results import facts_line, remarks
     from mamo.evaluator import evaluate

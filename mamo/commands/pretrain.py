@@ -6,7 +6,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mamo.commands.shared import errors_on_rank_0, resumable
+from mamo.commands.shared import announce, errors_on_rank_0, resumable
 from mamo.config.shipped import find_config
 from mamo.imports import add_folder_of
 
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)  # overrides may follow or precede the flags
     with errors_on_rank_0():
         file = find_config(arguments.config, "pretrain")
+        announce("pretrain", file)
         add_folder_of(file)
         from mamo.tasks.registry import load_config  # here, so that --help imports no torch
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,14 @@ from mamo.training.preemption import Preempted
 def is_first_rank() -> bool:
     """Return whether this process is rank 0 of those that `torchrun` started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+logger = logging.getLogger(__name__)
+
+
+def announce(work: str, of: object) -> None:
+    """Log what begins: the imports that follow take seconds."""
+    logger.info("%s: %s", work, of)
 
 
 def positive(text: str) -> int:

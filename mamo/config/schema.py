@@ -100,8 +100,8 @@ class DataConfig(Section):
     """Side of the square image, or [height, width]."""
     text_max_tokens: Annotated[int, Field(ge=4)] = 48
     """Captions are cut to this many tokens, [CLS] and [SEP] included."""
-    workers: NonNegative = 1
-    """Loader processes; any number gives the same run."""
+    workers: NonNegative | Literal["auto"] = 1
+    """Loader processes; any number gives the same run. `auto`: the cores that are left, and one without a GPU."""
     augmentation: AugmentationConfig = AugmentationConfig()
     bad_samples: BadSampleConfig = BadSampleConfig()
 

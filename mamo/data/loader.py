@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -64,6 +64,21 @@ class Collator(Protocol[BatchT]):
     def __call__(self, drawn: Sequence[tuple[int, Any]]) -> BatchT:
         """Collate [(epoch, sample)]."""
         ...
+
+
+MOST_WORKERS = 16
+
+
+def count_workers(workers: int | Literal["auto"], device_type: str) -> int:
+    """Return the loader processes of `data.workers`.
+
+    `auto` gives each process of a run on GPUs its share of this machine's cores less one, at most `MOST_WORKERS`, and
+    one on a CPU, whose cores the steps need.
+    """
+    if workers != "auto":
+        return workers
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 1 if device_type == "cpu" else min(max(1, share - 1), MOST_WORKERS)
 
 
 class EpochDataset(Dataset[tuple[int, Any]]):

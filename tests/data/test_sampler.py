@@ -1,10 +1,12 @@
 """The order of samples: every epoch a permutation, reachable at any step, shared between processes."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mamo.data.loader import count_workers
 from mamo.data.sampler import StepSampler, epoch_order
 
 N, BATCH, STEPS = 10, 6, 12
@@ -84,3 +86,17 @@ def test_the_sampler_keeps_the_stages_at_a_resume() -> None:
     assert {index for batch in whole[:2] for _, index in batch} == set(range(8))
     assert {index for batch in whole[2:4] for _, index in batch} == set(range(8, 16))
     assert list(StepSampler(30, 4, 0, 3, 10, 0, 1, stages=(8, 8))) == whole[3:]
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "processes", "expected"),
+    [(3, "cuda", 1, 3), (0, "cpu", 1, 0), ("auto", "cpu", 1, 1), ("auto", "cuda", 1, 15), ("auto", "cuda", 8, 1),
+     ("auto", "cuda", 32, 1)],
+)  # fmt: skip
+def test_workers_share_the_cores(
+    setting: Any, device: str, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: eight processes of one machine start eight times as many loaders as it has cores, or none."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert count_workers(setting, device) == expected
