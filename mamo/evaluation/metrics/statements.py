@@ -146,7 +146,7 @@ def best_threshold(score: Floats, label: Bools) -> float:
 
 
 def clustered_interval(is_right: Bools | Floats, cluster: Ints) -> tuple[float, float]:
-    """Compute a 95 % interval of the mean of `is_right` [N] (bool, or 0 to 1) by percentile bootstrap over clusters int64 [N].
+    """Compute a 95 % interval of the mean of `is_right` [N], by percentile bootstrap over clusters int64 [N].
 
     The statements of a cluster (one sentence with several images) are not independent: whole clusters are resampled
     with replacement, `_N_RESAMPLES` times, from a fixed seed.
