@@ -19,6 +19,7 @@ from pydantic import Field, Strict, ValidationError
 from mamo.data.errors import ErrorCollector, UnknownFields
 from mamo.data.files import JsonError, brief, brief_names, parse_json
 from mamo.data.formats import name_table
+from mamo.data.judge import whole_pixels
 from mamo.data.pairs_reader import read_lines
 from mamo.data.records import Box, TaskRecord, Words, describe_errors, field_descriptions, image_path
 
@@ -41,10 +42,10 @@ class Item(TaskRecord):
     group: Words = Field(description="a text that is not blank, by which accuracy is split")
     id: Words = Field(description="a text that no other item has")
     boxes: dict[int, Box] = Field(
-        {}, description="an object of boxes [x, y, width, height] in pixels by the index of the image, such as {\"0\": "
-        "[5, 5, 20, 10]}"
-    )  # fmt: skip
-    set: dict[str, Words] = Field({}, description="a text, or an object of texts by the kind of set")
+        default={},
+        description='an object of boxes [x, y, width, height] in pixels by the index of the image, "0" or "1"',
+    )
+    set: dict[str, Words] = Field(default={}, description="a text, or an object of texts by the kind of set")
 
     @property
     def is_statement(self) -> bool:
@@ -203,4 +204,6 @@ def box_problem(box: Box, width: int, height: int) -> str:
             f"field 'boxes': {list(box)} is not inside its image of {width} x {height} px; use [x, y, width, height] "
             "in pixels of the image"
         )
+    if whole_pixels(box, width, height) is None:
+        return f"field 'boxes': {list(box)} covers no pixel of its image of {width} x {height} px; enlarge it"
     return ""
