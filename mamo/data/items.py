@@ -19,9 +19,8 @@ from pydantic import Field, Strict, ValidationError
 from mamo.data.errors import ErrorCollector, UnknownFields
 from mamo.data.files import JsonError, brief, brief_names, parse_json
 from mamo.data.formats import name_table
-from mamo.data.judge import whole_pixels
 from mamo.data.pairs_reader import read_lines
-from mamo.data.records import Box, TaskRecord, Words, describe_errors, field_descriptions, image_path
+from mamo.data.records import Box, TaskRecord, Words, describe_errors, field_descriptions, image_path, whole_pixels
 
 ROUNDING_PX = 1.0
 """A box may exceed its image by less than this."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.images import BadSampleError, BadSamplePolicy, read_size
-from mamo.data.records import Box, GroundingRecord, ReasoningRecord, boxes_outside
+from mamo.data.records import GroundingRecord, ReasoningRecord, boxes_outside, whole_pixels
 from mamo.data.shard_index import ShardMember, read_member
 
 _LISTED = 3
@@ -43,14 +43,6 @@ def grounding_problems(record: GroundingRecord, width: int, height: int) -> list
             if whole_pixels(box, width, height) is None
         ]
     return found
-
-
-def whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """Return left, top, right and bottom of the pixels that a box covers, the latter two exclusive; None for none."""
-    x, y, w, h = box
-    left, top = max(int(x), 0), max(int(y), 0)
-    right, bottom = min(int(x + w), width), min(int(y + h), height)
-    return None if left >= right or top >= bottom else (left, top, right, bottom)
 
 
 def sentence_of(identifier: str) -> str:

@@ -24,8 +24,7 @@ from torch import Tensor
 from mamo.data.cleaning import is_cut
 from mamo.data.images import BadSampleError, decode_image, read_size
 from mamo.data.items import Item, ItemFile, box_problem, right_and_wrong
-from mamo.data.judge import whole_pixels
-from mamo.data.records import Box
+from mamo.data.records import Box, whole_pixels
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.items import (
     Judgement,
