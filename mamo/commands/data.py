@@ -28,6 +28,7 @@ from mamo.data.records import TASK_RECORDS
 from mamo.world.export import LAYOUTS
 from mamo.world.scene import DIFFICULTIES, SPLITS
 
+ITEMS = "items"
 Outcome = tuple[list[str], bool]
 """The lines to print, and whether nothing is missing."""
 BUILDERS: dict[str, Callable[[Path, Path, bool], BuildReport | NlvrCounts]] = {
@@ -109,7 +110,7 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     )
     for reader in (validate, check):
         reader.add_argument("file", type=Path)
-        reader.add_argument("--task", choices=["pairs", *TASK_RECORDS], default="pairs", help="kind of its rows")
+        reader.add_argument("--task", choices=["pairs", *TASK_RECORDS, ITEMS], default="pairs", help="kind of its rows")
     for reader in (validate, check, tokenizer):
         reader.add_argument("--split", help="needed for Karpathy files: train, val or test")
     for writer in (tokenizer, export, build):
@@ -119,16 +120,21 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
 
 
 def _validate(arguments: argparse.Namespace) -> Outcome:
-    from mamo.data.validate import validate_pairs, validate_records  # here, so that --help imports no torch
+    from mamo.data.validate import validate_items, validate_pairs, validate_records  # --help imports no torch
 
+    if arguments.task == ITEMS:
+        return validate_items(arguments.file), True
     if arguments.task == "pairs":
         return validate_pairs(arguments.file, arguments.split), True
     return validate_records(arguments.file, arguments.task), True
 
 
 def _check(arguments: argparse.Namespace) -> Outcome:
-    from mamo.data.validate import check_pairs, check_records
+    from mamo.data.validate import check_items, check_pairs, check_records
 
+    if arguments.task == ITEMS:
+        report = check_items(arguments.file)
+        return report.lines(), report.is_complete
     is_pairs = arguments.task == "pairs"
     report = check_pairs(arguments.file, arguments.split) if is_pairs else check_records(arguments.file, arguments.task)
     return report.lines(), report.is_complete

@@ -71,19 +71,20 @@ class ItemFile:
     n_equal_texts: int = 0
 
 
-def read_items(path: Path, is_official: bool = False) -> ItemFile:
+def read_items(path: Path, is_official: bool = False, hint: str = "") -> ItemFile:
     """Read a file of items.
 
     Args:
         path: JSON Lines.
         is_official: whether it is of a published set, whose items with equal texts are kept and counted.
+        hint: appended to the message if the file cannot be read.
 
     Raises:
         ValueError: bad rows (the first ten kinds of errors, each with file, line, field and reason), a repeated id, or
             a file that cannot be read or is empty.
     """
     errors = ErrorCollector(path)
-    lines = read_lines(path)
+    lines = read_lines(path, hint)
     table = name_table(path, "\n".join(lines[:20]))
     if table:
         raise ValueError(f"{path}: {table}")
@@ -193,6 +194,14 @@ def equal_texts(item: Item) -> list[str]:
         for index, text in enumerate(item.texts)
         if item.texts.index(text) < index
     ]
+
+
+def as_row(item: Item) -> dict[str, Any]:
+    """Return an item as a row of a file, without what it does not have."""
+    row = item.model_dump(exclude_defaults=True)
+    if item.boxes:
+        row["boxes"] = {str(index): list(box) for index, box in item.boxes.items()}
+    return row
 
 
 def box_problem(box: Box, width: int, height: int) -> str:

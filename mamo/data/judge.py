@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.images import BadSampleError, BadSamplePolicy, read_size
+from mamo.data.items import ItemFile, box_problem
 from mamo.data.records import GroundingRecord, ReasoningRecord, boxes_outside, whole_pixels
 from mamo.data.shard_index import ShardMember, read_member
 
@@ -43,6 +44,28 @@ def grounding_problems(record: GroundingRecord, width: int, height: int) -> list
             if whole_pixels(box, width, height) is None
         ]
     return found
+
+
+def item_box_problems(file: ItemFile) -> list[str]:
+    """Return "FILE:LINE: ..." for each box of an item that is not inside its image, by the headers of the images.
+
+    Images that cannot be opened are left out.
+    """
+    sizes: dict[str, tuple[int, int] | None] = {}
+    problems = []
+    for item, line in zip(file.items, file.lines, strict=True):
+        for index, box in item.boxes.items():
+            name = item.images[index]
+            if name not in sizes:
+                try:
+                    sizes[name] = read_size(Path(name))
+                except BadSampleError:
+                    sizes[name] = None
+            size = sizes[name]
+            problem = "" if size is None else box_problem(box, *size)
+            if problem:
+                problems.append(f"{file.path}:{line}: {problem}")
+    return problems
 
 
 def sentence_of(identifier: str) -> str:

@@ -15,15 +15,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mamo.config.schema import ItemScore
 from mamo.data.cleaning import is_cut
-from mamo.data.images import BadSampleError, decode_image, read_size
-from mamo.data.items import Item, ItemFile, box_problem, right_and_wrong
+from mamo.data.images import BadSampleError, decode_image
+from mamo.data.items import Item, ItemFile, right_and_wrong
+from mamo.data.judge import item_box_problems
 from mamo.data.records import Box, whole_pixels
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.metrics.items import (
@@ -41,7 +42,6 @@ from mamo.explain import score_of
 
 logger = logging.getLogger(__name__)
 
-ItemScore = Literal["itm", "itc", "itm+itc", "text"]
 ITEM_SCORES: tuple[ItemScore, ...] = ("itm", "itc", "itm+itc", "text")
 Crop = tuple[str, Box | None]
 """Path of an image, and the box that is cut out of it."""
@@ -99,20 +99,7 @@ def check_boxes(file: ItemFile, is_official: bool = False) -> int:
 
     Those of a published set are cut at the edges of the image. Raises ValueError, with line and field, for others.
     """
-    sizes: dict[str, tuple[int, int] | None] = {}
-    problems = []
-    for item, line in zip(file.items, file.lines, strict=True):
-        for index, box in item.boxes.items():
-            name = item.images[index]
-            if name not in sizes:
-                try:
-                    sizes[name] = read_size(Path(name))
-                except BadSampleError:  # counted as missing when it is scored
-                    sizes[name] = None
-            size = sizes[name]
-            problem = "" if size is None else box_problem(box, *size)
-            if problem:
-                problems.append(f"{file.path}:{line}: {problem}")
+    problems = item_box_problems(file)
     if problems and not is_official:
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise ValueError(f"{len(problems)} problem(s): {'; '.join(problems[:_LISTED])}{more}")
@@ -280,7 +267,7 @@ def evaluate_items(
     """
     scored = score_items(scorer, file.items)
     metrics: dict[str, float] = {}
-    facts = {**scored.facts, "equal_texts": float(file.n_equal_texts)}
+    facts = {**scored.facts, "equal_texts": file.n_equal_texts}
     facts |= {f"chance/{name}": value for name, value in item_chances(scored.items).items()}
     for name in (name for name in wanted if name in scored.scores):
         items, judgements = judged(scored, name)
@@ -292,3 +279,19 @@ def evaluate_items(
     if compared:
         metrics["text/accuracy"] = 100.0 * float(np.mean(score_texts(scorer, compared)))
     return Metrics(metrics, facts), scored
+
+
+def metrics_of_set(metrics: Metrics, name: str, score: str) -> Metrics:
+    """Return the metrics of one file of items by one score; empty where the score is not defined."""
+    own = {key: value for key, value in metrics.items() if key.startswith(f"items/{name}/{score}/")}
+    facts = {
+        key: value
+        for key, value in metrics.facts.items()
+        if key.startswith(f"items/{name}/") and ("/ties/" not in key or key.endswith(f"/ties/{score}"))
+    }
+    return Metrics(own, facts, {name: metrics.files[name]}) if own else Metrics({})
+
+
+def is_whole(metrics: Metrics) -> bool:
+    """Say whether all items of all files were scored."""
+    return all(file["scored"] == file["items"] for file in metrics.files.values())

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamo.evaluation.items import ItemScore, pairs_of, score_pairs
+from mamo.config.schema import ItemScore
+from mamo.evaluation.items import pairs_of, score_pairs
 from mamo.evaluation.metrics.items import judge
 from mamo.evaluation.scorer import EncodedImages, MaskedWordPredictor, Scorer
 from mamo.world.masked_words import MaskedWord

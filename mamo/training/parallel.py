@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -108,6 +108,9 @@ def _checkpointed(forward: Callable[..., Tensor], *arguments: Any, **options: An
     return checkpoint(forward, *arguments, use_reentrant=False, **options)
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 class SingleProcess:
     """The passes as the task has them."""
 
@@ -129,9 +132,9 @@ class SingleProcess:
         """Sum what the engine did not."""
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        """Yield the whole network in the run's precision; every process must enter."""
-        with self.precision_context():
+    def evaluating(self, precision: Precision | None = None) -> Iterator[nn.Module]:
+        """Yield the whole network in a precision, by default the run's; every process must enter."""
+        with cast_parameters(precision, [self.task.network]) if precision else self.precision_context():
             yield self.task.network
 
 
@@ -222,8 +225,8 @@ class FSDP(SingleProcess):
             scalar.grad = all_reduce_sum(scalar.grad)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        """Yield the whole network in the run's precision; every process must enter."""
+    def evaluating(self, precision: Precision | None = None) -> Iterator[nn.Module]:
+        """Yield the whole network in a precision, by default the run's; every process must enter."""
         tensors = {
             name: value.full_tensor() if isinstance(value, DTensor) else value
             for name, value in self.task.network.state_dict().items()
@@ -232,7 +235,7 @@ class FSDP(SingleProcess):
         self.whole.to(self.device)
         try:
             assert self.precision != "auto"
-            with cast_parameters(self.precision, [self.whole]):
+            with cast_parameters(precision or self.precision, [self.whole]):
                 yield self.whole
         finally:
             self.whole.to("cpu")

@@ -319,8 +319,10 @@ def test_no_file_is_written_outside(tmp_path: Path, split: str) -> None:
 def outputs(tmp_path: Path) -> list[tuple[str, list[str], str]]:
     """(first file that is written, words of the command, its --to) of each command that writes a folder."""
     (tmp_path / "captions.txt").write_text("a red kite\n")
-    commands = [("pairs.jsonl" if layout == "pairs" else "", ["export", "scenes", "--count", "1", "--layout", layout])
-                for layout in LAYOUTS]  # fmt: skip
+    commands = [
+        ({"pairs": "pairs.jsonl"}.get(layout, ""), ["export", "scenes", "--count", "2", "--layout", layout])
+        for layout in LAYOUTS
+    ]
     commands.append(("tokenizer.json", ["tokenizer", str(tmp_path / "captions.txt"), "--size", "250"]))
     for name in BUILDERS:
         if name != "cc3m":

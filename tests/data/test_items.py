@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from mamo.commands.data import main
 from mamo.data.items import Item, read_items, right_and_wrong
 
 GOOD = {"images": ["a.jpg"], "texts": ["a red kite", "a blue kite"], "right": [[0, 0]], "group": "colour", "id": "1"}
@@ -96,3 +98,19 @@ def test_equal_texts_of_an_official_file_are_counted(tmp_path: Path) -> None:
     file = write(tmp_path / "items.jsonl", GOOD, {**GOOD, "id": "2", "texts": ["a", "b", "a"]})
     found = read_items(file, is_official=True)
     assert (len(found.items), found.n_equal_texts) == (2, 1)
+
+
+def test_the_commands_read_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: `mamo data validate` cannot say what an evaluation refuses, or `check` misses an image."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg")
+    good = write(tmp_path / "items.jsonl", {**GOOD, "boxes": {"0": [0, 0, 20, 10]}})
+    assert main(["validate", str(good), "--task", "items"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:4] == ["items: 1", "images: 1", "groups: 1 (colour 1)"]
+    assert main(["check", str(good), "--task", "items"]) == 0
+    bad = write(
+        tmp_path / "bad.jsonl", {**GOOD, "boxes": {"0": [0, 0, 30, 10]}}, {**GOOD, "id": "2", "images": ["b.jpg"]}
+    )
+    with pytest.raises(ValueError, match=rf"^1 problem\(s\): {bad}:1: field 'boxes': \[0.0, 0.0, 30.0, 10.0\] is not"):
+        main(["validate", str(bad), "--task", "items"])
+    assert main(["check", str(bad), "--task", "items"]) == 1
+    assert capsys.readouterr().out.splitlines()[-3:][0] == "images: expected 2, found 1, unreadable 2"

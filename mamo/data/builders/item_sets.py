@@ -11,7 +11,7 @@ from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Entry, ReleaseImages, UniqueIds
 from mamo.data.files import JsonError, brief, brief_names, parse_json, read_text
-from mamo.data.items import Item, equal_texts, index_problems
+from mamo.data.items import Item, as_row, equal_texts, index_problems
 from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import read_lines, write_json_lines
 
@@ -62,14 +62,6 @@ class ItemSet:
         counts.append(Count(f"{self.name} items that have their images", n_whole, len(self.items)))
         n_equal = sum(bool(equal_texts(item)) for item in self.items)
         return [*counts, *([Count(f"{self.name} items with equal texts", n_equal)] if n_equal else [])]
-
-
-def as_row(item: Item) -> dict[str, Any]:
-    """Return an item as a row of a file, without what it does not have."""
-    row = item.model_dump(exclude_defaults=True)
-    if item.boxes:
-        row["boxes"] = {str(index): list(box) for index, box in item.boxes.items()}
-    return row
 
 
 def write_sets(
