@@ -30,7 +30,7 @@ from mamo.distributed import (
 )
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.protocols import EVALUATION_KEYS, protocol_of
-from mamo.evaluation.results import facts_line, machine, remarks, result_entry, summary, versions
+from mamo.evaluation.results import Metrics, facts_line, facts_of, machine, remarks, result_entry, summary, versions
 from mamo.models.build import position_resamplers
 from mamo.models.convert_albef import load_albef
 from mamo.models.image_encoder import choose_attention
@@ -491,6 +491,11 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
         with loop.strategy.evaluating() as network:
             predictor = run.predictor.with_network(network)
             metrics = run_on_all_ranks(lambda: run.task.evaluate(predictor, run.output_dir))
+        if run.config.evaluation.items_files:
+            with loop.strategy.evaluating("fp32") as network:
+                whole = run.predictor.with_network(network)
+                items = run_on_all_ranks(lambda: run.task.evaluate_items(whole, run.output_dir))
+            metrics = Metrics(metrics, facts_of(metrics)) | items
         if rank() > 0:
             return
         folder = checkpoint.step_folder(Path("."), step)

@@ -6,17 +6,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mamo.commands.shared import positive
+from mamo.data.builders.aro import build_aro, build_aro_order
+from mamo.data.builders.bivlc import build_bivlc
 from mamo.data.builders.captions import build_karpathy, build_vg
+from mamo.data.builders.cola import build_cola
+from mamo.data.builders.colorswap import build_colorswap
+from mamo.data.builders.mmvp import build_mmvp
 from mamo.data.builders.nlvr import NlvrCounts, build_nlvr
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import DEFAULT_SPLIT_BY, build_refcoco
 from mamo.data.builders.report import BuildReport
+from mamo.data.builders.sugarcrepe import build_sugarcrepe, build_sugarcrepe_pp
+from mamo.data.builders.svo import build_svo
+from mamo.data.builders.valse import build_valse
+from mamo.data.builders.vsr import build_vsr
 from mamo.data.builders.web import build_cc3m, build_sbu
+from mamo.data.builders.whatsup import build_whatsup
+from mamo.data.builders.winoground import build_winoground
 from mamo.data.records import TASK_RECORDS
 from mamo.world.export import LAYOUTS
 from mamo.world.scene import DIFFICULTIES, SPLITS
 
+ITEMS = "items"
 Outcome = tuple[list[str], bool]
 """The lines to print, and whether nothing is missing."""
 BUILDERS: dict[str, Callable[[Path, Path, bool], BuildReport | NlvrCounts]] = {
@@ -30,6 +42,20 @@ BUILDERS: dict[str, Callable[[Path, Path, bool], BuildReport | NlvrCounts]] = {
     "nlvr": build_nlvr,
     "nlvr2": build_nlvr2,
     "refcoco": build_refcoco,
+    "sugarcrepe": build_sugarcrepe,
+    "sugarcrepe-pp": build_sugarcrepe_pp,
+    "aro": build_aro,
+    "aro-coco-order": functools.partial(build_aro_order, "aro-coco-order"),
+    "aro-flickr30k-order": functools.partial(build_aro_order, "aro-flickr30k-order"),
+    "winoground": build_winoground,
+    "valse": build_valse,
+    "vsr": build_vsr,
+    "whatsup": build_whatsup,
+    "svo-probes": build_svo,
+    "bivlc": build_bivlc,
+    "colorswap": build_colorswap,
+    "mmvp-vlm": build_mmvp,
+    "cola": build_cola,
 }
 
 
@@ -84,7 +110,7 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     )
     for reader in (validate, check):
         reader.add_argument("file", type=Path)
-        reader.add_argument("--task", choices=["pairs", *TASK_RECORDS], default="pairs", help="kind of its rows")
+        reader.add_argument("--task", choices=["pairs", *TASK_RECORDS, ITEMS], default="pairs", help="kind of its rows")
     for reader in (validate, check, tokenizer):
         reader.add_argument("--split", help="needed for Karpathy files: train, val or test")
     for writer in (tokenizer, export, build):
@@ -94,16 +120,21 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
 
 
 def _validate(arguments: argparse.Namespace) -> Outcome:
-    from mamo.data.validate import validate_pairs, validate_records  # here, so that --help imports no torch
+    from mamo.data.validate import validate_items, validate_pairs, validate_records  # --help imports no torch
 
+    if arguments.task == ITEMS:
+        return validate_items(arguments.file), True
     if arguments.task == "pairs":
         return validate_pairs(arguments.file, arguments.split), True
     return validate_records(arguments.file, arguments.task), True
 
 
 def _check(arguments: argparse.Namespace) -> Outcome:
-    from mamo.data.validate import check_pairs, check_records
+    from mamo.data.validate import check_items, check_pairs, check_records
 
+    if arguments.task == ITEMS:
+        report = check_items(arguments.file)
+        return report.lines(), report.is_complete
     is_pairs = arguments.task == "pairs"
     report = check_pairs(arguments.file, arguments.split) if is_pairs else check_records(arguments.file, arguments.task)
     return report.lines(), report.is_complete

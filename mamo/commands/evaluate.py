@@ -1,15 +1,20 @@
 """Evaluate a checkpoint: `mamo evaluate checkpoint=DIR protocol=NAME [output_dir=DIR] [section.key=value ...]`.
 
+`protocol=fine-grained data.root=FOLDER` scores every published set that lies in a folder, and lists the others.
+
 Several GPUs or processes share the work: `torchrun --nproc-per-node N -m mamo evaluate ...`.
 """
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mamo.commands.shared import announce, errors_on_rank_0, positive
 from mamo.config.values import expand_path
-from mamo.evaluation.protocols import PROTOCOLS
+from mamo.evaluation.fine_grained import SETS, absent_lines, find_set, table_lines
+from mamo.evaluation.protocols import FINE_GRAINED, PROTOCOLS, ROOT
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -33,7 +38,8 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
     """Evaluate the checkpoint that `settings` name, and print the metrics on rank 0.
 
     Args:
-        settings: `checkpoint`, `protocol`, optionally `output_dir`; the rest are overrides by dotted key.
+        settings: `checkpoint`, `protocol`, optionally `output_dir`, and `data.root` of the published sets; the rest are
+            overrides by dotted key.
         pictures: pictures of each kind in `report.html`; 0 writes none.
     """
     missing = [key for key in ("checkpoint", "protocol") if not settings.get(key)]
@@ -42,15 +48,23 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
     path, to = (_path(key, settings.pop(key, None)) for key in ("checkpoint", "output_dir"))
     protocol = settings.pop("protocol")
     assert path is not None
-    if protocol not in PROTOCOLS:  # before torch is imported, which takes seconds
-        raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join(PROTOCOLS)}")
+    if protocol not in (*PROTOCOLS, FINE_GRAINED):  # before torch is imported, which takes seconds
+        raise ValueError(f"protocol {protocol!r} is unknown; use one of: {', '.join((*PROTOCOLS, FINE_GRAINED))}")
+    root = _path("data.root", settings.pop("data.root", None))
+    use_root(settings, protocol, root)
     announce(protocol, path)
     from mamo.distributed import process_group, rank
     from mamo.evaluation.results import facts_line, remarks
-    from mamo.evaluator import evaluate
+    from mamo.evaluator import evaluate, evaluate_fine_grained
 
     overrides = [f"{key}={value}" for key, value in settings.items()]
     with process_group("auto"):
+        if protocol == FINE_GRAINED:
+            folder = root or Path(ROOT)
+            entries = evaluate_fine_grained(path, folder, overrides, to, pictures)
+            if rank() == 0:
+                print_table(entries, folder)
+            return
         entry = evaluate(path, protocol, overrides, to, pictures)
         if rank() > 0:
             return
@@ -60,6 +74,32 @@ def evaluate_and_print(settings: dict[str, str], pictures: int) -> None:
     for line in [facts_line(entry["facts"]), *remarks(entry["metrics"])]:
         if line:
             print(line)
+
+
+def use_root(settings: dict[str, str], protocol: str, root: Path | None) -> None:
+    """Set `evaluation.items_files` of one published set to its file below `data.root`.
+
+    Raises ValueError where the protocol is not of such a set.
+    """
+    if root is None or protocol == FINE_GRAINED:
+        return
+    name = next((name for name in SETS if protocol in {f"{name}-{score}" for score in SETS[name].scores}), None)
+    if name is None:
+        raise ValueError(f"data.root: not read under {protocol}; it is the folder of the published fine-grained sets")
+    file = find_set(root, name)
+    settings.setdefault("evaluation.items_files", json.dumps([str(file or root / name / f"{name}.jsonl")]))
+
+
+def print_table(entries: Sequence[Mapping[str, Any]], root: Path) -> None:
+    """Print the table of all sets, the lineage of the checkpoint, and how to get the other sets."""
+    print("\n".join(table_lines(entries)))
+    print(f"{entries[0]['checkpoint']} was trained on: {' -> '.join(entries[0]['trained_on'])}")
+    print("published numbers are of the score in whose row they are; -: none; a network may have seen images of COCO")
+    absent = absent_lines(root)
+    if absent:
+        print("not scored:")
+    for line in absent:
+        print(f"  {line}")
 
 
 def _path(key: str, text: str | None) -> Path | None:

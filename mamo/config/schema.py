@@ -6,6 +6,7 @@ before a model is built.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mamo.config.values import expand_path
 
 GroundingHeat = Literal["fusion", "image_encoder", "occlusion"]
+ItemScore = Literal["itm", "itc", "itm+itc", "text"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -432,6 +434,28 @@ class EvaluationConfig(Section):
     """Heat of records below 0 after bicubic resizing to the image: `cut` at 0, or `uncut`, as ALBEF does."""
     batch_size: Positive = 256
     """Images, texts or pairs in one forward pass of the evaluation."""
+    items_files: list[str] = []
+    """Items of fine-grained sets (JSON Lines), one or several files, scored in fp32 at every evaluation."""
+    items_scores: list[ItemScore] = ["itm", "itc", "itm+itc", "text"]
+    """Scores of the items: ITM, ITC, their sum, and of texts without the image, as far as the network has the heads."""
+
+    @field_validator("items_files", mode="before")
+    @classmethod
+    def _one_file(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("items_files")
+    @classmethod
+    def _expanded(cls, value: list[str]) -> list[str]:
+        return [expand_path(path) for path in value]
+
+    def problems(self) -> Iterator[str]:
+        """Yield contradictions between the keys of `evaluation`."""
+        stems = [Path(path).stem for path in self.items_files]
+        for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
+            yield f"items_files: two files have the name {stem}, by which their metrics are named; rename one"
+        if not self.items_scores:
+            yield "items_scores: is empty; name one or more of itm, itc, itm+itc, text"
 
 
 class RunConfig(Section):
@@ -439,6 +463,8 @@ class RunConfig(Section):
 
     file_source: ClassVar[Literal["pairs", "records"] | None] = "pairs"
     """`data.source` of the task's files; None: the task has scenes only."""
+    scores_items: ClassVar[bool] = False
+    """Whether the task scores `evaluation.items_files`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of weights, order, captions, augmentation, masks and dropout; the embedded world is the same for all seeds."""
@@ -470,6 +496,8 @@ class RunConfig(Section):
         yield from self._source_problems()
         if self.data.source != "pairs" and self.evaluation.retrieval_folds > 1:
             yield f"evaluation.retrieval_folds: divides the images of data.source: pairs, not of {self.data.source}"
+        if self.evaluation.items_files and not self.scores_items:
+            yield f"evaluation.items_files: not scored by task {self.task}; remove it"
         if self.from_scratch and self.checkpoint is None:
             yield "from_scratch: needs a checkpoint, whose architecture it takes"
         if self.training.micro_batch % self.pass_unit:
@@ -482,7 +510,12 @@ class RunConfig(Section):
         if data.source not in ("scenes", files):
             valid = "scenes" if files is None else f"scenes or {files}"
             yield f"data.source: {data.source} contradicts task {self.task}; use {valid}"
-        if data.source != "scenes" and self.evaluation.enabled and data.eval_file is None:
+        if (
+            data.source != "scenes"
+            and self.evaluation.enabled
+            and data.eval_file is None
+            and not (self.evaluation.items_files)
+        ):
             name = f"name held-out {files} or " if files else ""
             yield f"data.eval_file: needed when evaluation.enabled is true; {name}disable evaluation"
         if data.source == "scenes":

@@ -21,8 +21,20 @@ def albef_caption(text: str) -> str:
     It becomes lower case without the marks `, . ' ! ? " ( ) * # : ; ~`; hyphens and slashes become spaces, several
     spaces one, `<person>` a word. Other characters stay as they are: Unicode is not normalised.
     """
+    return _cut(_whole_caption(text))
+
+
+def _whole_caption(text: str) -> str:
     text = _SPACES.sub(" ", _lowered(text).replace("<person>", "person"))
-    return _cut(text.rstrip("\n").strip(" "))
+    return text.rstrip("\n").strip(" ")
+
+
+def is_cut(text: str, cleaning: Cleaning) -> bool:
+    """Say whether cleaning shortens a caption to `MAX_WORDS` words or `MAX_CAPTION_CHARS` characters."""
+    if cleaning == "plain":
+        return len(" ".join(text.split())) > MAX_CAPTION_CHARS
+    whole = _whole_caption(text)
+    return len(whole) > MAX_CAPTION_CHARS or whole.count(" ") >= MAX_WORDS
 
 
 def albef_question(text: str) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mamo.data.images import BadSampleError, BadSamplePolicy, read_size
-from mamo.data.records import Box, GroundingRecord, ReasoningRecord, boxes_outside
+from mamo.data.items import ItemFile, box_problem
+from mamo.data.records import GroundingRecord, ReasoningRecord, boxes_outside, whole_pixels
 from mamo.data.shard_index import ShardMember, read_member
 
 _LISTED = 3
@@ -45,12 +46,26 @@ def grounding_problems(record: GroundingRecord, width: int, height: int) -> list
     return found
 
 
-def whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """Return left, top, right and bottom of the pixels that a box covers, the latter two exclusive; None for none."""
-    x, y, w, h = box
-    left, top = max(int(x), 0), max(int(y), 0)
-    right, bottom = min(int(x + w), width), min(int(y + h), height)
-    return None if left >= right or top >= bottom else (left, top, right, bottom)
+def item_box_problems(file: ItemFile) -> list[str]:
+    """Return "FILE:LINE: ..." for each box of an item that is not inside its image, by the headers of the images.
+
+    Images that cannot be opened are left out.
+    """
+    sizes: dict[str, tuple[int, int] | None] = {}
+    problems = []
+    for item, line in zip(file.items, file.lines, strict=True):
+        for index, box in item.boxes.items():
+            name = item.images[index]
+            if name not in sizes:
+                try:
+                    sizes[name] = read_size(Path(name))
+                except BadSampleError:
+                    sizes[name] = None
+            size = sizes[name]
+            problem = "" if size is None else box_problem(box, *size)
+            if problem:
+                problems.append(f"{file.path}:{line}: {problem}")
+    return problems
 
 
 def sentence_of(identifier: str) -> str:

@@ -172,6 +172,14 @@ def boxes_outside(record: GroundingRecord, width: int, height: int) -> list[str]
     ]
 
 
+def whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of the pixels that a box covers, the latter two exclusive; None for none."""
+    x, y, w, h = box
+    left, top = max(int(x), 0), max(int(y), 0)
+    right, bottom = min(int(x + w), width), min(int(y + h), height)
+    return None if left >= right or top >= bottom else (left, top, right, bottom)
+
+
 def image_path(file: Path, name: str) -> Path:
     """Return the absolute path of an image that is named in `file`."""
     return file.parent.absolute() / name

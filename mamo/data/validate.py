@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from mamo.data.identity import caption_warnings, identity_warnings
 from mamo.data.images import BadSampleError
-from mamo.data.judge import grounding_problems, row_problems, size_of
+from mamo.data.items import read_items
+from mamo.data.judge import grounding_problems, item_box_problems, row_problems, size_of
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import load_image
 from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption, read_pairs
@@ -78,6 +79,32 @@ def validate_records(path: Path, task: TaskName) -> list[str]:
     refused = _refused(row_problems(records) + _box_problems(records))
     verdict = f"valid for training; {refused[0]}" if refused else "valid"
     return [f"{path}: {verdict}", f"{task} records: {len(records)}", f"images: {len(names)}"]
+
+
+def validate_items(path: Path) -> list[str]:
+    """Read all items of a fine-grained set and return a report. Raises ValueError with line and field of bad rows."""
+    file = read_items(path)
+    boxes_outside = item_box_problems(file)
+    if boxes_outside:
+        raise ValueError(f"{len(boxes_outside)} problem(s): {'; '.join(boxes_outside[:_MAX_LISTED])}")
+    images = {name for item in file.items for name in item.images}
+    groups = Counter(item.group for item in file.items)
+    listed = ", ".join(f"{name} {n}" for name, n in groups.most_common(_MAX_LISTED))
+    counts = [f"items: {len(file.items)}", f"images: {len(images)}", f"groups: {len(groups)} ({listed})"]
+    return [f"{path}: valid", *counts, f"sha256: {file.sha256}"]
+
+
+def check_items(path: Path) -> CheckReport:
+    """Decode each distinct image of a file of items once. Raises ValueError for bad rows."""
+    file = read_items(path)
+    names = list(dict.fromkeys(name for item in file.items for name in item.images))
+    unreadable = []
+    for name in tqdm(names, desc="check", unit="image", disable=None):
+        try:
+            load_image(name)
+        except BadSampleError as error:
+            unreadable.append(str(error))
+    return CheckReport(len(names), len(names) - len(unreadable), (*unreadable, *item_box_problems(file)))
 
 
 def _box_problems(records: list[Any]) -> list[str]:

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mamo.config.schema import ItemScore
+from mamo.evaluation.items import pairs_of, score_pairs
+from mamo.evaluation.metrics.items import judge
 from mamo.evaluation.scorer import EncodedImages, MaskedWordPredictor, Scorer
 from mamo.world.masked_words import MaskedWord
 from mamo.world.probes import ProbeItem
 
-
-def pairwise_accuracy(true_score: Tensor, foil_score: Tensor) -> float:
-    """Return how often the caption scores above its foil, in percent; a tie counts half. Scores are [N] each."""
-    right = (true_score > foil_score).double() + 0.5 * (true_score == foil_score).double()
-    return 100.0 * right.mean().item()
+TIE = 0.5
+"""Value of a tie between a caption and its foil; published sets count it as wrong."""
 
 
 def probe_accuracy(
@@ -37,20 +37,25 @@ def probe_accuracy(
 ) -> dict[str, float]:
     """Compute the accuracy in percent by "itc" and "itm", as far as the network has the heads.
 
+    The items are scored and judged as those of published sets are, in the precision of the weights, and with `TIE`.
+
     Args:
         scorer: scores images and texts.
         images: encoded images of the scenes.
         items: caption and foil of a scene each.
         image_row: scene index -> row in `images`.
     """
-    texts = scorer.encode_texts(*scorer.tokenize([item.caption for item in items] + [item.foil for item in items]))
-    image_indices = torch.tensor([image_row[item.scene_index] for item in items]).repeat(2)
-    text_rows = torch.arange(2 * len(items))
-    accuracy = {}
-    if scorer.network.get_head("temperature") is not None:
-        accuracy["itc"] = pairwise_accuracy(*scorer.similarity(images, texts, image_indices, text_rows).chunk(2))
-    if scorer.network.get_head("itm") is not None:
-        accuracy["itm"] = pairwise_accuracy(*scorer.itm_scores(images, texts, image_indices, text_rows).chunk(2))
+    records = [item.as_item("probe") for item in items]
+    pairs = pairs_of(records)
+    rows = torch.tensor([image_row[items[number].scene_index] for number, _, _ in pairs])
+    scores = score_pairs(scorer, images, rows, [records[number].texts[text] for number, _, text in pairs])
+    accuracy: dict[str, float] = {}
+    names: tuple[ItemScore, ...] = ("itc", "itm")
+    for name in names:
+        if name in scores:
+            columns = scores[name].view(2, -1).T.numpy()  # [N, 2]
+            values = [judge(item, own[None], tie=TIE).accuracy for item, own in zip(records, columns, strict=True)]
+            accuracy[name] = 100.0 * float(np.mean(values))
     return accuracy
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mamo.config.schema import RunConfig
+from mamo.config.schema import ItemScore, RunConfig
 from mamo.config.values import Values, flatten, merge
 from mamo.data.pairs_reader import read_lines, read_pairs
+from mamo.evaluation.fine_grained import RULES, SCORE_STATES, SETS, places
 
 _KEPT = ("image_size_px", "text_max_tokens", "tokenizer", "bad_samples", "workers")
 _INPUTS = ("data.image_size_px", "data.text_max_tokens", "data.tokenizer", "training.precision")
@@ -36,6 +37,8 @@ EVALUATION_KEYS = tuple(
         "heat_resize",
         "repeated_captions",
         "batch_size",
+        "items_files",
+        "items_scores",
     )
 )
 OVERRIDES = (
@@ -51,6 +54,8 @@ OVERRIDES = (
 )
 """Keys that an evaluation can set."""
 CUSTOM = "-custom"
+ROOT = "data"
+"""Folder of data sets, where `data.root` names no other."""
 SCENES_RERANK_K = 32
 ANSWERS_K = 128
 PUBLIC_SIZE_PX = 384
@@ -102,6 +107,20 @@ def _retrieval(file: str, n_images: int, k: int, lineage: Lineage, states: str, 
     values = {"task": "pretrain", "data": data, "evaluation": evaluation}
     rule = f"each caption is an item; ITM's match logit re-ranks ITC's {k} best"
     return Protocol(values, "test", f"{states}; {rule}", n_images, lineage)
+
+
+def _items(files: list[str], score: ItemScore, states: str, n_items: int | None = None) -> Protocol:
+    return Protocol(
+        {
+            "task": "pretrain",
+            "data": {"source": "pairs"},
+            "training": {"precision": "fp32"},
+            "evaluation": {"items_files": files, "items_scores": [score]},
+        },
+        "test",
+        f"{states}; {SCORE_STATES[score]}; {RULES}",
+        n_items,
+    )
 
 
 def _records(task: str, file: str, n_records: int | None, states: str, **evaluation: int | str) -> Protocol:
@@ -194,7 +213,18 @@ PROTOCOLS: dict[str, Protocol] = {
             ),
         )
     },
+    **{
+        f"{name}-{score}": _items([str(places(Path(ROOT), name)[0])], score, fixed.states, fixed.n_items)
+        for name, fixed in SETS.items()
+        for score in fixed.scores
+    },
+    **{
+        f"items-{score}": _items([], score, "the items of evaluation.items_files (mamo/data/README.md)")
+        for score in SCORE_STATES
+    },
 }
+FINE_GRAINED = "fine-grained"
+"""Name of the evaluation of all sets that lie in a folder; its results are named by each set's own protocol."""
 
 
 def apply_protocol(protocol: str, values: Values, is_compatible: Callable[[str, str], bool]) -> Values:
@@ -254,7 +284,7 @@ def protocol_name(protocol: str, config: RunConfig, is_own: bool = True) -> str:
         values[section][key] == value
         for section in ("data", "evaluation")
         for key, value in fixed.values.get(section, {}).items()
-        if key not in ("eval_file", "image_size_px")
+        if key not in ("eval_file", "image_size_px", "items_files")
     )
     size = fixed.values["data"].get("image_size_px")
     held = held and is_own and (size is None or config.data.image_size == (size, size))
@@ -278,6 +308,12 @@ def _is_whole(fixed: Protocol, config: RunConfig) -> bool:
     Raises ValueError where it cannot be read, or is no text.
     """
     file, split = config.data.eval_file, config.data.eval_split
+    if config.evaluation.items_files and "items_files" in fixed.values.get("evaluation", {}):
+        (file, *others) = config.evaluation.items_files
+        if others and fixed.values["evaluation"]["items_files"]:
+            return False  # the protocol of one set
+        if not Path(file).is_file():
+            return True  # the reader of the items raises
     if fixed.n_records is None or file is None:
         return True
     if split is not None:
@@ -318,6 +354,14 @@ def check_overrides(protocol: str, overrides: Sequence[str], known: Values) -> N
     keys = [override.partition("=")[0] for override in stated]
     flat = flatten(known)
     problems = [f"{key}: {_refusal(key, protocol, flat)}" for key in keys if key not in OVERRIDES]
+    if "items_files" not in PROTOCOLS[protocol].values.get("evaluation", {}):
+        unread = [key for key in keys if key in ("evaluation.items_files", "evaluation.items_scores")]
+        problems += [f"{key}: not read under {protocol}; use a protocol of items, such as items-itm" for key in unread]
+    else:
+        unread = [key for key in keys if key in ("data.eval_file", "data.eval_split", "data.statements_file")]
+        problems += [f"{key}: not read under {protocol}; name the items by evaluation.items_files" for key in unread]
+        if not PROTOCOLS[protocol].values["evaluation"]["items_files"] and "evaluation.items_files" not in keys:
+            problems.append(f"evaluation.items_files: needed under {protocol}; name one or several files of items")
     if problems:
         raise ValueError(f"evaluation under {protocol}: {len(problems)} problem(s)\n  " + "\n  ".join(problems))
 

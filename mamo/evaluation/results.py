@@ -17,16 +17,24 @@ class Metrics(dict[str, float]):
     """Metrics in percent by name, with `facts`: the numbers without which they cannot be read.
 
     `gallery_images`, `gallery_texts`, `rerank_k`, `chance/NAME` in percent, `ties/NAME` (queries), the number of items
-    of other evaluations, and `skipped`, the items that could not be read.
+    of other evaluations, and `skipped`, the items that could not be read. `files` has, by name, what identifies the
+    files of items and how they were scored.
     """
 
-    def __init__(self, values: Mapping[str, float], facts: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, float],
+        facts: Mapping[str, float] | None = None,
+        files: Mapping[str, Values] | None = None,
+    ) -> None:
         super().__init__(values)
         self.facts: dict[str, float] = dict(facts or {})
+        self.files: dict[str, Values] = dict(files or {})
 
     def __or__(self, other: Mapping[str, float]) -> "Metrics":  # type: ignore[override]
         """Return these metrics with those of `other`; facts of both are kept."""
-        return Metrics({**self, **other}, {**self.facts, **facts_of(other)})
+        files = other.files if isinstance(other, Metrics) else {}
+        return Metrics({**self, **other}, {**self.facts, **facts_of(other)}, {**self.files, **files})
 
 
 def facts_of(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -68,6 +76,7 @@ def result_entry(
     Where items were skipped, the protocol's name says `-custom`.
     """
     facts = facts_of(metrics)
+    files = metrics.files if isinstance(metrics, Metrics) else {}
     if facts.get("skipped") and not protocol.endswith(CUSTOM):
         protocol += CUSTOM
     return {
@@ -86,6 +95,7 @@ def result_entry(
         "statements_file": config.data.statements_file,
         "ancestry": lineage,
         "versions": versions(),
+        **({"items": files} if files else {}),
         "facts": facts,
         "metrics": dict(metrics),
     }

@@ -171,9 +171,7 @@ class Scorer:
         back = torch.cat(order).argsort().to(self.device)
         return EncodedTexts(tokens, lengths, torch.cat(features)[back])
 
-    def similarity(
-        self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor
-    ) -> Tensor:
+    def similarity(self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
         """Compute the ITC similarity of pairs, rows int64 [N] each -> float32 [N] on the CPU."""
         image = images.feature[image_indices.to(self.device)]
         return (image * texts.feature[text_rows.to(self.device)]).sum(dim=1).cpu()
@@ -190,12 +188,15 @@ class Scorer:
 
         By `rule` the score is match minus mismatch logit, of which the probability is the sigmoid, or the match logit.
         """
-        score = torch.empty(len(image_indices))
+        return score_of(self.itm_logits(images, texts, image_indices, text_rows), rule)
+
+    def itm_logits(self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
+        """Compute the logits (mismatch, match) of pairs, rows int64 [N] each -> float32 [N, 2] on the CPU."""
+        logits = torch.empty(len(image_indices), 2)
         cls = torch.zeros(len(image_indices), 1, dtype=torch.int64)
         for pairs, fused in self._fuse(images, texts, image_indices, text_rows, cls):
-            logits = self.network.itm(fused[:, 0])  # [B, 2]
-            score[pairs] = score_of(logits, rule).cpu()
-        return score
+            logits[pairs] = self.network.itm(fused[:, 0]).cpu()
+        return logits
 
     def gradcam(self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor) -> Tensor:
         """Compute Grad-CAM heat maps of pairs, rows int64 [N] each: float32 [N, h, w] over the patches, on the CPU."""

@@ -14,6 +14,7 @@ from mamo.benchmark.scale import PAPER, Links, run_hours, step_seconds
 from mamo.config.presets import PRESETS
 from mamo.config.reference import config_table
 from mamo.config.values import Values
+from mamo.evaluation.fine_grained import RULES, SETS
 from mamo.evaluation.protocols import PROTOCOLS
 from mamo.study.pipeline import ROWS, table_of
 from mamo.study.published import published_table
@@ -185,7 +186,12 @@ def study_table(root: Path) -> str:
 
 def protocols_table(root: Path) -> str:
     """Tabulate every protocol: task, split and fixed settings."""
-    rows = [(f"`{name}`", p.values["task"], p.split, p.states) for name, p in PROTOCOLS.items()]
+    items = {f"{name}-{score}" for name, fixed in SETS.items() for score in fixed.scores}
+    rows = [(f"`{name}`", p.values["task"], p.split, p.states) for name, p in PROTOCOLS.items() if name not in items]
+    for name, fixed in SETS.items():
+        scores = ", ".join(f"`-{score}`" for score in fixed.scores[1:])
+        named = f"`{name}-{fixed.scores[0]}`" + (f", {scores}" if scores else "")
+        rows.append((named, "pretrain", "test", f"{fixed.states}; {RULES}"))
     return _table(("protocol", "task", "split", "what it fixes"), rows)
 
 

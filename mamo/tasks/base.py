@@ -13,6 +13,7 @@ from mamo.config.schema import RunConfig
 from mamo.data.collate import Batch
 from mamo.data.loader import Collator, SampleDataset
 from mamo.evaluation.predictor import Predictor
+from mamo.evaluation.results import Metrics
 
 BatchT = TypeVar("BatchT", bound=Batch, default=Any)
 """The batch of a task."""
@@ -135,6 +136,14 @@ class Task(ABC, Generic[BatchT, TargetsT]):
         Returns:
             Metrics in percent.
         """
+
+    def evaluate_items(self, predictor: Predictor, folder: Path) -> Metrics:
+        """Score `evaluation.items_files` in fp32; `predictor` has fp32 weights, `folder` takes the scores of each item.
+
+        Returns:
+            Metrics in percent; none of a task that scores no items.
+        """
+        return Metrics({})
 
     def report(self, predictor: Predictor, rows: int, folder: Path) -> list[tuple[str, str]]:
         """Build the task's sections of the report.

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mamo.config.schema import RunConfig, TrainingConfig
 from mamo.distributed import all_reduce_sum, is_sharded, world_size
 from mamo.models.layers import forward_layers
-from mamo.training.precision import cast_parameters
+from mamo.training.precision import Precision, cast_parameters
 
 if TYPE_CHECKING:
     from mamo.tasks.base import Task  # below the tasks: for annotations
@@ -105,9 +105,9 @@ class SingleProcess:
         """Sum what the engine did not."""
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        """Yield the whole network in the run's precision; every process must enter."""
-        with self.precision_context():
+    def evaluating(self, precision: Precision | None = None) -> Iterator[nn.Module]:
+        """Yield the whole network in a precision, by default the run's; every process must enter."""
+        with cast_parameters(precision, [self.task.network]) if precision else self.precision_context():
             yield self.task.network
 
 

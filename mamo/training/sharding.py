@@ -20,7 +20,7 @@ from mamo.config.schema import RunConfig
 from mamo.distributed import all_reduce_sum, rank, world_size
 from mamo.models.layers import forward_layers
 from mamo.training.parallel import ForwardRedirect, SingleProcess
-from mamo.training.precision import DTYPES, cast_parameters
+from mamo.training.precision import DTYPES, Precision, cast_parameters
 
 if TYPE_CHECKING:
     from mamo.tasks.base import Task  # below the tasks: for annotations
@@ -86,8 +86,8 @@ class FSDP(SingleProcess):
             scalar.grad = all_reduce_sum(scalar.grad)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        """Yield the whole network in the run's precision; every process must enter."""
+    def evaluating(self, precision: Precision | None = None) -> Iterator[nn.Module]:
+        """Yield the whole network in a precision, by default the run's; every process must enter."""
         tensors = {
             name: value.full_tensor() if isinstance(value, DTensor) else value
             for name, value in self.task.network.state_dict().items()
@@ -96,7 +96,7 @@ class FSDP(SingleProcess):
         self.whole.to(self.device)
         try:
             assert self.precision != "auto"
-            with cast_parameters(self.precision, [self.whole]):
+            with cast_parameters(precision or self.precision, [self.whole]):
                 yield self.whole
         finally:
             self.whole.to("cpu")

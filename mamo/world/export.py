@@ -11,17 +11,19 @@ from typing import Literal
 from PIL import Image
 
 from mamo.config.values import Values
+from mamo.data.items import as_row
 from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import write_json_lines
 from mamo.world.captions import all_captions
+from mamo.world.probes import PROBES, probe_items
 from mamo.world.questions import question
 from mamo.world.referring import expressions
 from mamo.world.rendering import render
 from mamo.world.scene import SceneWorld, Split
 from mamo.world.statements import pair_statements
 
-Layout = Literal["pairs", "vqa2", "nlvr2", "refcoco"]
-LAYOUTS: tuple[Layout, ...] = ("pairs", "vqa2", "nlvr2", "refcoco")
+Layout = Literal["pairs", "items", "vqa2", "nlvr2", "refcoco"]
+LAYOUTS: tuple[Layout, ...] = ("pairs", "items", "vqa2", "nlvr2", "refcoco")
 _JPEG_QUALITY = 95
 _VQA_SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 _NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}
@@ -39,20 +41,21 @@ def export_scenes(
 ) -> Path:
     """Write the first `n` records of a split and their images into the folder `to`.
 
-    A record is a scene (layout `pairs`), a question (`vqa2`), a statement (`nlvr2`) or an expression (`refcoco`).
+    A record is a scene (layout `pairs`), an item of each probe (`items`), a question (`vqa2`), a statement (`nlvr2`) or
+    an expression (`refcoco`).
 
     Returns:
-        The path to use next: `pairs.jsonl`, or the folder for `mamo data build LAYOUT --from`.
+        The path to use next: `pairs.jsonl`, `items.jsonl`, or the folder for `mamo data build LAYOUT --from`.
 
     Raises:
         ValueError: `n` or a side of the image is below 1, or a file exists and `overwrite` is False.
     """
     if n < 1 or min(image_size_px) < 1:
         raise ValueError(f"count and image size must be at least 1, got {n} and {image_size_px}")
-    writers = {"pairs": _pairs, "vqa2": _vqa2, "nlvr2": _nlvr2, "refcoco": _refcoco}
+    writers = {"pairs": _pairs, "items": _items, "vqa2": _vqa2, "nlvr2": _nlvr2, "refcoco": _refcoco}
     with OutputFolder(to, overwrite) as output:
         writers[layout](world, split, n, image_size_px, output)
-    return to / "pairs.jsonl" if layout == "pairs" else to
+    return to / f"{layout}.jsonl" if layout in ("pairs", "items") else to
 
 
 def _pairs(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: OutputFolder) -> None:
@@ -65,6 +68,18 @@ def _pairs(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: O
         image_id = f"scenes-{world.difficulty}-{world.seed}-{split}-{index}"
         rows.append({"image": name, "caption": texts, "image_id": image_id})
     write_json_lines(to.path("pairs.jsonl"), rows)
+
+
+def _items(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: OutputFolder) -> None:
+    """Write JSON Lines with `n` items of each probe, and one PNG file a scene, whose pixels are the scene's."""
+    rows = []
+    for probe in PROBES:
+        for own in probe_items(world, probe, n, split):
+            name = f"images/{split}-{own.scene_index:07d}.png"
+            if not to.path(name).exists():
+                _save(world, split, own.scene_index, size, to.path(name))
+            rows.append(as_row(own.as_item(probe).model_copy(update={"images": [name]})))
+    write_json_lines(to.path("items.jsonl"), rows)
 
 
 def _vqa2(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: OutputFolder) -> None:

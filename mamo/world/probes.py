@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from mamo.config.values import Values
+from mamo.data.items import Item
 from mamo.world.captions import COUNTING, caption_draft
 from mamo.world.grammar import OPPOSITE, Description, Draft, is_true, write
 from mamo.world.scene import N_OBJECTS, Scene, SceneObject, SceneRng, SceneWorld, Split, attribute_values
@@ -32,6 +33,11 @@ class ProbeItem:
     scene_index: int
     caption: str
     foil: str
+
+    def as_item(self, probe: str) -> Item:
+        """Return the item of a fine-grained benchmark; its image is named by the index of the scene."""
+        name = str(self.scene_index)
+        return Item(images=[name], texts=[self.caption, self.foil], right=[(0, 0)], group=probe, id=f"{probe}/{name}")
 
 
 def probe_items(world: SceneWorld, probe: str, n_items: int = 1000, split: Split = "test") -> list[ProbeItem]:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from mamo.commands.data import BUILDERS, main
 from mamo.data.audit import find_overlap
@@ -58,8 +60,48 @@ def release_of(name: str) -> Files:
         "sbu": {"sbu-captions-all.json": {"image_urls": ["http://x"], "captions": ["a kite"]}},
         "nlvr2": {"dev.json": nlvr2},
         "nlvr": {"dev.json": {"identifier": "1-0", "directory": "1", "label": "true", "sentence": "x"}},
+        **fine_grained_releases(),
     }  # fmt: skip
     return releases[name]
+
+
+def fine_grained_releases() -> dict[str, Files]:
+    """Releases of fine-grained sets with one entry; a CSV file as rows, a parquet file as rows by column."""
+    texts = {"caption": "a", "negative_caption": "b"}
+    image = {"bytes": b"x", "path": None}
+    aro = {"image_path": "5.jpg", "bbox_x": 1, "bbox_y": 2, "bbox_w": 3, "bbox_h": 4, "true_caption": "a",
+           "false_caption": "b"}  # fmt: skip
+    valse = {"dataset": "visual7w", "image_file": "v.jpg", "caption": "a", "foil": "b", "mturk": {"caption": 3}}
+    order = {f"hard_text_{k}": f"w{k}" for k in range(1, 5)}
+    vsr = {"image": "1.jpg", "image_link": "u/val2017/1.jpg", "caption": "a", "label": 1, "relation": "on"}
+    winoground = {"id": 0, "image_0": "a", "image_1": "b", "caption_0": "a", "caption_1": "b", "collapsed_tag": "Both"}
+    order_file = {"0.parquet": [{"images": image, "correct_caption": "a", **order}]}
+    return {
+        "sugarcrepe": {"add_att.json": {"0": {"filename": "1.jpg", **texts}}},
+        "sugarcrepe-pp": {"swap_obj.json": [{"id": 1, "filename": "1.jpg", "caption2": "c", **texts}]},
+        "valse": {"plurals.json": {"x": valse}},
+        "vsr": {"random_test.jsonl": vsr},
+        "winoground": {"examples.jsonl": winoground},
+        "aro": {
+            "visual_genome_relation.json": [{**aro, "relation_name": "on"}],
+            "visual_genome_attribution.json": [{**aro, "attributes": ["red", "wet"]}],
+        },
+        "aro-coco-order": order_file,
+        "aro-flickr30k-order": order_file,
+        "whatsup": {
+            "controlled_images_dataset.json": [{"image_path": "a_on_b.jpeg", "caption_options": ["a", "b", "c", "d"]}],
+            "coco_qa_one_obj.json": [[1, "a", "b"]],
+        },
+        "svo-probes": {"svo_probes.csv": [
+            {"sentence": "a", "pos_image_id": 1, "neg_image_id": 2, "subj_neg": 1, "verb_neg": 0, "obj_neg": 0}
+        ]},
+        "bivlc": {"0.parquet": [{"image": image, "negative_image": {"bytes": b"y", "path": None}, "type": "swap",
+                                 "subtype": "obj", **texts}]},
+        "colorswap": {"test.parquet": [{"id": 1, "image_1": image, "image_2": {"bytes": b"y", "path": None},
+                                        "caption_1": "a", "caption_2": "b"}]},
+        "mmvp-vlm": {"Questions.csv": [{"id": k, "type": "Color", "statement": "a"} for k in (1, 2)]},
+        "cola": {"COLA_multiobjects_matching_benchmark.json": [["u/1.jpg", "a", "u/2.jpg", "b"]]},
+    }  # fmt: skip
 
 
 def put(folder: Path, files: Files) -> Path:
@@ -67,6 +109,11 @@ def put(folder: Path, files: Files) -> Path:
     for name, document in files.items():
         if name.endswith(".p"):
             (folder / name).write_bytes(pickle.dumps(document))
+        elif name.endswith(".parquet"):
+            parquet.write_table(pyarrow.Table.from_pylist(document), folder / name)
+        elif name.endswith(".csv"):
+            lines = [",".join(document[0]), *(",".join(map(str, row.values())) for row in document)]
+            (folder / name).write_text("\n".join(lines) + "\n")
         else:
             (folder / name).write_text(json.dumps(document))
     return folder
@@ -121,6 +168,20 @@ PLACES: list[tuple[str, str, tuple[Any, ...], str]] = [
     ("sbu", "sbu-captions-all.json", ("image_urls", 0), "image_urls"),
     *[("nlvr2", "dev.json", (key,), key) for key in ("identifier", "sentence", "label")],
     *[("nlvr", "dev.json", (key,), key) for key in ("identifier", "directory", "sentence", "label")],
+    *[("sugarcrepe", "add_att.json", ("0", key), key) for key in ("filename", "caption", "negative_caption")],
+    *[("sugarcrepe-pp", "swap_obj.json", (0, key), key) for key in ("id", "filename", "caption", "caption2")],
+    *[("valse", "plurals.json", ("x", key), key) for key in ("dataset", "image_file", "caption", "foil", "mturk")],
+    ("valse", "plurals.json", ("x", "mturk", "caption"), "caption"),
+    *[("vsr", "random_test.jsonl", (key,), key) for key in ("image", "image_link", "caption", "label", "relation")],
+    *[("winoground", "examples.jsonl", (key,), key) for key in ("id", "image_0", "caption_1", "collapsed_tag")],
+    *[("aro", "visual_genome_relation.json", (0, key), key)
+      for key in ("image_path", "bbox_w", "true_caption", "relation_name")],
+    ("aro", "visual_genome_attribution.json", (0, "attributes"), "attributes"),
+    ("whatsup", "controlled_images_dataset.json", (0, "image_path"), "image_path"),
+    ("whatsup", "controlled_images_dataset.json", (0, "caption_options"), "caption_options"),
+    ("whatsup", "coco_qa_one_obj.json", (0,), "entry 0"),
+    ("cola", "COLA_multiobjects_matching_benchmark.json", (0,), "row"),
+    ("cola", "COLA_multiobjects_matching_benchmark.json", (0, 1), "row"),
 ]  # fmt: skip
 VALUES: dict[str, Any] = {
     "null": None, "number": 1.5, "text": "", "list": [None], "object": {"a": 1}, "true": True, "missing": DROP,
@@ -130,7 +191,7 @@ FINE = {  # what is not wrong
     ("text", "answer"), ("text", "answer_type"), ("text", "question_type"), ("text", "phrase"), ("text", "filepath"),
     ("blank", "answer"), ("blank", "answer_type"), ("blank", "question_type"), ("blank", "phrase"),
     ("blank", "filepath"), ("text", "captions"), ("blank", "captions"), ("text", "image_urls"),
-    ("blank", "image_urls"),
+    ("blank", "image_urls"), ("number", "bbox_w"),
 }  # fmt: skip
 
 
@@ -258,8 +319,10 @@ def test_no_file_is_written_outside(tmp_path: Path, split: str) -> None:
 def outputs(tmp_path: Path) -> list[tuple[str, list[str], str]]:
     """(first file that is written, words of the command, its --to) of each command that writes a folder."""
     (tmp_path / "captions.txt").write_text("a red kite\n")
-    commands = [("pairs.jsonl" if layout == "pairs" else "", ["export", "scenes", "--count", "1", "--layout", layout])
-                for layout in LAYOUTS]  # fmt: skip
+    commands = [
+        ({"pairs": "pairs.jsonl"}.get(layout, ""), ["export", "scenes", "--count", "2", "--layout", layout])
+        for layout in LAYOUTS
+    ]
     commands.append(("tokenizer.json", ["tokenizer", str(tmp_path / "captions.txt"), "--size", "250"]))
     for name in BUILDERS:
         if name != "cc3m":

@@ -14,9 +14,9 @@ from PIL import Image
 
 from mamo.commands.data import main as data_command
 from mamo.data.images import decode_image
-from mamo.data.judge import grounding_problems, size_of, whole_pixels
+from mamo.data.judge import grounding_problems, size_of
 from mamo.data.pairs_reader import write_json_lines
-from mamo.data.records import GroundingRecord
+from mamo.data.records import GroundingRecord, whole_pixels
 from mamo.evaluation.metrics.grounding import best_proposal
 from mamo.evaluator import evaluate
 from mamo.trainer import train

@@ -1,11 +1,12 @@
 """Probe accuracy, and masked words: which are asked, and when an answer is right."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mamo.evaluation.probes import fill_masked_words, masked_word_accuracy, pairwise_accuracy, probe_accuracy
+from mamo.evaluation.probes import fill_masked_words, masked_word_accuracy, probe_accuracy
 from mamo.tasks.sources import load_tokenizer
 from mamo.world.captions import caption_draft
 from mamo.world.grammar import WORD_CLASSES, write
@@ -195,37 +196,38 @@ def test_a_word_that_was_cut_off_is_not_asked():
     assert fill_masked_words(scorer, None, items[:1], {0: 0}) == []
 
 
-def test_preference_counts_a_tie_as_half():
-    """Would catch a constant scorer at 100 or at 0 instead of at chance."""
-    zeros = torch.zeros(8)
-    assert pairwise_accuracy(zeros, zeros) == 50
-    assert pairwise_accuracy(torch.tensor([1.0, 0.0, 2.0, 5.0]), torch.tensor([0.0, 1.0, 2.0, 4.0])) == 62.5
+def test_a_tie_is_half():
+    """Bug: a constant scorer at 100 or at 0 instead of at chance, as the rule of published sets would have it."""
+    items = [ProbeItem(scene, "true", "false") for scene in range(4)]
+    rows = {scene: scene for scene in range(4)}
+    for scores, expected in (
+        (torch.zeros(8), 50),
+        (torch.tensor([1.0, 0.0, 2.0, 5.0, 0.0, 1.0, 2.0, 4.0]), 62.5),
+    ):
+        assert probe_accuracy(scorer_of(lambda *_, scores=scores: scores), None, items, rows) == {
+            "itc": expected, "itm": expected
+        }  # fmt: skip
+
+
+def scorer_of(similarity, has_itm=True):
+    """A scorer of one function; its ITM has the scores of ITC."""
+    scorer = SimpleNamespace(texts=[])
+    scorer.network = SimpleNamespace(get_head=lambda name: None if name == "itm" and not has_itm else 1.0)
+    scorer.tokenize = lambda texts: (scorer.texts.append(texts), None)
+    scorer.encode_texts = lambda ids, lengths: None
+    scorer.similarity = lambda *pairs: similarity(scorer, *pairs)
+    scorer.itm_logits = lambda *pairs: torch.stack([torch.zeros(len(pairs[2])), similarity(scorer, *pairs)], dim=1)
+    return scorer
 
 
 @pytest.mark.parametrize("has_itm", [True, False])
 def test_probe_accuracy_sets_captions_against_their_own_foils(has_itm):
     """Would catch captions paired with the foil or the image of another item."""
 
-    class Heads:
-        def get_head(self, name):
-            return {"temperature": 1.0, "itm": object() if has_itm else None}[name]
-
-    class Stub:
-        network = Heads()
-
-        def tokenize(self, texts):
-            self.texts = texts
-            return None, None
-
-        def encode_texts(self, input_ids, lengths):
-            return None
-
-        def similarity(self, images, texts, image_indices, text_rows):
-            return torch.tensor([float(f"true of {i}" == self.texts[t]) for i, t in zip(image_indices, text_rows)])
-
-        def itm_scores(self, *pairs):
-            return -self.similarity(*pairs)
+    def similarity(scorer, images, texts, image_indices, text_rows):
+        (texts,) = scorer.texts
+        return torch.tensor([float(f"true of {i}" == texts[t]) for i, t in zip(image_indices, text_rows)])
 
     items = [ProbeItem(scene, f"true of {row}", f"true of {row + 1}") for row, scene in enumerate((4, 9, 2))]
-    accuracy = probe_accuracy(Stub(), None, items, {4: 0, 9: 1, 2: 2})
-    assert accuracy == ({"itc": 100, "itm": 0} if has_itm else {"itc": 100})
+    accuracy = probe_accuracy(scorer_of(similarity, has_itm), None, items, {4: 0, 9: 1, 2: 2})
+    assert accuracy == ({"itc": 100, "itm": 100} if has_itm else {"itc": 100})

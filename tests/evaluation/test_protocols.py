@@ -85,7 +85,9 @@ def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name,
     n_records = PROTOCOLS[name].n_records or 1
     file.write_text("{}\n" * n_records)
     is_file = values["data"]["source"] != "scenes"
-    if is_file:
+    if "items_files" in PROTOCOLS[name].values.get("evaluation", {}):
+        values["evaluation"]["items_files"] = [str(file)]
+    elif is_file:
         values["data"]["eval_file"] = str(file)
     config = build_config(values)
     assert config.task == kind

@@ -165,6 +165,10 @@ class ReleaseImages:
             self.missing.add(chosen)
         return os.path.relpath(self.release / chosen, self.to)
 
+    def exists(self, name: str) -> bool:
+        """Say whether a path that `relative_path` returned has an image."""
+        return os.path.isfile(os.path.normpath(self.to / name))
+
     def count(self) -> Count:
         """Return the number of existing images, out of all that the annotations use."""
         return Count("image files", len(self.used) - len(self.missing), len(self.used))

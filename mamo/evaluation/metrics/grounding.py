@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.data.judge import whole_pixels
-from mamo.data.records import Box
+from mamo.data.records import Box, whole_pixels
 
 IOU_THRESHOLD = 0.5
 

@@ -145,8 +145,8 @@ def best_threshold(score: Floats, label: Bools) -> float:
     return float(cuts[np.argmax(np.concatenate([[0.0], np.cumsum(net)]))])
 
 
-def clustered_interval(is_right: Bools, cluster: Ints) -> tuple[float, float]:
-    """Compute a 95 % interval of the mean of `is_right` bool [N] by percentile bootstrap over clusters int64 [N].
+def clustered_interval(is_right: Bools | Floats, cluster: Ints) -> tuple[float, float]:
+    """Compute a 95 % interval of the mean of `is_right` [N], by percentile bootstrap over clusters int64 [N].
 
     The statements of a cluster (one sentence with several images) are not independent: whole clusters are resampled
     with replacement, `_N_RESAMPLES` times, from a fixed seed.

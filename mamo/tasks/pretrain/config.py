@@ -1,6 +1,7 @@
 """Config of MAMO's pre-training."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from mamo.config.schema import LossConfig, MamoConfig, MaskingConfig, TeacherConfig
 
@@ -8,6 +9,7 @@ from mamo.config.schema import LossConfig, MamoConfig, MaskingConfig, TeacherCon
 class PretrainConfig(MamoConfig):
     """The losses of `losses` on image-text pairs, which fine-tune retrieval too."""
 
+    scores_items: ClassVar[bool] = True
     task: str = "pretrain"
     masking: MaskingConfig = MaskingConfig()
     losses: LossConfig = LossConfig()

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from mamo.data.loader import SampleDataset
 from mamo.distributed import all_gather_no_grad, world_size
 from mamo.evaluation.predictor import Predictor
+from mamo.evaluation.results import Metrics
 from mamo.imports import import_class, import_value, is_import_path, validate_settings
 from mamo.models.build import build_backbone, load_published
 from mamo.models.vlm import Mamo
@@ -30,6 +31,7 @@ from mamo.tasks.objective import Loss, ObjectiveTask, Targets, Views, compute_vi
 from mamo.tasks.pretrain.batch import PairBatch, PairCollator, pair_collator
 from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
+from mamo.tasks.pretrain.items import evaluate_item_files, item_sections, read_item_files
 from mamo.tasks.pretrain.losses import LOSSES, sphere_spread
 from mamo.tasks.pretrain.samples import sample_pictures
 from mamo.tasks.pretrain.views import PLANS, FusedPass, encoding_stages, masked_stages, teacher_stages
@@ -167,14 +169,19 @@ class PretrainTask(ObjectiveTask[PairBatch]):
     def check_evaluation_files(self) -> None:
         """Read the evaluation files, but no image."""
         check_files(self.config)
+        read_item_files(self.config)
 
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
         """Evaluate retrieval, probes, masked words, grounding and statements without fine-tuning."""
         return evaluate_pretrained(predictor, self.config, folder / STATEMENT_SCORES)
 
+    def evaluate_items(self, predictor: Predictor, folder: Path) -> Metrics:
+        """Score the fine-grained sets of the config."""
+        return evaluate_item_files(predictor, self.config, folder)
+
     def report(self, predictor: Predictor, rows: int, folder: Path) -> list[tuple[str, str]]:
         """Show retrieval, heat maps, filled words and rebuilt patches of some samples."""
-        return sample_pictures(predictor, self.config, rows)
+        return [*sample_pictures(predictor, self.config, rows), *item_sections(self.config, folder)]
 
     scenes_protocol = "zeroshot"
 
