@@ -12,6 +12,7 @@ from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import DEFAULT_SPLIT_BY, build_refcoco
 from mamo.data.builders.report import BuildReport
+from mamo.data.builders.snli_ve import build_snli_ve
 from mamo.data.builders.web import build_cc3m, build_sbu
 from mamo.data.records import TASK_RECORDS
 from mamo.world.export import LAYOUTS
@@ -30,6 +31,7 @@ BUILDERS: dict[str, Callable[[Path, Path, bool], BuildReport | NlvrCounts]] = {
     "nlvr": build_nlvr,
     "nlvr2": build_nlvr2,
     "refcoco": build_refcoco,
+    "snli_ve": build_snli_ve,
 }
 
 
