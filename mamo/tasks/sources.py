@@ -252,11 +252,11 @@ def scene_records(
     return [kind.model_validate(row) for row in rows]
 
 
-def pair_dataset(config: RunConfig) -> SampleDataset:
-    """Return the training pairs of a config."""
+def pair_dataset(config: RunConfig, has_foils: bool = False) -> SampleDataset:
+    """Return the training pairs of a config, of scenes with foils where `has_foils`."""
     data = config.data
     if data.source == "scenes":
-        return ScenePairs(data, "train", data.train_scenes, cleaning=cleaning_of(config))
+        return ScenePairs(data, "train", data.train_scenes, cleaning=cleaning_of(config), has_foils=has_foils)
     parts: list[Any] = [read_pairs(Path(file), data.train_split) for file in data.train_files]
     for line in identity_warnings(parts):
         logger.warning("data.train_file: %s", line)
