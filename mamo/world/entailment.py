@@ -45,7 +45,8 @@ from mamo.world.scene import (
     attribute_values,
 )
 
-KINDS = ("cell", "side", "relation")
+KINDS = ("cell", "side", "cell", "relation")
+"""In turn: half of the statements are of kind `cell`."""
 CARD_GREY = 128
 _STREAM = 24  # random stream of a set's first scene
 _SCENES_PER_SET = 6
