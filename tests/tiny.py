@@ -54,6 +54,7 @@ TASKS: Mapping[str, Values] = {
     "grounding": {"losses": {"weights": ITC_AND_ITM, "itm_pool_size": 4}},
     "vqa": {"vqa": {"answer_min_count": 1}},
     "reasoning": {},
+    "entailment": {},
     "mlim": {
         "masking": {"image_ratio": 0.8, "text_ratio": 0.8},
         "losses": {"weights": {"itm": 1, "mlm": 1, "recon": 1}, "itm_pool_size": 4},

@@ -17,6 +17,7 @@ from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import DEFAULT_SPLIT_BY, build_refcoco
 from mamo.data.builders.report import BuildReport
+from mamo.data.builders.snli_ve import build_snli_ve
 from mamo.data.builders.sugarcrepe import build_sugarcrepe, build_sugarcrepe_pp
 from mamo.data.builders.svo import build_svo
 from mamo.data.builders.valse import build_valse
@@ -56,6 +57,7 @@ BUILDERS: dict[str, Callable[[Path, Path, bool], BuildReport | NlvrCounts]] = {
     "colorswap": build_colorswap,
     "mmvp-vlm": build_mmvp,
     "cola": build_cola,
+    "snli_ve": build_snli_ve,
 }
 
 

@@ -305,6 +305,9 @@ class LossConfig(Section):
     """First value of the learnable ITC temperature."""
     itm_pool_size: Annotated[int, Field(ge=2)] = 32
     """Hard negatives come from fixed pools of this many consecutive samples."""
+    itm_negatives: Literal["pool", "foils", "both"] = "pool"
+    """`pool`: hard negatives by ITC; `foils`: texts that are false of the image, those of the data (`foils` of pairs,
+    `foil` of expressions) or, of scenes, the caption with one word changed; `both`: pool and foils."""
     duplicates: Literal["excluded", "negatives"] = "excluded"
     """Other samples of the same image or caption: never negatives, or `negatives` as all others (ALBEF)."""
     queue_start: Literal["empty", "random"] = "empty"

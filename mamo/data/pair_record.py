@@ -11,6 +11,7 @@ class PairRecord:
 
     `image` is an absolute path or a member of a tar. `line` is the 1-based number of the line, list entry or pair in
     the file `source`. Folds do not split records with the same `directory`.
+    `foils` are texts that are false of the image.
     """
 
     image: str | ShardMember
@@ -19,3 +20,4 @@ class PairRecord:
     line: int
     source: str
     directory: str | None = None
+    foils: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ class Sample:
 
     `image_id` and `caption_id` are 63-bit hashes, equal for the same image or the same words. `sample_id` is the index
     in the data set. `skipped` has one line for each bad sample that this one replaces, see `BadSamplePolicy`.
+    `foil` is a text that is false of the image; empty where none is known.
     """
 
     image: Tensor
@@ -44,6 +45,7 @@ class Sample:
     caption_id: int
     sample_id: int
     skipped: tuple[str, ...]
+    foil: str = ""
 
 
 def hash_id(text: str) -> int:
@@ -141,6 +143,10 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def has_foils(self) -> bool:
+        """Return whether some pair has a foil; pairs of shards have none."""
+        return any(record.foils for part in self.parts if not isinstance(part, TarShardDataset) for record in part)
+
     def fingerprint_items(self) -> Iterator[str]:
         """Yield the texts of the data fingerprint: the records, or the index tables of shards.
 
@@ -157,7 +163,8 @@ class PairDataset:
                 for record in records:
                     image = relative_image_path(folder, str(record.image))
                     image_id = image if record.image_id == str(record.image) else record.image_id
-                    yield f"{file.name}\t{image}\t{image_id}\t{record.captions}\n"
+                    foils = f"\t{record.foils}" if record.foils else ""
+                    yield f"{file.name}\t{image}\t{image_id}\t{record.captions}{foils}\n"
 
     def dataset_names(self) -> list[str]:
         """Return the prefixes of the image ids that our builders write (`coco` of `coco/42`), else "other".
@@ -170,7 +177,7 @@ class PairDataset:
         return sorted(found)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """Load pair `index`; `rng` draws the caption and the augmentation. Raises as `load_or_substitute`."""
+        """Load pair `index`; `rng` draws caption, augmentation and foil. Raises as `load_or_substitute`."""
         return load_or_substitute(index, len(self), self.on_bad, lambda at, skipped: self._load_one(at, rng, skipped))
 
     def _load_one(self, index: int, rng: np.random.Generator, skipped: tuple[str, ...]) -> Sample:
@@ -184,4 +191,7 @@ class PairDataset:
                 f"{record.source}:{record.line}: sample {index}: the caption is empty; add words or remove the row"
             )
         image = apply_transform(self.transform, load_image(record.image), self.image_size_px, rng)
-        return Sample(image, caption, hash_id(record.image_id), hash_id(caption.lower()), index, skipped)
+        foil = self.clean(record.foils[int(rng.integers(len(record.foils)))]) if record.foils else ""
+        if foil.lower() == caption.lower():  # equal once cleaned and cut: true of the image
+            foil = ""
+        return Sample(image, caption, hash_id(record.image_id), hash_id(caption.lower()), index, skipped, foil)

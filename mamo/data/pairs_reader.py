@@ -10,6 +10,7 @@ Our own layout is JSON Lines (UTF-8), one object a line:
 | `caption` | one string or a list of strings |
 | `image_id` | optional string or integer, the same for rows with the same image (default: the image's path) |
 | `directory` | optional string: a group that folds must not split |
+| `foils` | optional string or list of strings that are false of the image: hard negatives of ITM |
 
 Other fields are ignored, with a line in the log. The other layouts are ALBEF's caption JSON (a list of the same
 objects), Karpathy's split JSON (`{"images": [...]}`), COCO's captions JSON (`{"images": [...], "annotations": [...]}`),
@@ -37,6 +38,7 @@ _FIELDS = {
     "caption": "a string or a non-empty list of strings",
     "image_id": "a string or an integer",
     "directory": "a string",
+    "foils": "a string or a non-empty list of strings",
 }
 """Description of the values of each field."""
 _REQUIRED = ("image", "caption")
@@ -187,9 +189,9 @@ def _read_rows(path: Path, rows: list[tuple[int, Any]], errors: ErrorCollector |
             continue
         name = row["image"]
         image = str(folder / (os.path.expanduser(name) if name.startswith("~/") else name))
-        captions = (row["caption"],) if isinstance(row["caption"], str) else tuple(row["caption"])
+        captions, foils = (_as_tuple(row.get(key, ())) for key in ("caption", "foils"))
         image_id = str(row.get("image_id", image))
-        records.append(PairRecord(image, captions, image_id, line, str(path), row.get("directory")))
+        records.append(PairRecord(image, captions, image_id, line, str(path), row.get("directory"), foils))
     errors.raise_if_any()
     fields.log(path)
     return records
@@ -207,11 +209,16 @@ def _row_errors(row: Any, fields: UnknownFields) -> list[str]:
         "caption": _is_caption,
         "image_id": lambda value: isinstance(value, str | int) and not isinstance(value, bool),
         "directory": lambda value: isinstance(value, str),
+        "foils": _is_caption,
     }
     for key, is_good in checks.items():
         if key in row and not is_good(row[key]):
             errors.append(f"field '{key}' must be {_FIELDS[key]}, got {brief(row[key])}")
     return errors
+
+
+def _as_tuple(texts: str | Sequence[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def _is_caption(value: Any) -> bool:

@@ -4,6 +4,7 @@
                 "question_type"}
     reasoning  {"images": [one or two], "sentence", "label", "identifier"}
     grounding  {"image", "expression_id", "expression", "box_xywh", "proposals_xywh": [...], "foil"}
+    entailment {"image", "sentence", "label", "pair_id"}
 
 Boxes are (x, y, width, height) in pixels of the image. `answers` has one or more entries, ten in VQA v2
 (`mamo.evaluation.metrics.vqa` defines the score with fewer). It is empty if the split has no public answers. `box_xywh`
@@ -15,7 +16,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
@@ -82,11 +83,27 @@ class GroundingRecord(TaskRecord):
     foil: str = Field("", description="a text")
 
 
-TaskName = Literal["vqa", "reasoning", "grounding"]
-TASK_RECORDS: dict[TaskName, type[VqaRecord | ReasoningRecord | GroundingRecord]] = {
+EntailmentLabel = Literal["contradiction", "neutral", "entailment"]
+ENTAILMENT_LABELS: tuple[EntailmentLabel, ...] = get_args(EntailmentLabel)
+"""In the order of ALBEF's classes 0, 1 and 2."""
+
+
+class EntailmentRecord(TaskRecord):
+    """A sentence about an image, and whether the image entails it, contradicts it, or neither (SNLI-VE)."""
+
+    key: ClassVar[str] = "pair_id"
+    image: Words = Field(description=_PATH)
+    sentence: Words = Field(description=_TEXT)
+    label: EntailmentLabel = Field(description=f"one of {', '.join(ENTAILMENT_LABELS)}")
+    pair_id: Words = Field(description="a text that no other record has")
+
+
+TaskName = Literal["vqa", "reasoning", "grounding", "entailment"]
+TASK_RECORDS: dict[TaskName, type[VqaRecord | ReasoningRecord | GroundingRecord | EntailmentRecord]] = {
     "vqa": VqaRecord,
     "reasoning": ReasoningRecord,
     "grounding": GroundingRecord,
+    "entailment": EntailmentRecord,
 }
 Record = TypeVar("Record", bound=TaskRecord)
 

@@ -60,7 +60,7 @@ SCENES_RERANK_K = 32
 ANSWERS_K = 128
 PUBLIC_SIZE_PX = 384
 _SCENES_RULES = {"itm_score": "difference", "repeated_captions": "merged"}
-Lineage = Literal["any", "not-coco", "coco", "coco-or-raw", "flickr30k"]
+Lineage = Literal["any", "not-coco", "coco", "coco-or-raw", "flickr30k", "flickr30k-named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,12 @@ def _items(files: list[str], score: ItemScore, states: str, n_items: int | None 
     )
 
 
-def _records(task: str, file: str, n_records: int | None, states: str, **evaluation: int | str) -> Protocol:
+def _records(
+    task: str, file: str, n_records: int | None, states: str, lineage: Lineage = "any", **evaluation: int | str
+) -> Protocol:
     data = {"source": "records", "eval_file": file, "image_size_px": PUBLIC_SIZE_PX}
-    return Protocol({"task": task, "data": data, "evaluation": evaluation}, Path(file).stem, states, n_records)
+    values = {"task": task, "data": data, "evaluation": evaluation}
+    return Protocol(values, Path(file).stem, states, n_records, lineage)
 
 
 _HEATS = {
@@ -149,6 +152,7 @@ PROTOCOLS: dict[str, Protocol] = {
         for name, task, states, evaluation in (
             ("vqa", "vqa", "1,000 questions, official accuracy, and with blank images", {"rerank_k": ANSWERS_K}),
             ("nlvr2", "reasoning", "1,000 statements about pairs, each sentence once true and once false", {}),
+            ("entailment", "entailment", "1,000 statements about scenes with one cell covered, three labels", {}),
             (
                 "grounding",
                 "grounding",
@@ -176,6 +180,17 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "nlvr2-dev": _records("reasoning", "data/nlvr2/dev.jsonl", 6982, "NLVR2 development"),
     "nlvr2-testp": _records("reasoning", "data/nlvr2/test-p.jsonl", 6967, "NLVR2 public test, with its subsets"),
+    **{
+        f"snli-ve-{split}": _records(
+            "entailment",
+            f"data/snli_ve/{split}.jsonl",
+            n_records,
+            f"SNLI-VE {split}, three-way accuracy; a checkpoint that was also trained on Flickr30k, whose captions are "
+            f"SNLI-VE's premises, is named snli-ve-{split}-flickr30k",
+            "flickr30k-named",
+        )
+        for split, n_records in (("dev", 17_858), ("test", 17_901))
+    },
     "refcocop-weak": _records(
         "grounding",
         "data/refcoco+/val.jsonl",
@@ -205,6 +220,7 @@ PROTOCOLS: dict[str, Protocol] = {
         for task, named, states in (
             ("vqa", ("rerank_k",), "; results are named records-vqa-kK, K answers shortlisted by their first token"),
             ("reasoning", (), ""),
+            ("entailment", (), ""),
             (
                 "grounding",
                 ("grounding_heat", "itm_score", "heat_resize"),
@@ -414,6 +430,8 @@ def check_lineage(protocol: str, lineage: Sequence[Mapping[str, Any]]) -> str:
                 f"{protocol}: the checkpoint was trained on Flickr30k ({trained_on}); use flickr30k-finetuned"
             )
         return protocol if last == ["coco"] else f"{protocol}-raw"
+    if wanted == "flickr30k-named":
+        return f"{protocol}-flickr30k" if any("flickr30k" in names for names in seen) else protocol
     if wanted == "not-coco" and last == ["coco"]:
         raise ValueError(f"{protocol}: the checkpoint was fine-tuned on COCO ({trained_on}); use coco5k-finetuned")
     if wanted in ("coco", "flickr30k") and last != [wanted]:

@@ -51,7 +51,7 @@ def remarks(metrics: Mapping[str, float]) -> list[str]:
     """Return a sentence for each number that is worse than what it should improve."""
     recalls = [[metrics.get(f"{stage}/{way}_r1") for way in ("i2t", "t2i")] for stage in ("itc", "rerank")]
     found = []
-    for task in ("vqa", "reasoning"):
+    for task in ("vqa", "reasoning", "entailment"):
         accuracy, majority = metrics.get(f"{task}/accuracy"), metrics.get(f"{task}/majority")
         if accuracy is not None and majority is not None and accuracy < majority:
             found.append(f"{task} is below the commonest answer: accuracy {accuracy:.1f}, majority {majority:.1f}")

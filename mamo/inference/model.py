@@ -1,4 +1,4 @@
-"""A trained model as one object: features, matching, retrieval, grounding, masked words, answers, reasoning.
+"""A trained model as one object: features, matching, retrieval, grounding, masked words, answers, statements.
 
 Images are paths, PIL images or uint8 tensors [3, H, W] of any size; texts are strings. Lists are processed in batches
 of `evaluation.batch_size`. Features and similarities stay on the model's device, probabilities are on the CPU.
@@ -27,7 +27,7 @@ from mamo.config.schema import GroundingHeat, RunConfig
 from mamo.data.collate import TOKENIZER_LOCK
 from mamo.data.images import BadSampleError
 from mamo.data.processor import ImageLike, Processor, check_list
-from mamo.data.records import Box
+from mamo.data.records import ENTAILMENT_LABELS, Box
 from mamo.data.tokenizer import ends_with_sep
 from mamo.evaluation.metrics.grounding import best_proposal
 from mamo.evaluation.predictor import Predictor
@@ -321,10 +321,33 @@ class Model(ModelHubMixin):
                 found.append(self.network.reason(slots.view(len(ids), -1, *slots.shape[1:]), *texts).sigmoid().cpu())
         return torch.cat(found)
 
+    def entails(self, image: ImageLike, text: str) -> dict[str, float]:
+        """Compute the probability that an image entails a text, contradicts it, or neither (SNLI-VE), by label.
+
+        >>> import mamo
+        >>> found = mamo.load("runs/entailment").entails("a.jpg", "there is a red circle in the north")
+        >>> list(found)
+        ['contradiction', 'neutral', 'entailment']
+
+        Raises BadSampleError for an unreadable image, ValueError for several texts.
+        """
+        self._need("entailment", "entails", "entailment")
+        if not isinstance(text, str):
+            raise ValueError(f"entails: give one text, not {text!r:.200}")
+        ids, lengths = self.processor.texts([text])
+        is_valid = torch.arange(ids.shape[1]) < lengths[:, None]
+        device, pixels = self._scorer.device, self.processor.images([image])
+        with torch.inference_mode():
+            embedded = self.network.embed(pixels.to(device))
+            logits = self.network.classify(embedded, ids.to(device), is_valid.to(device))
+        return dict(zip(ENTAILMENT_LABELS, logits[0].softmax(dim=0).tolist(), strict=True))
+
     def _need(self, head: str, call: str, trained_by: str) -> None:
         if self.network.get_head(head) is None:
             is_loss = head in ("temperature", "itm", "mlm")
-            config = {"vqa": "questions", "reasoning": "sentences"}.get(trained_by, "retrieval_scenes")
+            config = {"vqa": "questions", "reasoning": "sentences", "entailment": "entailment_scenes"}.get(
+                trained_by, "retrieval_scenes"
+            )
             weight = f" losses.weights.{trained_by}=1" if is_loss else ""
             raise MissingHeadError(
                 f"{call}: this model was trained without {trained_by}; fine-tune it with `mamo finetune "

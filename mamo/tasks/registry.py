@@ -11,6 +11,7 @@ from mamo.config.schema import RunConfig
 from mamo.config.values import Values
 from mamo.imports import import_class, is_import_path, no_code_from
 from mamo.tasks.base import Task
+from mamo.tasks.entailment.task import EntailmentTask
 from mamo.tasks.grounding.task import GroundingTask
 from mamo.tasks.mlim.matching import MatchingTask
 from mamo.tasks.mlim.pretrain import MlimTask
@@ -25,6 +26,7 @@ TASKS: dict[str, type[Task]] = {
     "grounding": GroundingTask,
     "vqa": VqaTask,
     "reasoning": ReasoningTask,
+    "entailment": EntailmentTask,
     "mlim": MlimTask,
     "matching": MatchingTask,
 }

@@ -1,20 +1,24 @@
 """Restore a task and its network from a folder of weights."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from mamo.config.schema import MamoModelConfig, RunConfig
+from mamo.config.schema import MamoConfig, MamoModelConfig, RunConfig
 from mamo.data.processor import Processor, has_sep
 from mamo.data.tokenizer import read_tokenizer
 from mamo.evaluation.predictor import Predictor
 from mamo.imports import no_code_from
-from mamo.models.build import position_resamplers
+from mamo.models.build import build_backbone, position_resamplers
+from mamo.models.vlm import Backbone
 from mamo.tasks.base import Task
 from mamo.tasks.registry import build_task, load_stored_config
 from mamo.training import checkpoint
 from mamo.training.run_dir import BERT, CONFIG
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def restore_task(
@@ -47,7 +51,13 @@ def restore_task(
     return task, Predictor(task.network.to(device).eval(), Processor.of(words, config), device)
 
 
-def without_published(config: RunConfig, folder: Path) -> RunConfig:
+def random_backbone(config: MamoConfig, folder: Path, n_tokens: int, pad_token_id: int) -> Backbone:
+    """Build the backbone of a step folder with the random weights of its seed; see `restore_task` for the config."""
+    with no_code_from(folder):
+        return build_backbone(without_published(config, folder), n_tokens, pad_token_id)
+
+
+def without_published(config: Config, folder: Path) -> Config:
     """Return the config to build a stored network by: weights, and the values of a named BERT, come from `folder`.
 
     Published weights and configurations are not looked for again: their source may be gone.

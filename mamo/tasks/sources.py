@@ -26,6 +26,7 @@ from mamo.data.pairs_reader import read_pairs
 from mamo.data.processor import cleaning_of, has_sep
 from mamo.data.record_dataset import LoadImage, Record, RecordDataset, file_records, image_names
 from mamo.data.records import (
+    EntailmentRecord,
     GroundingRecord,
     ReasoningRecord,
     VqaRecord,
@@ -35,6 +36,7 @@ from mamo.data.transforms import train_transform_from
 from mamo.hub import hub_folder
 from mamo.models.text_encoder import bert_config_from
 from mamo.world.datasets import ScenePairs
+from mamo.world.entailment import entailment_items, render_covered
 from mamo.world.questions import question
 from mamo.world.referring import expressions
 from mamo.world.rendering import render
@@ -203,14 +205,16 @@ def require_some(evaluated: Sized) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _SceneImages:
-    """Draws the scene of a record."""
+    """Draws the scene of a record: `INDEX`, or `INDEX/CELL` with a card over a cell."""
 
     world: SceneWorld
     split: Split
     size: tuple[int, int]
 
     def __call__(self, name: str) -> Tensor:
-        picture = render(self.world.scene(self.split, int(name)), self.size)
+        index, _, covered = name.partition("/")
+        scene = self.world.scene(self.split, int(index))
+        picture = render_covered(scene, int(covered), self.size) if covered else render(scene, self.size)
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
 
 
@@ -230,6 +234,10 @@ def scene_records(
             images = [str(item.left), str(item.right)]
             rows.append({"images": images, "sentence": item.sentence, "label": item.label})
             rows[-1]["identifier"] = item.identifier
+    elif kind is EntailmentRecord:
+        for about in entailment_items(world, split, n_items):
+            rows.append({"image": f"{about.scene_index}/{about.covered}", "pair_id": about.identifier})
+            rows[-1] |= {"sentence": about.sentence, "label": about.label}
     else:
         assert kind is GroundingRecord
         for number, phrase in enumerate(expressions(world, n_items, image_size_px, split)):
@@ -244,11 +252,11 @@ def scene_records(
     return [kind.model_validate(row) for row in rows]
 
 
-def pair_dataset(config: RunConfig) -> SampleDataset:
-    """Return the training pairs of a config."""
+def pair_dataset(config: RunConfig, has_foils: bool = False) -> SampleDataset:
+    """Return the training pairs of a config, of scenes with foils where `has_foils`."""
     data = config.data
     if data.source == "scenes":
-        return ScenePairs(data, "train", data.train_scenes, cleaning=cleaning_of(config))
+        return ScenePairs(data, "train", data.train_scenes, cleaning=cleaning_of(config), has_foils=has_foils)
     parts: list[Any] = [read_pairs(Path(file), data.train_split) for file in data.train_files]
     for line in identity_warnings(parts):
         logger.warning("data.train_file: %s", line)

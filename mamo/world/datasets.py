@@ -10,9 +10,12 @@ import torch
 from mamo.config.schema import DataConfig
 from mamo.data.cleaning import Cleaning, cleaner
 from mamo.data.pairs import Sample, hash_id
-from mamo.world import captions, rendering
-from mamo.world.minimal_pairs import distinguishing_caption, training_scene
+from mamo.world import captions, grammar, rendering
+from mamo.world.minimal_pairs import distinguishing_draft, training_scene
+from mamo.world.probes import one_word_foil
 from mamo.world.scene import WORLD_SEED, SceneWorld, Split
+
+_FOIL_STREAM = 26  # random stream of a scene
 
 CAPTION_SHARES = (0.35, 0.35, 0.1, 0.1, 0.1)
 """Probability of each of a scene's five captions. The two full descriptions dominate: the others are often true of many
@@ -24,7 +27,8 @@ class ScenePairs:
 
     Training scenes come in pairs. Half of these are minimal pairs (`mamo.world.minimal_pairs`). The first scenes have
     few objects, see `data.curriculum_scenes`. With `identifying` the text is `identifying_caption`. Captions need no
-    cleaning but ALBEF's.
+    cleaning but ALBEF's. With `has_foils` each sample has a foil of its caption, which differs in one word by the
+    rules of the probes; for some captions there is none.
     """
 
     group_size = 2
@@ -36,12 +40,13 @@ class ScenePairs:
         n_scenes: int,
         identifying: bool = False,
         cleaning: Cleaning = "plain",
+        has_foils: bool = False,
     ) -> None:
         self.world = SceneWorld(config.difficulty, WORLD_SEED)
         self.split = split
         self.n_scenes = n_scenes
         self.image_size_px = config.image_size
-        self.identifying = identifying
+        self.identifying, self.has_foils = identifying, has_foils
         self.clean = None if cleaning == "plain" else cleaner(cleaning)
         self.stage_ends = list(itertools.accumulate(config.curriculum_scenes))
 
@@ -65,14 +70,16 @@ class ScenePairs:
             most_objects = stage + 1 if stage < len(self.stage_ends) else None
             scene, counterpart = training_scene(self.world, self.split, index, most_objects)
         if self.identifying:
-            text = captions.identifying_caption(scene).text
+            draft = captions.identifying_draft(scene)
         elif counterpart is None:
-            text = captions.caption(scene, int(rng.choice(captions.N_CAPTIONS, p=CAPTION_SHARES))).text
+            draft = captions.caption_draft(scene, int(rng.choice(captions.N_CAPTIONS, p=CAPTION_SHARES)))
         else:
             order = rng.choice(captions.N_CAPTIONS, size=captions.N_CAPTIONS, replace=False, p=CAPTION_SHARES)
-            text = distinguishing_caption(scene, counterpart, order.tolist())
+            draft = distinguishing_draft(scene, counterpart, order.tolist())
+        false = one_word_foil(scene, draft, scene.rng(_FOIL_STREAM)) if self.has_foils else None
+        text, foil = ("" if each is None else grammar.write(each, scene.objects).text for each in (draft, false))
         if self.clean is not None:
-            text = self.clean(text)
+            text, foil = self.clean(text), self.clean(foil)
         image = rendering.render(scene, self.image_size_px)  # [H, W, 3]
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
@@ -81,4 +88,5 @@ class ScenePairs:
             caption_id=hash_id(text),
             sample_id=index,
             skipped=(),
+            foil=foil,
         )

@@ -1,4 +1,4 @@
-"""Export of the embedded world: JPEG files with JSON Lines, or the official file layout of three public data sets.
+"""Export of the embedded world: JPEG files with JSON Lines, or the official file layout of four public data sets.
 
 The official layouts exercise the readers and builders of public data without a download.
 """
@@ -8,6 +8,8 @@ import pickle
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from mamo.config.values import Values
@@ -15,6 +17,7 @@ from mamo.data.items import as_row
 from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import write_json_lines
 from mamo.world.captions import all_captions
+from mamo.world.entailment import entailment_items, render_covered
 from mamo.world.probes import PROBES, probe_items
 from mamo.world.questions import question
 from mamo.world.referring import expressions
@@ -22,11 +25,12 @@ from mamo.world.rendering import render
 from mamo.world.scene import SceneWorld, Split
 from mamo.world.statements import pair_statements
 
-Layout = Literal["pairs", "items", "vqa2", "nlvr2", "refcoco"]
-LAYOUTS: tuple[Layout, ...] = ("pairs", "items", "vqa2", "nlvr2", "refcoco")
+Layout = Literal["pairs", "items", "vqa2", "nlvr2", "refcoco", "snli_ve"]
+LAYOUTS: tuple[Layout, ...] = ("pairs", "items", "vqa2", "nlvr2", "refcoco", "snli_ve")
 _JPEG_QUALITY = 95
 _VQA_SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 _NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}
+_SNLI_VE_SPLITS = {"train": "train", "val": "dev", "test": "test"}
 _REFCOCO_SPLITS = {"train": "train", "val": "val", "test": "testA"}
 
 
@@ -41,8 +45,8 @@ def export_scenes(
 ) -> Path:
     """Write the first `n` records of a split and their images into the folder `to`.
 
-    A record is a scene (layout `pairs`), an item of each probe (`items`), a question (`vqa2`), a statement (`nlvr2`) or
-    an expression (`refcoco`).
+    A record is a scene (layout `pairs`), an item of each probe (`items`), a question (`vqa2`), a statement (`nlvr2`,
+    `snli_ve`) or an expression (`refcoco`).
 
     Returns:
         The path to use next: `pairs.jsonl`, `items.jsonl`, or the folder for `mamo data build LAYOUT --from`.
@@ -52,7 +56,14 @@ def export_scenes(
     """
     if n < 1 or min(image_size_px) < 1:
         raise ValueError(f"count and image size must be at least 1, got {n} and {image_size_px}")
-    writers = {"pairs": _pairs, "items": _items, "vqa2": _vqa2, "nlvr2": _nlvr2, "refcoco": _refcoco}
+    writers = {
+        "pairs": _pairs,
+        "items": _items,
+        "vqa2": _vqa2,
+        "nlvr2": _nlvr2,
+        "refcoco": _refcoco,
+        "snli_ve": _snli_ve,
+    }
     with OutputFolder(to, overwrite) as output:
         writers[layout](world, split, n, image_size_px, output)
     return to / f"{layout}.jsonl" if layout in ("pairs", "items") else to
@@ -134,8 +145,24 @@ def _refcoco(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to:
     _write_json(to.path("dets.json"), proposals)
 
 
+def _snli_ve(world: SceneWorld, split: Split, n: int, size: tuple[int, int], to: OutputFolder) -> None:
+    """Write JSON Lines, and one JPEG file a picture with its covered cell."""
+    rows = []
+    for item in entailment_items(world, split, n):
+        name = f"{item.scene_index}{item.covered}"
+        picture = render_covered(world.scene(split, item.scene_index), item.covered, size)
+        _save_picture(picture, to.path(f"flickr30k_images/{name}.jpg"))
+        texts = {"sentence1": "a scene", "sentence2": item.sentence}
+        rows.append({"Flickr30K_ID": name, "gold_label": item.label, "pairID": item.identifier, **texts})
+    write_json_lines(to.path(f"snli_ve_{_SNLI_VE_SPLITS[split]}.jsonl"), rows)
+
+
 def _save(world: SceneWorld, split: Split, index: int, size: tuple[int, int], file: Path) -> None:
-    picture = Image.fromarray(render(world.scene(split, index), size))
+    _save_picture(render(world.scene(split, index), size), file)
+
+
+def _save_picture(pixels: npt.NDArray[np.uint8], file: Path) -> None:
+    picture = Image.fromarray(pixels)
     if file.suffix == ".png":
         picture.save(file)
     else:  # 4:4:4, because chroma subsampling would blur small objects

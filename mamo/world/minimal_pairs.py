@@ -65,11 +65,11 @@ def counterpart(scene: Scene, rng: SceneRng) -> Scene:
     return near_duplicate(scene)
 
 
-def distinguishing_caption(scene: Scene, other: Scene, order: Iterable[int]) -> str:
-    """Return the first caption that is false of `other`, in this order of indices; else the identifying one."""
+def distinguishing_draft(scene: Scene, other: Scene, order: Iterable[int]) -> grammar.Draft:
+    """Return the draft of the first caption that is false of `other`, in this order; else of the identifying one."""
     drafts = (captions.caption_draft(scene, caption_index) for caption_index in order)
     false = (draft for draft in drafts if not grammar.is_true(draft.statement, other.objects, margin=0.0))
-    return grammar.write(next(false, captions.identifying_draft(scene)), scene.objects).text
+    return next(false, captions.identifying_draft(scene))
 
 
 def _first_objects(scene: Scene, most_objects: int | None) -> Scene:

@@ -83,6 +83,19 @@ def probe_items(world: SceneWorld, probe: str, n_items: int = 1000, split: Split
     return items[:n_items]
 
 
+def one_word_foil(scene: Scene, true: Draft, rng: SceneRng) -> Draft | None:
+    """Return a foil of a caption that differs in one word, by the rules of the probes; None if there is none.
+
+    The word is an attribute, a shape, a relation or a number. The foil is false of the scene.
+    """
+    rules = (_replace_attribute_of, _replace_object_of, _swap_relation_of, _change_count_of)
+    for k in rng.permutation(len(rules)):
+        pair = rules[k](scene, true, rng)
+        if pair is not None and not is_true(pair[1].statement, scene.objects, margin=0.0):
+            return pair[1]
+    return None
+
+
 def _swap_attribute(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
     """Exchange an attribute of two mentions. As all makers: return (caption, foil), or None if it is not possible."""
     true = caption_draft(scene, rng.choice(_DESCRIBING))
@@ -104,16 +117,23 @@ def _swap_attribute(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
 
 def _replace_attribute(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
     """Replace the colour, size or pattern of a mention."""
-    return _replace_word(scene, rng, ATTRIBUTES)
+    return _replace_attribute_of(scene, caption_draft(scene, rng.choice(_DESCRIBING)), rng)
 
 
 def _replace_object(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
     """Replace the shape of a mention."""
-    return _replace_word(scene, rng, ("shape",))
+    return _replace_object_of(scene, caption_draft(scene, rng.choice(_DESCRIBING)), rng)
 
 
-def _replace_word(scene: Scene, rng: SceneRng, attributes: tuple[str, ...]) -> tuple[Draft, Draft] | None:
-    true = caption_draft(scene, rng.choice(_DESCRIBING))
+def _replace_attribute_of(scene: Scene, true: Draft, rng: SceneRng) -> tuple[Draft, Draft] | None:
+    return _replace_word(scene, true, rng, ATTRIBUTES)
+
+
+def _replace_object_of(scene: Scene, true: Draft, rng: SceneRng) -> tuple[Draft, Draft] | None:
+    return _replace_word(scene, true, rng, ("shape",))
+
+
+def _replace_word(scene: Scene, true: Draft, rng: SceneRng, attributes: tuple[str, ...]) -> tuple[Draft, Draft] | None:
     options = [
         (attribute, k)
         for attribute in attributes
@@ -154,7 +174,11 @@ def _repetitions(objects: tuple[SceneObject, ...] | list[SceneObject]) -> list[i
 
 def _swap_relation(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
     """Replace a spatial relation by its opposite."""
-    true = caption_draft(scene, rng.choice(_WITHOUT_PLACES if scene.difficulty == "full" else _DESCRIBING))
+    captions = _WITHOUT_PLACES if scene.difficulty == "full" else _DESCRIBING
+    return _swap_relation_of(scene, caption_draft(scene, rng.choice(captions)), rng)
+
+
+def _swap_relation_of(scene: Scene, true: Draft, rng: SceneRng) -> tuple[Draft, Draft] | None:
     relations = true.statement.relations
     # Two relations along one axis are not independent: "left of b and left of c" is more probable than "left of b and
     # right of c". A single relation is as probable as its mirror image.
@@ -171,8 +195,13 @@ def _swap_relation(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
 
 def _change_count(scene: Scene, rng: SceneRng) -> tuple[Draft, Draft] | None:
     """Increase or decrease a number by one."""
-    true = caption_draft(scene, COUNTING)
+    return _change_count_of(scene, caption_draft(scene, COUNTING), rng)
+
+
+def _change_count_of(scene: Scene, true: Draft, rng: SceneRng) -> tuple[Draft, Draft] | None:
     counts = true.statement.counts
+    if not counts:
+        return None
     k = int(rng.uniform() * len(counts))
     number = counts[k].number + rng.choice((-1, 1))
     # "{c0}" writes "two circles"; "one circle" would also change the noun.

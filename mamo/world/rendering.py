@@ -52,6 +52,15 @@ def render(scene: Scene, image_size_px: tuple[int, int]) -> npt.NDArray[np.uint8
     return np.clip(canvas, 0.0, 255.0, out=canvas).astype(np.uint8)
 
 
+def object_masks(scene: Scene, image_size_px: tuple[int, int]) -> Floats:
+    """Return the share of each pixel that each object covers, float32 [N, H, W] from 0 to 1."""
+    masks = np.zeros((len(scene.objects), *image_size_px), np.float32)
+    for mask, obj in zip(masks, scene.objects, strict=True):
+        rows, columns, u, v, radius_px = _window(obj, image_size_px)
+        mask[rows, columns] = _coverage(obj.shape, u, v, radius_px)
+    return masks
+
+
 @lru_cache(maxsize=16)
 def _grid(length: int) -> Floats:
     """Return the pixel centres of an axis, float32 [length]."""

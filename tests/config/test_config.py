@@ -317,7 +317,8 @@ def test_defaults_of_other_tasks_are_dropped(task: str) -> None:
         values["losses"]["weights"] = {**dict.fromkeys(LossWeights.model_fields, 0.0), "mlm": 1.0, "recon": 1.0}
     config = build_config(values)
     assert config == CONFIG_TYPES[task].model_validate(config.model_dump())
-    sections = {"vqa": {"vqa"}, "reasoning": {"reasoning"}, "matching": {"matching"}, "mlim": {"masking", "losses"}}
+    sections = {name: {name} for name in ("vqa", "reasoning", "entailment", "matching")}
+    sections["mlim"] = {"masking", "losses"}
     own = sections.get(task, {"masking", "losses", "teacher"})
     assert config.model_dump().keys() == {*RunConfig.model_fields, *own}
     assert ("image" in config.model_dump()["model"]) == (task not in ("mlim", "matching"))
@@ -333,7 +334,7 @@ def test_the_preset_s_values_of_another_network_are_dropped(preset: str) -> None
     values = {"task": "mlim", "output_dir": "x", "model": merge(PRESETS[preset], {"itc_width": 256})}
     if preset == "tiny":
         with pytest.raises(
-            ValueError, match=r"model\.itc_width: not used by task mlim \(only by pretrain, .*reasoning\)"
+            ValueError, match=r"model\.itc_width: not used by task mlim \(only by pretrain, .*reasoning, entailment\)"
         ):
             build_config(values)
     else:

@@ -59,6 +59,9 @@ def release_of(name: str) -> Files:
         },
         "sbu": {"sbu-captions-all.json": {"image_urls": ["http://x"], "captions": ["a kite"]}},
         "nlvr2": {"dev.json": nlvr2},
+        "snli_ve": {
+            "snli_ve_dev.jsonl": {"Flickr30K_ID": "1", "gold_label": "neutral", "pairID": "a", "sentence2": "x"}
+        },
         "nlvr": {"dev.json": {"identifier": "1-0", "directory": "1", "label": "true", "sentence": "x"}},
         **fine_grained_releases(),
     }  # fmt: skip
@@ -167,6 +170,7 @@ PLACES: list[tuple[str, str, tuple[Any, ...], str]] = [
     ("sbu", "sbu-captions-all.json", ("captions", 0), "captions"),
     ("sbu", "sbu-captions-all.json", ("image_urls", 0), "image_urls"),
     *[("nlvr2", "dev.json", (key,), key) for key in ("identifier", "sentence", "label")],
+    *[("snli_ve", "snli_ve_dev.jsonl", (key,), key) for key in ("Flickr30K_ID", "gold_label", "pairID", "sentence2")],
     *[("nlvr", "dev.json", (key,), key) for key in ("identifier", "directory", "sentence", "label")],
     *[("sugarcrepe", "add_att.json", ("0", key), key) for key in ("filename", "caption", "negative_caption")],
     *[("sugarcrepe-pp", "swap_obj.json", (0, key), key) for key in ("id", "filename", "caption", "caption2")],

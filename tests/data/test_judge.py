@@ -27,6 +27,7 @@ BOX = [2.0, 2.0, 6.0, 6.0]
 ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     "vqa": lambda k: {"image": f"{k}.png", "question_id": k, "question": "what?",
                       "answers": ["yes", "no"][: 1 + k % 2]},
+    "entailment": lambda k: {"image": f"{k}.png", "sentence": f"s {k}", "label": "neutral", "pair_id": str(k)},
     "reasoning": lambda k: {"images": [f"{k}.png", f"{k + 1}.png"], "sentence": f"s {k}", "label": k % 2 == 0,
                             "identifier": f"dev-{k}-0-0"},
     "grounding": lambda k: {"image": f"{k}.png", "expression_id": k, "expression": f"red circle {k}", "box_xywh": BOX,
@@ -34,7 +35,7 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     "pairs": lambda k: {"image": f"{k}.png", "caption": f"red circle {k}", "image_id": k},
 }  # fmt: skip
 SOME = {"vqa": "vqa/accuracy", "reasoning": "reasoning/accuracy", "grounding": "grounding/proposal",
-        "pairs": "itc/i2t_r1"}  # fmt: skip
+        "pairs": "itc/i2t_r1", "entailment": "entailment/accuracy"}  # fmt: skip
 
 
 def write(folder: Path, name: str, kind: str, numbers: range, **over: Any) -> Path:

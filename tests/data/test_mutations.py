@@ -176,6 +176,10 @@ RELEASES = {
         {"questions": [{"image_id": 1, "question_id": 1, "question": "q?"}]},
     ),
     "nlvr2": ("dev.json", {"identifier": "dev-1-0-0", "sentence": "s", "label": "True", "directory": 3}),
+    "snli_ve": (
+        "snli_ve_dev.jsonl",
+        {"Flickr30K_ID": "1", "gold_label": "neutral", "pairID": "a", "sentence1": "x", "sentence2": "s"},
+    ),
     "sbu": ("sbu-captions-all.json", {"image_urls": ["http://x"], "captions": ["x"]}),
 }
 

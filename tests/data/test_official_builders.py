@@ -7,13 +7,21 @@ from typing import Any
 
 import pytest
 
-from mamo.data.builders import captions, nlvr2, questions
+from mamo.data.builders import captions, nlvr2, questions, snli_ve
 from mamo.data.builders.captions import build_karpathy, build_vg
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vgqa, build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
+from mamo.data.builders.snli_ve import build_snli_ve
 from mamo.data.pairs_reader import read_pairs
-from mamo.data.records import GroundingRecord, ReasoningRecord, VqaRecord, image_path, read_task_records
+from mamo.data.records import (
+    EntailmentRecord,
+    GroundingRecord,
+    ReasoningRecord,
+    VqaRecord,
+    image_path,
+    read_task_records,
+)
 
 
 def put(folder: Path, files: dict[str, Any]) -> Path:
@@ -173,6 +181,37 @@ def test_nlvr2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             build_nlvr2(release, tmp_path / "out")
     with pytest.raises(ValueError, match=r"contains none of train\.json"):
         build_nlvr2(tmp_path, tmp_path / "out")
+
+
+def test_snli_ve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the caption of the picture in place of the sentence, or the picture of another folder."""
+    monkeypatch.setitem(snli_ve._SPLITS, "dev", ("snli_ve_dev.jsonl", 2))
+    row = {
+        "annotator_labels": ["neutral"], "captionID": "7.jpg#4", "gold_label": "neutral", "pairID": "7.jpg#4r1n",
+        "sentence1": "A caption.", "sentence1_parse": "(ROOT)", "sentence2": "Someone waits.", "Flickr30K_ID": "7",
+    }  # fmt: skip
+    rows = [row, {**row, "pairID": "7.jpg#4r1c", "gold_label": "contradiction", "sentence2": "Nobody is there."}]
+    release = put(
+        tmp_path / "release",
+        {"snli_ve_dev.jsonl": "".join(json.dumps(each) + "\n" for each in rows), "flickr30k-images/7.jpg": b"x"},
+    )
+    report = build_snli_ve(release, tmp_path / "out")
+    assert report.is_complete
+    assert report.absent == ("snli_ve_train.jsonl", "snli_ve_test.jsonl")
+    first, second = read_task_records(tmp_path / "out/dev.jsonl", EntailmentRecord)
+    assert (first.sentence, first.label, first.pair_id) == ("Someone waits.", "neutral", "7.jpg#4r1n")
+    assert (second.sentence, second.label) == ("Nobody is there.", "contradiction")
+    assert image_path(tmp_path / "out/dev.jsonl", first.image).resolve() == release / "flickr30k-images/7.jpg"
+    for text, message in (
+        ("{", r"dev\.jsonl:1: not valid JSON"),
+        (json.dumps({**row, "gold_label": "-"}), r"dev\.jsonl:1: gold_label: must be one of .*, got '-'"),
+        (f"{json.dumps(row)}\n{json.dumps(row)}", r"dev\.jsonl:2: pairID: .* occurs twice"),
+    ):
+        put(release, {"snli_ve_dev.jsonl": text + "\n"})
+        with pytest.raises(ValueError, match=message):
+            build_snli_ve(release, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"contains none of snli_ve_train\.jsonl"):
+        build_snli_ve(tmp_path, tmp_path / "out")
 
 
 def test_nlvr2_sentence_may_hold_odd_line_ends(tmp_path: Path) -> None:

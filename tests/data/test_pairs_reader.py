@@ -130,7 +130,7 @@ def test_defaults_and_optional_keys(folder: Path) -> None:
         (
             {"image": "a.png", "zzz": "1"},
             "field 'caption' is missing; add a string or a non-empty list of strings "
-            "(known fields: image, caption, image_id, directory; the row has 'image', 'zzz'",
+            "(known fields: image, caption, image_id, directory, foils; the row has 'image', 'zzz'",
         ),
         (["a.png", "x"], "must be a JSON object"),
     ],

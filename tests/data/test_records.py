@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mamo.data.records import (
+    EntailmentRecord,
     GroundingRecord,
     ReasoningRecord,
     VqaRecord,
@@ -19,11 +20,13 @@ from mamo.data.validate import check_records, validate_records
 
 VQA = {"image": "a.jpg", "question_id": 1, "question": "what?", "answers": ["x", "y"]}
 REASONING = {"images": ["a.jpg", "b.jpg"], "sentence": "s", "label": False, "identifier": "dev-1-0-0"}
+ENTAILMENT = {"image": "a.jpg", "sentence": "s", "label": "neutral", "pair_id": "1"}
 GROUNDING = {"image": "a.jpg", "expression_id": 4, "expression": "the kite", "box_xywh": [1.5, 2, 3, 4]}
 
 
 @pytest.mark.parametrize(
-    ("kind", "row"), [(VqaRecord, VQA), (ReasoningRecord, REASONING), (GroundingRecord, GROUNDING)]
+    ("kind", "row"),
+    [(VqaRecord, VQA), (ReasoningRecord, REASONING), (GroundingRecord, GROUNDING), (EntailmentRecord, ENTAILMENT)],
 )
 def test_records_survive_their_file(tmp_path: Path, kind: type, row: dict[str, Any]) -> None:
     """Bug: a label that turns into text, a box that loses its fraction, a default that is not restored."""
@@ -60,6 +63,12 @@ def test_records_survive_their_file(tmp_path: Path, kind: type, row: dict[str, A
             r"'question' is missing; .*the row has .*'text'",
         ),
         (ReasoningRecord, [{**REASONING, "label": "False"}], r":1: field 'label' must be true or false, got \"False\""),
+        (
+            EntailmentRecord,
+            [{**ENTAILMENT, "label": "-"}],
+            r":1: field 'label' must be one of contradiction, neutral, entailment, got \"-\"",
+        ),
+        (EntailmentRecord, [ENTAILMENT, ENTAILMENT], r":2: pair_id \"1\" occurs twice, first in line 1"),
         (ReasoningRecord, [{**REASONING, "label": 1}], r":1: field 'label' must be true or false, got 1"),
         (
             ReasoningRecord,

@@ -246,6 +246,7 @@ READ = {
     ("vqa", "scenes"): {"rerank_k", "probe_items"},
     ("vqa", "records"): {"rerank_k"},
     ("reasoning", "scenes"): {"probe_items"},
+    ("entailment", "scenes"): {"probe_items"},
     ("grounding", "scenes"): {"probe_items", "grounding_heat"},
     ("grounding", "records"): {"grounding_heat"},
     ("mlim", "scenes"): {"probe_items"},

@@ -72,7 +72,7 @@ def test_an_unknown_name_lists_the_known():
 
 PUBLIC = [
     "coco5k-finetuned", "coco5k-zeroshot", "flickr30k-zeroshot", "flickr30k-finetuned", "vqa2-val", "vqa2-testdev",
-    "nlvr2-dev", "nlvr2-testp", "refcocop-weak",
+    "nlvr2-dev", "nlvr2-testp", "refcocop-weak", "snli-ve-dev", "snli-ve-test",
 ]  # fmt: skip
 
 
@@ -148,6 +148,8 @@ def test_lineage():
     assert check_lineage("coco5k-zeroshot", [raw]) == "coco5k-zeroshot"
     assert check_lineage("coco5k-finetuned", [raw, coco]) == "coco5k-finetuned"
     assert check_lineage("flickr30k-finetuned", [raw, coco, flickr]) == "flickr30k-finetuned"
+    assert check_lineage("snli-ve-test", [raw, coco, link("records")]) == "snli-ve-test"
+    assert check_lineage("snli-ve-test", [raw, flickr, link("records")]) == "snli-ve-test-flickr30k"
     for name, ancestry, message in (
         ("flickr30k-zeroshot", [raw, flickr, coco], r"trained on Flickr30k \(cc3m \+ coco .* -> flickr30k -> coco\)"),
         ("coco5k-zeroshot", [raw, coco], "fine-tuned on COCO"),

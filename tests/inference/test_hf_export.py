@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, BertConfig
 
 import mamo
 from mamo.config.schema import RunConfig
-from mamo.data.records import ReasoningRecord, VqaRecord
+from mamo.data.records import EntailmentRecord, ReasoningRecord, VqaRecord
 from mamo.models.text_encoder import TextEncoder
+from mamo.tasks.entailment.evaluate import predict_entailment
 from mamo.tasks.reasoning.evaluate import predict_reasoning
 from mamo.tasks.registry import finetune_config
 from mamo.tasks.sources import load_records
@@ -41,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mamo.trainer, "plot_curves", lambda *_: None)
         train(config_of(output_dir=str(folder / "runs/scenes"), training=TWO_STEPS), is_resume=False)
-        for task in ("vqa", "reasoning"):
+        for task in ("vqa", "reasoning", "entailment"):
             where = {"output_dir": str(folder / f"runs/{task}"), "checkpoint": str(folder / "runs/scenes")}
             write_config(folder / "task.yaml", finetuning_values(task, **where))
             train(finetune_config(folder / "task.yaml", [], False), is_resume=False)
@@ -124,6 +125,26 @@ def test_answers_are_the_evaluators(home: Path, tmp_path: Path, is_exported: boo
         model.answer(["a.jpg"], ["x", "y"])
     with pytest.raises(mamo.MissingHeadError, match=r"without reasoning.*--config sentences"):
         model.reason([["a.jpg"]], ["x"])
+
+
+def test_entailment_is_the_evaluators(home: Path, tmp_path: Path) -> None:
+    """Bug: labels in another order, logits for probabilities, or a head that an export leaves out."""
+    model = stirred(home / "runs/entailment")
+    records, load_image = load_records(model.config.data, EntailmentRecord, "test", 4)
+    with torch.inference_mode():
+        expected = predict_entailment(model._predictor, records, load_image, 3)
+    model.save_pretrained(tmp_path / "e")
+    for again in (model, mamo.load(tmp_path / "e")):
+        for record in records:
+            found = again.entails(load_image(record.image), record.sentence)
+            assert list(found) == ["contradiction", "neutral", "entailment"]
+            assert tuple(found.values()) == pytest.approx(expected[record.pair_id], abs=1e-5)
+    with pytest.raises(ValueError, match="entails: give one text, not"):
+        model.entails("a.jpg", ["x"])
+    with pytest.raises(mamo.MissingHeadError, match=r"without vqa.*--config questions"):
+        model.answer(["a.jpg"], ["x"])
+    with pytest.raises(mamo.MissingHeadError, match=r"without entailment.*--config entailment_scenes"):
+        mamo.load(home / "runs/vqa").entails("a.jpg", "x")
 
 
 def test_reasoning_is_the_evaluators(home: Path) -> None:

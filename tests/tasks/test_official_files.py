@@ -10,6 +10,7 @@ import yaml
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
+from mamo.data.builders.snli_ve import build_snli_ve
 from mamo.data.images import BadSampleError
 from mamo.evaluator import evaluate
 from mamo.tasks.registry import finetune_config
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 TASKS: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "vqa": (build_vqa2, "vqa2", "val", {"vqa": {"answer_min_count": 1}}),
     "reasoning": (build_nlvr2, "nlvr2", "dev", {}),
+    "entailment": (build_snli_ve, "snli_ve", "dev", {}),
     "grounding": (
         build_refcoco,
         "refcoco",
@@ -28,7 +30,8 @@ TASKS: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
         {"losses": {"weights": {"mlm": 0, "mim": 0, "mrm_image": 0, "mrm_text": 0}, "itm_pool_size": 4}},
     ),
 }
-MAIN = {"vqa": "vqa/accuracy", "reasoning": "reasoning/consistency", "grounding": "grounding/proposal"}
+MAIN = {"vqa": "vqa/accuracy", "reasoning": "reasoning/consistency", "grounding": "grounding/proposal",
+        "entailment": "text_only/accuracy"}  # fmt: skip
 
 
 def built(task: str, folder: Path) -> tuple[Path, Path]:
@@ -64,7 +67,7 @@ def test_from_official_files_to_numbers(task: str, pretrained: Path, tmp_path: P
     config = files_config(task, train_file, eval_file, tmp_path, pretrained)
     train(config, is_resume=False)
     (entry,) = json.loads((tmp_path / "run/results.json").read_text())["evaluations"]
-    open_setting = {"vqa": "-k3", "grounding": "-fusion", "reasoning": ""}[task]
+    open_setting = {"vqa": "-k3", "grounding": "-fusion"}.get(task, "")
     assert entry["protocol"] == f"records-{task}{open_setting}"
     assert MAIN[task] in entry["metrics"]
     overrides = ["evaluation.batch_size=5", f"data.eval_file={eval_file}"]
@@ -73,12 +76,15 @@ def test_from_official_files_to_numbers(task: str, pretrained: Path, tmp_path: P
     if task == "vqa":
         with pytest.raises(ValueError, match=r"questions are in the training data too, the first is question_id"):
             evaluate(tmp_path / "run", "records-vqa", [overrides[0], f"data.eval_file={train_file}"])
+    elif task == "entailment":
+        with pytest.raises(ValueError, match=r"8 sentences are about images of the training data, the first is"):
+            evaluate(tmp_path / "run", "records-entailment", [overrides[0], f"data.eval_file={train_file}"])
     else:
         with pytest.raises(ValueError, match=r"eval_file: .*train\.jsonl has the content of the training file"):
             evaluate(tmp_path / "run", f"records-{task}", [overrides[0], f"data.eval_file={train_file}"])
     image = next((tmp_path / "val").rglob("*.jpg" if task != "reasoning" else "*.png"))
     image.unlink()
-    with pytest.raises(BadSampleError, match=rf"(question_id|identifier|expression_id) .*{image.name}"):
+    with pytest.raises(BadSampleError, match=rf"(question_id|identifier|expression_id|pair_id) .*{image.name}"):
         evaluate(tmp_path / "run", f"records-{task}", overrides)
 
 

@@ -29,7 +29,7 @@ def test_there_is_one_for_each_task() -> None:
     tasks = {path.stem: read_values(path).get("task", "pretrain") for path in FILES}
     assert tasks == {
         "nlvr2": "reasoning", "refcoco+": "grounding", "retrieval_coco": "pretrain",
-        "retrieval_flickr30k": "pretrain", "vqa2": "vqa",
+        "retrieval_flickr30k": "pretrain", "snli_ve": "entailment", "vqa2": "vqa",
     }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_full_size_on_the_meta_device(path: Path, tmp_path: Path) -> None:
         assert cross_and_self == 6 * (2 * layer + mlp)
     steps = values["training"]["total_steps"] * values["training"]["batch_size_global"]
     epochs = {"retrieval_coco": (566_747, 5), "retrieval_flickr30k": (145_000, 10), "vqa2": (443_757, 8),
-              "nlvr2": (86_373, 10)}.get(path.stem)  # fmt: skip
+              "nlvr2": (86_373, 10), "snli_ve": (529_527, 5)}.get(path.stem)  # fmt: skip
     if epochs is not None:
         assert math.isclose(steps, math.prod(epochs), rel_tol=0.002)
 

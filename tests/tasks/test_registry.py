@@ -28,6 +28,7 @@ CHILDREN: dict[str, tuple[str, dict[str, Any]]] = {  # task and further sections
     "decoder": ("vqa", {}),
     "classifier": ("vqa", {"vqa": {"head": "classifier"}}),
     "reasoning": ("reasoning", {}),
+    "entailment": ("entailment", {}),
     "grounding": ("grounding", {}),
 }
 EVALUATION = {"enabled": True, "probe_items": 6, "batch_size": 4, "rerank_k": 3, "grounding_heat": "image_encoder"}

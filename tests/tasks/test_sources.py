@@ -8,7 +8,7 @@ import pytest
 from transformers import BertConfig
 
 from mamo.config.schema import DataConfig
-from mamo.data.records import GroundingRecord, ReasoningRecord, TaskRecord, VqaRecord
+from mamo.data.records import EntailmentRecord, GroundingRecord, ReasoningRecord, TaskRecord, VqaRecord
 from mamo.data.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from mamo.tasks.grounding.task import ExpressionPairs
 from mamo.tasks.sources import load_records, record_dataset, refuse_training_files, tokenizer_of
@@ -18,6 +18,7 @@ from tests.tiny import config_of
 ROWS: list[tuple[type[TaskRecord], dict[str, Any]]] = [
     (VqaRecord, {"image": "{}/1.jpg", "question_id": 1, "question": "what?"}),
     (ReasoningRecord, {"images": ["{}/1.jpg", "{}/2.jpg"], "sentence": "s", "label": True, "identifier": "a"}),
+    (EntailmentRecord, {"image": "{}/1.jpg", "sentence": "s", "label": "neutral", "pair_id": "a"}),
     (GroundingRecord, {"image": "{}/1.jpg", "expression_id": 1, "expression": "e"}),
 ]
 

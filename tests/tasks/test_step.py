@@ -33,7 +33,18 @@ EXPECTED: Mapping[str, Calls] = {  # counted in version 0.1.0, whose tasks chose
     **dict.fromkeys(["retrieval_coco", "retrieval_flickr30k", "retrieval_scenes", "refcoco+", "boxes"], RETRIEVAL),
     "grounding_scenes": {**RETRIEVAL, "text": 2},  # the foils
     **dict.fromkeys(
-        ["vqa2", "vqa_scenes", "questions", "nlvr2", "nlvr2_scenes", "sentences", "finetune/nlvr"], ONE_PASS
+        [
+            "vqa2",
+            "vqa_scenes",
+            "questions",
+            "nlvr2",
+            "nlvr2_scenes",
+            "sentences",
+            "finetune/nlvr",
+            "snli_ve",
+            "entailment_scenes",
+        ],
+        ONE_PASS,
     ),
     **dict.fromkeys(["mlim_paper", "mlim_scenes", "closely_matching_scenes"], MLIM),
 }

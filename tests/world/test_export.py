@@ -8,7 +8,16 @@ from PIL import Image
 from mamo.data.builders.nlvr2 import build_nlvr2
 from mamo.data.builders.questions import build_vqa2
 from mamo.data.builders.refcoco import build_refcoco
-from mamo.data.records import GroundingRecord, ReasoningRecord, VqaRecord, image_path, read_task_records
+from mamo.data.builders.snli_ve import build_snli_ve
+from mamo.data.records import (
+    EntailmentRecord,
+    GroundingRecord,
+    ReasoningRecord,
+    VqaRecord,
+    image_path,
+    read_task_records,
+)
+from mamo.world.entailment import entailment_items
 from mamo.world.export import export_scenes
 from mamo.world.questions import question
 from mamo.world.referring import expressions
@@ -57,6 +66,24 @@ def test_statements(tmp_path: Path) -> None:
             left, right = (image_path(file, name) for name in record.images)
             assert shows(left, item.left, split)
             assert shows(right, item.right, split)
+
+
+def test_entailment(tmp_path: Path) -> None:
+    """Bug: a label of another picture, or a picture without its card, after the official file."""
+    for split, ours in (("train", "train"), ("val", "dev"), ("test", "test")):
+        export_scenes(WORLD, split, N, SIZE, tmp_path / split, "snli_ve")
+        build_snli_ve(tmp_path / split, tmp_path / f"{split}-out")
+        file = tmp_path / f"{split}-out/{ours}.jsonl"
+        records = read_task_records(file, EntailmentRecord)
+        for record, item in zip(records, entailment_items(WORLD, split, N), strict=True):
+            assert (record.sentence, record.label, record.pair_id) == (item.sentence, item.label, item.identifier)
+            shown = np.asarray(Image.open(image_path(file, record.image)), float)
+            whole = render(WORLD.scene(split, item.scene_index), SIZE).astype(float)
+            row, column = divmod(item.covered, 3)
+            card = np.zeros(SIZE, bool)
+            card[16 * row : 16 * row + 16, round(64 * column / 3) : round(64 * (column + 1) / 3)] = True
+            assert np.abs(shown[card] - 128).mean() < 6
+            assert np.abs(shown - whole)[~card].mean() < 6
 
 
 def test_expressions(tmp_path: Path) -> None:

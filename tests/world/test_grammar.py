@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from mamo.config.schema import DataConfig
 from mamo.world.captions import all_captions, caption, identifying_caption
+from mamo.world.datasets import ScenePairs
 from mamo.world.grammar import WORD_CLASSES, Caption
+from mamo.world.minimal_pairs import training_scene
 from mamo.world.probes import PROBES, probe_items
 from mamo.world.questions import question
 from mamo.world.scene import Difficulty, Scene, SceneObject, SceneWorld
@@ -336,3 +339,26 @@ def test_probe_captions_are_true_and_foils_are_false(difficulty: Difficulty, pro
         scene = world.scene("test", item.scene_index)
         assert is_true(read(item.caption), scene), item
         assert not is_true(read(item.foil), scene, margin=0.0), item
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_foils_of_training_are_false_and_differ_in_one_word(difficulty: Difficulty) -> None:
+    """Bug: a foil that is true of its picture, or one whose length or second word reveals it."""
+    plain = ScenePairs(DataConfig(difficulty=difficulty), "train", 400)
+    source = ScenePairs(DataConfig(difficulty=difficulty), "train", 400, has_foils=True)
+    n_foils, classes = 0, set()
+    for index in range(400):
+        sample, other = (each.load(index, np.random.default_rng(index)) for each in (source, plain))
+        assert (sample.caption, other.foil) == (other.caption, "")
+        if not sample.foil:
+            continue
+        n_foils += 1
+        scene, _ = training_scene(source.world, "train", index)
+        assert is_true(read(sample.caption), scene)
+        assert not is_true(read(sample.foil), scene, 0.0)
+        words = [re.findall(r"[a-z]+", text) for text in (sample.caption, sample.foil)]
+        assert len(words[0]) == len(words[1])
+        (pair,) = [pair for pair in zip(*words, strict=True) if pair[0] != pair[1]]
+        classes |= {name for name, known in WORD_CLASSES.items() if known & set(pair)}
+    assert n_foils > 350
+    assert classes >= {"colour", "shape", "size", "relation", "number"}

@@ -8,7 +8,7 @@ import pytest
 from mamo.config.schema import DataConfig
 from mamo.world import captions, grammar
 from mamo.world.datasets import ScenePairs
-from mamo.world.minimal_pairs import EXCHANGED, MINIMAL_PAIR_SHARE, MIRRORED, distinguishing_caption, training_scene
+from mamo.world.minimal_pairs import EXCHANGED, MINIMAL_PAIR_SHARE, MIRRORED, distinguishing_draft, training_scene
 from mamo.world.rendering import render
 from mamo.world.scene import DIFFICULTIES, GAP, Difficulty, Scene, SceneObject, SceneWorld
 from tests.world.test_grammar import is_true, read
@@ -100,9 +100,9 @@ def test_the_caption_that_does_not_tell_is_passed_over() -> None:
     assert counterpart is not None
     counting = captions.caption_draft(scene, 3)
     assert grammar.is_true(counting.statement, counterpart.objects)  # numbers do not change in the mirror
-    assert distinguishing_caption(scene, counterpart, [3]) == captions.identifying_caption(scene).text
+    assert distinguishing_draft(scene, counterpart, [3]) == captions.identifying_draft(scene)
     other = world.scene("train", 10_001)
-    assert distinguishing_caption(scene, other, [3, 0]) == captions.caption(scene, 3).text
+    assert distinguishing_draft(scene, other, [3, 0]) == captions.caption_draft(scene, 3)
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)

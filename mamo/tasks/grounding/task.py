@@ -3,19 +3,13 @@
 from pathlib import Path
 from typing import ClassVar
 
-from transformers import PreTrainedTokenizerFast
-
 from mamo.data.cleaning import cleaner
 from mamo.data.processor import cleaning_of
 from mamo.data.records import GroundingRecord
 from mamo.evaluation.predictor import Predictor
-from mamo.tasks.grounding.batch import ExpressionPairs, FoilCollator
+from mamo.tasks.grounding.batch import ExpressionPairs
 from mamo.tasks.grounding.config import GroundingConfig
 from mamo.tasks.grounding.evaluate import evaluate_grounding
-from mamo.tasks.grounding.losses import FoilItm
-from mamo.tasks.objective import Loss
-from mamo.tasks.pretrain.batch import pair_collator
-from mamo.tasks.pretrain.losses import Itm
 from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.sources import check_records, load_records, record_dataset
 
@@ -32,22 +26,11 @@ class GroundingTask(PretrainTask):
     config_type: ClassVar[type[GroundingConfig]] = GroundingConfig
     config: GroundingConfig
 
-    def __init__(self, config: GroundingConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
-        self.has_foils = config.losses.itm_negatives == "foils"
-        super().__init__(config, tokenizer, stored)
-        if self.has_foils:
-            self.collator = pair_collator(config, tokenizer, self.network.backbone.image_encoder.grid, FoilCollator)
-
-    def make_losses(self) -> list[Loss]:
-        """Build the losses, ITM against foils where the config says so."""
-        losses = super().make_losses()
-        return [FoilItm(self.config) if self.has_foils and type(loss) is Itm else loss for loss in losses]
-
     def train_dataset(self) -> ExpressionPairs:
         """Open the training expressions; refuse one without the foil that ITM needs."""
         data = self.config.data
         records, load_image = load_records(data, GroundingRecord, "train", data.train_scenes)
-        lacking = [record for record in records if self.has_foils and not record.foil]
+        lacking = [record for record in records if self.needs_foils and not record.foil]
         if lacking:
             raise ValueError(
                 f"data.train_file: expression_id {lacking[0].expression_id} ({lacking[0].image}) has no foil; "

@@ -126,6 +126,35 @@ class PairCollator:
         return min(-(-wanted // self.length_multiple) * self.length_multiple, n_tokens)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoilBatch(PairBatch):
+    """Pairs with foils: texts that are false of the image."""
+
+    foil_input_ids: Tensor
+    """int64 [B, L]."""
+    foil_is_valid: Tensor
+    """bool [B, L], False at padding."""
+    has_foil: Tensor
+    """bool [B], False where no foil is known and the row is to be ignored."""
+
+
+class FoilCollator(PairCollator):
+    """Pairs with their foils; runs in the loader's worker."""
+
+    def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> FoilBatch:
+        """Collate (epoch, sample) pairs."""
+        pairs = super().__call__(drawn)
+        foils = [sample.foil for _, sample in drawn]
+        ids, is_valid = tokenize(self.tokenizer, foils, self.text_max_tokens)
+        return FoilBatch(
+            **pairs.tensors(),
+            skipped=pairs.skipped,
+            foil_input_ids=ids,
+            foil_is_valid=is_valid,
+            has_foil=torch.tensor([bool(foil) for foil in foils]),
+        )
+
+
 SLOT_SLACK = 4
 """Slots beyond the share of masked words: a word of several tokens is masked whole."""
 
@@ -141,11 +170,7 @@ def _pad(rows: list[np.ndarray], least: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(positions), torch.from_numpy(is_valid)
 
 
-def pair_collator(
-    config: PretrainConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    grid: tuple[int, int],
-    kind: type[PairCollator] = PairCollator,
-) -> PairCollator:
-    """Return tokenizer and masks of a config."""
+def pair_collator(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, grid: tuple[int, int]) -> PairCollator:
+    """Return tokenizer and masks of a config, with foils where ITM reads them."""
+    kind = PairCollator if config.losses.itm_negatives == "pool" else FoilCollator
     return kind(tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed)

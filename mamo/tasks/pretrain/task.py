@@ -10,6 +10,7 @@ Passes (`masking.mode: alternate`, the paper's figure):
 """
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from mamo.data.loader import SampleDataset
+from mamo.data.pairs import PairDataset
 from mamo.distributed import all_gather_no_grad, world_size
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.results import Metrics
@@ -31,13 +33,16 @@ from mamo.tasks.objective import Loss, ObjectiveTask, Targets, Views, compute_vi
 from mamo.tasks.pretrain.batch import PairBatch, PairCollator, pair_collator
 from mamo.tasks.pretrain.config import PretrainConfig
 from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
+from mamo.tasks.pretrain.foils import ITM
 from mamo.tasks.pretrain.items import evaluate_item_files, item_sections, read_item_files
-from mamo.tasks.pretrain.losses import LOSSES, sphere_spread
+from mamo.tasks.pretrain.losses import LOSSES, Itm, sphere_spread
 from mamo.tasks.pretrain.samples import sample_pictures
 from mamo.tasks.pretrain.views import PLANS, FusedPass, encoding_stages, masked_stages, teacher_stages
 from mamo.tasks.sources import pair_dataset
 from mamo.teacher import Teacher, momentum_at
 from mamo.training.run_dir import STATEMENT_SCORES
+
+logger = logging.getLogger(__name__)
 
 LENGTH_MULTIPLE = 8
 """Tokens, as the fused attention of GPUs wants its keys."""
@@ -68,6 +73,7 @@ class PretrainTask(ObjectiveTask[PairBatch]):
             ValueError: the network does not fit the config's losses, images or tokenizer.
         """
         super().__init__(config, tokenizer, stored)
+        self.was_trained_on_scenes = config.data.source == "scenes"
         self.masking, self.masking_mode = config.masking, config.masking.mode
         losses = self.make_losses()
         if network is None:
@@ -93,10 +99,16 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         """Pad captions to a multiple of `LENGTH_MULTIPLE` tokens; see `Task.fix_shapes`."""
         self.collator.length_multiple = LENGTH_MULTIPLE
 
+    @property
+    def needs_foils(self) -> bool:
+        """Whether ITM reads foils."""
+        return self.config.losses.itm_negatives != "pool"
+
     def make_losses(self) -> list[Loss]:
         """Build the losses whose weight is not 0, in the order of their passes."""
         weights = dict(self.config.losses.weights)
-        own = [kind(self.config) for kind in LOSSES if weights[kind.name] > 0]
+        itm = ITM[self.config.losses.itm_negatives]
+        own = [(itm if kind is Itm else kind)(self.config) for kind in LOSSES if weights[kind.name] > 0]
         return [*own, *(loss for loss, _ in self.extra_losses)]
 
     @functools.cached_property
@@ -147,8 +159,14 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         return {"student": self.network, "teacher": self.teacher, "queue": self.queue}
 
     def train_dataset(self) -> SampleDataset:
-        """Open the training pairs."""
-        return pair_dataset(self.config)
+        """Open the training pairs; refuse files without a foil where ITM needs them."""
+        source = pair_dataset(self.config, self.needs_foils)
+        if self.needs_foils and isinstance(source, PairDataset) and not source.has_foils():
+            raise ValueError(
+                "data.train_file: no pair has foils; add a field 'foils' with texts that are false of the image, or "
+                "use losses.itm_negatives: pool"
+            )
+        return source
 
     @torch.no_grad()
     def compute_targets(self, batch: PairBatch, micro_batch_size: int, step: int) -> tuple[Targets, dict[str, Tensor]]:
@@ -171,9 +189,24 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         check_files(self.config)
         read_item_files(self.config)
 
+    def check_held_out(self, train_files: list[str]) -> None:
+        """Note whether the network was trained on scenes, whose foils follow the rules of the probes."""
+        self.was_trained_on_scenes = not train_files
+
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
-        """Evaluate retrieval, probes, masked words, grounding and statements without fine-tuning."""
-        return evaluate_pretrained(predictor, self.config, folder / STATEMENT_SCORES)
+        """Evaluate retrieval, probes, masked words, grounding and statements without fine-tuning.
+
+        The fact `foils_of_same_rule` is 1 where the foils of the probes follow the rules of those of the training.
+        """
+        metrics = evaluate_pretrained(predictor, self.config, folder / STATEMENT_SCORES)
+        if self.needs_foils and self.was_trained_on_scenes and self.config.data.source == "scenes":
+            logger.warning(
+                "probe/*: their foils follow the rules of the training's (losses.itm_negatives: %s); the numbers do "
+                "not show what the network makes of other foils",
+                self.config.losses.itm_negatives,
+            )
+            metrics.facts["foils_of_same_rule"] = 1
+        return metrics
 
     def evaluate_items(self, predictor: Predictor, folder: Path) -> Metrics:
         """Score the fine-grained sets of the config."""
