@@ -30,6 +30,13 @@ for words in [[], *([name] for name in COMMANDS), *(["data", name] for name in s
     assert not loaded, f"mamo {' '.join(words)} --help imports {loaded}"
 """
 
+PRINTS = (
+    "-c",
+    "from mamo.cli import run; run(lambda: print('\\N{GREATER-THAN OR EQUAL TO} output_dir\\n' * 5000))",
+)
+"""A command that prints much and imports little."""
+HELPS = ("-m", "mamo", "finetune", "--help")
+
 
 def child(*words: str, stdout: int = subprocess.PIPE, **environment: str) -> "subprocess.Popen[str]":
     """Start `python WORDS`."""
@@ -236,12 +243,12 @@ def test_ctrl_c_in_data_leaves_nothing(
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [("keys",), ("finetune", "--help")], ids=" ".join)
+@pytest.mark.parametrize("words", [PRINTS, HELPS], ids=["print", "help"])
 def test_a_closed_pipe_ends_quietly(words: tuple[str, ...], unbuffered: str) -> None:
     """Bug: `mamo keys | true` prints a traceback or "Exception ignored"; argparse swallows the error of --help."""
     reader, writer = os.pipe()
     os.close(reader)
-    process = child("-m", "mamo", *words, stdout=writer, PYTHONUNBUFFERED=unbuffered)
+    process = child(*words, stdout=writer, PYTHONUNBUFFERED=unbuffered)
     os.close(writer)
     assert process.communicate()[1] == ""
     is_swallowed = "--help" in words and unbuffered  # by argparse, which leaves nothing to flush
@@ -256,11 +263,11 @@ def test_a_broken_pipe_elsewhere_is_an_error(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "error: Broken pipe\n"
 
 
-@pytest.mark.parametrize("words", [("keys",), ("finetune", "--help")], ids=" ".join)
+@pytest.mark.parametrize("words", [PRINTS, HELPS], ids=["print", "help"])
 def test_a_full_disk_below_the_output_is_one_line(words: tuple[str, ...]) -> None:
     """Bug: the last flush fails after the command, in a traceback of the interpreter with exit code 120."""
     with open("/dev/full", "w") as full:
-        process = child("-m", "mamo", *words, stdout=full.fileno(), PYTHONUNBUFFERED="")
+        process = child(*words, stdout=full.fileno(), PYTHONUNBUFFERED="")
         message = process.communicate()[1]
     assert process.returncode == 2
     assert message.startswith("error: ")
@@ -284,7 +291,7 @@ def test_a_mistake_in_the_config_is_reported_by_one_rank(
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX"}, {"PYTHONIOENCODING": "latin-1"}], ids=str)
 def test_any_character_can_be_printed(locale: dict[str, str]) -> None:
     """Bug: "'ascii' codec can't encode character" where the locale is ASCII and Python does not change it."""
-    process = child("-m", "mamo", "keys", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", **locale)
+    process = child(*PRINTS, PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", **locale)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "output_dir" in output
