@@ -427,6 +427,10 @@ class EvaluationConfig(Section):
     """Equal galleries that the images of a pairs file are dealt to in order; recalls are means (COCO 1K: 5)."""
     repeated_captions: Literal["merged", "separate"] = "merged"
     """A caption that occurs again: `merged` to one item, right for all its images; `separate` items, as published."""
+    rankings_depth: NonNegative = 0
+    """Best items of each query of a pairs file, written to `rankings.jsonl` with their ids; 0 writes none."""
+    corrected: bool = False
+    """R-precision, mAP@R and CxC recalls of COCO's test images by the package `eccv_caption`, from the rankings."""
     probe_items: Positive = 1000
     """Items a probe, captions of the masked-word test; questions, statements, expressions or pairs of a scenes task."""
     grounding_heat: GroundingHeat = "fusion"
@@ -457,6 +461,10 @@ class EvaluationConfig(Section):
         stems = [Path(path).stem for path in self.items_files]
         for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
             yield f"items_files: two files have the name {stem}, by which their metrics are named; rename one"
+        if self.rankings_depth and (self.repeated_captions != "separate" or self.retrieval_folds > 1):
+            yield "rankings_depth: needs repeated_captions: separate and retrieval_folds: 1; a caption has one id then"
+        if self.corrected and not self.rankings_depth:
+            yield "corrected: needs rankings_depth, from which it is computed"
         if not self.items_scores:
             yield "items_scores: is empty; name one or more of itm, itc, itm+itc, text"
 

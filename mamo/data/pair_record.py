@@ -11,7 +11,8 @@ class PairRecord:
 
     `image` is an absolute path or a member of a tar. `line` is the 1-based number of the line, list entry or pair in
     the file `source`. Folds do not split records with the same `directory`.
-    `foils` are texts that are false of the image.
+    `foils` are texts that are false of the image. `caption_ids`, where the file has them, are those of the captions, in
+    order (COCO's).
     """
 
     image: str | ShardMember
@@ -21,3 +22,4 @@ class PairRecord:
     source: str
     directory: str | None = None
     foils: tuple[str, ...] = ()
+    caption_ids: tuple[str, ...] = ()

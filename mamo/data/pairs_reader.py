@@ -11,6 +11,7 @@ Our own layout is JSON Lines (UTF-8), one object a line:
 | `image_id` | optional string or integer, the same for rows with the same image (default: the image's path) |
 | `directory` | optional string: a group that folds must not split |
 | `foils` | optional string or list of strings that are false of the image: hard negatives of ITM |
+| `caption_id` | optional: a string or an integer for each caption, as `caption` one or a list; in files of rankings |
 
 Other fields are ignored, with a line in the log. The other layouts are ALBEF's caption JSON (a list of the same
 objects), Karpathy's split JSON (`{"images": [...]}`), COCO's captions JSON (`{"images": [...], "annotations": [...]}`),
@@ -39,6 +40,7 @@ _FIELDS = {
     "image_id": "a string or an integer",
     "directory": "a string",
     "foils": "a string or a non-empty list of strings",
+    "caption_id": "a string or an integer, or a list of them, one for each caption",
 }
 """Description of the values of each field."""
 _REQUIRED = ("image", "caption")
@@ -191,7 +193,10 @@ def _read_rows(path: Path, rows: list[tuple[int, Any]], errors: ErrorCollector |
         image = str(folder / (os.path.expanduser(name) if name.startswith("~/") else name))
         captions, foils = (_as_tuple(row.get(key, ())) for key in ("caption", "foils"))
         image_id = str(row.get("image_id", image))
-        records.append(PairRecord(image, captions, image_id, line, str(path), row.get("directory"), foils))
+        own = row.get("caption_id", ())
+        ids = tuple(map(str, own if isinstance(own, list | tuple) else [own]))
+        directory = row.get("directory")
+        records.append(PairRecord(image, captions, image_id, line, str(path), directory, foils, caption_ids=ids))
     errors.raise_if_any()
     fields.log(path)
     return records
@@ -210,6 +215,7 @@ def _row_errors(row: Any, fields: UnknownFields) -> list[str]:
         "image_id": lambda value: isinstance(value, str | int) and not isinstance(value, bool),
         "directory": lambda value: isinstance(value, str),
         "foils": _is_caption,
+        "caption_id": lambda value: _are_ids(value, row.get("caption")),
     }
     for key, is_good in checks.items():
         if key in row and not is_good(row[key]):
@@ -219,6 +225,13 @@ def _row_errors(row: Any, fields: UnknownFields) -> list[str]:
 
 def _as_tuple(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _are_ids(value: Any, captions: Any) -> bool:
+    if isinstance(captions, str):
+        return _is_id(value) or (isinstance(value, list) and len(value) == 1 and _is_id(value[0]))
+    has_all = isinstance(value, list) and isinstance(captions, list) and len(value) == len(captions)
+    return has_all and all(map(_is_id, value))
 
 
 def _is_caption(value: Any) -> bool:
@@ -246,7 +259,9 @@ def _read_karpathy(path: Path, document: Values, split: str | None) -> list[Pair
             captions = [sentence["raw"] for sentence in image["sentences"]]
             name = str(Path(image.get("filepath", "")) / image["filename"])
             identifier = f"{document.get('dataset', path.stem)}_{image.get('cocoid', image.get('imgid', name))}"
-            rows.append((number, {"image": name, "caption": captions, "image_id": identifier}))
+            row = {"image": name, "caption": captions, "image_id": identifier}
+            ids = [sentence.get("sentid") for sentence in image["sentences"]]
+            rows.append((number, {**row, "caption_id": ids} if ids and all(map(_is_id, ids)) else row))
     return _read_rows(path, rows, errors)
 
 
@@ -295,19 +310,21 @@ def _read_coco(path: Path, document: Values) -> list[PairRecord]:
         is_coco = "coco_url" in image or image["file_name"].startswith("COCO_")
         if key in captions:
             identifier = f"coco/{key}" if is_coco else f"{path.stem}_{key}"
-            rows.append((number, {"image": name, "caption": captions[key], "image_id": identifier}))
+            row = {"image": name, "caption": [text for text, _ in captions[key]], "image_id": identifier}
+            ids = [own for _, own in captions[key]]
+            rows.append((number, {**row, "caption_id": ids} if all(map(_is_id, ids)) else row))
     unknown = [key for key in captions if key not in names]
     if unknown:
         errors.add(1, f"'annotations': image_id {brief(unknown[0])} is not in 'images'")
     return _read_rows(path, rows, errors)
 
 
-def _coco_captions(annotations: Any, errors: ErrorCollector) -> dict[object, list[str]]:
-    """Return the captions of COCO's annotations by image id; bad entries are added to `errors`."""
-    captions: dict[object, list[str]] = {}
+def _coco_captions(annotations: Any, errors: ErrorCollector) -> dict[object, list[tuple[str, object]]]:
+    """Return the captions of COCO's annotations, with their ids, by image id; bad entries are added to `errors`."""
+    captions: dict[object, list[tuple[str, object]]] = {}
     for number, entry in enumerate(annotations if isinstance(annotations, list) else [annotations], 1):
         if isinstance(entry, dict) and _is_text(entry.get("caption")) and _is_id(entry.get("image_id")):
-            captions.setdefault(entry["image_id"], []).append(entry["caption"])
+            captions.setdefault(entry["image_id"], []).append((entry["caption"], entry.get("id")))
         else:
             errors.add(number, "an entry of 'annotations' needs 'image_id' and 'caption'; is it a captions file?")
     return captions

@@ -57,6 +57,7 @@ def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (f"coco/{k}", (f"A kite {k}, 0.", f"A kite {k}, 1.")) for k in (1, 2)
     ]
     assert all(Path(str(r.image)).is_file() for r in train)
+    assert [r.caption_ids for r in train] == [("0", "1")] * 2
     assert report.lines() == [
         "train images: found 2, expected 2",
         "train captions: found 4, expected 4",

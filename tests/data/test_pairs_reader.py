@@ -111,6 +111,9 @@ def test_defaults_and_optional_keys(folder: Path) -> None:
     first, second, third = read_pairs(file)
     assert first.image_id == second.image_id == str(folder / "images/a.png")
     assert (third.image_id, third.directory, first.directory) == ("7", "5", None)
+    ids = [{**row, "caption_id": 5}, {**row, "caption": ["x", "y"], "caption_id": ["a", 7]}, row]
+    read = read_pairs(write_lines(folder / "ids.jsonl", ids))
+    assert [record.caption_ids for record in read] == [("5",), ("a", "7"), ()]
     absolute = write_lines(folder / "q.jsonl", [{"image": "/elsewhere/a.png", "caption": "x"}])
     assert read_pairs(absolute)[0].image == "/elsewhere/a.png"
 
@@ -126,11 +129,15 @@ def test_defaults_and_optional_keys(folder: Path) -> None:
         ({"image": "a.png", "caption": ["x", None]}, "field 'caption' must be"),
         ({"image": "a.png", "caption": "x", "image_id": True}, "field 'image_id' must be"),
         ({"image": "a.png", "caption": "x", "image_id": None}, "field 'image_id' must be"),
+        (
+            {"image": "a.png", "caption": ["x"], "caption_id": [1, 2]},
+            "field 'caption_id' must be a string or an integer",
+        ),
         ({"image": "a.png", "caption": "x", "imageid": "1"}, "unknown field 'imageid' (did you mean 'image_id'?)"),
         (
             {"image": "a.png", "zzz": "1"},
             "field 'caption' is missing; add a string or a non-empty list of strings "
-            "(known fields: image, caption, image_id, directory, foils; the row has 'image', 'zzz'",
+            "(known fields: image, caption, image_id, directory, foils, caption_id; the row has 'image', 'zzz'",
         ),
         (["a.png", "x"], "must be a JSON object"),
     ],

@@ -26,6 +26,7 @@ def build_karpathy(name: str, source: Path, to: Path, overwrite: bool = False) -
 
     `source` contains `dataset_NAME.json` and the images: COCO's in `train2014/` and `val2014/`, Flickr30k's in
     `flickr30k-images/`. `image_id` is `coco/ID` or `flickr30k/FILE`; `mamo.data.audit` finds overlaps by it.
+    `caption_id` has the `sentid` of each caption, which is COCO's caption id.
 
     Raises:
         ValueError: the file does not have Karpathy's format, or an output file exists and `overwrite` is False.
@@ -39,10 +40,13 @@ def build_karpathy(name: str, source: Path, to: Path, overwrite: bool = False) -
             raise entry.error("split", f"{entry.text('filename')} has the unknown split {split!r}")
         path, field, number = _image_of(entry, name)
         ids.add(entry, field, number)
-        captions = [sentence.words("raw") for sentence in entry.entries("sentences")]
+        sentences = entry.entries("sentences")
+        captions = [sentence.words("raw") for sentence in sentences]
         if not captions:
             raise entry.error("sentences", "is empty")
-        row = {"image": images.relative_path(path), "caption": captions, "image_id": f"{name}/{number}"}
+        row: Values = {"image": images.relative_path(path), "caption": captions, "image_id": f"{name}/{number}"}
+        if all("sentid" in sentence for sentence in sentences):  # COCO's caption ids
+            row["caption_id"] = [sentence.integer("sentid") for sentence in sentences]
         rows[_SPLIT_OF[split]].append(row)
     counts = []
     with OutputFolder(to, overwrite) as output:

@@ -109,6 +109,35 @@ def rerank(
     return torch.where(is_positive.any(dim=1), rank, first_rank), n_ties
 
 
+def complete_ranking(
+    query: Tensor, gallery: Tensor, shortlist: Tensor, score: Tensor | None, depth: int, chunk_size: int = 1024
+) -> Tensor:
+    """Rank the gallery: the shortlist by its scores, then the other items by dot product.
+
+    Args:
+        query: float32 [Q, D].
+        gallery: float32 [G, D].
+        shortlist: int64 [Q, K], on the device of `query`.
+        score: float [Q, K], of the shortlisted items; None keeps their order.
+        depth: number of items of each query; cut to G.
+        chunk_size: rows of the similarity matrix that exist at a time.
+
+    Returns:
+        Items int64 [Q, depth], the best first.
+    """
+    if score is not None:
+        shortlist = shortlist.gather(1, score.argsort(dim=1, descending=True, stable=True))
+    depth = min(depth, len(gallery))
+    n_rest = max(0, depth - shortlist.shape[1])
+    found = []
+    for start in range(0, len(query), chunk_size):
+        first = shortlist[start : start + chunk_size]
+        similarity = query[start : start + chunk_size] @ gallery.T  # [chunk, G]
+        rest = similarity.scatter_(1, first, -torch.inf).topk(n_rest, dim=1).indices
+        found.append(torch.cat([first, rest], dim=1)[:, :depth])
+    return torch.cat(found)
+
+
 def union_of_pairs(image_to_text: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the distinct (image, text) pairs of both shortlists, so that each is scored once.
 

@@ -27,6 +27,7 @@ from mamo.data.pairs_reader import read_pairs
 from mamo.data.processor import cleaning_of
 from mamo.data.shard_index import ShardMember
 from mamo.distributed import map_over_ranks
+from mamo.evaluation.metrics.corrected import load_labels
 from mamo.evaluation.metrics.grounding import grounding_metrics, to_image_size
 from mamo.evaluation.metrics.retrieval import (
     chance_recalls,
@@ -50,6 +51,7 @@ from mamo.evaluation.scorer import (
 )
 from mamo.explain import ItmScore
 from mamo.tasks.pretrain.config import PretrainConfig
+from mamo.tasks.pretrain.rankings import Keep, Rankings
 from mamo.tasks.sources import bad_sample_policy, require_some
 from mamo.world.captions import identifying_caption
 from mamo.world.masked_words import MaskedWord, cleaned_items, masked_word_items
@@ -61,7 +63,12 @@ from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld, near_dup
 logger = logging.getLogger(__name__)
 
 
-def evaluate_pretrained(predictor: Predictor, config: PretrainConfig, scores_file: Path | None = None) -> Metrics:
+def evaluate_pretrained(
+    predictor: Predictor,
+    config: PretrainConfig,
+    scores_file: Path | None = None,
+    rankings_file: Path | None = None,
+) -> Metrics:
     """Evaluate on the test scenes, or on `data.eval_file` and `data.statements_file`.
 
     Args:
@@ -69,12 +76,13 @@ def evaluate_pretrained(predictor: Predictor, config: PretrainConfig, scores_fil
             of the weights.
         config: `data` and `evaluation` are read.
         scores_file: file for the score of each statement (`statements.write_scores`); None writes none.
+        rankings_file: file for the rankings of `evaluation.rankings_depth`; None writes none.
 
     Returns:
         Percentages: `itc/i2t_r1` .. `itc/t2i_r10` and `itc/rsum`, the same under `rerank/`, `probe/NAME/itc|itm`,
         `grounding/proposal|pointing|random_proposal|upper_bound`, `masked_word/CLASS`,
-        `statements/accuracy|majority|interval_low|interval_high`. The facts have the sizes of the galleries, k, chance,
-        ties and the number of images that were skipped.
+        `statements/accuracy|majority|interval_low|interval_high`, `eccv/` and `cxc/` of
+        `corrected_metrics`. The facts have the sizes of the galleries, k, chance, ties and skipped images.
 
     Raises:
         ValueError: an evaluation file cannot be read.
@@ -82,7 +90,9 @@ def evaluate_pretrained(predictor: Predictor, config: PretrainConfig, scores_fil
     """
     with eval_mode(predictor.network):
         scorer = Scorer(predictor, config.evaluation.batch_size, config.evaluation.itm_score)
-        return _on_scenes(scorer, config) if config.data.source == "scenes" else _on_pairs(scorer, config, scores_file)
+        if config.data.source == "scenes":
+            return _on_scenes(scorer, config)
+        return _on_pairs(scorer, config, scores_file, rankings_file)
 
 
 @functools.cache
@@ -181,12 +191,14 @@ def _retrieval(
     rerank_k: int,
     first: int = 0,
     is_merged: bool = True,
+    keep: Keep | None = None,
 ) -> Metrics:
     """Return recalls of the ITC ranking and of its `rerank_k` best re-ranked by ITM.
 
     `captions[i]` are those of image row `first` + i; further images are not in the gallery. With `is_merged` the text
     gallery holds each distinct caption once: all images that have it are right for it, so a shared caption is never a
-    false negative. Without, each caption is an item, right for its own image only, as in published numbers.
+    false negative. Without, each caption is an item, right for its own image only, as in published numbers. `keep` is
+    called with (image features, text features, shortlisted texts and images, their ITM scores or None).
     """
     every = [(row, text) for row, several in enumerate(captions) for text in several]
     gallery = list(dict.fromkeys(text for _, text in every)) if is_merged else [text for _, text in every]
@@ -214,10 +226,14 @@ def _retrieval(
     facts |= {"ties/itc/i2t": ties_i2t, "ties/itc/t2i": ties_t2i}
     metrics = recalls(to_text_rank, to_image_rank, "itc")
     if scorer.network.get_head("itm") is None:
+        if keep is not None:
+            keep(image_feature.cpu(), text_feature.cpu(), to_text, to_image, None, None)
         return Metrics(metrics, facts)
     pairs, at_text, at_image = union_of_pairs(to_text, to_image)
     scored, of_pair = torch.unique(torch.stack([pairs[:, 0], spelled[pairs[:, 1]]], dim=1), dim=0, return_inverse=True)
     score = _match(scorer, images, texts, first + scored[:, 0], scored[:, 1], scorer.itm_score)[of_pair]
+    if keep is not None:
+        keep(image_feature.cpu(), text_feature.cpu(), to_text, to_image, score[at_text], score[at_image])
     to_text_rank, ties_i2t = rerank(score[at_text], to_text, right, n_texts, to_text_rank)
     to_image_rank, ties_t2i = rerank(score[at_image], to_image, right.flip(1), n_images, to_image_rank)
     facts |= {"rerank_k": rerank_k, "ties/rerank/i2t": ties_i2t, "ties/rerank/t2i": ties_t2i}
@@ -243,10 +259,12 @@ def _match(
     return score
 
 
-def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) -> Metrics:
+def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None, rankings_file: Path | None) -> Metrics:
     """Evaluate retrieval on all pairs of the evaluation file, each image (by its id) once, and the statements."""
     data, network = config.data, scorer.network
     metrics = Metrics({})
+    if config.evaluation.corrected:
+        load_labels()  # a missing package is found now
     if data.eval_file is not None and network.get_head("temperature") is not None:
         records = [*read_pairs(Path(data.eval_file), data.eval_split)]
         for line in (*identity_warnings([records]), *caption_warnings(records)):
@@ -255,7 +273,13 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None) 
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
         texts = [captions[image_id] for image_id in shown]
-        metrics = _retrieval_in_folds(scorer, images, texts, config.evaluation, len(files) - len(shown))
+        rankings = Rankings(records, shown, config.evaluation.rankings_depth)
+        keep = rankings.keep if rankings.depth else None
+        metrics = _retrieval_in_folds(scorer, images, texts, config.evaluation, len(files) - len(shown), keep)
+        if rankings.depth and rankings_file is not None:
+            rankings.write(rankings_file)
+        if config.evaluation.corrected:
+            metrics |= rankings.corrected()
         metrics.facts["skipped"] = len(files) - len(shown)
     if data.statements_file is not None and network.get_head("itm") is not None:
         judged = _on_statements(scorer, Path(data.statements_file), config, scores_file)
@@ -310,6 +334,7 @@ def _retrieval_in_folds(
     captions: Sequence[Iterable[str]],
     evaluation: EvaluationConfig,
     n_missing: int = 0,
+    keep: Keep | None = None,
 ) -> Metrics:
     """Average `_retrieval` over `retrieval_folds` consecutive galleries of equal size.
 
@@ -317,7 +342,7 @@ def _retrieval_in_folds(
     """
     n_folds = evaluation.retrieval_folds
     is_merged = evaluation.repeated_captions == "merged"
-    retrieve = _retrieval if is_merged else functools.partial(_retrieval, is_merged=False)
+    retrieve = _retrieval if is_merged else functools.partial(_retrieval, is_merged=False, keep=keep)
     if (n_missing + len(captions)) % n_folds or len(captions) < n_folds:
         raise ValueError(f"evaluation.retrieval_folds: {n_folds} does not divide {len(captions)} images")
     bounds = [len(captions) * fold // n_folds for fold in range(n_folds + 1)]

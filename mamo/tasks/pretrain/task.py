@@ -36,6 +36,7 @@ from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
 from mamo.tasks.pretrain.foils import ITM
 from mamo.tasks.pretrain.items import evaluate_item_files, item_sections, read_item_files
 from mamo.tasks.pretrain.losses import LOSSES, Itm, sphere_spread
+from mamo.tasks.pretrain.rankings import RANKINGS
 from mamo.tasks.pretrain.samples import sample_pictures
 from mamo.tasks.pretrain.views import PLANS, FusedPass, encoding_stages, masked_stages, teacher_stages
 from mamo.tasks.sources import pair_dataset
@@ -198,7 +199,7 @@ class PretrainTask(ObjectiveTask[PairBatch]):
 
         The fact `foils_of_same_rule` is 1 where the foils of the probes follow the rules of those of the training.
         """
-        metrics = evaluate_pretrained(predictor, self.config, folder / STATEMENT_SCORES)
+        metrics = evaluate_pretrained(predictor, self.config, folder / STATEMENT_SCORES, folder / RANKINGS)
         if self.needs_foils and self.was_trained_on_scenes and self.config.data.source == "scenes":
             logger.warning(
                 "probe/*: their foils follow the rules of the training's (losses.itm_negatives: %s); the numbers do "

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from mamo.evaluation.metrics.retrieval import rank_by_similarity, rank_shortlist, recalls, union_of_pairs
+from mamo.evaluation.metrics.retrieval import (
+    complete_ranking,
+    rank_by_similarity,
+    rank_shortlist,
+    recalls,
+    union_of_pairs,
+)
 
 
 def naive_ranks(score, positive):
@@ -90,3 +96,21 @@ def test_union_scores_each_pair_once():
     assert sorted(map(tuple, pairs.tolist())) == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert pairs[at_text].tolist() == [[[0, 0], [0, 2]], [[1, 2], [1, 1]]]
     assert pairs[at_image].tolist() == [[[1, 0]], [[1, 1]], [[0, 2]]]
+
+
+def test_a_complete_ranking_begins_with_the_shortlist_by_its_scores():
+    """Bug: a shortlisted item occurs again among the rest, or the rest is in another order than the similarity's."""
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = torch.randn(5, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    similarity = query @ gallery.T
+    shortlist = similarity.topk(3, dim=1).indices
+    score = torch.randn(5, 3, generator=generator)
+    for depth in (2, 3, 6, 9, 20):
+        found = complete_ranking(query, gallery, shortlist, score, depth, chunk_size=2)
+        plain = complete_ranking(query, gallery, shortlist, None, depth, chunk_size=2)
+        assert torch.equal(plain, similarity.argsort(dim=1, descending=True)[:, : min(depth, 9)])
+        for q in range(5):
+            first = sorted(range(3), key=lambda k: -score[q, k])
+            rest = [g for g in similarity[q].argsort(descending=True).tolist() if g not in shortlist[q]]
+            expected = [int(shortlist[q, k]) for k in first] + rest
+            assert found[q].tolist() == expected[:depth]
