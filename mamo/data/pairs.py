@@ -192,6 +192,6 @@ class PairDataset:
             )
         image = apply_transform(self.transform, load_image(record.image), self.image_size_px, rng)
         foil = self.clean(record.foils[int(rng.integers(len(record.foils)))]) if record.foils else ""
-        if foil.lower() == caption.lower():  # equal once cleaned and cut: true of the image
-            foil = ""
+        if foil and foil.lower() in {self.clean(text).lower() for text in record.captions}:
+            foil = ""  # equal once cleaned and cut: true of the image
         return Sample(image, caption, hash_id(record.image_id), hash_id(caption.lower()), index, skipped, foil)

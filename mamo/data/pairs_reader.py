@@ -220,6 +220,9 @@ def _row_errors(row: Any, fields: UnknownFields) -> list[str]:
     for key, is_good in checks.items():
         if key in row and not is_good(row[key]):
             errors.append(f"field '{key}' must be {_FIELDS[key]}, got {brief(row[key])}")
+    if not errors and "foils" in row:
+        captions, foils = (_as_tuple(row[key]) for key in ("caption", "foils"))
+        errors += [f"field 'foils' has a caption of the row, {brief(foil)}" for foil in foils if foil in captions][:1]
     return errors
 
 

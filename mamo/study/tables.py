@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from mamo.benchmark.scale import PAPER, Links, run_hours, step_seconds
+from mamo.benchmark.scale import LAUNCH_S, PAPER, Links, run_hours, step_seconds
 from mamo.config.presets import PRESETS
 from mamo.config.reference import config_table
 from mamo.config.values import Values
@@ -168,11 +168,11 @@ def scale_table(root: Path) -> str:
     base = _benchmark(root, "base")
     cpu_s = 1 / base["step/base/fp32/samples_per_s"]
     gpu_s = base["step/base/fp32/gflop_per_image"] / 445e3
-    machines = [("two CPU cores", cpu_s, 1, "measured"), ("1 GPU", gpu_s, 1, "predicted")]
-    machines += [(f"{n} GPUs", gpu_s, n, "predicted") for n in (8, 64)]
+    machines = [("two CPU cores", cpu_s, 1, 0.0, "measured"), ("1 GPU", gpu_s, 1, LAUNCH_S, "predicted")]
+    machines += [(f"{n} GPUs", gpu_s, n, LAUNCH_S, "predicted") for n in (8, 64)]
     rows = []
-    for name, pair_s, n, how in machines:
-        step_s, hours = (work(PAPER, pair_s, n, Links()) for work in (step_seconds, run_hours))
+    for name, pair_s, n, launch_s, how in machines:
+        step_s, hours = (work(PAPER, pair_s, n, Links(), launch_s) for work in (step_seconds, run_hours))
         efficiency = pair_s * PAPER.batch_size_global / (n * step_s)
         shown = f"{hours:.3g}" if hours < 1000 else f"{hours:,.0f}"
         rows.append((name, f"{1000 * pair_s:.2f} ms, {how}", f"{step_s:.3g}", shown, f"{100 * efficiency:.0f} %"))

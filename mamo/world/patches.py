@@ -1,6 +1,6 @@
 """Patches of scenes with their objects: the questions of the patch probes.
 
-A patch shows an object if the object alone covers half of the patch, or half of the object lies in it. (An object can
+A patch shows an object if one object covers half of the patch, or half of the object lies in it. (An object can
 be smaller than a patch.) Patches are numbered row by row.
 
 Legend: N objects, H, W height and width of an image, h, w rows and columns of patches.
@@ -37,12 +37,12 @@ class ShownPatch:
 class HiddenObject:
     """An object of scene `row` of a list, all of whose patches, `masked`, are hidden from the encoder.
 
-    `patch` is the masked one that shows most of it, `beside` the nearest patch that is visible.
+    `patch` is the masked one that shows most of it, `nearest_visible` the nearest patch that is visible.
     """
 
     row: int
     patch: int
-    beside: int
+    nearest_visible: int
     masked: tuple[int, ...]
     own: SceneObject
 

@@ -241,6 +241,10 @@ def test_scale_plan_in_its_limits() -> None:
     assert scale.step_seconds(recipe, 0.01, 64, links) == pytest.approx(5.12 / 64 + gather)
     assert scale.step_seconds(recipe, 0.0, 64, links) == pytest.approx(2 * 63 / 64 * 4e8 / 40e9 + gather)
     assert scale.step_seconds(recipe, 0.0, 8, links) < scale.step_seconds(recipe, 0.0, 9, links)
+    assert scale.step_seconds(recipe, 0.0, 1, links, 1e-5) == pytest.approx(scale.LAUNCHES * 1e-5)  # the host alone
+    halves = replace(recipe, micro_batches=2)  # of which the gradients of the second are sent while it runs
+    late = scale.step_seconds(halves, 0.01, 64, links) - scale.step_seconds(recipe, 0.01, 64, links)
+    assert late == pytest.approx(max(0.0, 2 * 63 / 64 * 4e8 / 40e9 - 0.25 * 0.08))
     plan = scale.scale_plan(0.01, "cuda")
     assert plan["scale/cuda_64/hours"] < plan["scale/cuda_8/hours"] < plan["scale/cuda_1/hours"]
     assert all(0 < value <= 1 + 1e-9 for key, value in plan.items() if key.endswith("efficiency"))

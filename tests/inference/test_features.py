@@ -60,8 +60,8 @@ def test_a_file_of_pairs_gives_image_text_and_fused(stirred: mamo.Model, tmp_pat
     torch.testing.assert_close((logits[:, 1] - logits[:, 0]).sigmoid(), probability, atol=1e-5, rtol=1e-4)
     backbone = stirred.network.backbone
     with torch.inference_mode():
-        alone = backbone.image_encoder(stirred.processor.images(images[3:4]))
-    torch.testing.assert_close(found["image"][3], alone[0, 0], atol=1e-5, rtol=1e-4)
+        single = backbone.image_encoder(stirred.processor.images(images[3:4]))
+    torch.testing.assert_close(found["image"][3], single[0, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_folder_gives_images_and_no_file_is_overwritten(stirred: mamo.Model, tmp_path: Path) -> None:

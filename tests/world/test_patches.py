@@ -51,7 +51,7 @@ def test_a_hidden_object_leaves_no_pixel() -> None:
         shares = seen_shares(scene, scene.objects.index(item.own), (9, 9))
         assert not set(np.flatnonzero(shares > 0.05)) - set(item.masked)
         assert item.patch in item.masked
-        assert item.beside not in item.masked
+        assert item.nearest_visible not in item.masked
         assert shares[item.patch] >= 0.5
 
 
