@@ -60,10 +60,13 @@ def build_config(values: Values, origin: str, config_type_of: ConfigTypeOf, type
 
 def explain(problem: Any, root: type[Section]) -> list[str]:
     """Return the lines of a message for one of pydantic's problems with a value of the section `root`."""
-    path = [str(part) for part in problem["loc"] if part not in ("int", "list[constrained-int]")]
+    if problem["loc"] and str(problem["loc"][-1]).startswith("literal["):  # the other half of "a number or auto"
+        return []
+    kinds = ("int", "constrained-int", "list[constrained-int]")
+    path = [str(part) for part in problem["loc"] if part not in kinds]
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _keys_of(path[:-1], root), n=1)
+        near = difflib.get_close_matches(path[-1], _keys_of(path[:-1], root), n=1) or _elsewhere(path[-1], root)
         return [f"{dotted}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")]
     if problem["type"] == "missing":
         return [f"{dotted}: missing"]
@@ -83,6 +86,12 @@ def _keys_of(path: list[str], root: type[Section]) -> list[str]:
     for part in path:
         section = getattr(getattr(section, "model_fields", {}).get(part), "annotation", Section)
     return list(getattr(section, "model_fields", {}))
+
+
+def _elsewhere(key: str, root: type[Section]) -> list[str]:
+    """Return the dotted keys of other sections that end in `key`."""
+    sections = [(name, _keys_of([name], root)) for name in root.model_fields]
+    return [f"{name}.{key}" for name, keys in sections if key in keys]
 
 
 def _refusal(origin: str, lines: list[str]) -> ValueError:

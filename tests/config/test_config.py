@@ -520,3 +520,14 @@ def test_messages_are_bounded(tmp_path: Path) -> None:
         found = message(tmp_path, text)
         assert len(found) < 25_000
         assert max(map(len, found.splitlines())) < 1000
+
+
+def test_a_key_without_its_section_is_found(tmp_path: Path) -> None:
+    """Bug: `learning_rate=1e-3` is an unknown key without a hint; `workers: -1` is two problems."""
+    text = "output_dir: x\n"
+    assert "learning_rate: unknown key; did you mean `training.learning_rate`?" in message(
+        tmp_path, text, "learning_rate=1"
+    )
+    found = message(tmp_path, text, "data.workers=-1")
+    assert "1 problem(s)\n  data.workers: " in found
+    assert "(found -1)" in found
