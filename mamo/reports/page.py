@@ -59,7 +59,8 @@ def write_report(
         card: the card of that checkpoint (`model_card`).
         facts: the numbers that the metrics depend on, such as the size of the gallery (`Metrics.facts`).
     """
-    numbers = _metrics_table(metrics) + "".join(f"<p><b>{html.escape(line)}</b></p>" for line in remarks(metrics))
+    whole = {name: value for name, value in metrics.items() if "/by/" not in name}  # groups are in the items' sections
+    numbers = _metrics_table(whole) + "".join(f"<p><b>{html.escape(line)}</b></p>" for line in remarks(metrics))
     if facts:
         numbers += f"<h3>They depend on (chance in percent, ties in queries)</h3>{_metrics_table(facts, '.4g')}"
     parts = [("Numbers, in percent", numbers), *sections, *_probes(metrics)]

@@ -1,6 +1,7 @@
 """Scores of items by a small network: the pairs, the crops, ties, and each image once."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mamo.data.builders.valse import build_valse
+from mamo.data.cleaning import albef_caption
 from mamo.data.items import read_items
 from mamo.data.processor import Processor
 from mamo.evaluation.items import check_boxes, evaluate_items, score_items
+from mamo.evaluation.metrics.items import judge
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.probes import probe_accuracy
 from mamo.evaluation.scorer import Scorer, eval_mode
@@ -217,3 +221,28 @@ def test_probes_have_the_numbers_of_their_own_arithmetic(precision: Any) -> None
         true, foil = score.chunk(2)
         right = (true > foil).double() + 0.5 * (true == foil).double()
         assert found[name] == 100.0 * right.mean().item()
+
+
+WHOLE = Path(os.environ.get("MAMO_TEST_DATA", "absent")) / "fine-grained" / "valse"
+CUT = Path(__file__).parents[1] / "fixtures" / "fine_grained" / "valse"
+
+
+needs_whole = pytest.mark.skipif(not WHOLE.is_dir(), reason="MAMO_TEST_DATA names no folder with fine-grained/valse")
+
+
+@pytest.mark.parametrize("release", [CUT, pytest.param(WHOLE, marks=needs_whole)])
+def test_items_that_albefs_cut_makes_equal_are_counted(release: Path, tmp_path: Path) -> None:
+    """Bug: VALSE's dialogues whose answer lies beyond 30 words are right or wrong by the place in a batch."""
+    build_valse(release, tmp_path)
+    file = read_items(tmp_path / "valse.jsonl", is_official=True)
+    equal = [item for item in file.items if len({albef_caption(text) for text in item.texts}) == 1]
+    assert len(equal) == (5 if release == WHOLE else 2)
+    assert {item.group for item in equal} == {"coreference-hard", "coreference-standard"}
+    few = [*equal, *file.items[:4]]
+    processor = Processor(scenes_tokenizer(), IMAGE_SIZE_PX, 48, "albef")
+    scorer = Scorer(Predictor(network_of("itc", "itm"), processor, torch.device("cpu")), 4)
+    with torch.inference_mode():
+        scored = score_items(scorer, few, load=lambda crop: torch.full((3, 16, 16), len(crop[0]), dtype=torch.uint8))
+    found = [judge(item, score) for item, score in zip(scored.items, scored.scores["itm"])]
+    assert [judgement.is_tied for judgement in found[: len(equal)]] == [True] * len(equal)
+    assert all(judgement.accuracy == 0 for judgement in found[: len(equal)])
