@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from mamo.inference.loading import load
     from mamo.inference.model import (
         BadSampleError,
+        Candidate,
         CheckpointError,
         DeviceError,
         EmptyGalleryError,
         Gallery,
         Grounding,
+        Hit,
         MissingHeadError,
         Model,
         Processor,
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "BadSampleError", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
-    "Model", "Processor", "TokenizerMismatchError", "build", "load", "train",
+    "BadSampleError", "Candidate", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "Hit",
+    "MissingHeadError", "Model", "Processor", "TokenizerMismatchError", "build", "load", "train",
 ]  # fmt: skip
 
 

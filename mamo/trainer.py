@@ -1,12 +1,14 @@
 """A training run from its config to `results.json`."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,9 +17,11 @@ from mamo.config.schema import RunConfig
 from mamo.config.values import Values, flatten, read_values
 from mamo.data.collate import Batch
 from mamo.data.images import BadSamplePolicy
-from mamo.data.loader import collate_range, count_workers, iterate, loader_errors, make_loader
+from mamo.data.loader import count_workers, iterate, load_range, loader_errors, make_loader
+from mamo.data.pairs import PairDataset
+from mamo.data.pairs_reader import MAX_CAPTION_CHARS
 from mamo.data.processor import Processor, has_sep
-from mamo.data.sampler import StepSampler
+from mamo.data.sampler import OneSourceSampler, StepSampler
 from mamo.data.tokenizer import read_tokenizer, unknown_share
 from mamo.distributed import (
     RankLostError,
@@ -34,7 +38,8 @@ from mamo.evaluation.results import Metrics, facts_line, facts_of, machine, rema
 from mamo.models.build import position_resamplers
 from mamo.models.convert_albef import load_albef
 from mamo.models.image_encoder import choose_attention
-from mamo.reports.card import model_card
+from mamo.queue import FeatureQueue
+from mamo.reports.card import model_card, seen_line
 from mamo.reports.curves import plot_curves
 from mamo.reports.page import write_report
 from mamo.reports.pictures import SHOWN
@@ -58,6 +63,7 @@ from mamo.training.resume import (
     trained_data,
     warn_if_not_bit_identical,
 )
+from mamo.training.trackers import check_named_trackers, open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +72,7 @@ EXAMPLES = 512
 SHAPE_RESULTS = (
     "data.eval_file",
     "data.eval_split",
+    "data.eval_caption_keys",
     "data.statements_file",
     *(key for key in EVALUATION_KEYS if key != "evaluation.batch_size"),
 )
@@ -168,31 +175,41 @@ class TrainingRun:
     def batches(self, start_step: int, workers: int) -> Iterator[Batch]:
         """Return the training batches from `start_step` on, loaded by this many processes (0: by this one)."""
         training = self.config.training
-        sampler = StepSampler(
-            len(self.source),
-            training.batch_size_global,
-            self.config.seed,
-            start_step,
-            training.total_steps,
-            rank(),
-            world_size(),
-            self.source.group_size,
-            self.config.data.curriculum_scenes,
-        )
+        steps = (training.batch_size_global, self.config.seed, start_step, training.total_steps, rank(), world_size())
+        sampler: StepSampler | OneSourceSampler
+        if self.config.data.batch_from == "one_file" and isinstance(self.source, PairDataset):
+            sampler = OneSourceSampler([size for _, size in self.source.sources], *steps)
+        else:
+            stages = self.config.data.curriculum_scenes
+            sampler = StepSampler(len(self.source), *steps, self.source.group_size, stages)
         yield from iterate(make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda"))
 
     def example_batch(self, size: int) -> Batch:
         """Return the first `size` samples, for timing and counting."""
-        batch: Batch = collate_range(self.source, self.collator, [i % len(self.source) for i in range(size)])
+        batch: Batch = self.collator(self.example_samples(size))
         return batch
+
+    def example_samples(self, size: int) -> list[tuple[int, Any]]:
+        """Load the first `size` samples as [(epoch 0, sample)]."""
+        return load_range(self.source, self.config.seed, [i % len(self.source) for i in range(size)])
 
     def trivial_losses(self) -> dict[str, float]:
         """Compute the losses of a predictor that ignores its input; log the share of [UNK] in these samples."""
-        batch = self.example_batch(min(EXAMPLES, len(self.source)))
+        samples = self.example_samples(min(EXAMPLES, len(self.source)))
+        batch: Batch = self.collator(samples)
         if rank() == 0 and isinstance(getattr(batch, "is_valid", None), Tensor):
-            self.predictor.processor.warn_if_full(batch.is_valid.flatten(0, -2).sum(dim=1))
+            self.warn_of_cuts(samples, batch)
             self.warn_of_unknown_words(batch)
         return self.task.trivial_losses(batch)
+
+    def warn_of_cuts(self, samples: list[tuple[int, Any]], batch: Batch) -> None:
+        """Log the number of texts that `data.text_max_tokens` cuts; the samples are collated again without the cut."""
+        limit = self.config.data.text_max_tokens
+        if batch.is_valid.shape[-1] >= limit and hasattr(self.collator, "text_max_tokens"):
+            uncut = copy.copy(self.collator)
+            uncut.text_max_tokens = MAX_CAPTION_CHARS
+            counts = uncut(samples).is_valid.flatten(0, -2).sum(dim=1).tolist()
+            self.predictor.processor.warn_of_lengths(counts, len(counts))
 
     def warn_of_unknown_words(self, batch: Batch) -> None:
         """Log the share of [UNK] among the words of a batch, if there is any."""
@@ -225,6 +242,7 @@ class TrainingRun:
             "image_encoder": self.task.describe_image_encoder(),
             "data_fingerprint": self.fingerprint(),
             "data_sets": self.source.dataset_names(),
+            **({"sources": self.source.sources} if isinstance(self.source, PairDataset) else {}),
             "carried": {name: run_dir.sha256_hex([text]) for name, text in self.task.assets.items()},
             "versions": versions(),
             "machine": machine(self.device),
@@ -299,6 +317,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         KeyboardInterrupt: Ctrl-C came, and the step was finished and saved, unless it came twice.
     """
     run_dir.check_trackers(trackers)
+    check_named_trackers(config)
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
     with process_group(config.training.device), memory_errors(config), contextlib.ExitStack() as held:
@@ -309,7 +328,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
         run_on_all_ranks(run.check_evaluation)
         prepared = run_on_all_ranks(lambda: prepare_output_dir(run, start_step) if rank() == 0 else set())
         [evaluated, *_] = all_gather_object(prepared)
-        opened = run_dir.open_trackers(run.output_dir, start_step, trackers)
+        opened = open_trackers(run.config, start_step, trackers)
         try:
             with detect_lost_ranks():
                 loop = run.loop(opened)
@@ -431,8 +450,16 @@ def train_and_evaluate(
         batches = run.batches(start_step, workers)
         with loader_errors(workers):
             loop.run(batches if lock is None else lock.guard(batches), start_step, evaluate)
+        log_sources(run, total)
         if evaluate is not None:
             evaluate(total)
+
+
+def log_sources(run: TrainingRun, step: int) -> None:
+    """Log how many pictures of each file the first `step` steps have, where the training pairs are of several."""
+    sources = run.source.sources if isinstance(run.source, PairDataset) else []
+    if len(sources) > 1 and rank() == 0:
+        logger.info("pictures seen in %d steps: %s", step, seen_line(run.config, sources, step))
 
 
 def close_loggers(output_dir: Path, trackers: list[run_dir.Tracker]) -> None:
@@ -469,7 +496,8 @@ def load_checkpoint(run: TrainingRun) -> int:
             f"now {found}); restore it, or start a new run with checkpoint={folder}"
         )
     for name, module in run.task.modules().items():
-        checkpoint.load_module(folder, name, module)
+        resample = {"caption_id": module.widened} if isinstance(module, FeatureQueue) else None
+        checkpoint.load_module(folder, name, module, resample)
     run.ancestry = state["ancestry"]
     run.bad_samples.seen, run.bad_samples.skipped = state["samples_seen"], state["samples_skipped"]
     if state.get("loss_scale") is not None:

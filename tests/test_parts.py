@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mamo
+from mamo.tasks.registry import build_config
 from tests.test_readme import PARTS, ROOT
 from tests.tiny import config_of, values_of
 
@@ -101,10 +102,11 @@ def test_a_tracker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_trackers_are_on_rank_zero_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: every process of a run logs each step."""
-    from mamo.training import run_dir
+    from mamo.training import trackers
 
-    monkeypatch.setattr(run_dir, "rank", lambda: 1)
-    assert run_dir.open_trackers(tmp_path / "run", 0, [object()]) == []  # type: ignore[list-item]
+    monkeypatch.setattr(trackers, "rank", lambda: 1)
+    config = build_config({"output_dir": str(tmp_path / "run")})
+    assert trackers.open_trackers(config, 0, [object()]) == []  # type: ignore[list-item]
     assert not (tmp_path / "run").exists()
 
 

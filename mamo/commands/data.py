@@ -61,6 +61,11 @@ BUILDERS: dict[str, Callable[[Path, Path, bool], BuildReport | NlvrCounts]] = {
 }
 
 
+SHARD_BUILDERS = ("parquet", "csv", "huggingface")
+Reading = tuple[str | None, dict[str, float], list[str]]
+"""Split, caption keys with weights, and columns of `read_pairs`."""
+
+
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Read the arguments, do the work, print its lines; return 1 on a gap."""
     arguments = make_parser(prog).parse_args(argv)
@@ -104,12 +109,28 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     export.add_argument("--layout", choices=LAYOUTS, default="pairs", help="JSON Lines, or a data set's official files")
     for name, default in (("--seed", 0), ("--count", 1000), ("--image-size-px", 96)):
         export.add_argument(name, type=int, default=default)
-    build = add("build", _build, "convert a public release to records; exit code 1 on a gap")
-    build.add_argument("source", choices=list(BUILDERS))
-    build.add_argument("--from", type=Path, required=True, dest="release")
+    build = add("build", _build, "convert a public release to records, or files to shards; exit code 1 on a gap")
+    build.add_argument("source", choices=[*BUILDERS, *SHARD_BUILDERS])
+    build.add_argument(
+        "--from", type=Path, required=True, dest="release", nargs="+", help="folder; of shards also files"
+    )
     build.add_argument(
         "--split-by", help=f"of refcoco: unc, google or umd (default: {DEFAULT_SPLIT_BY}, or the only one)"
     )
+    shards = build.add_argument_group("to shards", f"of {', '.join(SHARD_BUILDERS)}")
+    shards.add_argument("--image", help="column of the images (default: found by type or name)")
+    shards.add_argument("--image-id", help="column: consecutive rows of one id become one pair")
+    shards.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="rows to take; repeatable")
+    shards.add_argument("--shard-mib", type=positive, default=1024, help="largest shard (default: %(default)s)")
+    for reader in (validate, check, tokenizer, index, shards):
+        reader.add_argument(
+            "--caption",
+            action="append",
+            default=[],
+            help="field of the captions (default: caption); repeatable; in build a path: conversations[-1].value",
+        )
+    for reader in (validate, check, tokenizer, shards):
+        reader.add_argument("--columns", type=_names, default=[], help="of a table without a header: image,caption")
     for reader in (validate, check):
         reader.add_argument("file", type=Path)
         reader.add_argument("--task", choices=["pairs", *TASK_RECORDS, ITEMS], default="pairs", help="kind of its rows")
@@ -121,13 +142,22 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     return main
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _read_as(arguments: argparse.Namespace) -> Reading:
+    """Return how pairs are read."""
+    return arguments.split, dict.fromkeys(arguments.caption, 1.0), arguments.columns
+
+
 def _validate(arguments: argparse.Namespace) -> Outcome:
     from mamo.data.validate import validate_items, validate_pairs, validate_records  # --help imports no torch
 
     if arguments.task == ITEMS:
         return validate_items(arguments.file), True
     if arguments.task == "pairs":
-        return validate_pairs(arguments.file, arguments.split), True
+        return validate_pairs(arguments.file, *_read_as(arguments)), True
     return validate_records(arguments.file, arguments.task), True
 
 
@@ -138,21 +168,26 @@ def _check(arguments: argparse.Namespace) -> Outcome:
         report = check_items(arguments.file)
         return report.lines(), report.is_complete
     is_pairs = arguments.task == "pairs"
-    report = check_pairs(arguments.file, arguments.split) if is_pairs else check_records(arguments.file, arguments.task)
+    if is_pairs:
+        report = check_pairs(arguments.file, *_read_as(arguments))
+    else:
+        report = check_records(arguments.file, arguments.task)
     return report.lines(), report.is_complete
 
 
 def _tokenizer(arguments: argparse.Namespace) -> Outcome:
     from mamo.data.tokenizer import train_tokenizer
 
-    n_tokens = train_tokenizer(arguments.files, arguments.size, arguments.to, arguments.split, arguments.overwrite)
+    n_tokens = train_tokenizer(
+        arguments.files, arguments.size, arguments.to, overwrite=arguments.overwrite, read_as=_read_as(arguments)
+    )
     return [f"{arguments.to}: {n_tokens} tokens"], True
 
 
 def _index(arguments: argparse.Namespace) -> Outcome:
     from mamo.data.shards import index_folder
 
-    pairs = index_folder(arguments.folder, arguments.workers)
+    pairs = index_folder(arguments.folder, arguments.workers, arguments.caption or ["caption"])
     return [f"{arguments.folder}: {len(pairs)} pairs in {len(pairs.shards)} shards"], True
 
 
@@ -177,10 +212,27 @@ def _export(arguments: argparse.Namespace) -> Outcome:
 
 
 def _build(arguments: argparse.Namespace) -> Outcome:
+    if arguments.source in SHARD_BUILDERS:
+        return _build_shards(arguments)
+    given = [name for name in ("image", "image_id", "where", "caption", "columns") if getattr(arguments, name)]
+    if given or len(arguments.release) > 1:
+        what = f"--{given[0].replace('_', '-')}" if given else "--from"
+        raise ValueError(f"{what}: {arguments.source} reads the official files of one folder; remove it")
     build = BUILDERS[arguments.source]
     if arguments.split_by is not None:
         if arguments.source != "refcoco":
             raise ValueError(f"--split-by: {arguments.source} has one way to split; remove it")
         build = functools.partial(build_refcoco, split_by=arguments.split_by)
-    built = build(arguments.release, arguments.to, arguments.overwrite)
+    built = build(arguments.release[0], arguments.to, arguments.overwrite)
     return built.lines(), built.is_complete
+
+
+def _build_shards(arguments: argparse.Namespace) -> Outcome:
+    from mamo.data.builders.tar_shards import Recipe, build_shards
+
+    if arguments.split_by is not None:
+        raise ValueError(f"--split-by: {arguments.source} has no such splits; use --where COLUMN=VALUE")
+    lists = (tuple(arguments.where), tuple(arguments.columns))
+    recipe = Recipe(arguments.image, tuple(arguments.caption), arguments.image_id, *lists)
+    to, limits = arguments.to, (arguments.shard_mib, arguments.overwrite)
+    return build_shards(arguments.source, arguments.release, to, recipe, *limits).lines(), True

@@ -95,7 +95,7 @@ def _name_of(kind: object) -> str:
         return _name_of(get_args(kind)[0])
     if get_origin(kind) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(kind))
-    if get_origin(kind) is dict:
+    if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Section)):
         return "section"
     if get_origin(kind) is list:
         return f"list of {_name_of(get_args(kind)[0])}"

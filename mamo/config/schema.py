@@ -7,52 +7,19 @@ before a model is built.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mamo.config.section import Fraction, LoggingConfig, NonNegative, Positive, Ratio, Settings, Weight, expanded_paths
+from mamo.config.section import Section as Section
 from mamo.config.values import expand_path
 
 GroundingHeat = Literal["fusion", "image_encoder", "occlusion"]
 ItemScore = Literal["itm", "itc", "itm+itc", "text"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Settings = dict[str, Any]
-"""Settings of a class from outside, which validates them itself."""
 
 DEFAULT_TASK = "pretrain"
 """Task of a file that names none."""
-
-
-class Section(BaseModel):
-    """A strict section: unknown keys, booleans for numbers, numbers for text, infinity and NaN are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    unused: ClassVar[float | None] = None
-    """Value at which a key that only other tasks have changes nothing here; None: its default."""
-
-    def problems(self) -> Iterator[str]:
-        """Yield `key: what is wrong` for each contradiction between the keys of this section."""
-        yield from ()
-
-    def all_problems(self) -> Iterator[str]:
-        """Yield the problems of this section and of those inside it, with dotted keys."""
-        yield from self.problems()
-        for name in type(self).model_fields:
-            inner = getattr(self, name)
-            if isinstance(inner, Section):
-                yield from (f"{name}.{problem}" for problem in inner.all_problems())
-
-
-def expanded_paths(value: str | list[str] | None) -> str | list[str] | None:
-    """Expand one path or several; see `expand_path`."""
-    if isinstance(value, list):
-        return [expand_path(path) for path in value]
-    return None if value is None else expand_path(value)
 
 
 class AugmentationConfig(Section):
@@ -75,6 +42,30 @@ class BadSampleConfig(Section):
     """Largest share of bad samples among the samples drawn."""
 
 
+CaptionWeights = dict[str, Weight]
+
+
+class TrainSource(Section):
+    """One file of a mixture of training pairs."""
+
+    file: str
+    """In any of the formats of `data.train_file`."""
+    repeat: Positive = 1
+    """How many times an epoch has each of its pairs."""
+    caption_keys: CaptionWeights = {}
+    """Fields of its captions, with weights; empty: those of `data.caption_keys`."""
+
+    @field_validator("file")
+    @classmethod
+    def _expanded(cls, value: str) -> str:
+        return expand_path(value)
+
+    def problems(self) -> Iterator[str]:
+        """Yield weights that choose nothing."""
+        if self.caption_keys and not sum(self.caption_keys.values()):
+            yield "caption_keys: the weights sum to 0; give one above 0"
+
+
 class DataConfig(Section):
     """Images and texts."""
 
@@ -87,11 +78,25 @@ class DataConfig(Section):
     curriculum_scenes: list[Positive] = []
     """How many training scenes show one object at most, how many two, ...; they come first. Even numbers: twins."""
     train_file: str | list[str] | None = None
-    """One or several: JSON Lines; of pairs also ALBEF JSON, Karpathy JSON, or a folder or glob of tar shards."""
+    """One or several: JSON Lines; of pairs also CSV, TSV, `metadata.jsonl`, COCO's, ALBEF's or Karpathy's JSON, or a
+    folder, glob or URL of tar shards."""
+    train: list[TrainSource] = []
+    """A mixture of training pairs in place of `train_file`: entries with `file`, `repeat` and `caption_keys`."""
+    batch_from: Literal["mixture", "one_file"] = "mixture"
+    """`one_file`: each batch has pairs of one file only; the files take turns in proportion to their pairs."""
+    caption_keys: CaptionWeights = {}
+    """Fields of the training captions, with weights, such as {re_caption: 0.7, caption: 0.3}; empty: `caption`."""
+    sub_caption_sentences: NonNegative = 0
+    """A caption of several sentences gives 1 to so many consecutive ones, drawn anew each epoch (FLAIR); 0: the whole
+    caption. Evaluation reads whole captions."""
+    columns: list[str] = []
+    """Names of the columns of CSV and TSV files that have no header."""
     train_split: str | None = None
     """Split to take from a Karpathy file."""
     eval_file: str | None = None
     """Held-out pairs in the same formats."""
+    eval_caption_keys: list[str] = []
+    """Fields of the held-out captions, each of which is right; empty: `caption`."""
     eval_split: str | None = None
     """Split to take from a Karpathy file for evaluation."""
     statements_file: str | None = None
@@ -123,6 +128,15 @@ class DataConfig(Section):
         """Yield contradictions between the keys of `data`."""
         if self.source != "scenes" and not self.train_files:
             yield f"train_file: needed when data.source is {self.source}"
+        if self.train and self.train_file is not None:
+            yield "train: contradicts data.train_file; list that file in data.train"
+        if self.caption_keys and not sum(self.caption_keys.values()):
+            yield "caption_keys: the weights sum to 0; give one above 0"
+        for number, entry in enumerate(self.train):
+            yield from (f"train.{number}.{problem}" for problem in entry.problems())
+        for key in ("train", "batch_from", "caption_keys", "sub_caption_sentences", "columns", "eval_caption_keys"):
+            if self.source != "pairs" and getattr(self, key) != type(self).model_fields[key].default:
+                yield f"{key}: contradicts data.source: {self.source}; it is for pairs; remove it"
         if self.source == "records":
             for key in ("train_split", "eval_split", "statements_file"):
                 if getattr(self, key) is not None:
@@ -135,9 +149,19 @@ class DataConfig(Section):
 
     @property
     def train_files(self) -> list[str]:
-        """Return `train_file` as a list."""
+        """Return the training files as a list."""
+        return [entry.file for entry in self.train_sources]
+
+    @property
+    def train_sources(self) -> list[TrainSource]:
+        """Return the mixture: `train`, or each file of `train_file` once."""
         files = self.train_file or []
-        return [files] if isinstance(files, str) else files
+        return self.train or [TrainSource(file=file) for file in ([files] if isinstance(files, str) else files)]
+
+    @property
+    def eval_keys(self) -> CaptionWeights:
+        """Return the fields of the held-out captions with equal weights, {} for `caption`."""
+        return dict.fromkeys(self.eval_caption_keys, 1.0)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -260,8 +284,18 @@ class MaskingConfig(BaseMaskingConfig):
     """`alternate`: one modality is masked a pass; `joint`: one pass with both masked."""
     plan: str | None = None
     """Masked passes by a class from outside, `module:Class`; null: those of `mode`."""
+    text_for_masked_image: Literal["same", "short"] = "same"
+    """Text of the pass with the masked picture: the `same` caption, or a `short` one (Fix-CLIP), which is the shortest
+    of the record, or the first sentence of its only one; of scenes the caption of two objects or of a number."""
     text_replacement: Literal["mask", "bert"] = "mask"
     """`mask`: a chosen token becomes [MASK]; `bert`: 80 % do, 10 % become a random token, 10 % stay."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield contradictions between the passes and their texts."""
+        if self.text_for_masked_image == "short" and self.mode != "alternate":
+            yield f"text_for_masked_image: short contradicts masking.mode: {self.mode}; use alternate"
+        elif self.text_for_masked_image == "short" and self.plan is not None:
+            yield "text_for_masked_image: contradicts masking.plan, whose passes name their texts; use same"
 
 
 class LossWeights(Section):
@@ -491,6 +525,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @field_validator("output_dir", "checkpoint")
     @classmethod

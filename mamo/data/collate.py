@@ -65,6 +65,19 @@ def sample_rng(seed: int, epoch: int, index: int, stream: int) -> np.random.Gene
     return np.random.Generator(np.random.PCG64([seed, epoch, index, stream]))
 
 
+def caption_id_rows(samples: Sequence[tuple[int, tuple[int, ...]]], n_ids: int) -> Tensor:
+    """Return the caption ids of samples, int64 [B, n_ids]: the drawn caption's, then those of the record's others.
+
+    A row with fewer distinct ones repeats the drawn one's.
+
+    Args:
+        samples: (id of the drawn caption, ids of all captions of its record) of each.
+        n_ids: at least the number of distinct ids of any sample, or 1, which keeps the drawn ones only.
+    """
+    rows = [list(dict.fromkeys((drawn, *others)))[:n_ids] for drawn, others in samples]
+    return torch.tensor([[*row, *[row[0]] * (n_ids - len(row))] for row in rows])
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int, multiple: int = 1
 ) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ _LONGEST = 60
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 _PATH_HINTS = (
     (r"(^|/)file:/", "write the path without file://"),
-    (r"(^|/)[a-z][a-z0-9+.-]+:/", "URLs are not read; download the file first"),
+    (r"(^|/)[a-z][a-z0-9+.-]+:/", "of URLs only tar shards are read; download the file first"),
     (r"\\", r"write the path with / in place of \ "),
     (r"\{\w+\.\.\w+\}", "write a glob, such as [0-9] or *, in place of {0..9}"),
     (r"(^|/)~", "~ is not expanded here; write the whole path"),

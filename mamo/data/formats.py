@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from mamo.data.tables import separator_of
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Files of a Hugging Face image folder, whose rows are pairs."""
 _BINARY = (
-    (b"PAR1", "a Parquet file; write its texts as JSON Lines (pandas: read_parquet, then to_json with orient='records' "
-              "and lines=True) and its images as files, or write tar shards with img2dataset"),
+    (b"PAR1", "a Parquet file; make tar shards of it: mamo data build parquet --from FILES --to SHARDS"),
     (b"ARROW1", "an Arrow file; write its texts as JSON Lines and its images as files"),
     (b"\x1f\x8b", "a gzip file; unpack it with gunzip or tar -xzf"),
     (b"BZh", "a bzip2 file; unpack it with bunzip2"),
@@ -38,16 +41,13 @@ def name_binary(start: bytes) -> str:
 
 
 def name_table(path: Path, text: str) -> str:
-    """Return "FORMAT; REMEDY" if the text is a CSV or TSV table, else ""."""
-    lines = [line for line in text[:65536].split("\n")[:20] if line.strip()]
-    if not lines or any(line.lstrip()[0] in "[{" for line in lines):
-        return ""
-    separator = next((mark for mark in "\t,;|" if mark in lines[0]), "")
-    if not separator and path.suffix.lower() not in (".csv", ".tsv"):
+    """Return "FORMAT; REMEDY" if the text is a CSV or TSV table, for readers of JSON Lines only, else ""."""
+    separator = separator_of(path, text)
+    if not separator:
         return ""
     kind = "TSV" if separator == "\t" else "CSV"
     delimiter = "\\t" if separator == "\t" else separator
-    command = _CSV_COMMAND.format("" if separator in ("", ",") else f", delimiter='{delimiter}'", path.name)
+    command = _CSV_COMMAND.format("" if separator == "," else f", delimiter='{delimiter}'", path.name)
     return f"a {kind} table; name its columns as the fields of a record in its first line, and convert it: {command}"
 
 
@@ -56,12 +56,12 @@ def name_folder(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     suffixes = {Path(name).suffix.lower() for name in names}
     if {"dataset_info.json", "state.json"} <= set(names):
-        return "a Hugging Face data set on disk (Arrow); write its texts as JSON Lines and its images as files"
-    for name in ("metadata.jsonl", "metadata.csv"):
-        if name in names:
-            return f"a Hugging Face image folder; name its file {folder / name}"
+        return (
+            "a Hugging Face data set on disk (Arrow); make tar shards of it: "
+            f"mamo data build huggingface --from {folder} --to SHARDS"
+        )
     if ".parquet" in suffixes:
-        return _BINARY[0][1].replace("a Parquet file", "a folder of Parquet files")
+        return f"a folder of Parquet files; make tar shards: mamo data build parquet --from {folder} --to SHARDS"
     files = [name for name in names if name.endswith((".jsonl", ".json"))]
     if files:
         return f"a folder; name a file in it, such as {folder / files[0]}"

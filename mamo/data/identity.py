@@ -1,4 +1,4 @@
-"""Warnings about identities and units that pairs do not bear out: image ids, captions, texts that are cut."""
+"""Warnings about identities and units that pairs do not bear out: image ids, captions."""
 
 import os
 import unicodedata
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mamo.data.pair_record import PairRecord
-from mamo.data.pairs_reader import MAX_CAPTION_CHARS, clean_caption
 from mamo.data.shards import TarShardDataset
 
 _LISTED = 3
@@ -53,45 +52,22 @@ def identity_warnings(parts: Iterable[Sequence[PairRecord] | Any]) -> list[str]:
 
 
 def caption_warnings(records: Iterable[PairRecord]) -> list[str]:
-    """Return a warning for lists of single words, and for captions that are equal only after they are cut.
+    """Return a warning for lists of single words: a sentence that was split into words, or a word into letters.
 
-    A sentence that was split into words, or a word into letters, makes a caption of each. Words of scripts without
-    spaces are not counted.
+    Each makes a caption of its own. Words of scripts without spaces are not counted.
     """
     n_lists, split = 0, list[str]()
-    whole_of: dict[str, str] = {}
-    merged = list[str]()
     for record in records:
         if len(record.captions) > _MANY_CAPTIONS:
             n_lists += 1
             if all(map(_is_one_word, record.captions)):
                 split.append(f"{_place(record)} {' '.join(record.captions)[:40]!r}")
-        for caption in record.captions:
-            if len(caption) <= MAX_CAPTION_CHARS // 18:  # NFKC makes at most 18 characters of one
-                continue
-            whole, cut = caption_key(caption), clean_caption(caption).lower()
-            if whole != cut and whole_of.setdefault(cut, whole) != whole:
-                merged.append(_place(record))
-    found = []
-    if 2 * len(split) > n_lists:
-        found.append(
-            f"{len(split)} of {n_lists} lists of captions have only single words: {', '.join(split[:_LISTED])}; each "
-            "word counts as a caption; join the words of a sentence"
-        )
-    if merged:
-        found.append(
-            f"{len(merged)} captions are equal to another one after their first {MAX_CAPTION_CHARS} characters are "
-            f"read, and cannot be distinguished: {', '.join(merged[:_LISTED])}; shorten them"
-        )
-    return found
-
-
-def caption_key(text: str) -> str:
-    """Return what makes two captions the same: NFKC, single spaces, lower case, the whole text before it is cut."""
-    cleaned = clean_caption(text)
-    if len(cleaned) < MAX_CAPTION_CHARS - 1:
-        return cleaned.lower()
-    return " ".join(unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode("utf-8")).split()).lower()
+    if 2 * len(split) <= n_lists:
+        return []
+    return [
+        f"{len(split)} of {n_lists} lists of captions have only single words: {', '.join(split[:_LISTED])}; each "
+        "word counts as a caption; join the words of a sentence"
+    ]
 
 
 def _is_one_word(text: str) -> bool:

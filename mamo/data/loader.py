@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mamo.data.collate import Batch, sample_rng
 from mamo.data.images import BadSampleError
-from mamo.data.sampler import StepSampler
+from mamo.data.sampler import OneSourceSampler, StepSampler
 
 LOAD_STREAM = 0
 """Random stream of a sample for the choice of the caption and the augmentation of the image."""
@@ -111,7 +111,11 @@ def _kill_workers() -> None:
 
 
 def make_loader(
-    dataset: SampleDataset, collator: Collator[Batch], sampler: StepSampler, workers: int, pin_memory: bool
+    dataset: SampleDataset,
+    collator: Collator[Batch],
+    sampler: StepSampler | OneSourceSampler,
+    workers: int,
+    pin_memory: bool,
 ) -> DataLoader[tuple[int, Any]]:
     """Build the loader of `dataset` in the sampler's order. The batches do not depend on `workers`."""
     if workers:
@@ -210,4 +214,9 @@ def loader_errors(workers: int) -> Iterator[None]:
 
 def collate_range(dataset: SampleDataset, collator: Collator[BatchT], indices: Sequence[int]) -> BatchT:
     """Load the samples `indices` (epoch 0) and collate them to one batch."""
-    return collator([(0, dataset.load(i, sample_rng(collator.seed, 0, i, LOAD_STREAM))) for i in indices])
+    return collator(load_range(dataset, collator.seed, indices))
+
+
+def load_range(dataset: SampleDataset, seed: int, indices: Sequence[int]) -> list[tuple[int, Any]]:
+    """Load the samples `indices` as [(epoch 0, sample)]."""
+    return [(0, dataset.load(i, sample_rng(seed, 0, i, LOAD_STREAM))) for i in indices]

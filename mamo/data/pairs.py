@@ -3,11 +3,12 @@
 Legend: H, W height and width of the network's input image, in pixels.
 """
 
+import functools
 import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
+from mamo.data.captions import draw_caption, draw_sub_caption, split_sentences
 from mamo.data.cleaning import Clean
 from mamo.data.images import BadSampleError, decode_image
 from mamo.data.pair_record import PairRecord
@@ -34,9 +36,10 @@ Transform = Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]
 class Sample:
     """An image uint8 [3, H, W] with one caption.
 
-    `image_id` and `caption_id` are 63-bit hashes, equal for the same image or the same words. `sample_id` is the index
-    in the data set. `skipped` has one line for each bad sample that this one replaces, see `BadSamplePolicy`.
-    `foil` is a text that is false of the image; empty where none is known.
+    `image_id` and `caption_id` are 63-bit hashes, equal for the same image or the same words; `caption_ids` are those
+    of all captions of the record. `short` is the text of `masking.text_for_masked_image: short`, `foil` a text that is
+    false of the image; empty where none is known. `sample_id` is the index in the data set. `skipped` has one line for
+    each bad sample that this one replaces, see `BadSamplePolicy`.
     """
 
     image: Tensor
@@ -46,6 +49,8 @@ class Sample:
     sample_id: int
     skipped: tuple[str, ...]
     foil: str = ""
+    caption_ids: tuple[int, ...] = field(default=(), kw_only=True)
+    short: str = field(default="", kw_only=True)
 
 
 def hash_id(text: str) -> int:
@@ -118,7 +123,8 @@ class PairDataset:
 
     `transform` augments images; see `mamo.data.transforms`. By default they are only resized. With `on_bad` "raise" a
     bad sample raises BadSampleError. With "skip" the next readable sample replaces it (cyclic), so that batches keep
-    their size and all runs use the same replacement.
+    their size and all runs use the same replacement. `sub_caption_sentences` is `data.sub_caption_sentences`. Records
+    are those of `sources` (name, number of records), by default of one.
     """
 
     group_size = 1
@@ -130,6 +136,8 @@ class PairDataset:
         transform: Transform | None = None,
         on_bad: Literal["raise", "skip"] = "raise",
         clean: Clean = clean_caption,
+        sub_caption_sentences: int = 0,
+        sources: Sequence[tuple[str, int]] = (),
     ) -> None:
         if not len(records):
             raise ValueError("records: no image-caption pairs; give at least one")
@@ -139,6 +147,8 @@ class PairDataset:
         self.transform = transform
         self.on_bad = on_bad
         self.clean = clean
+        self.sub_caption_sentences = sub_caption_sentences
+        self.sources = list(sources) or [("pairs", len(records))]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -146,6 +156,19 @@ class PairDataset:
     def has_foils(self) -> bool:
         """Return whether some pair has a foil; pairs of shards have none."""
         return any(record.foils for part in self.parts if not isinstance(part, TarShardDataset) for record in part)
+
+    @functools.cached_property
+    def n_caption_ids(self) -> int:
+        """Number of ids by which the captions of a record are compared: those of the largest record.
+
+        The text of a sub-caption has an id of its own.
+        """
+        parts = {id(part): part for part in self.parts}.values()
+        most = (
+            part.most_captions if isinstance(part, TarShardDataset) else max(len(set(row.captions)) for row in part)
+            for part in parts
+        )
+        return max(most) + (self.sub_caption_sentences > 0)
 
     def fingerprint_items(self) -> Iterator[str]:
         """Yield the texts of the data fingerprint: the records, or the index tables of shards.
@@ -164,7 +187,8 @@ class PairDataset:
                     image = relative_image_path(folder, str(record.image))
                     image_id = image if record.image_id == str(record.image) else record.image_id
                     foils = f"\t{record.foils}" if record.foils else ""
-                    yield f"{file.name}\t{image}\t{image_id}\t{record.captions}{foils}\n"
+                    weights = f"\t{record.weights}" if record.weights else ""
+                    yield f"{file.name}\t{image}\t{image_id}\t{record.captions}{foils}{weights}\n"
 
     def dataset_names(self) -> list[str]:
         """Return the prefixes of the image ids that our builders write (`coco` of `coco/42`), else "other".
@@ -185,13 +209,19 @@ class PairDataset:
             record = self.records[index]
         except (OSError, ValueError) as error:  # a shard that was removed or damaged after indexing
             raise BadSampleError(f"sample {index}: {error}") from error
-        caption = self.clean(record.captions[int(rng.integers(len(record.captions)))])
+        caption = self.clean(draw_caption(record.captions, record.weights, rng))
+        caption = draw_sub_caption(caption, self.sub_caption_sentences, rng)
         if not caption:
             raise BadSampleError(
                 f"{record.source}:{record.line}: sample {index}: the caption is empty; add words or remove the row"
             )
+        short = split_sentences(caption)[0] if caption else ""
+        if len(record.captions) > 1:
+            short = min(filter(None, map(self.clean, record.captions)), key=len)
         image = apply_transform(self.transform, load_image(record.image), self.image_size_px, rng)
         foil = self.clean(record.foils[int(rng.integers(len(record.foils)))]) if record.foils else ""
         if foil and foil.lower() in {self.clean(text).lower() for text in record.captions}:
             foil = ""  # equal once cleaned and cut: true of the image
-        return Sample(image, caption, hash_id(record.image_id), hash_id(caption.lower()), index, skipped, foil)
+        ids = tuple(hash_id(self.clean(text).lower()) for text in record.captions) if self.n_caption_ids > 1 else ()
+        own = hash_id(record.image_id), hash_id(caption.lower())
+        return Sample(image, caption, *own, index, skipped, foil, caption_ids=ids, short=short)

@@ -1,4 +1,4 @@
-"""Readers of image-caption pairs in four layouts. Error messages contain file, line and field.
+"""Readers of image-caption pairs in the layouts that people have. Error messages contain file, line and field.
 
 Our own layout is JSON Lines (UTF-8), one object a line:
 
@@ -13,9 +13,11 @@ Our own layout is JSON Lines (UTF-8), one object a line:
 | `foils` | optional string or list of strings that are false of the image: hard negatives of ITM |
 | `caption_id` | optional: a string or an integer for each caption, as `caption` one or a list; in files of rankings |
 
-Other fields are ignored, with a line in the log. The other layouts are ALBEF's caption JSON (a list of the same
-objects), Karpathy's split JSON (`{"images": [...]}`), COCO's captions JSON (`{"images": [...], "annotations": [...]}`),
-and tar shards in img2dataset's layout (`KEY.jpg` with `KEY.txt` or `KEY.json`).
+Other fields are ignored, with a line in the log. `caption_keys` names other fields for the captions. The fields of
+Hugging Face's `metadata.jsonl` and of open_clip's CSV are known by their names too (`OTHER_NAMES`). The other layouts
+are a CSV or TSV of the same fields, ALBEF's caption JSON (a list of the same objects), Karpathy's split JSON
+(`{"images": [...]}`), COCO's captions JSON (`{"images": [...], "annotations": [...]}`), and tar shards in img2dataset's
+layout (`KEY.jpg` with `KEY.txt` or `KEY.json`).
 """
 
 import glob
@@ -27,13 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from mamo.config.values import Values
+from mamo.data.captions import CAPTION, CaptionKeys, texts_of, weighted_captions
 from mamo.data.errors import ErrorCollector, UnknownFields
-from mamo.data.files import JsonError, brief, parse_json, read_text
-from mamo.data.formats import name_folder, name_table
+from mamo.data.files import JsonError, brief, brief_names, parse_json, read_text
+from mamo.data.formats import METADATA, name_folder
 from mamo.data.pair_record import PairRecord
+from mamo.data.remote import remote_url
 from mamo.data.shards import has_shards, read_shards
+from mamo.data.tables import read_table, separator_of
 
-MAX_CAPTION_CHARS = 1000  # longer than the input of any text encoder; bounds the tokenizer's work on long texts
+MAX_CAPTION_CHARS = 100_000  # no text encoder reads as much; bounds the tokenizer's work on a text of megabytes
 _FIELDS = {
     "image": "a path",
     "caption": "a string or a non-empty list of strings",
@@ -43,24 +48,24 @@ _FIELDS = {
     "caption_id": "a string or an integer, or a list of them, one for each caption",
 }
 """Description of the values of each field."""
-_REQUIRED = ("image", "caption")
-_IMAGE_FOLDER = (
-    "; this is a Hugging Face metadata.jsonl: rename its fields with "
-    """sed 's/"file_name":/"image":/; s/"text":/"caption":/' metadata.jsonl > pairs.jsonl"""
-)
-
-
+OTHER_NAMES = {"file_name": "image", "filepath": "image", "text": CAPTION, "title": CAPTION}
+"""Fields of Hugging Face's image folders and of open_clip's tables -> ours, which a row must lack."""
 _START_CHARS = 4096
 
 
 def clean_caption(text: str) -> str:
-    """Normalise a text (NFKC), collapse spaces and cut it to `MAX_CAPTION_CHARS`; lone surrogates become '?'.
+    """Normalise a text (NFKC) and collapse spaces; lone surrogates become '?'.
+
+    A text over `MAX_CAPTION_CHARS` is cut, after a word where it has spaces.
 
     A text without a visible character returns "": it has only spaces, control or zero-width characters, or combining
     marks, from which the tokenizer makes no meaningful token.
     """
     text = text[: 4 * MAX_CAPTION_CHARS].encode("utf-8", "replace").decode("utf-8")
-    text = " ".join(unicodedata.normalize("NFKC", text).split())[:MAX_CAPTION_CHARS].strip()
+    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    if len(text) > MAX_CAPTION_CHARS:
+        text = text[: text.rfind(" ", 0, MAX_CAPTION_CHARS + 1)] if " " in text[:MAX_CAPTION_CHARS] else text
+        text = text[:MAX_CAPTION_CHARS]
     return text if any(map(_is_visible, text)) else ""
 
 
@@ -97,37 +102,47 @@ def read_lines(path: Path, hint: str = "") -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def read_pairs(path: Path, split: str | None = None) -> Sequence[PairRecord]:
-    """Read the image-caption pairs of a file, a folder of tar shards, or a glob of shards.
+def read_pairs(
+    path: Path, split: str | None = None, caption_keys: CaptionKeys | None = None, columns: Sequence[str] = ()
+) -> Sequence[PairRecord]:
+    """Read the image-caption pairs of a file, an image folder, a folder of tar shards, or a glob of shards.
 
     The layout is detected from the content. Pairs in shards are read on access, see `shards.TarShardDataset`.
 
     Args:
         path: a file, a folder or a glob.
         split: split of a Karpathy file, required there and not allowed elsewhere; "train" includes "restval".
+        caption_keys: field -> weight of its captions; `caption` alone by default. A row needs one of them.
+        columns: names of the columns of a CSV or TSV without a header; other files do not need them.
 
     Raises:
         ValueError: bad rows (the first ten and the number of others, each with file, line, field and fix), no pairs,
-            or a `split` that does not apply.
+            a caption key that no row has, or a `split` that does not apply.
     """
-    is_shards = path.is_dir() or path.suffix == ".tar" or (glob.has_magic(str(path)) and not path.exists())
+    keys = caption_keys or {CAPTION: 1.0}
+    is_remote = remote_url(path) is not None and path.suffix not in (".json", ".jsonl", ".csv", ".tsv")
+    is_shards = is_remote or path.is_dir() or path.suffix == ".tar" or (glob.has_magic(str(path)) and not path.exists())
     if is_shards and path.is_dir() and not has_shards(path):
-        raise ValueError(f"{path}: no tar shard (*.tar) found; it is {name_folder(path)}")
+        found = [path / name for name in METADATA if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"{path}: no tar shard (*.tar) found; it is {name_folder(path)}")
+        path, is_shards = found[0], False
     if is_shards and split is not None:
         raise ValueError(_split_unused(path, split))
-    records: Sequence[PairRecord] = read_shards(path) if is_shards else _read_json(path, split)
+    records: Sequence[PairRecord] = read_shards(path, keys) if is_shards else _read_file(path, split, keys, columns)
     if not records:
         raise ValueError(f"{path}: contains no image-caption pairs")
     return records
 
 
-def _read_json(path: Path, split: str | None) -> list[PairRecord]:
+def _read_file(path: Path, split: str | None, keys: CaptionKeys, columns: Sequence[str]) -> list[PairRecord]:
     text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path}: the file is empty; write one JSON object a line")
-    table = name_table(path, text)
-    if table:
-        raise ValueError(f"{path}: {table}")
+    separator = separator_of(path, text, len(columns))
+    if separator and split is None:
+        rows: list[tuple[int, Any]] = list(read_table(path, text, separator, columns))
+        return _read_rows(path, [(line, _from_table(row)) for line, row in rows], keys)
     document = _whole_document(path, text)
     if isinstance(document, dict) and "annotations" not in document:
         return _read_karpathy(path, document, split)
@@ -136,8 +151,14 @@ def _read_json(path: Path, split: str | None) -> list[PairRecord]:
     if isinstance(document, dict):
         return _read_coco(path, document)
     if isinstance(document, list):
-        return _read_rows(path, list(enumerate(document, 1)))
-    return _read_lines(path, text)
+        return _read_rows(path, list(enumerate(document, 1)), keys)
+    return _read_lines(path, text, keys)
+
+
+def _from_table(row: Mapping[str, str]) -> Values:
+    """Return a row of a table as one of JSON Lines; empty optional fields are left out."""
+    optional = ("image_id", "directory", "foils", "caption_id")
+    return {name: value for name, value in row.items() if value or name not in optional}
 
 
 def _split_unused(path: Path, split: str) -> str:
@@ -168,7 +189,7 @@ def _parse(text: str) -> Any:
         return None
 
 
-def _read_lines(path: Path, text: str) -> list[PairRecord]:
+def _read_lines(path: Path, text: str, keys: CaptionKeys) -> list[PairRecord]:
     errors, rows = ErrorCollector(path), []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -176,58 +197,74 @@ def _read_lines(path: Path, text: str) -> list[PairRecord]:
                 rows.append((number, parse_json(line)))
             except JsonError as error:
                 errors.add(number, error.advise("write one object a line"))
-    return _read_rows(path, rows, errors)
+    return _read_rows(path, rows, keys, errors)
 
 
-def _read_rows(path: Path, rows: list[tuple[int, Any]], errors: ErrorCollector | None = None) -> list[PairRecord]:
+def _read_rows(
+    path: Path, rows: list[tuple[int, Any]], keys: CaptionKeys, errors: ErrorCollector | None = None
+) -> list[PairRecord]:
     errors = errors or ErrorCollector(path)
     folder = path.parent.absolute()
     records = []
-    fields = UnknownFields(_FIELDS, _REQUIRED)
-    for line, row in rows:
-        row_errors = _row_errors(row, fields)
+    names = ["image", *keys, "image_id", "directory", "foils", "caption_id"]
+    known = {name: _FIELDS.get(name, _FIELDS[CAPTION]) for name in names}
+    fields = UnknownFields(known, ("image", *(keys if len(keys) == 1 else ())))
+    absent = {key for key, weight in keys.items() if weight}
+    for line, value in rows:
+        row = _with_own_names(value) if isinstance(value, dict) else value
+        row_errors = _row_errors(row, fields, keys)
         if row_errors:
             errors.add(line, ", ".join(row_errors))
             continue
+        absent -= row.keys()
         name = row["image"]
         image = str(folder / (os.path.expanduser(name) if name.startswith("~/") else name))
-        captions, foils = (_as_tuple(row.get(key, ())) for key in ("caption", "foils"))
+        texts = {key: texts_of(row.get(key)) or [] for key in keys}
+        captions, weights = weighted_captions(texts, keys)
+        if len(keys) == 1:  # blank ones too: the bad-sample policy decides
+            captions = tuple(*texts.values())
+        foils = tuple(texts_of(row.get("foils")) or ())
         image_id = str(row.get("image_id", image))
-        own = row.get("caption_id", ())
+        own = row.get("caption_id", ()) if set(keys) == {CAPTION} else ()
         ids = tuple(map(str, own if isinstance(own, list | tuple) else [own]))
-        directory = row.get("directory")
-        records.append(PairRecord(image, captions, image_id, line, str(path), directory, foils, caption_ids=ids))
+        place = (line, str(path), row.get("directory"))
+        records.append(PairRecord(image, captions or ("",), image_id, *place, foils, ids, weights))
     errors.raise_if_any()
     fields.log(path)
+    if absent and records:
+        raise ValueError(f"{path}: no row has the caption key {sorted(absent)[0]!r}; correct data.caption_keys")
     return records
 
 
-def _row_errors(row: Any, fields: UnknownFields) -> list[str]:
+def _with_own_names(row: Values) -> Values:
+    """Return a row with the fields of `OTHER_NAMES` renamed to ours where it lacks them."""
+    renamed = {other: own for other, own in OTHER_NAMES.items() if other in row and own not in row}
+    return {renamed.get(name, name): value for name, value in row.items()} if renamed else row
+
+
+def _row_errors(row: Any, fields: UnknownFields, keys: CaptionKeys) -> list[str]:
     """Return the errors of one row, empty if it is valid."""
     if not isinstance(row, dict):
         return [f"must be a JSON object with 'image' and 'caption', got {brief(row)}"]
     errors = fields.check(row)
-    if errors and "file_name" in row and "image" not in row:
-        errors[-1] += _IMAGE_FOLDER
+    if len(keys) > 1 and all(row.get(key) is None for key in keys):
+        errors.append(f"none of the caption keys {', '.join(keys)}; the row has {brief_names(list(row))}")
     checks: dict[str, Callable[[Any], bool]] = {
         "image": lambda value: isinstance(value, str) and bool(value.strip()),
-        "caption": _is_caption,
         "image_id": lambda value: isinstance(value, str | int) and not isinstance(value, bool),
         "directory": lambda value: isinstance(value, str),
         "foils": _is_caption,
         "caption_id": lambda value: _are_ids(value, row.get("caption")),
+        **dict.fromkeys(keys, _is_caption if len(keys) == 1 else lambda value: texts_of(value) is not None),
     }
     for key, is_good in checks.items():
         if key in row and not is_good(row[key]):
-            errors.append(f"field '{key}' must be {_FIELDS[key]}, got {brief(row[key])}")
+            errors.append(f"field '{key}' must be {fields.known[key]}, got {brief(row[key])}")
     if not errors and "foils" in row:
-        captions, foils = (_as_tuple(row[key]) for key in ("caption", "foils"))
+        captions = [text for name in keys for text in texts_of(row.get(name)) or []]
+        foils = texts_of(row["foils"]) or []
         errors += [f"field 'foils' has a caption of the row, {brief(foil)}" for foil in foils if foil in captions][:1]
     return errors
-
-
-def _as_tuple(texts: str | Sequence[str]) -> tuple[str, ...]:
-    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def _are_ids(value: Any, captions: Any) -> bool:
@@ -238,9 +275,7 @@ def _are_ids(value: Any, captions: Any) -> bool:
 
 
 def _is_caption(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
-    )
+    return bool(texts_of(value))
 
 
 def _read_karpathy(path: Path, document: Values, split: str | None) -> list[PairRecord]:
@@ -265,7 +300,7 @@ def _read_karpathy(path: Path, document: Values, split: str | None) -> list[Pair
             row = {"image": name, "caption": captions, "image_id": identifier}
             ids = [sentence.get("sentid") for sentence in image["sentences"]]
             rows.append((number, {**row, "caption_id": ids} if ids and all(map(_is_id, ids)) else row))
-    return _read_rows(path, rows, errors)
+    return _read_rows(path, rows, {CAPTION: 1.0}, errors)
 
 
 def _is_text(value: object) -> bool:
@@ -319,7 +354,7 @@ def _read_coco(path: Path, document: Values) -> list[PairRecord]:
     unknown = [key for key in captions if key not in names]
     if unknown:
         errors.add(1, f"'annotations': image_id {brief(unknown[0])} is not in 'images'")
-    return _read_rows(path, rows, errors)
+    return _read_rows(path, rows, {CAPTION: 1.0}, errors)
 
 
 def _coco_captions(annotations: Any, errors: ErrorCollector) -> dict[object, list[tuple[str, object]]]:

@@ -27,7 +27,7 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
         ValueError: pyarrow is not installed, a file cannot be read or is damaged, or a column is missing.
     """
     for file in files:
-        table = _open(file)
+        table = open_parquet(file)
         names = table.schema_arrow.names
         missing = [name for name in columns if name not in names]
         if missing:
@@ -42,7 +42,8 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
             raise ValueError(f"{file}: damaged after row {row} ({_line(error)}); fetch it again") from None
 
 
-def _open(file: Path) -> Any:
+def open_parquet(file: Path) -> Any:
+    """Open a parquet file. Raises ValueError where pyarrow is not installed, or the file cannot be read."""
     try:
         from pyarrow import parquet
     except ImportError:

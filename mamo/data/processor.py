@@ -6,9 +6,11 @@ Legend: I images, T texts, L text tokens, H, W height and width of an image, h, 
 import logging
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -21,8 +23,11 @@ from mamo.data.transforms import Resizing, eval_transform
 
 logger = logging.getLogger(__name__)
 
-ImageLike = str | Path | Image.Image | Tensor
-"""A path, a PIL image of any mode, or a tensor uint8 [3, H, W]."""
+ImageLike = str | Path | Image.Image | Tensor | NDArray[Any]
+"""A path, a PIL image of any mode, a tensor [3, H, W], or an array [H, W, 3], [H, W, 4] or [H, W]; tensors and arrays
+are uint8, or float from 0 to 1."""
+Images = ImageLike | Sequence[ImageLike]
+"""One image or several: also a tensor [I, 3, H, W] or an array [I, H, W, 3]."""
 
 
 def cleaning_of(config: RunConfig) -> Cleaning:
@@ -73,22 +78,22 @@ class Processor:
         sizes = config.data.image_size, config.data.text_max_tokens
         return cls(tokenizer, *sizes, cleaning_of(config), resizing_of(config))
 
-    def __call__(self, images: Sequence[ImageLike] = (), texts: Sequence[str] = ()) -> dict[str, Tensor]:
+    def __call__(self, images: Images = (), texts: Sequence[str] = ()) -> dict[str, Tensor]:
         """Convert images to `image` uint8 [I, 3, h, w] and texts to `input_ids` int64 and `is_valid` bool [T, L].
 
         Raises as `images` and `texts`.
         """
         batch: dict[str, Tensor] = {}
-        if images:
+        if not isinstance(images, tuple) or images:
             batch["image"] = self.images(images)
         if texts:
             batch["input_ids"], lengths = self.texts(texts)
             batch["is_valid"] = torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]
         return batch
 
-    def images(self, images: Sequence[ImageLike]) -> Tensor:
+    def images(self, images: Images) -> Tensor:
         """Decode and resize images to uint8 [I, 3, h, w], as in evaluation. Raises as `pixels`."""
-        return torch.stack([self.resize(self.pixels(image)) for image in images])
+        return torch.stack([self.resize(self.pixels(image)) for image in image_list(images)])
 
     def resize(self, image: Tensor) -> Tensor:
         """Resize uint8 [3, H, W] to uint8 [3, h, w], as in evaluation."""
@@ -102,11 +107,15 @@ class Processor:
             if not (image.width and image.height):
                 raise BadSampleError(f"an image must have pixels, not {image.width} x {image.height}")
             return decode_image(image, name=str(getattr(image, "filename", "")) or None)
+        if isinstance(image, np.ndarray):
+            image = _from_array(image)
         if not isinstance(image, Tensor):
-            raise BadSampleError(f"an image must be a path, a PIL image or a tensor, not {type(image).__name__}")
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-            raise BadSampleError(f"an image tensor must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
-        return image
+            raise BadSampleError(
+                f"an image must be a path, a PIL image, an array or a tensor, not {type(image).__name__}"
+            )
+        if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+            raise BadSampleError(f"an image tensor must be uint8 or float [3, H, W], not {_kind(image)}")
+        return _as_bytes(image)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize texts to padded ids int64 [T, L] and lengths int64 [T]. Longer texts are cut, with one warning.
@@ -134,17 +143,73 @@ class Processor:
                 "texts are cut to %d tokens; the longest has %d (logged once)", self.text_max_tokens, longest
             )
 
-    def warn_if_full(self, lengths: Tensor) -> None:
-        """Log once that texts may be cut, if any of the numbers of tokens int64 [T] is the limit."""
-        n_full = int((lengths >= self.text_max_tokens).sum())
-        if n_full and not self._has_warned:
+    def warn_of_cuts(self, texts: Sequence[str], lengths: Tensor) -> None:
+        """Log once the number of texts that are cut.
+
+        Args:
+            texts: as they are tokenized.
+            lengths: numbers of tokens, int64 [T], after the cut.
+        """
+        full = [text for text, length in zip(texts, lengths.tolist()) if length >= self.text_max_tokens]
+        if full and not self._has_warned:
+            with TOKENIZER_LOCK:
+                counts = [len(ids) for ids in self.tokenizer(full)["input_ids"]]
+            self.warn_of_lengths(counts, len(texts))
+
+    def warn_of_lengths(self, counts: Sequence[int], n_texts: int) -> None:
+        """Log once how many of `n_texts` texts are cut; `counts` are the tokens of the longest ones before the cut."""
+        n_cut = sum(count > self.text_max_tokens for count in counts)
+        if n_cut and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "%d of %d texts have data.text_max_tokens = %d tokens or more and are cut there (logged once)",
-                n_full,
-                len(lengths),
+                "%d of %d texts are longer than data.text_max_tokens = %d tokens, the longest has %d; they are cut "
+                "there (logged once)",
+                n_cut,
+                n_texts,
                 self.text_max_tokens,
+                max(counts),
             )
+
+
+def image_list(images: Images, least: int = 1) -> Sequence[ImageLike]:
+    """Return one image or several as a list. Raises ValueError as `check_list`."""
+    if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor | np.ndarray) and images.ndim < 4):
+        return [images]
+    check_list("images", images, least)
+    return cast(Sequence[ImageLike], images)
+
+
+def _from_array(array: NDArray[Any]) -> Tensor:
+    """Return an array [H, W, 3], [H, W, 4] or [H, W] as a tensor [3, H, W]; transparency is blended with white."""
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
+        hint = "; move its channels to the end" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise BadSampleError(f"an image array must be [H, W, 3], [H, W, 4] or [H, W], not {list(array.shape)}{hint}")
+    kind = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    if kind.kind not in "fu":
+        raise BadSampleError(f"an image array must be uint8, or float from 0 to 1, not {array.dtype}")
+    tensor = _as_bytes(torch.from_numpy(np.ascontiguousarray(array, dtype=kind)))
+    if array.ndim == 3 and array.shape[2] == 3:
+        return tensor.permute(2, 0, 1)
+    return decode_image(Image.fromarray(tensor.squeeze(-1).numpy() if array.ndim == 3 else tensor.numpy()))
+
+
+def _as_bytes(image: Tensor) -> Tensor:
+    """Return uint8 of uint8, or of float from 0 to 1. Raises BadSampleError for other types and values."""
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise BadSampleError(f"an image must be uint8, or float from 0 to 1, not {_kind(image)}")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):
+        raise BadSampleError(
+            f"an image of floats must have values from 0 to 1, not {low:.4g} to {high:.4g}; undo its normalisation, or "
+            "give uint8"
+        )
+    return (image.detach().cpu() * 255).round().to(torch.uint8)
+
+
+def _kind(image: Tensor) -> str:
+    return f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
 
 
 def check_list(what: str, values: object, least: int = 1) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,22 +34,29 @@ TOKENIZER_FILES = (*_NEEDED_FILES, *_FURTHER_FILES)
 _TYPE_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")  # from which transformers infers the kind
 _KINDS = ("pad", "unk", "cls", "sep", "mask")
 _PROBES = ("red", "a small red circle")
-_PAIR_SUFFIXES = (".json", ".jsonl", ".tar")
-# Longer words would become [UNK]; captions are cut to this length (`pairs_reader.MAX_CAPTION_CHARS`).
+_PAIR_SUFFIXES = (".json", ".jsonl", ".tar", ".csv", ".tsv")
+# Longer words become [UNK].
 _MAX_WORD_CHARS = 1000
 
 
 def train_tokenizer(
-    files: Sequence[Path], size: int, folder: Path, split: str | None = None, overwrite: bool = False
+    files: Sequence[Path],
+    size: int,
+    folder: Path,
+    split: str | None = None,
+    overwrite: bool = False,
+    read_as: tuple[Any, ...] = (),
 ) -> int:
     """Train a WordPiece tokenizer on captions and save it in `folder`. The result depends only on captions and size.
 
     Args:
-        files: input of `read_pairs` (suffix .json, .jsonl or .tar, or a folder), or plain text with one caption a line.
+        files: input of `read_pairs` (suffix .json, .jsonl, .csv, .tsv or .tar, or a folder), or plain text with one
+            caption a line.
         size: largest number of tokens.
         folder: output.
         split: of Karpathy files.
         overwrite: whether existing files may be replaced.
+        read_as: further arguments of `read_pairs`, from the split on, in place of `split`.
 
     Returns:
         The number of tokens.
@@ -58,7 +66,7 @@ def train_tokenizer(
             the folder has a tokenizer while `overwrite` is False.
         OSError: the tokenizer cannot be written, such as on a full disk; the folder stays as it was.
     """
-    captions = [caption for file in files for caption in _captions(file, split) if caption]
+    captions = [caption for file in files for caption in _captions(file, read_as or (split,)) if caption]
     if not captions:
         raise ValueError(f"{', '.join(map(str, files))}: no caption that is not blank; a tokenizer needs some")
     normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
@@ -238,10 +246,10 @@ def build_tokenizer(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, split_special_tokens=True, **names)  # type: ignore[no-untyped-call]
 
 
-def _captions(file: Path, split: str | None) -> Iterator[str]:
+def _captions(file: Path, read_as: tuple[Any, ...]) -> Iterator[str]:
     """Yield the cleaned captions of a pairs file or of a text file with one caption a line."""
     if file.is_dir() or file.suffix in _PAIR_SUFFIXES:
-        texts = [caption for record in read_pairs(file, split) for caption in record.captions]
+        texts = [caption for record in read_pairs(file, *read_as) for caption in record.captions]
     else:
         texts = read_text(file).splitlines()
     return (clean_caption(text) for text in texts)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mamo.data.captions import CaptionKeys
 from mamo.data.identity import caption_warnings, identity_warnings
 from mamo.data.images import BadSampleError
 from mamo.data.items import read_items
@@ -42,9 +43,14 @@ class CheckReport:
         return not self.unreadable
 
 
-def validate_pairs(path: Path, split: str | None = None) -> list[str]:
-    """Read all pairs and return a report with warnings. Raises ValueError with line and field of bad rows."""
-    records = read_pairs(path, split)
+def validate_pairs(
+    path: Path, split: str | None = None, caption_keys: CaptionKeys | None = None, columns: Sequence[str] = ()
+) -> list[str]:
+    """Read all pairs and return a report with warnings; arguments as of `read_pairs`.
+
+    Raises ValueError with line and field of bad rows.
+    """
+    records = read_pairs(path, split, caption_keys, columns)
     words = [len(caption.split()) for record in records for caption in record.captions]
     report = [
         f"{path}: valid",
@@ -57,9 +63,14 @@ def validate_pairs(path: Path, split: str | None = None) -> list[str]:
     return [*report, *(f"warning: {text}" for text in found), *_warnings(records)]
 
 
-def check_pairs(path: Path, split: str | None = None) -> CheckReport:
-    """Decode each distinct image once; unreadable images are in the report. Raises ValueError for bad rows."""
-    images = {str(record.image): record.image for record in read_pairs(path, split)}
+def check_pairs(
+    path: Path, split: str | None = None, caption_keys: CaptionKeys | None = None, columns: Sequence[str] = ()
+) -> CheckReport:
+    """Decode each distinct image once; unreadable images are in the report. Arguments as of `read_pairs`.
+
+    Raises ValueError for bad rows.
+    """
+    images = {str(record.image): record.image for record in read_pairs(path, split, caption_keys, columns)}
     unreadable = []
     for image in tqdm(images.values(), desc="check", unit="image", disable=None):
         try:

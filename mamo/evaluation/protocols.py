@@ -49,6 +49,7 @@ OVERRIDES = (
     "data.difficulty",
     "data.eval_file",
     "data.eval_split",
+    "data.eval_caption_keys",
     "data.statements_file",
     "data.bad_samples.policy",
     "data.bad_samples.budget",

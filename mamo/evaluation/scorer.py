@@ -150,7 +150,7 @@ class Scorer:
         cleaned = list(texts) if self.processor.cleaning == "plain" else [self.processor.clean(text) for text in texts]
         encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=self.text_max_tokens)
         lengths = torch.tensor(encoded["attention_mask"]).sum(dim=1)
-        self.processor.warn_if_full(lengths)
+        self.processor.warn_of_cuts(cleaned, lengths)
         return torch.tensor(encoded["input_ids"]), lengths
 
     def encode_texts(self, input_ids: Tensor, lengths: Tensor) -> EncodedTexts:
@@ -245,6 +245,17 @@ class Scorer:
             logits = self.network.mlm(fused.flatten(0, 1))  # [B * W, V]
             tokens[pairs] = logits.argmax(dim=-1).view(fused.shape[:2]).cpu()
         return tokens
+
+    def masked_probabilities(
+        self, images: EncodedImages, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor, slots: Tensor
+    ) -> Tensor:
+        """Compute the probability of each token of the vocabulary at text positions -> float32 [N, W, V] on the CPU."""
+        vocabulary = self.network.backbone.text_encoder.word_embeddings.num_embeddings
+        found = torch.empty(*slots.shape, vocabulary)
+        for pairs, fused in self._fuse(images, texts, image_indices, text_rows, slots):
+            logits = self.network.mlm(fused.flatten(0, 1)).float()
+            found[pairs] = logits.softmax(dim=-1).view(*fused.shape[:2], -1).cpu()
+        return found
 
     def _fuse(
         self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor, slots: Tensor

@@ -40,6 +40,46 @@ Match = Callable[[Any, Tensor, Tensor], Tensor]
 """Encoded queries, rows of queries int64 [N], rows of items int64 [N] -> ITM scores float32 [N] of these pairs."""
 
 
+class Hit(tuple[int, float]):
+    """A retrieved item: the tuple (index in the gallery, score), with names.
+
+    >>> import mamo
+    >>> hit = mamo.load("runs/scenes").index(["a.jpg", "b.jpg"]).retrieve(["a red circle"])[0][0]
+    >>> index, score = hit
+    >>> hit.item == ["a.jpg", "b.jpg"][index], hit.score == score, hit.score_name
+    (True, True, 'itm_logit')
+    """
+
+    item: Any
+    """The image or text as it was put into the gallery, such as a path."""
+    score_name: str
+    """`itm_logit`: match minus mismatch logit of ITM, or its match logit, as `evaluation.itm_score` says;
+    `itc_cosine`: cosine similarity of the ITC features."""
+
+    def __new__(cls, index: int, score: float, item: Any, score_name: str) -> "Hit":
+        """Create a hit."""
+        hit = super().__new__(cls, (index, score))
+        hit.item, hit.score_name = item, score_name
+        return hit
+
+    @property
+    def position(self) -> int:
+        """Return the index of the item in the gallery."""
+        return self[0]
+
+    @property
+    def score(self) -> float:
+        """Return the score; `score_name` says what it is."""
+        return self[1]
+
+    def __repr__(self) -> str:
+        return f"Hit({self[0]}, {self.item!r:.80}, {self.score_name}={self[1]:.4g})"
+
+    def __reduce__(self) -> Any:
+        """Pickle the hit with its names."""
+        return Hit, (self[0], self[1], self.item, self.score_name)
+
+
 class EmptyGalleryError(ValueError):
     """A gallery without images or texts.
 
@@ -75,11 +115,18 @@ class Gallery(Generic[Query]):
     [2, 2]
     """
 
-    def __init__(self, feature: Tensor, encode: Callable[[Sequence[Query]], Any], match: Match | None) -> None:
+    def __init__(
+        self,
+        feature: Tensor,
+        encode: Callable[[Sequence[Query]], Any],
+        match: Match | None,
+        items: Sequence[Any] | None = None,
+    ) -> None:
         """Create a gallery from features float32 [items, D].
 
         Args:
             feature: ITC features of the items.
+            items: as hits name them; their indices by default.
             encode: encodes queries; its result has a `feature` [Q, D].
             match: computes ITM scores of pairs; None for no re-ranking.
 
@@ -88,15 +135,16 @@ class Gallery(Generic[Query]):
         """
         _check_finite(feature)
         self._feature, self._encode, self._match = feature, encode, match
+        self.items = range(len(feature)) if items is None else items
 
     def __len__(self) -> int:
         return len(self._feature)
 
-    def retrieve(self, queries: Sequence[Query], k: int = 5, rerank_k: int = 32) -> list[list[tuple[int, float]]]:
-        """Return the best `k` items of each query as (index in the gallery, score), best first.
+    def retrieve(self, queries: Sequence[Query], k: int = 5, rerank_k: int = 32) -> list[list[Hit]]:
+        """Return the best `k` items of each query, best first.
 
         The `rerank_k` most similar items by ITC are re-ranked by ITM if the model has that head, as in the evaluation.
-        The score is then the matching logit, else the cosine similarity.
+        The score is then the matching logit, else the cosine similarity; see `Hit`.
 
         Raises ValueError for `k` above `rerank_k` or below 1 and for queries that are not a list, BadSampleError for an
         unreadable image.
@@ -118,7 +166,11 @@ class Gallery(Generic[Query]):
                 score = self._match(encoded, rows, shortlist.flatten()).view(shortlist.shape)
             best, order = score.topk(min(k, shortlist.shape[1]), dim=1)
             items = shortlist.gather(1, order)
-        return [list(zip(*pair, strict=True)) for pair in zip(items.tolist(), best.tolist())]
+        name = "itc_cosine" if self._match is None else "itm_logit"
+        return [
+            [Hit(index, value, self.items[index], name) for index, value in zip(*pair, strict=True)]
+            for pair in zip(items.tolist(), best.tolist())
+        ]
 
 
 def gallery_of_texts(scorer: Scorer, encode: EncodeTexts, images: Encode, texts: Sequence[str]) -> Gallery[Any]:
@@ -130,14 +182,14 @@ def gallery_of_texts(scorer: Scorer, encode: EncodeTexts, images: Encode, texts:
     def match(queries: ImageTokens, rows: Tensor, items: Tensor) -> Tensor:
         return scorer.itm_scores(queries, encoded, rows, items, scorer.itm_score)
 
-    return Gallery(encoded.feature, images, match if scorer.network.get_head("itm") is not None else None)
+    return Gallery(encoded.feature, images, match if scorer.network.get_head("itm") is not None else None, texts)
 
 
-def _of_images(scorer: Scorer, texts: EncodeTexts, images: ImageTokens) -> Gallery[str]:
+def _of_images(scorer: Scorer, texts: EncodeTexts, images: ImageTokens, items: Sequence[Any]) -> Gallery[str]:
     def match(queries: EncodedTexts, rows: Tensor, items: Tensor) -> Tensor:
         return scorer.itm_scores(images, queries, items, rows, scorer.itm_score)
 
-    return Gallery(images.feature, texts, match if scorer.network.get_head("itm") is not None else None)
+    return Gallery(images.feature, texts, match if scorer.network.get_head("itm") is not None else None, items)
 
 
 def gallery_of_images(
@@ -162,7 +214,7 @@ def gallery_of_images(
     if not len(images):
         raise EmptyGalleryError("index: the gallery is empty")
     if cache is None:
-        return _of_images(scorer, texts, encode(images))
+        return _of_images(scorer, texts, encode(images), images)
     if not all(isinstance(image, str | Path) for image in images):
         raise ValueError("index: a cache needs a list of image files")
     settings = {
@@ -183,7 +235,7 @@ def gallery_of_images(
         feature = torch.cat([encode(images[start : start + scorer.batch_size]).feature for start in steps])
         _check_finite(feature)
         _write(file, feature)
-    return _of_images(scorer, texts, ReencodedImages(feature.to(scorer.device), images, encode))
+    return _of_images(scorer, texts, ReencodedImages(feature.to(scorer.device), images, encode), images)
 
 
 def _check_finite(feature: Tensor) -> None:

@@ -1,7 +1,8 @@
 """A trained model as one object: features, matching, retrieval, grounding, masked words, answers, statements.
 
-Images are paths, PIL images or uint8 tensors [3, H, W] of any size; texts are strings. Lists are processed in batches
-of `evaluation.batch_size`. Features and similarities stay on the model's device, probabilities are on the CPU.
+Images are paths, PIL images, tensors [3, H, W] or arrays [H, W, 3] of any size, uint8 or float from 0 to 1. One image
+is a list of one where a list is expected. Texts are strings. Lists are processed in batches of
+`evaluation.batch_size`. Features and similarities stay on the model's device, probabilities are on the CPU.
 Invalid arguments raise a ValueError or one of its subclasses; see `mamo.load`.
 
 Legend: I images, T texts, N pairs, D width of the shared space, K results.
@@ -11,9 +12,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -26,13 +27,13 @@ from torch.nn import functional
 from mamo.config.schema import GroundingHeat, RunConfig
 from mamo.data.collate import TOKENIZER_LOCK
 from mamo.data.images import BadSampleError
-from mamo.data.processor import ImageLike, Processor, check_list
+from mamo.data.processor import ImageLike, Images, Processor, check_list, image_list
 from mamo.data.records import ENTAILMENT_LABELS, Box
 from mamo.data.tokenizer import ends_with_sep
 from mamo.evaluation.metrics.grounding import best_proposal
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.scorer import EncodedImages, EncodedTexts, Scorer, heatmaps
-from mamo.inference.gallery import EmptyGalleryError, Gallery, gallery_of_images, gallery_of_texts
+from mamo.inference.gallery import EmptyGalleryError, Gallery, Hit, gallery_of_images, gallery_of_texts
 from mamo.inference.hf_export import FILES, TokenizerMismatchError, check_target, read_exported, write_exported
 from mamo.tasks.base import Task
 from mamo.tasks.grounding.evaluate import resize_of
@@ -43,8 +44,8 @@ from mamo.training.checkpoint import CheckpointError
 from mamo.training.precision import DTYPES, DeviceError, Precision, choose_device
 
 __all__ = [
-    "BadSampleError", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "MissingHeadError",
-    "Model", "Processor", "TokenizerMismatchError",
+    "BadSampleError", "Candidate", "CheckpointError", "DeviceError", "EmptyGalleryError", "Gallery", "Grounding", "Hit",
+    "MissingHeadError", "Model", "Processor", "TokenizerMismatchError",
 ]  # fmt: skip
 
 HEAT_THRESHOLD = 0.5
@@ -83,6 +84,13 @@ class Grounding:
     """(x, y, width, height): the best proposal; without proposals, whole patches around the hottest one."""
 
 
+class Candidate(NamedTuple):
+    """A token for a [MASK]: `token` as the tokenizer writes it (`##` continues a word), and its `probability`."""
+
+    token: str
+    probability: float
+
+
 class Model(ModelHubMixin):
     """A trained model, from `mamo.load`.
 
@@ -112,7 +120,7 @@ class Model(ModelHubMixin):
         millions = sum(p.numel() for p in self.network.parameters()) / 1e6
         return f"mamo.Model({self.config.task}, {millions:.1f} M parameters, {weight.dtype}, {weight.device})"
 
-    def encode_image(self, images: Sequence[ImageLike]) -> Tensor:
+    def encode_image(self, images: Images) -> Tensor:
         """Compute L2-normalised ITC features, float32 [I, D].
 
         >>> import mamo
@@ -138,7 +146,7 @@ class Model(ModelHubMixin):
         with torch.inference_mode():
             return self._texts(texts).feature
 
-    def similarity(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Tensor:
+    def similarity(self, images: Images, texts: Sequence[str]) -> Tensor:
         """Compute the cosine similarity of all images and texts by ITC, float32 [I, T].
 
         >>> import mamo
@@ -147,7 +155,7 @@ class Model(ModelHubMixin):
         """
         return self.encode_image(images) @ self.encode_text(texts).T
 
-    def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Tensor:
+    def match(self, images: Images, texts: Sequence[str]) -> Tensor:
         """Compute the ITM probability that image n matches text n, float32 [N].
 
         >>> import mamo
@@ -158,7 +166,7 @@ class Model(ModelHubMixin):
         Raises ValueError for different numbers of images and texts.
         """
         self._need("itm", "match", "itm")
-        check_list("images", images)
+        images = image_list(images)
         check_list("texts", texts)
         if len(images) != len(texts):
             raise ValueError(f"match: {len(images)} images and {len(texts)} texts; give pairs")
@@ -166,13 +174,13 @@ class Model(ModelHubMixin):
             rows = torch.arange(len(images))
             return self._scorer.itm_scores(self._images(images), self._texts(texts), rows, rows).sigmoid()
 
-    def index(self, images: Sequence[ImageLike], cache: str | Path | None = None) -> Gallery[str]:
+    def index(self, images: Images, cache: str | Path | None = None) -> Gallery[str]:
         """Encode images once into a gallery for retrieval by text; see `Gallery`. Raises EmptyGalleryError.
 
         With a folder `cache`, only ITC features are kept, in a file there; shortlisted image files are encoded again.
         """
         self._need("temperature", "index", "itc")
-        check_list("images", images, least=0)
+        images = image_list(images, least=0)
         with torch.inference_mode():
             return gallery_of_images(self._scorer, self._texts, self._images, images, self.config, cache)
 
@@ -231,9 +239,37 @@ class Model(ModelHubMixin):
 
         Raises ValueError for a text without [MASK] within the token limit.
         """
-        self._need("mlm", "fill_mask", "mlm")
+        ids, slots, probability = self._mask_probabilities(image, text, "fill_mask")
+        for slot, token in zip(slots, probability.argmax(dim=1).tolist(), strict=True):
+            ids[slot] = token
+        tokenizer = self.processor.tokenizer
+        return str(tokenizer.decode(ids[1 : len(ids) - ends_with_sep(tokenizer)]))
+
+    def mask_candidates(self, image: ImageLike, text: str, k: int = 5) -> list[list[Candidate]]:
+        """Return the `k` likeliest tokens at each [MASK] of `text`, all masked at once, the likeliest first.
+
+        >>> import mamo
+        >>> (found,) = mamo.load("runs/scenes").mask_candidates("a.jpg", "a small [MASK] circle", k=3)
+        >>> len(found), found[0].probability >= found[1].probability
+        (3, True)
+
+        Raises ValueError as `fill_mask`, and for a `k` below 1.
+        """
+        if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+            raise ValueError(f"mask_candidates: k must be a whole number of at least 1, not {k!r:.80}")
+        _, _, probability = self._mask_probabilities(image, text, "mask_candidates")
+        best = probability.topk(min(int(k), probability.shape[1]), dim=1)
+        words = self.processor.tokenizer.convert_ids_to_tokens
+        return [
+            [Candidate(token, share) for token, share in zip(words(tokens), shares, strict=True)]
+            for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def _mask_probabilities(self, image: ImageLike, text: str, call: str) -> tuple[list[int], list[int], Tensor]:
+        """Return the token ids of `text`, the positions of [MASK], and the probabilities float32 [W, V] at these."""
+        self._need("mlm", call, "mlm")
         if not isinstance(text, str):
-            raise ValueError(f"fill_mask: give one text, not {text!r:.200}")
+            raise ValueError(f"{call}: give one text, not {text!r:.200}")
         tokenizer, limit = self.processor.tokenizer, self.processor.text_max_tokens
         mask = tokenizer.mask_token
         # the tokenizer treats "[MASK]" in a text as plain text, so that captions cannot contain mask tokens
@@ -248,18 +284,15 @@ class Model(ModelHubMixin):
         joined = [*joined[: limit - len(end)], *end]
         slots = [k for k, token in enumerate(joined) if token == tokenizer.mask_token_id]
         if not slots:
-            raise ValueError(f"fill_mask: no {mask} among the first {limit} tokens of {text!r}")
+            raise ValueError(f"{call}: no {mask} among the first {limit} tokens of {text!r}")
         with torch.inference_mode():
             texts = self._scorer.encode_texts(torch.tensor([joined]), torch.tensor([len(joined)]))
             row = torch.zeros(1, dtype=torch.int64)
-            (words,) = self._scorer.predict_masked(
-                self._images([image]), texts, row, row, torch.tensor([slots])
-            ).tolist()
-        for slot, token in zip(slots, words, strict=True):
-            joined[slot] = token
-        return str(tokenizer.decode(joined[1 : len(joined) - len(end)]))
+            images = self._images([image])
+            probability = self._scorer.masked_probabilities(images, texts, row, row, torch.tensor([slots]))[0]
+        return joined, slots, probability
 
-    def answer(self, images: Sequence[ImageLike], questions: Sequence[str]) -> list[str]:
+    def answer(self, images: Images, questions: Sequence[str]) -> list[str]:
         """Answer question n about image n, from the answer list of fine-tuning (VQA).
 
         >>> import mamo
@@ -270,7 +303,7 @@ class Model(ModelHubMixin):
         Raises ValueError for different numbers of images and questions.
         """
         self._need("answer", "answer", "vqa")
-        check_list("images", images)
+        images = image_list(images)
         check_list("texts", questions)
         if len(images) != len(questions):
             raise ValueError(f"answer: {len(images)} images and {len(questions)} questions; give pairs")
@@ -345,24 +378,27 @@ class Model(ModelHubMixin):
     def _need(self, head: str, call: str, trained_by: str) -> None:
         if self.network.get_head(head) is None:
             is_loss = head in ("temperature", "itm", "mlm")
+            is_world = self.config.data.source == "scenes"
+            retrieval = "retrieval_scenes" if is_world else "retrieval_coco"
             config = {"vqa": "questions", "reasoning": "sentences", "entailment": "entailment_scenes"}.get(
-                trained_by, "retrieval_scenes"
+                trained_by, retrieval
             )
             weight = f" losses.weights.{trained_by}=1" if is_loss else ""
+            weight += "" if is_world or not is_loss else " data.train_file=PAIRS data.eval_file=HELD_OUT"
             raise MissingHeadError(
                 f"{call}: this model was trained without {trained_by}; fine-tune it with `mamo finetune "
                 f"--config {config} checkpoint=FOLDER{weight}`"
                 + (f", or pre-train with losses.weights.{trained_by} above 0" if is_loss else "")
             )
 
-    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
+    def _batches(self, images: Images) -> Iterator[Tensor]:
         """Yield uint8 [B, 3, h, w] for each `evaluation.batch_size` images."""
-        check_list("images", images)
+        images = image_list(images)
         step = self._scorer.batch_size
         for start in range(0, len(images), step):
             yield self.processor.images(images[start : start + step])
 
-    def _images(self, images: Sequence[ImageLike]) -> EncodedImages:
+    def _images(self, images: Images) -> EncodedImages:
         return self._scorer.encode_images(self._batches(images))
 
     def _texts(self, texts: Sequence[str]) -> EncodedTexts:

@@ -6,10 +6,32 @@ from torch.nn import functional
 
 
 def positives(image_id: Tensor, caption_id: Tensor, other_image_id: Tensor, other_caption_id: Tensor) -> Tensor:
-    """Return bool [B, N], True where two samples have the same image or the same caption (both int64 hashes)."""
+    """Return bool [B, N], True where two samples have the same image or share a caption.
+
+    Args:
+        image_id: int64 [B], hashes.
+        caption_id: int64 [B], or [B, C] of several captions of each sample.
+        other_image_id: int64 [N].
+        other_caption_id: int64 [N] or [N, C].
+    """
     same_image = image_id[:, None] == other_image_id[None, :]
-    same_caption = caption_id[:, None] == other_caption_id[None, :]
-    return same_image | same_caption  # [B, N]
+    if caption_id.numel() == len(caption_id) and other_caption_id.numel() == len(other_caption_id):
+        return same_image | (caption_id.view(-1, 1) == other_caption_id.view(1, -1))
+    return same_image | _share_any(caption_id, other_caption_id)  # [B, N]
+
+
+def _share_any(own: Tensor, other: Tensor) -> Tensor:
+    """Return bool [B, N], True where a row of `own` int64 [B, C] has a value of a row of `other` int64 [N, C]."""
+    known = own.flatten().sort().values  # the first of equal values is the place of all
+    rows = torch.arange(len(own), device=own.device)[:, None]
+    has = torch.zeros(len(known) + 1, len(own), dtype=torch.bool, device=own.device)  # the last row is of no value
+    has[torch.searchsorted(known, own.contiguous()), rows] = True
+    place = torch.searchsorted(known, other.contiguous()).clamp(max=len(known) - 1)
+    place = torch.where(known[place] == other, place, len(known))  # [N, C]
+    found = torch.zeros(len(other), len(own), dtype=torch.bool, device=own.device)
+    for column in place.unbind(dim=1):
+        found |= has[column]
+    return found.T
 
 
 def itc_targets(similarity: Tensor, positive_index: Tensor, is_excluded: Tensor, alpha: float) -> Tensor:

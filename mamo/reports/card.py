@@ -1,6 +1,7 @@
 """Write the card of a checkpoint as Markdown: its model, its training data and lineage, every evaluation."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -8,6 +9,7 @@ from safetensors import safe_open
 from mamo.config.conventions import ALBEF, conventions_of
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
+from mamo.data.sampler import samples_seen
 from mamo.training.checkpoint import read_state
 from mamo.training.run_dir import RESULTS, read_evaluations
 
@@ -25,6 +27,7 @@ def model_card(folder: Path, config: RunConfig) -> str:
             f"{training.optimizer}"
         ),
         "training data": f"{_data(config)}, fingerprint `{state['data_fingerprint']}`",
+        **_seen(config, state),
         "conventions": _conventions(config),
         "seed and precision": f"{config.seed}, {training.precision}",
         "versions": ", ".join(f"{name} {number}" for name, number in state["versions"].items()),
@@ -51,9 +54,31 @@ def _conventions(config: RunConfig) -> str:
 def _data(config: RunConfig) -> str:
     data = config.data
     if data.source != "scenes":
-        return str(data.train_file)
+        return str(data.train_file) if not data.train else ", ".join(f"{x.file} × {x.repeat}" for x in data.train)
     stages = "".join(f"; {n:,} of at most {k} objects" for k, n in enumerate(data.curriculum_scenes, start=1))
     return f"scenes ({data.difficulty}, {data.train_scenes:,}{stages})"
+
+
+def _seen(config: RunConfig, state: Values) -> Values:
+    """Say how many pictures of each file were seen, where the training pairs are of several."""
+    sources = [(str(name), int(size)) for name, size in state.get("sources", [])]
+    if len(sources) < 2:
+        return {}
+    return {"pictures seen": seen_line(config, sources, state["step"])}
+
+
+def seen_line(config: RunConfig, sources: Sequence[tuple[str, int]], step: int) -> str:
+    """Format the number of pictures of each source in the batches of the first `step` steps.
+
+    Args:
+        config: of the run.
+        sources: (name, number of samples) in the order of the data set.
+        step: number of steps done.
+    """
+    is_one_source = config.data.batch_from == "one_file"
+    sizes = [size for _, size in sources]
+    seen = samples_seen(sizes, config.training.batch_size_global, config.seed, step, is_one_source)
+    return ", ".join(f"{n:,} of {name}" for n, (name, _) in zip(seen, sources))
 
 
 def _parameters(folder: Path) -> int:

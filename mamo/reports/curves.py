@@ -54,7 +54,7 @@ def plot_curves(output_dir: Path, load_config: Callable[[Path], RunConfig]) -> N
     reference = reference_of(output_dir, load_config)
     references = [] if reference is None else [read_metrics(folder) for folder in seed_folders(reference, output_dir)]
     n_rows = -(-len(names) // PANELS)
-    figure, axes = _panels(n_rows, PANELS, (4 * PANELS, 2.6 * n_rows))
+    figure, axes = panels(n_rows, PANELS, (4 * PANELS, 2.6 * n_rows))
     for axis, name in zip(axes.flat, names):
         values = np.array([row[name] for row in rows], dtype=float)
         band = _reference_band(name, steps, references)
@@ -130,7 +130,7 @@ def plot_evaluations(output_dir: Path) -> bytes | None:
             groups.setdefault(name.split("/")[0], []).append(name)
     n_rows = -(-len(groups) // EVALUATION_PANELS)
     size = (6.4 * EVALUATION_PANELS, 3.4 * n_rows)
-    figure, axes = _panels(n_rows, EVALUATION_PANELS, size)
+    figure, axes = panels(n_rows, EVALUATION_PANELS, size)
     for axis, (group, members) in zip(axes.flat, groups.items()):
         _draw_group(axis, group, members, evaluations)
     for axis in axes.flat[len(groups) :]:
@@ -140,7 +140,7 @@ def plot_evaluations(output_dir: Path) -> bytes | None:
     return found.getvalue()
 
 
-def _panels(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple["Figure", np.ndarray]:
+def panels(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple["Figure", np.ndarray]:
     """Create a figure without a window and its axes [n_rows, n_columns]."""
     from matplotlib.figure import Figure  # imported here, as it slows the start of every command
 
@@ -150,7 +150,7 @@ def _panels(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple["Fi
 
 def _draw_group(axis: "Axes", group: str, names: Sequence[str], evaluations: Sequence[Values]) -> None:
     """Draw one panel: percent against the step; the legend is ordered by the last value, highest first."""
-    from matplotlib import colormaps  # imported here, as in `_panels`
+    from matplotlib import colormaps  # imported here, as in `panels`
 
     parts = {name: name.removeprefix(f"{group}/").rpartition("/")[::2] for name in names}
     hues = list(dict.fromkeys(stem or leaf for stem, leaf in parts.values()))

@@ -41,7 +41,10 @@ Name = Annotated[str, Field(pattern=r"^[\w.+=, -]+$")]
 Overrides = Values
 _FINETUNE = "finetune."
 _SET_BY_STUDY = ("seed", "output_dir", "finetune.seed", "finetune.output_dir", "finetune.checkpoint")
-_CHANGES_NO_RESULT = ("output_dir", "data.workers", "training.checkpoint_every_steps", "training.checkpoints_kept")
+_CHANGES_NO_RESULT = (
+    "output_dir", "data.workers", "training.checkpoint_every_steps", "training.checkpoints_kept", "logging.trackers",
+    "logging.project",
+)  # fmt: skip
 
 
 class Comparison(Section):

@@ -19,7 +19,6 @@ from mamo.data.cleaning import cleaner
 from mamo.data.identity import identity_warnings
 from mamo.data.images import BadSamplePolicy
 from mamo.data.judge import check_headers, grounding_problems, name_of, raise_problems, row_problems
-from mamo.data.loader import SampleDataset
 from mamo.data.pair_record import PairRecord
 from mamo.data.pairs import PairDataset
 from mamo.data.pairs_reader import read_pairs
@@ -165,7 +164,7 @@ def refuse_training_files(data: DataConfig, trained_on: Iterable[Values]) -> Non
         return
     held_out = _regular_files(data.eval_file)
     for earlier in trained_on:
-        listed = earlier.get("train_file") or []
+        listed = earlier.get("train_file") or [entry["file"] for entry in earlier.get("train") or []]
         if not _splits(earlier.get("train_split")) & _splits(data.eval_split):
             continue
         for name in [listed] if isinstance(listed, str) else listed:
@@ -252,14 +251,29 @@ def scene_records(
     return [kind.model_validate(row) for row in rows]
 
 
-def pair_dataset(config: RunConfig, has_foils: bool = False) -> SampleDataset:
+def pair_dataset(config: RunConfig, has_foils: bool = False) -> PairDataset | ScenePairs:
     """Return the training pairs of a config, of scenes with foils where `has_foils`."""
     data = config.data
     if data.source == "scenes":
-        return ScenePairs(data, "train", data.train_scenes, cleaning=cleaning_of(config), has_foils=has_foils)
-    parts: list[Any] = [read_pairs(Path(file), data.train_split) for file in data.train_files]
+        has_short = getattr(getattr(config, "masking", None), "text_for_masked_image", "same") == "short"
+        kinds = {"has_foils": has_foils, "has_short": has_short}
+        return ScenePairs(data, "train", data.train_scenes, cleaning=cleaning_of(config), **kinds)
+    parts: list[Any] = []
+    for entry in data.train_sources:
+        keys = entry.caption_keys or data.caption_keys
+        parts.append(read_pairs(Path(entry.file), data.train_split, keys, data.columns))
     for line in identity_warnings(parts):
         logger.warning("data.train_file: %s", line)
-    records: ConcatDataset[PairRecord] = ConcatDataset(parts)  # no shard is read to be joined
-    clean = cleaner(cleaning_of(config))
-    return PairDataset(records, data.image_size, train_transform_from(data), data.bad_samples.policy, clean)
+    repeats = [entry.repeat for entry in data.train_sources]
+    sources = [(entry.file, len(part) * n) for entry, part, n in zip(data.train_sources, parts, repeats)]
+    repeated = [part for part, n in zip(parts, repeats) for _ in range(n)]
+    records: ConcatDataset[PairRecord] = ConcatDataset(repeated)  # no shard is read to be joined
+    return PairDataset(
+        records,
+        data.image_size,
+        train_transform_from(data),
+        data.bad_samples.policy,
+        cleaner(cleaning_of(config)),
+        data.sub_caption_sentences,
+        sources,
+    )

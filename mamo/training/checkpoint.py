@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -322,6 +322,7 @@ class _State(BaseModel):
     versions: dict[str, str]
     machine: dict[str, str] = {}
     data_sets: list[str] = []
+    sources: list[tuple[str, NonNegativeInt]] = []
     samples_seen: int = Field(ge=0)
     samples_skipped: int = Field(ge=0)
     loss_scale: _LossScale | None = None
@@ -360,13 +361,13 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def load_module(folder: Path, name: str, module: nn.Module) -> None:
-    """Load `NAME.safetensors` into `module`, strictly: all names and shapes must match.
+def load_module(folder: Path, name: str, module: nn.Module, resample: Mapping[str, Resample] | None = None) -> None:
+    """Load `NAME.safetensors` into `module`, strictly: all names and shapes must match, after `resample`.
 
     Raises:
         CheckpointError: names the keys that differ.
     """
-    load_transfer(folder, name, module, strict_prefix="", resample={})
+    load_transfer(folder, name, module, strict_prefix="", resample=resample or {})
 
 
 def load_transfer(

@@ -29,14 +29,16 @@ RESUME_MAY_CHANGE = (
     "data.bad_samples.",
     "data.eval_file",
     "data.eval_split",
+    "data.eval_caption_keys",
     "data.statements_file",
     "evaluation.",
+    "logging.",
     "training.checkpoint_every_steps",
     "training.checkpoints_kept",
     *LAYOUT_KEYS,
 )
 """What may differ when a run is resumed (or its folder was moved): nothing that changes a step beyond its rounding."""
-MAY_BE_MOVED = ("data.train_file", "data.tokenizer")
+MAY_BE_MOVED = ("data.train_file", "data.train", "data.tokenizer")
 """What may be elsewhere when a run is resumed, if its content is the same by the fingerprint and the vocabulary."""
 AUTO_KEYS = ("training.precision", "training.device")
 """Written into the resolved config at the first start; `auto` then means what was found."""
@@ -173,7 +175,9 @@ def resumed_config(present: RunConfig, resolved_file: Path, build: BuildConfig) 
         if new[key] == "auto":
             new[key] = old[key]
     differing = [
-        key for key in new if new[key] != old.get(key) and not key.startswith((*RESUME_MAY_CHANGE, *MAY_BE_MOVED))
+        key
+        for key in new
+        if new[key] != old.get(key) and not key.startswith(RESUME_MAY_CHANGE) and key not in MAY_BE_MOVED
     ]
     if differing:
         lines = [f"  {key}: {old.get(key)} in the run, {new[key]} now" for key in differing]

@@ -14,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
-from mamo.distributed import rank
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +245,7 @@ def log_to(trackers: list[Tracker], step: int, values: Mapping[str, float]) -> N
         except Exception as error:
             if isinstance(tracker, TensorBoardTracker):
                 raise
-            _warn_of(tracker, error, f"at step {step}; it gets no further steps")
+            warn_of_tracker(type(tracker).__name__, error, f"at step {step}; it gets no further steps")
             trackers[:] = [other for other in trackers if other is not tracker]
             with contextlib.suppress(Exception):
                 tracker.close()
@@ -260,19 +259,13 @@ def close(trackers: Sequence[Tracker]) -> None:
         except Exception as error:
             if isinstance(tracker, TensorBoardTracker):
                 raise
-            _warn_of(tracker, error, "at its end")
+            warn_of_tracker(type(tracker).__name__, error, "at its end")
 
 
-def _warn_of(tracker: Tracker, error: Exception, when: str) -> None:
+def warn_of_tracker(name: str, error: Exception, when: str) -> None:
+    """Log in one line that a tracker failed."""
     reason = " ".join(f"{type(error).__name__} {error}".split())
-    logger.warning("the tracker %s failed %s: %.300s", type(tracker).__name__, when, reason)
-
-
-def open_trackers(output_dir: Path, start_step: int, trackers: Sequence[Tracker]) -> list[Tracker]:
-    """Return TensorBoard and `trackers` on rank 0, nothing elsewhere: each step is logged once."""
-    if rank() != 0:
-        return []
-    return [TensorBoardTracker(output_dir / "tensorboard", start_step + 1), *trackers]
+    logger.warning("the tracker %s failed %s: %.300s", name, when, reason)
 
 
 def sha256_hex(texts: Iterable[str]) -> str:

@@ -21,6 +21,9 @@ CAPTION_SHARES = (0.35, 0.35, 0.1, 0.1, 0.1)
 """Probability of each of a scene's five captions. The two full descriptions dominate: the others are often true of many
 scenes, so they carry little information about this one."""
 
+SHORT = (2, 3, 4)
+"""Numbers of a scene's short captions: two objects, a count, a comparison."""
+
 
 class ScenePairs:
     """Image-text pairs of the embedded world. Each scene has five captions; each load draws one.
@@ -28,10 +31,12 @@ class ScenePairs:
     Training scenes come in pairs. Half of these are minimal pairs (`mamo.world.minimal_pairs`). The first scenes have
     few objects, see `data.curriculum_scenes`. With `identifying` the text is `identifying_caption`. Captions need no
     cleaning but ALBEF's. With `has_foils` each sample has a foil of its caption, which differs in one word by the
-    rules of the probes; for some captions there is none.
+    rules of the probes; for some captions there is none. With `has_short` it has one of the short captions too.
     """
 
     group_size = 2
+    n_caption_ids = 1
+    """Scenes are compared by the captions that are drawn: the short ones are true of many."""
 
     def __init__(
         self,
@@ -41,12 +46,13 @@ class ScenePairs:
         identifying: bool = False,
         cleaning: Cleaning = "plain",
         has_foils: bool = False,
+        has_short: bool = False,
     ) -> None:
         self.world = SceneWorld(config.difficulty, WORLD_SEED)
         self.split = split
         self.n_scenes = n_scenes
         self.image_size_px = config.image_size
-        self.identifying, self.has_foils = identifying, has_foils
+        self.identifying, self.has_foils, self.has_short = identifying, has_foils, has_short
         self.clean = None if cleaning == "plain" else cleaner(cleaning)
         self.stage_ends = list(itertools.accumulate(config.curriculum_scenes))
 
@@ -78,8 +84,9 @@ class ScenePairs:
             draft = distinguishing_draft(scene, counterpart, order.tolist())
         false = one_word_foil(scene, draft, scene.rng(_FOIL_STREAM)) if self.has_foils else None
         text, foil = ("" if each is None else grammar.write(each, scene.objects).text for each in (draft, false))
+        short = captions.caption(scene, SHORT[int(rng.integers(len(SHORT)))]).text if self.has_short else ""
         if self.clean is not None:
-            text, foil = self.clean(text), self.clean(foil)
+            text, foil, short = map(self.clean, (text, foil, short))
         image = rendering.render(scene, self.image_size_px)  # [H, W, 3]
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
@@ -89,4 +96,5 @@ class ScenePairs:
             sample_id=index,
             skipped=(),
             foil=foil,
+            short=short,
         )

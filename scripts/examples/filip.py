@@ -51,7 +51,7 @@ class Filip(Loss):
     def __call__(self, network, part, n_global, fixed):
         batch, loss = part.batch, torch.zeros((), device=part.batch.image.device)
         for rows in torch.arange(len(batch), device=loss.device).split(self.unit):
-            ids = batch.image_id[rows], batch.caption_id[rows]
+            ids = batch.image_id[rows], batch.caption_ids[rows]
             is_other = positives(*ids, *ids) & ~torch.eye(len(rows), dtype=torch.bool, device=loss.device)
             tokens = part.views["clean_image"][rows], part.views["clean_words"][rows], batch.is_valid[rows]
             for logits in network.filip(*tokens):

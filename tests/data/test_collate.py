@@ -185,7 +185,7 @@ def test_the_loader_resumes_and_splits_exactly() -> None:
     whole = batches(0)
     assert all(same(a, b) for a, b in zip(whole[1:], batches(0, start=1)))
     for step, shares in enumerate(zip(batches(0, rank=0, world=2), batches(0, rank=1, world=2))):
-        for name in ("image", "image_id", "caption_id", "masked_patches", "itm_noise", "sample_id"):
+        for name in ("image", "image_id", "caption_ids", "masked_patches", "itm_noise", "sample_id"):
             joined = torch.cat([share.tensors()[name] for share in shares])
             assert torch.equal(joined, whole[step].tensors()[name]), name
 

@@ -243,10 +243,13 @@ def test_clean_caption() -> None:
     assert clean_caption("cafe\u0301") == "café"
     for empty in ("", " \n\t", "\u200b\u200d", "\x00\x07", "\u3000"):
         assert clean_caption(empty) == ""
-    long = clean_caption("word " * 10_000)
+    long = clean_caption("word " * 30_000)
     assert len(long) <= MAX_CAPTION_CHARS
     assert set(long.split()) == {"word"}
-    assert len(clean_caption("\ufdfa" * 5000)) <= MAX_CAPTION_CHARS  # one character, 18 after NFKC
+    assert len(clean_caption("\ufdfa" * 50_000)) <= MAX_CAPTION_CHARS  # one character, 18 after NFKC
+    assert len(clean_caption("x" * 200_000)) == MAX_CAPTION_CHARS
+    whole = " ".join(f"word{k}" for k in range(400))  # 3,089 characters
+    assert clean_caption(whole) == whole
     clean_caption("\ud800 odd").encode("utf-8")
 
 
@@ -279,7 +282,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path, data: bytes, lines: list[
 
 def test_validate_warns(folder: Path) -> None:
     """Bug: repeated rows, empty captions or captions that will be cut pass unseen."""
-    texts = ["a kite", "other", "a kite", "", "word " * 10_000]
+    texts = ["a kite", "other", "a kite", "", "word " * 30_000]
     file = write_lines(folder / "p.jsonl", [{"image": "images/a.png", "caption": text} for text in texts])
     report = "\n".join(validate_pairs(file))
     assert "rows: 5" in report

@@ -205,7 +205,7 @@ def test_no_python_object_a_pair(tmp_path: Path) -> None:
     (tmp_path / "0.tar").touch()
     np.lib.format.open_memmap(tmp_path / TABLE, "w+", ROW, (n_pairs,)).flush()
     state = (tmp_path / "0.tar").stat()
-    entry = {"name": "0.tar", "bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "pairs": n_pairs}
+    entry = {"name": "0.tar", "bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "pairs": n_pairs, "captions": {}}
     (tmp_path / INDEX).write_text(json.dumps({"shards": [entry]}))
     tracemalloc.start()
     pairs = open_index(tmp_path)

@@ -233,17 +233,16 @@ def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Pat
         (lambda: model.encode_image([tmp_path / "text.png"]), mamo.BadSampleError, r"text\.png: not an image"),
         (lambda: model.encode_image([tmp_path / "absent.png"]), mamo.BadSampleError, r"absent\.png"),
         (
-            lambda: model.encode_image([torch.zeros(3, 4, 4)]),
+            lambda: model.encode_image([torch.zeros(3, 4, 4, dtype=torch.int64)]),
             mamo.BadSampleError,
-            r"uint8 \[3, H, W\], not torch\.float32",
+            r"uint8, or float from 0 to 1, not int64 \[3, 4, 4\]",
         ),
         (lambda: model.encode_image([None]), mamo.BadSampleError, "not NoneType"),  # type: ignore[list-item]
-        (lambda: model.encode_image("a.png"), ValueError, "a list of images, not 'a.png'"),
+        (lambda: model.encode_image("absent.png"), mamo.BadSampleError, "absent.png"),
         (lambda: model.encode_image([]), ValueError, "a list of images"),
         (lambda: model.index([]), mamo.EmptyGalleryError, "the gallery is empty"),
         (lambda: model.index_texts([]), mamo.EmptyGalleryError, "index_texts: the gallery is empty"),
         (lambda: model.index_texts("red circle"), ValueError, "a list of texts, not 'red circle'"),
-        (lambda: model.index_texts(["x"]).retrieve(pictures[0]), ValueError, "a list of images, not <PIL"),
         (lambda: model.index_texts(["x"]).retrieve(pictures, k=9, rerank_k=4), ValueError, "k = 9 must"),
         (lambda: model.index_texts(["x"]).retrieve([tmp_path / "absent.png"]), mamo.BadSampleError, r"absent\.png"),
         (lambda: model.match(pictures[:2], ["x"]), ValueError, "2 images and 1 texts"),
@@ -251,8 +250,6 @@ def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Pat
         (lambda: model.encode_text([]), ValueError, "a list of texts"),
         (lambda: model.fill_mask(pictures[0], "no mask"), ValueError, r"no \[MASK\] among the first 40 tokens"),
         (lambda: model.index(pictures).retrieve(["x"], k=9, rerank_k=4), ValueError, "k = 9 must.*increase rerank_k"),
-        (lambda: model.encode_image(pictures[0]), ValueError, "a list of images, not <PIL"),
-        (lambda: model.index(pictures[0]), ValueError, "a list of images, not <PIL"),
         (lambda: model.match(pictures[:1], "red circle"), ValueError, "a list of texts, not 'red circle'"),
         (lambda: model.encode_text([3]), ValueError, r"a list of texts, not \[3\]"),  # type: ignore[list-item]
         (

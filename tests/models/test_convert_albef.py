@@ -102,7 +102,7 @@ def batch_of(micro: dict[str, Any], part: dict[str, Any]) -> PairBatch:
         masked_patches=torch.zeros(B, 1, dtype=torch.int64),
         itm_noise=noise,
         image_id=own,
-        caption_id=own + 100,
+        caption_ids=own[:, None] + 100,
         sample_id=own,
     )
 

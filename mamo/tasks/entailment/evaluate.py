@@ -56,7 +56,7 @@ def predict_entailment(
         rows = torch.tensor([row[record.image] for record in part], device=device)
         sentences = [processor.clean(record.sentence) for record in part]
         ids, is_valid = tokenize(processor.tokenizer, sentences, processor.text_max_tokens)
-        processor.warn_if_full(is_valid.sum(dim=1))
+        processor.warn_of_cuts(sentences, is_valid.sum(dim=1))
         found = network.classify(embedded[rows], ids.to(device), is_valid.to(device)).softmax(dim=1).tolist()
         return {record.pair_id: tuple(values) for record, values in zip(part, found, strict=True)}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mamo.data.collate import MASK_STREAM, Batch, sample_rng, tokenize
+from mamo.data.collate import MASK_STREAM, Batch, caption_id_rows, sample_rng, tokenize
 from mamo.data.pairs import Sample
 from mamo.data.tokenizer import is_word_start
 from mamo.masking import draw_image_mask, draw_ratios, draw_text_mask
@@ -36,8 +36,8 @@ class MlimBatch(Batch):
     """float32 [B, S], standard Gumbel noise that draws another text from the sample's pool."""
     image_id: Tensor
     """int64 [B], equal for the same image."""
-    caption_id: Tensor
-    """int64 [B], equal for the same caption."""
+    caption_ids: Tensor
+    """int64 [B, C], equal for the same caption: the drawn one's, then those of the record's other captions."""
     sample_id: Tensor
     """int64 [B], index in the data set."""
     skipped: tuple[str, ...] = ()
@@ -46,6 +46,9 @@ class MlimBatch(Batch):
 
 class MlimCollator:
     """Tokenizes captions and draws modality-aware masks; runs in the loader's worker."""
+
+    n_caption_ids = 1
+    """Number of caption ids of a sample, set by the data set: `PairDataset.n_caption_ids`."""
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class MlimCollator:
             is_masked_patch=torch.from_numpy(is_masked_patch),
             itm_noise=torch.from_numpy(np.stack(noise)).float(),
             image_id=torch.tensor([sample.image_id for sample in samples]),
-            caption_id=torch.tensor([sample.caption_id for sample in samples]),
+            caption_ids=caption_id_rows([(s.caption_id, s.caption_ids) for s in samples], self.n_caption_ids),
             sample_id=torch.tensor([sample.sample_id for sample in samples]),
             skipped=tuple(line for sample in samples for line in sample.skipped),
         )

@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from mamo.config.schema import BaseMaskingConfig, Fraction, ModelConfig, Ratio, RunConfig, Section, Weight
+from mamo.config.schema import BaseMaskingConfig, ModelConfig, RunConfig, Section
+from mamo.config.section import Fraction, Ratio, Weight
 
 
 class MlimModelConfig(ModelConfig):

@@ -113,7 +113,7 @@ class RandomItm(Loss[MlimBatch]):
 
     def _pool_positives(self, batch: MlimBatch) -> Tensor:
         """Return bool [pools, S, S], True where two samples of a pool match each other."""
-        ids = zip(torch.split(batch.image_id, self.unit), torch.split(batch.caption_id, self.unit))
+        ids = zip(torch.split(batch.image_id, self.unit), torch.split(batch.caption_ids, self.unit))
         return torch.stack([positives(image, caption, image, caption) for image, caption in ids])
 
     def _stream(self, network: Mlim, batch: MlimBatch, views: Views, wanted: frozenset[str]) -> Views:

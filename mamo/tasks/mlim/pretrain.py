@@ -26,6 +26,7 @@ class MlimTask(ObjectiveTask[MlimBatch]):
     method = "MLIM"
     has_api = False
     network: Mlim
+    collator: MlimCollator
 
     def __init__(self, config: MlimConfig, tokenizer: PreTrainedTokenizerFast, stored: Path | None = None) -> None:
         super().__init__(config, tokenizer, stored)
@@ -43,8 +44,10 @@ class MlimTask(ObjectiveTask[MlimBatch]):
         )
 
     def train_dataset(self) -> SampleDataset:
-        """Open the training pairs."""
-        return pair_dataset(self.config)
+        """Open the training pairs; samples are compared by all captions of their records from now on."""
+        pairs = pair_dataset(self.config)
+        self.collator.n_caption_ids = pairs.n_caption_ids
+        return pairs
 
     def evaluate(self, predictor: Predictor, folder: Path) -> dict[str, float]:
         """Evaluate masked words by class and the error of rebuilt images."""

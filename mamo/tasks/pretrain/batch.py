@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import MaskingConfig
-from mamo.data.collate import MASK_STREAM, Batch, sample_rng, tokenize
+from mamo.data.collate import MASK_STREAM, Batch, caption_id_rows, sample_rng, tokenize
 from mamo.data.pairs import Sample
 from mamo.data.tokenizer import is_word_start
 from mamo.masking import draw_image_mask, draw_replacements, draw_text_mask
@@ -44,16 +44,34 @@ class PairBatch(Batch):
     """float32 [B, 2, S], standard Gumbel noise that draws a text and an image negative from the sample's pool."""
     image_id: Tensor
     """int64 [B], equal for the same image."""
-    caption_id: Tensor
-    """int64 [B], equal for the same caption."""
+    caption_ids: Tensor
+    """int64 [B, C], equal for the same caption: the drawn one's, then those of the record's other captions."""
     sample_id: Tensor
     """int64 [B], index in the data set."""
     skipped: tuple[str, ...] = ()
     """One line for each bad sample that was replaced."""
 
+    @property
+    def caption_id(self) -> Tensor:
+        """Return the ids of the drawn captions, int64 [B]."""
+        return self.caption_ids[:, 0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortPairBatch(PairBatch):
+    """Pairs with a short text each."""
+
+    short_input_ids: Tensor
+    """int64 [B, L_short]."""
+    short_is_valid: Tensor
+    """bool [B, L_short], False at padding."""
+
 
 class PairCollator:
     """Tokenizes captions and draws the masks of a batch; runs in the loader's worker."""
+
+    n_caption_ids = 1
+    """Number of caption ids of a sample, set by the data set: `PairDataset.n_caption_ids`."""
 
     def __init__(
         self,
@@ -113,7 +131,7 @@ class PairCollator:
             masked_patches=torch.from_numpy(np.stack(masked)),
             itm_noise=torch.from_numpy(np.stack(noise)).float(),
             image_id=torch.tensor([sample.image_id for sample in samples]),
-            caption_id=torch.tensor([sample.caption_id for sample in samples]),
+            caption_ids=caption_id_rows([(s.caption_id, s.caption_ids) for s in samples], self.n_caption_ids),
             sample_id=torch.tensor([sample.sample_id for sample in samples]),
             skipped=tuple(line for sample in samples for line in sample.skipped),
         )
@@ -155,6 +173,18 @@ class FoilCollator(PairCollator):
         )
 
 
+class ShortPairCollator(PairCollator):
+    """Pairs with their short texts; runs in the loader's worker."""
+
+    def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> ShortPairBatch:
+        """Collate (epoch, sample) pairs."""
+        pairs = super().__call__(drawn)
+        texts = [sample.short or sample.caption for _, sample in drawn]
+        ids, is_valid = tokenize(self.tokenizer, texts, self.text_max_tokens, self.length_multiple)
+        short = {"short_input_ids": ids, "short_is_valid": is_valid}
+        return ShortPairBatch(**pairs.tensors(), skipped=pairs.skipped, **short)
+
+
 SLOT_SLACK = 4
 """Slots beyond the share of masked words: a word of several tokens is masked whole."""
 
@@ -171,6 +201,7 @@ def _pad(rows: list[np.ndarray], least: int) -> tuple[Tensor, Tensor]:
 
 
 def pair_collator(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, grid: tuple[int, int]) -> PairCollator:
-    """Return tokenizer and masks of a config, with foils where ITM reads them."""
+    """Return tokenizer and masks of a config, with foils where ITM reads them, or short texts where a pass does."""
     kind = PairCollator if config.losses.itm_negatives == "pool" else FoilCollator
+    kind = ShortPairCollator if config.masking.text_for_masked_image == "short" else kind
     return kind(tokenizer, config.data.text_max_tokens, config.masking, grid, config.losses.itm_pool_size, config.seed)

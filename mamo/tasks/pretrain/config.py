@@ -26,6 +26,8 @@ class PretrainConfig(MamoConfig):
         training = self.training
         if self.losses.itc_candidates == "batch" and training.micro_batch != training.batch_size_global:
             yield "losses.itc_candidates: batch contrasts within a forward pass; use teacher with micro-batches"
+        if self.masking.text_for_masked_image == "short" and self.losses.itm_negatives != "pool":
+            yield "masking.text_for_masked_image: short contradicts losses.itm_negatives: foils; use same or pool"
 
     def cross_fusion_problems(self) -> Iterator[str]:
         """Yield the losses at fused image tokens."""

@@ -266,7 +266,7 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None, 
     if config.evaluation.corrected:
         load_labels()  # a missing package is found now
     if data.eval_file is not None and network.get_head("temperature") is not None:
-        records = [*read_pairs(Path(data.eval_file), data.eval_split)]
+        records = [*read_pairs(Path(data.eval_file), data.eval_split, data.eval_keys, data.columns)]
         for line in (*identity_warnings([records]), *caption_warnings(records)):
             logger.warning("%s: %s", data.eval_file, line)
         captions = _captions(records, scorer.processor.clean, config.evaluation.repeated_captions == "merged")
@@ -316,7 +316,7 @@ def check_files(config: PretrainConfig) -> None:
     """
     data, n_folds = config.data, config.evaluation.retrieval_folds
     if data.eval_file is not None:
-        records = read_pairs(Path(data.eval_file), data.eval_split)
+        records = read_pairs(Path(data.eval_file), data.eval_split, data.eval_keys, data.columns)
         is_merged = config.evaluation.repeated_captions == "merged"
         captions = _captions(records, cleaner(cleaning_of(config)), is_merged)
         shown = {record.image_id: record for record in reversed(records) if captions[record.image_id]}

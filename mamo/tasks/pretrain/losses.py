@@ -35,14 +35,14 @@ class Candidates:
     """The samples that ITC contrasts with: the global batch in rank order, then the queue.
 
     `image` and `text` are the teacher's features, float32 [N, D_itc]; None contrasts plainly in batch. `image_id` and
-    `caption_id` int64 [N]; `is_filled` bool [N], False at empty slots of the queue. `first` is the index of this
+    `caption_ids` int64 [N, C]; `is_filled` bool [N], False at empty slots of the queue. `first` is the index of this
     process's first sample, `alpha` the share of the teacher's similarities in the target.
     """
 
     image: Tensor | None
     text: Tensor | None
     image_id: Tensor
-    caption_id: Tensor
+    caption_ids: Tensor
     is_filled: Tensor
     first: int
     alpha: float
@@ -84,16 +84,16 @@ class Itc(Loss[PairBatch]):
     def prepare(self, task: Any, views: Views, batch: PairBatch, step: int) -> Candidates:
         """Gather the candidates."""
         losses, queue = self.config.losses, task.queue
-        image_id, caption_id = all_gather_no_grad(batch.image_id), all_gather_no_grad(batch.caption_id)
+        image_id, caption_ids = all_gather_no_grad(batch.image_id), all_gather_no_grad(batch.caption_ids)
         is_filled = torch.ones_like(image_id, dtype=torch.bool)
         image = text = None
         if self.targets:
             image, text = (all_gather_no_grad(views[name]) for name in self.targets)
             image, text = torch.cat([image, queue.image_feature]), torch.cat([text, queue.text_feature])
-            image_id, caption_id = torch.cat([image_id, queue.image_id]), torch.cat([caption_id, queue.caption_id])
+            image_id, caption_ids = torch.cat([image_id, queue.image_id]), torch.cat([caption_ids, queue.caption_ids()])
             is_filled = torch.cat([is_filled, queue.is_filled()])
         alpha = linear_ramp(losses.itc_soft_target_alpha, losses.itc_soft_target_ramp_steps, step)
-        return Candidates(image, text, image_id, caption_id, is_filled, rank() * len(batch), alpha)
+        return Candidates(image, text, image_id, caption_ids, is_filled, rank() * len(batch), alpha)
 
     def __call__(
         self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: Candidates
@@ -107,7 +107,7 @@ class Itc(Loss[PairBatch]):
         positive_index = torch.arange(len(batch), device=image_feature.device) + fixed.first + part.start
         is_excluded = ~fixed.is_filled.expand(len(batch), -1)
         if self.config.losses.duplicates == "excluded":
-            same = positives(batch.image_id, batch.caption_id, fixed.image_id, fixed.caption_id)
+            same = positives(batch.image_id, batch.caption_ids, fixed.image_id, fixed.caption_ids)
             is_excluded = same | is_excluded
         is_excluded = is_excluded.scatter(1, positive_index[:, None], False)
         logits = [image_feature @ candidate_text.t() / temperature, text_feature @ candidate_image.t() / temperature]
@@ -133,7 +133,7 @@ class Itc(Loss[PairBatch]):
         """Push the global batch into the queue and clamp the temperature."""
         if fixed.image is not None and fixed.text is not None:
             n = len(fixed.image) - task.queue.size
-            task.queue.push(fixed.image[:n], fixed.text[:n], fixed.image_id[:n], fixed.caption_id[:n])
+            task.queue.push(fixed.image[:n], fixed.text[:n], fixed.image_id[:n], fixed.caption_ids[:n])
         with torch.no_grad():
             task.network.temperature.clamp_(TEMPERATURE_MIN, TEMPERATURE_MAX)
 
@@ -145,9 +145,9 @@ class Itc(Loss[PairBatch]):
 
 def pool_positives(batch: PairBatch, size: int) -> Tensor:
     """Return bool [B / S, S, S], True where two samples of a pool of `size` consecutive ones match each other."""
-    image_id, caption_id = batch.image_id.view(-1, size), batch.caption_id.view(-1, size)
-    same_image = image_id[:, :, None] == image_id[:, None, :]
-    return same_image | (caption_id[:, :, None] == caption_id[:, None, :])
+    same = positives(batch.image_id, batch.caption_ids, batch.image_id, batch.caption_ids)  # [B, B]
+    pools = same.view(len(batch) // size, size, len(batch) // size, size)
+    return pools.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def own_pairs(batch: PairBatch, size: int) -> Tensor:

@@ -83,7 +83,7 @@ def _distinct_pairs(data: DataConfig, eval_file: str, clean: Clean) -> Iterator[
     """
     images: set[str] = set()
     said: set[str] = set()
-    for record in read_pairs(Path(eval_file), data.eval_split):
+    for record in read_pairs(Path(eval_file), data.eval_split, data.eval_keys, data.columns):
         texts = [text for text in (clean(caption).lower() for caption in record.captions) if text]
         if not texts or record.image_id in images or not said.isdisjoint(texts):
             continue

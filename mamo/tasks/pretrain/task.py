@@ -38,7 +38,7 @@ from mamo.tasks.pretrain.items import evaluate_item_files, item_sections, read_i
 from mamo.tasks.pretrain.losses import LOSSES, Itm, sphere_spread
 from mamo.tasks.pretrain.rankings import RANKINGS
 from mamo.tasks.pretrain.samples import sample_pictures
-from mamo.tasks.pretrain.views import PLANS, FusedPass, encoding_stages, masked_stages, teacher_stages
+from mamo.tasks.pretrain.views import PLANS, SHORT_TEXT, FusedPass, encoding_stages, masked_stages, teacher_stages
 from mamo.tasks.sources import pair_dataset
 from mamo.teacher import Teacher, momentum_at
 from mamo.training.run_dir import STATEMENT_SCORES
@@ -140,12 +140,15 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         """Return the plan of `masking.plan`, or of the mode."""
         path = self.config.masking.plan
         if path is None:
-            return PLANS[self.config.masking.mode]
+            is_short = self.config.masking.text_for_masked_image == "short"
+            return SHORT_TEXT if is_short else PLANS[self.config.masking.mode]
         if not is_import_path(path):
             raise ValueError(f"masking.plan: give it as module:NAME (found {path!r})")
         plan = import_value(path, "masking.plan")
         if not isinstance(plan, tuple) or not plan or not all(isinstance(part, FusedPass) for part in plan):
             raise ValueError(f"masking.plan: {path} is no tuple of mamo.tasks.pretrain.views.FusedPass")
+        if any(part.text == "short" for part in plan):
+            raise ValueError(f"masking.plan: {path} has a pass with text: short; use masking.text_for_masked_image")
         return plan
 
     @functools.cached_property
@@ -160,14 +163,19 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         return {"student": self.network, "teacher": self.teacher, "queue": self.queue}
 
     def train_dataset(self) -> SampleDataset:
-        """Open the training pairs; refuse files without a foil where ITM needs them."""
-        source = pair_dataset(self.config, self.needs_foils)
-        if self.needs_foils and isinstance(source, PairDataset) and not source.has_foils():
+        """Open the training pairs; samples are compared by all captions of their records from now on.
+
+        Raises ValueError for files without a foil where ITM needs them.
+        """
+        pairs = pair_dataset(self.config, self.needs_foils)
+        if self.needs_foils and isinstance(pairs, PairDataset) and not pairs.has_foils():
             raise ValueError(
                 "data.train_file: no pair has foils; add a field 'foils' with texts that are false of the image, or "
                 "use losses.itm_negatives: pool"
             )
-        return source
+        self.collator.n_caption_ids = pairs.n_caption_ids
+        self.queue.widen(pairs.n_caption_ids)
+        return pairs
 
     @torch.no_grad()
     def compute_targets(self, batch: PairBatch, micro_batch_size: int, step: int) -> tuple[Targets, dict[str, Tensor]]:

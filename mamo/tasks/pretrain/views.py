@@ -6,6 +6,7 @@ Student views:
     embedded          what `ImageTower.encode` takes
     clean_words       float [B, L, D], encoded captions
     masked_words      float [B, L, D], encoded masked captions
+    short_words       float [B, L_short, D], encoded short captions
     clean_image       float [B, num_prefix_tokens + P, D], encoded whole images
     whole             clean images, embedded for fusion
     image_feature     float32 [B, D_itc], normalised
@@ -35,7 +36,7 @@ from mamo.losses.rows import has_fixed_rows, masked_rows
 from mamo.models.fusion import gather_tokens
 from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.objective import Stage, Views
-from mamo.tasks.pretrain.batch import PairBatch
+from mamo.tasks.pretrain.batch import PairBatch, ShortPairBatch
 from mamo.teacher import Teacher
 
 
@@ -45,13 +46,13 @@ class FusedPass:
 
     Attributes:
         image: `visible` encodes only the visible patches; `whole` the clean image.
-        text: `clean` or `masked` caption.
+        text: `clean` or `masked` caption, or the `short` one, whose words no loss reads.
         patches: name of the view of its fused tokens at masked patches; None reads none.
         words: name of the view of its fused tokens at masked words; None reads none.
     """
 
     image: Literal["visible", "whole"]
-    text: Literal["clean", "masked"]
+    text: Literal["clean", "masked", "short"]
     patches: str | None = None
     words: str | None = None
 
@@ -63,6 +64,11 @@ ALTERNATE = (
 """Mask one modality a pass (the paper's figure)."""
 JOINT = (FusedPass("visible", "masked", patches="fused_patches", words="fused_words"),)
 """Mask both modalities in one pass."""
+SHORT_TEXT = (
+    FusedPass("visible", "short", patches="fused_patches"),
+    FusedPass("whole", "masked", words="fused_words"),
+)
+"""As `ALTERNATE`, with a short caption for the masked picture (Fix-CLIP); the whole picture has the long one."""
 PLANS = {"alternate": ALTERNATE, "joint": JOINT}
 
 
@@ -74,6 +80,7 @@ def encoding_stages() -> tuple[Stage, ...]:
     return (
         Stage(("embedded",), _embed),
         Stage(("clean_words", "masked_words"), lambda net, batch, _, wanted: encode_texts(net.backbone, batch, wanted)),
+        Stage(("short_words",), _short_words),
         Stage(("clean_image",), _clean_image, needs=("embedded",)),
         Stage(("whole",), _whole, needs=("clean_image",)),
         Stage(("image_feature", "text_feature"), _features, needs=("clean_image", "clean_words")),
@@ -105,6 +112,11 @@ def _embed(network: Mamo, batch: PairBatch, views: Views, wanted: frozenset[str]
     return {"embedded": network.backbone.image_encoder.embed(batch.image)}
 
 
+def _short_words(network: Mamo, batch: PairBatch, views: Views, wanted: frozenset[str]) -> Views:
+    assert isinstance(batch, ShortPairBatch)
+    return {"short_words": network.backbone.text_encoder(batch.short_input_ids, batch.short_is_valid)}
+
+
 def _clean_image(network: Mamo, batch: PairBatch, views: Views, wanted: frozenset[str]) -> Views:
     return {"clean_image": network.backbone.image_encoder.encode(views["embedded"])}
 
@@ -126,9 +138,9 @@ def _visible(network: Mamo, batch: PairBatch, views: Views, wanted: frozenset[st
 
 
 def _masked_pass(fused: FusedPass, network: Mamo, batch: PairBatch, views: Views, wanted: frozenset[str]) -> Views:
-    found = _fuse(
-        network.backbone, batch, views[fused.image], views[f"{fused.text}_words"], fused.patches, fused.words, wanted
-    )
+    is_valid = batch.short_is_valid if isinstance(batch, ShortPairBatch) and fused.text == "short" else batch.is_valid
+    text = views[f"{fused.text}_words"], is_valid
+    found = _fuse(network.backbone, batch, views[fused.image], text, fused.patches, fused.words, wanted)
     if fused.words in found:
         found[fused.words] = masked_rows(found[fused.words], batch.text_slot_is_valid)  # [M, D]
     return found
@@ -138,18 +150,21 @@ def _fuse(
     backbone: Backbone,
     batch: PairBatch,
     image: Tensor,
-    text: Tensor,
+    text: tuple[Tensor, Tensor],
     patches: str | None,
     words: str | None,
     wanted: frozenset[str],
 ) -> Views:
-    """Fuse once and read at masked patches and masked words, as far as these views are wanted."""
+    """Fuse once and read at masked patches and masked words, as far as these views are wanted.
+
+    `text` are encoded words float [B, L, D] and bool [B, L], False at padding.
+    """
     fusion, positions = backbone.fusion, dict[str, Tensor]()
     if patches in wanted:
         positions[str(patches)] = fusion.patch_positions(batch.masked_patches)
     if words in wanted:
         positions[str(words)] = fusion.text_positions(batch.text_slots)
-    fused = fusion(image, text, batch.is_valid, output_positions=torch.cat(list(positions.values()), dim=1))
+    fused = fusion(image, *text, output_positions=torch.cat(list(positions.values()), dim=1))
     return dict(zip(positions, fused.split([value.shape[1] for value in positions.values()], dim=1)))
 
 
@@ -195,4 +210,5 @@ def _word_probs(teacher: Teacher, batch: PairBatch, views: Views, wanted: frozen
 
 
 def _teacher_fused(teacher: Teacher, batch: PairBatch, views: Views, wanted: frozenset[str]) -> Views:
-    return _fuse(teacher.backbone, batch, views["whole"], views["clean_words"], "fused_patches", "fused_words", wanted)
+    text = views["clean_words"], batch.is_valid
+    return _fuse(teacher.backbone, batch, views["whole"], text, "fused_patches", "fused_words", wanted)

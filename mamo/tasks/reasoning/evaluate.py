@@ -49,8 +49,9 @@ def predict_reasoning(
         slots = backbone.fusion.embed_image(backbone.image_encoder(torch.stack(images).to(device)))
         rows = torch.tensor([[row[name] for name in record.images] for record in part], device=device)
         sentences = [record.sentence for record in part]
-        ids, is_valid = tokenize(processor.tokenizer, list(map(processor.clean, sentences)), processor.text_max_tokens)
-        processor.warn_if_full(is_valid.sum(dim=1))
+        cleaned = list(map(processor.clean, sentences))
+        ids, is_valid = tokenize(processor.tokenizer, cleaned, processor.text_max_tokens)
+        processor.warn_of_cuts(cleaned, is_valid.sum(dim=1))
         sided = torch.tensor([is_ordered(text) for text in sentences], device=device)
         found = network.reason(slots[rows], ids.to(device), is_valid.to(device), sided).tolist()
         return {record.identifier: logit for record, logit in zip(part, found, strict=True)}

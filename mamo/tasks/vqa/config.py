@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from mamo.config.schema import MamoConfig, Positive, Section
+from mamo.config.schema import MamoConfig, Section
+from mamo.config.section import Positive
 
 
 class VqaSettings(Section):

@@ -104,7 +104,7 @@ class Answerer:
         embedded = backbone.fusion.embed_image(backbone.image_encoder(pixels))[image_row.to(self.device)]
         texts = [self.processor.clean_question(text) for text in questions]
         ids, is_valid = tokenize(self.processor.tokenizer, texts, self.processor.text_max_tokens)
-        self.processor.warn_if_full(is_valid.sum(dim=1))
+        self.processor.warn_of_cuts(texts, is_valid.sum(dim=1))
         question = (embedded, ids.to(self.device), is_valid.to(self.device))
         if isinstance(network.answer, AnswerClassifier):
             best = network.classify(*question).argmax(dim=1)
