@@ -212,6 +212,9 @@ def evaluate_fine_grained(
                     suffix = "" if has_all and restored.has_own_inputs else CUSTOM
                     entries.append(restored.entry(f"{name}-{score}{suffix}", describe_scores([score]), own))
 
+        if not entries:
+            raise ValueError(f"{restored.folder}: has no head that scores {', '.join(files)}; ITM or ITC is needed")
+
         def write(to: Path) -> None:
             _write_entries(to, others, entries)
             if pictures:
