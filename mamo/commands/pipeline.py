@@ -1,6 +1,6 @@
 """Pre-train and fine-tune on the embedded world: `mamo pipeline --to runs/pipeline [section.key=value ...]`.
 
-Pre-trains, fine-tunes the four tasks from that checkpoint and from random weights, and prints the table. Call it again
+Pre-trains, fine-tunes the five tasks from that checkpoint and from random weights, and prints the table. Call it again
 to continue after an interruption.
 """
 

@@ -1,4 +1,4 @@
-"""Run the full pipeline on the embedded world: pre-train, fine-tune four tasks (also from random weights), tabulate."""
+"""Run the full pipeline on the embedded world: pre-train, fine-tune five tasks (also from random weights), tabulate."""
 
 import json
 import logging
@@ -41,6 +41,7 @@ ROWS = (
     Row("retrieval", ("rerank/i2t_r1", "rerank/t2i_r1"), 90.0, ("itc/i2t_r1", "itc/t2i_r1"), "scenes-full-retrieval"),
     Row("vqa", ("vqa/accuracy",), 80.0, ("question_only/accuracy",)),
     Row("nlvr2", ("reasoning/accuracy",), 75.0, ("reasoning/majority",)),
+    Row("entailment", ("entailment/accuracy",), 85.0, ("entailment/majority", "text_only/accuracy")),
     Row(
         "grounding",
         ("grounding/proposal",),

@@ -54,7 +54,7 @@ def test_the_table_holds_every_task(tmp_path: Path) -> None:
     arguments = (tmp_path / "chain", small_pretraining(tmp_path), ROOT / "configs" / "finetune")
     table = run_pipeline(*arguments, [*FEW, "training.batch_size_global=32"])
     _, _, *lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()]
-    assert [line[0] for line in lines] == ["retrieval", "retrieval", "vqa", "nlvr2", "grounding"]
+    assert [line[0] for line in lines] == ["retrieval", "retrieval", "vqa", "nlvr2", "entailment", "grounding"]
     for line in lines:
         assert 0 <= float(line[3]) <= 100
         assert 0 <= float(line[4]) <= 100
