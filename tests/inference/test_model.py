@@ -258,7 +258,7 @@ def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Pat
             r"not .*\[3, 0, 4\]",
         ),
         (lambda: model.encode_image([Image.open(tmp_path / "cut.png")]), mamo.BadSampleError, r"cut\.png"),
-        (lambda: mamo.load(run, precision="fp16"), ValueError, "'fp16' is not valid"),  # type: ignore[arg-type]
+        (lambda: mamo.load(run, precision="int8"), ValueError, "'int8' is not valid"),  # type: ignore[arg-type]
     ):
         with pytest.raises(kind, match=message):
             call()
