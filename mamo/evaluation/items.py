@@ -62,7 +62,14 @@ def score_pairs(
     Returns:
         float32 [N] on the CPU, by name.
     """
-    encoded, rows = scorer.encode_texts(*scorer.tokenize(texts)), torch.arange(len(texts))
+    return _score_tokenized(scorer, images, image_indices, *scorer.tokenize(texts))
+
+
+def _score_tokenized(
+    scorer: Scorer, images: ImageTokens, image_indices: Tensor, ids: Tensor, lengths: Tensor
+) -> dict[ItemScore, Tensor]:
+    """Return `score_pairs` of texts as token ids int64 [N, L] and lengths int64 [N]."""
+    encoded, rows = scorer.encode_texts(ids, lengths), torch.arange(len(image_indices))
     found: dict[ItemScore, Tensor] = {}
     if scorer.network.get_head("temperature") is not None:
         found["itc"] = scorer.similarity(images, encoded, image_indices, rows)
@@ -141,9 +148,11 @@ def score_items(scorer: Scorer, items: Sequence[Item], load: Callable[[Crop], Te
     score_chunk = functools.partial(_score_chunk, scorer, load, texts_of)
     by_pair: dict[tuple[Crop, str], tuple[int, dict[ItemScore, float]]] = {}
     failed: dict[Crop, str] = {}
-    for number, (found, bad) in enumerate(map_over_ranks(score_chunk, chunks)):
+    full: set[str] = set()
+    for number, (found, bad, long) in enumerate(map_over_ranks(score_chunk, chunks)):
         by_pair |= {pair: (offset + (number << 32), scores) for pair, (offset, scores) in found.items()}
         failed |= bad
+        full |= long
     for reason in list(failed.values())[:_LISTED]:
         logger.warning("items: image cannot be read, its items are not scored: %s", reason)
     kept = [item for item in items if not any(item.crop(image) in failed for image in range(len(item.images)))]
@@ -151,22 +160,27 @@ def score_items(scorer: Scorer, items: Sequence[Item], load: Callable[[Crop], Te
         raise ValueError(f"items: none of {len(items)} can be scored; the first: {next(iter(failed.values()))}")
     names: list[ItemScore] = list(next(iter(by_pair.values()))[1])
     scored = ScoredItems(kept, {name: [_matrix(item, by_pair, name) for item in kept] for name in names})
-    texts = dict.fromkeys(text for item in kept for text in item.texts)
+    texts = {text for item in kept for text in item.texts}
     scored.facts = {
         "items": len(items),
         "scored": len(kept),
         "images": len(crops),
         "missing_images": len(failed),
         "same_texts": sum(_has_same_texts(item, by_pair) for item in kept),
-        "cut_texts": sum(_is_cut(scorer, text) for text in texts),
+        "cut_texts": sum(_is_cut(scorer, text, text in full) for text in texts),
     }
     return scored
 
 
 def _score_chunk(
     scorer: Scorer, load: Callable[[Crop], Tensor], texts_of: Mapping[Crop, Mapping[str, None]], crops: Sequence[Crop]
-) -> tuple[dict[tuple[Crop, str], tuple[int, dict[ItemScore, float]]], dict[Crop, str]]:
-    """Score all texts of some images: by pair, (number of the distinct pair, score by name); and unreadable images."""
+) -> tuple[dict[tuple[Crop, str], tuple[int, dict[ItemScore, float]]], dict[Crop, str], set[str]]:
+    """Score all texts of some images.
+
+    Returns:
+        By pair, (number of the distinct pair, score by name); unreadable images with the reason; texts that fill
+        `text_max_tokens`.
+    """
     pixels: list[Tensor] = []
     row: dict[Crop, int] = {}
     failed: dict[Crop, str] = {}
@@ -177,23 +191,25 @@ def _score_chunk(
         except BadSampleError as error:
             failed[crop] = str(error)
     if not row:
-        return {}, failed
+        return {}, failed, set()
     images = scorer.encode_images([torch.stack(pixels)])
     pairs = [(crop, text) for crop in row for text in texts_of[crop]]
     cleaned = {text: scorer.processor.clean(text) for _, text in pairs}
-    ids, _ = scorer.tokenize(list(cleaned.values()))
+    ids, lengths = scorer.tokenize(list(cleaned.values()))
     key = {text: tuple(tokens) for text, tokens in zip(cleaned, ids.tolist(), strict=True)}
-    distinct: dict[tuple[int, tuple[int, ...]], str] = {}
+    text_row = {text: number for number, text in enumerate(cleaned)}
+    distinct: dict[tuple[int, tuple[int, ...]], int] = {}
     for crop, text in pairs:
-        distinct.setdefault((row[crop], key[text]), cleaned[text])
+        distinct.setdefault((row[crop], key[text]), text_row[text])
     where = {pair: number for number, pair in enumerate(distinct)}
-    found = score_pairs(scorer, images, torch.tensor([image for image, _ in distinct]), list(distinct.values()))
+    rows = torch.tensor(list(distinct.values()))
+    found = _score_tokenized(scorer, images, torch.tensor([image for image, _ in distinct]), ids[rows], lengths[rows])
     columns = {name: values.tolist() for name, values in found.items()}
     scores = {}
     for crop, text in pairs:
         number = where[row[crop], key[text]]
         scores[crop, text] = number, {name: values[number] for name, values in columns.items()}
-    return scores, failed
+    return scores, failed, {text for text, n in zip(cleaned, lengths.tolist()) if n >= scorer.text_max_tokens}
 
 
 def _matrix(
@@ -208,11 +224,11 @@ def _has_same_texts(item: Item, by_pair: Mapping[tuple[Crop, str], tuple[int, di
     return len({by_pair[item.crop(0), text][0] for text in item.texts}) < len(item.texts)
 
 
-def _is_cut(scorer: Scorer, text: str) -> bool:
-    """Say whether a text loses words to the cleaning or to `text_max_tokens`."""
+def _is_cut(scorer: Scorer, text: str, is_full: bool) -> bool:
+    """Say whether a text loses words to the cleaning or, where it fills them, to `text_max_tokens`."""
     if is_cut(text, scorer.processor.cleaning):
         return True
-    if len(text) < scorer.text_max_tokens - 2:  # a token has a character or more
+    if not is_full:
         return False
     return len(scorer.tokenizer(scorer.processor.clean(text))["input_ids"]) > scorer.text_max_tokens
 
