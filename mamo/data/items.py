@@ -8,6 +8,7 @@ an image before it is resized. `set` names, by kind, the sets whose items count 
 `{"set": TEXT}`. Images that several rows name are encoded once.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -171,16 +172,26 @@ def index_problems(item: Item) -> list[str]:
     return problems
 
 
-def right_and_wrong(item: Item, axis: int) -> list[tuple[list[tuple[int, int]], list[tuple[int, int]]]]:
+Pair = tuple[int, int]
+"""Index of an image and of a text."""
+
+
+def right_and_wrong(item: Item, axis: int) -> list[tuple[list[Pair], list[Pair]]]:
     """Return the (right pairs, wrong pairs) that are compared for each image (`axis` 0) or each text (1).
 
     An image without a right or without a wrong text compares nothing and is left out; so is such a text.
     """
-    right = set(item.right)
+    return _comparisons(len(item.images), len(item.texts), tuple(item.right), axis)
+
+
+@functools.cache
+def _comparisons(
+    n_images: int, n_texts: int, right: tuple[Pair, ...], axis: int
+) -> list[tuple[list[Pair], list[Pair]]]:
+    """Return `right_and_wrong`, computed once for all items of one shape."""
     found = []
-    for own in range((len(item.images), len(item.texts))[axis]):
-        others = range((len(item.texts), len(item.images))[axis])
-        pairs = [(own, other) if axis == 0 else (other, own) for other in others]
+    for own in range((n_images, n_texts)[axis]):
+        pairs = [(own, other) if axis == 0 else (other, own) for other in range((n_texts, n_images)[axis])]
         sides = [pair for pair in pairs if pair in right], [pair for pair in pairs if pair not in right]
         if all(sides):
             found.append(sides)
