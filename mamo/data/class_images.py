@@ -15,6 +15,8 @@ from mamo.data.files import brief, read_text
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2"}
 _COLUMNS = ("image", "label")
+MOST_CHARS = 100_000
+"""Of a field of a CSV file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ def _read_csv(file: Path) -> LabelledImages:
         if sorted(head) != sorted(_COLUMNS):
             raise ValueError(f"{file}:1: must be the header image,label, got {brief(','.join(head))}")
         for row in reader:
+            if any(len(cell) > MOST_CHARS for cell in row):  # the reader's own limit is that of the whole process
+                raise ValueError(
+                    f"{file}:{reader.line_num}: not a row of CSV: a field has over {MOST_CHARS} characters"
+                )
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != 2 or not all(cell.strip() for cell in row):

@@ -85,7 +85,13 @@ class Grounding:
 
 
 class Candidate(NamedTuple):
-    """A token for a [MASK]: `token` as the tokenizer writes it (`##` continues a word), and its `probability`."""
+    """A token for a [MASK]: `token` as the tokenizer writes it (`##` continues a word), and its `probability`.
+
+    >>> import mamo
+    >>> ((best, *others),) = mamo.load("runs/scenes").mask_candidates("a.jpg", "a small [MASK] circle")
+    >>> isinstance(best.token, str), 0 < best.probability <= 1
+    (True, True)
+    """
 
     token: str
     probability: float

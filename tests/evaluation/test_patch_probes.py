@@ -72,15 +72,16 @@ def test_features_are_those_of_the_networks_own_passes() -> None:
     with torch.inference_mode():
         encoded = network.image_encoder(part.pictures)
         processor = predictor_of(network).processor
-        texts = processor([], patch_probes._captions(scenes)["true"])
-        words = network.text_encoder(texts["input_ids"], texts["is_valid"])
-        fused = network.fusion(network.fusion.embed_image(encoded), words, texts["is_valid"])
+        ids, lengths = processor.texts(patch_probes._captions(scenes)["true"])
+        is_valid = torch.arange(ids.shape[1]) < lengths[:, None]
+        words = network.text_encoder(ids, is_valid)
+        fused = network.fusion(network.fusion.embed_image(encoded), words, is_valid)
         one = part.hidden[0]
         visible = torch.tensor([sorted({0, 1, 2, 3} - set(one.masked))])
         masked = network.image_encoder(part.pictures[[one.row]], visible)
         slots = network.fusion.embed_image(masked, visible)
         rows = [one.row]
-        filled = network.fusion(slots, words[rows], texts["is_valid"][rows])
+        filled = network.fusion(slots, words[rows], is_valid[rows])
     for number, item in enumerate(part.shown):
         for layer, tokens in (("encoder output", encoded), ("fusion 2", fused)):
             expected = tokens[item.row, 1 + item.patch]
