@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 from mamo.config.schema import TrainingConfig
 from mamo.models.layers import LayeredModule
 from mamo.training import checkpoint
-from mamo.training.optim import layer_matrices, learning_rate_at, make_optimizer, parameter_groups
+from mamo.training.optim import RoundedProducts, layer_matrices, learning_rate_at, make_optimizer, parameter_groups
 
 
 def test_schedule_equals_pytorchs_schedulers() -> None:
@@ -168,3 +168,50 @@ def test_muons_state_is_saved_and_loaded() -> None:
         group["lr"] = 0.0
     stepped(network, optimizer, seed=3)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_rounded_products_are_bf16s() -> None:
+    """Bug: inputs are rounded twice, sums are kept in bf16, or products of another type are changed."""
+    torch.manual_seed(0)
+    left, right, added = (torch.randn(24, 24).bfloat16() for _ in range(3))
+    with RoundedProducts():
+        product, sum_of = left @ right, torch.addmm(added, left, right, beta=0.5, alpha=2.0)
+        plain = left.float() @ right.float()
+    exact = left.double() @ right.double()
+    one_place = {"rtol": 2**-8, "atol": 1e-5}
+    torch.testing.assert_close(product.double(), exact, **one_place)
+    torch.testing.assert_close(sum_of.double(), 0.5 * added.double() + 2 * exact, **one_place)
+    assert product.dtype == sum_of.dtype == torch.bfloat16
+    assert torch.equal(plain, left.float() @ right.float())
+
+
+def test_muon_takes_the_same_step_on_a_cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the products that replace slow ones lead elsewhere, or are not taken."""
+    found = {}
+    for is_fast in (True, False):
+        torch.manual_seed(0)
+        network = TwoLayers()
+        calls: list[bool] = []
+        monkeypatch.setattr("mamo.training.optim.has_bf16_products", lambda: calls.append(True) or is_fast)  # noqa: B023
+        optimizer = make_optimizer(network, TrainingConfig(optimizer="muon", learning_rate=0.1, weight_decay=0.0))
+        before = {name: value.detach().clone() for name, value in network.named_parameters()}
+        network(torch.randn(8, 32)).square().mean().backward()
+        optimizer.step()
+        assert calls
+        found[is_fast] = {name: value.detach() - before[name] for name, value in network.named_parameters()}
+    for name, moved in found[True].items():
+        assert (found[False][name] - moved).norm() < 0.02 * moved.norm(), name
+
+
+class TwoLayers(LayeredModule):
+    """Two linear layers, which Muon moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(32, 48), nn.Linear(48, 32)])
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Apply both."""
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return tokens
