@@ -128,7 +128,7 @@ def nlvr_table(root: Path) -> str:
     return _table(("true or false", "% right", "95 % interval", "majority class"), rows)
 
 
-_SIZES = ("tiny", "small", "base")
+_SIZES = ("tiny",)
 _MEASURES: tuple[tuple[str, str, float, str], ...] = (
     ("ALBEF's config, fp32: GFLOP an image", "step/{}/albef/gflop_per_image", 1, ".2f"),
     ("share of the matrix rate, %", "step/{}/albef/share_of_matrix_rate", 100, ".0f"),
