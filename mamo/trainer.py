@@ -176,7 +176,7 @@ class TrainingRun:
         """Return the training batches from `start_step` on, loaded by this many processes (0: by this one)."""
         training = self.config.training
         steps = (training.batch_size_global, self.config.seed, start_step, training.total_steps, rank(), world_size())
-        sampler: StepSampler | OneSourceSampler
+        sampler: StepSampler
         if self.config.data.batch_from == "one_file" and isinstance(self.source, PairDataset):
             sampler = OneSourceSampler([size for _, size in self.source.sources], *steps)
         else:

@@ -4,10 +4,11 @@ import difflib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from mamo.data.files import brief_names
+from mamo.data.files import JsonError, brief_names, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,18 @@ class ErrorCollector:
         line, text = group[0]
         more = f" (and {len(group) - 1} more like it, the last in line {group[-1][0]})" if len(group) > 1 else ""
         return f"{self.source}:{line}: " + " ".join(text.splitlines()) + more
+
+
+def json_rows(lines: Iterable[str], errors: ErrorCollector) -> Iterator[tuple[int, Any]]:
+    """Yield line number and value of the lines that are not blank; add those that are no JSON to `errors`."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = parse_json(line)
+            except JsonError as error:
+                errors.add(number, error.advise("write one object a line"))
+            else:
+                yield number, row
 
 
 class UnknownFields:

@@ -17,8 +17,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, Strict, ValidationError
 
-from mamo.data.errors import ErrorCollector, UnknownFields
-from mamo.data.files import JsonError, brief, brief_names, parse_json
+from mamo.data.errors import ErrorCollector, UnknownFields, json_rows
+from mamo.data.files import brief, brief_names
 from mamo.data.formats import name_table
 from mamo.data.pairs_reader import read_lines
 from mamo.data.records import Box, TaskRecord, Words, describe_errors, field_descriptions, image_path, whole_pixels
@@ -93,14 +93,7 @@ def read_items(path: Path, is_official: bool = False, hint: str = "") -> ItemFil
     found: dict[str, Item] = {}
     line_of: dict[str, int] = {}
     n_equal = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except JsonError as error:
-            errors.add(number, error.advise("write one object a line"))
-            continue
+    for number, row in json_rows(lines, errors):
         item = _item_or_errors(row, fields)
         texts = [] if isinstance(item, list) else equal_texts(item)
         if isinstance(item, list) or (texts and not is_official):

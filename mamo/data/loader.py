@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mamo.data.collate import Batch, sample_rng
 from mamo.data.images import BadSampleError
-from mamo.data.sampler import OneSourceSampler, StepSampler
+from mamo.data.sampler import StepSampler
 
 LOAD_STREAM = 0
 """Random stream of a sample for the choice of the caption and the augmentation of the image."""
@@ -113,7 +113,7 @@ def _kill_workers() -> None:
 def make_loader(
     dataset: SampleDataset,
     collator: Collator[Batch],
-    sampler: StepSampler | OneSourceSampler,
+    sampler: StepSampler,
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[tuple[int, Any]]:

@@ -30,7 +30,7 @@ from typing import Any
 
 from mamo.config.values import Values
 from mamo.data.captions import CAPTION, CaptionKeys, texts_of, weighted_captions
-from mamo.data.errors import ErrorCollector, UnknownFields
+from mamo.data.errors import ErrorCollector, UnknownFields, json_rows
 from mamo.data.files import JsonError, brief, brief_names, parse_json, read_text
 from mamo.data.formats import METADATA, name_folder
 from mamo.data.pair_record import PairRecord
@@ -190,14 +190,8 @@ def _parse(text: str) -> Any:
 
 
 def _read_lines(path: Path, text: str, keys: CaptionKeys) -> list[PairRecord]:
-    errors, rows = ErrorCollector(path), []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append((number, parse_json(line)))
-            except JsonError as error:
-                errors.add(number, error.advise("write one object a line"))
-    return _read_rows(path, rows, keys, errors)
+    errors = ErrorCollector(path)
+    return _read_rows(path, list(json_rows(text.split("\n"), errors)), keys, errors)
 
 
 def _read_rows(

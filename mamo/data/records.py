@@ -20,8 +20,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
-from mamo.data.errors import ErrorCollector, UnknownFields
-from mamo.data.files import JsonError, brief, parse_json
+from mamo.data.errors import ErrorCollector, UnknownFields, json_rows
+from mamo.data.files import brief
 from mamo.data.formats import name_table
 from mamo.data.pairs_reader import read_lines, write_json_lines
 
@@ -124,14 +124,7 @@ def read_task_records(path: Path, kind: type[Record]) -> list[Record]:
         raise ValueError(f"{path}: {table}")
     wanted = field_descriptions(kind)
     fields = UnknownFields(wanted, [name for name, field in kind.model_fields.items() if field.is_required()])
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except JsonError as error:
-            errors.add(number, error.advise("write one object a line"))
-            continue
+    for number, row in json_rows(lines, errors):
         found = _record_or_errors(kind, row, fields)
         if isinstance(found, list):
             for text in found:

@@ -80,7 +80,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             yield batch
 
 
-class OneSourceSampler(Sampler[list[tuple[int, int]]]):
+class OneSourceSampler(StepSampler):
     """Sampler as `StepSampler` whose global batches each have samples of one source only.
 
     The sources take turns in proportion to their sizes (`turns`). The k-th batch of a source contains the positions
@@ -97,17 +97,8 @@ class OneSourceSampler(Sampler[list[tuple[int, int]]]):
         rank: int,
         world: int,
     ) -> None:
-        assert batch_size_global % world == 0
+        super().__init__(sum(sizes), batch_size_global, seed, start_step, total_steps, rank, world)
         self.sizes = list(sizes)
-        self.batch_size_global = batch_size_global
-        self.seed = seed
-        self.start_step = start_step
-        self.total_steps = total_steps
-        self.rank = rank
-        self.world = world
-
-    def __len__(self) -> int:
-        return self.total_steps - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         offsets = [0, *itertools.accumulate(self.sizes)]

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class Loop:
-    """Runs optimizer steps `start_step` to `total_steps` and writes what a run leaves behind."""
+    """Runs optimizer steps `start_step` to `total_steps`; writes metrics and checkpoints."""
 
     def __init__(
         self,

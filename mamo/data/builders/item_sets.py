@@ -5,15 +5,15 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Entry, ReleaseImages, UniqueIds
-from mamo.data.files import JsonError, brief, brief_names, parse_json, read_text
+from mamo.data.files import brief, brief_names, read_text
 from mamo.data.items import Item, as_row, equal_texts, index_problems
 from mamo.data.output import OutputFolder
-from mamo.data.pairs_reader import read_lines, write_json_lines
+from mamo.data.pairs_reader import write_json_lines
 
 _SUFFIXES = ((b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"GIF8", ".gif"))
 
@@ -95,14 +95,17 @@ def entries_by_key(document: object, file: Path) -> Iterator[tuple[str, Entry]]:
         yield str(key), Entry(value, f"{file}: entry {brief(key)}")
 
 
-def json_lines(file: Path) -> Iterator[tuple[int, Entry]]:
-    """Yield line number and object of JSON Lines. Raises ValueError with file and line."""
-    for line, text in enumerate(read_lines(file), 1):
-        if text.strip():
-            try:
-                yield line, Entry(parse_json(text), f"{file}:{line}")
-            except JsonError as error:
-                raise ValueError(f"{file}:{line}: {error}; fetch the release again") from None
+def group_files(source: Path, groups: Iterable[str], absent: list[str]) -> Iterator[tuple[str, Path]]:
+    """Yield name and file of each group, `NAME.json` in `data/` or `source` itself; list in `absent` those without.
+
+    Raises:
+        ValueError: no group has a file.
+    """
+    files = {group: find(source, f"data/{group}.json", f"{group}.json") for group in groups}
+    absent += [f"{group}.json" for group, file in files.items() if file is None]
+    if len(absent) == len(files):
+        raise ValueError(f"{source}: contains none of {', '.join(absent)}; --from must be a folder that contains them")
+    yield from ((group, file) for group, file in files.items() if file is not None)
 
 
 def is_texts(value: object) -> bool:

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from mamo.data.builders.report import BuildReport, Count, Entry, ReleaseImages, UniqueIds
-from mamo.data.files import JsonError, parse_json
+from mamo.data.builders.report import BuildReport, Count, ReleaseImages, UniqueIds, json_lines
 from mamo.data.output import OutputFolder
-from mamo.data.pairs_reader import read_lines
 from mamo.data.records import ReasoningRecord, write_task_records
 
 _SPLITS = {  # split -> (official file, number of statements)
@@ -59,13 +57,7 @@ def _find(source: Path, name: str) -> Path | None:
 
 def _read(file: Path, images: ReleaseImages) -> list[ReasoningRecord]:
     ids, records = UniqueIds(), []
-    for line, text in enumerate(read_lines(file), 1):
-        if not text.strip():
-            continue
-        try:
-            entry = Entry(parse_json(text), f"{file}:{line}")
-        except JsonError as error:
-            raise ValueError(f"{file}:{line}: {error}; fetch the release again") from None
+    for _, entry in json_lines(file):
         identifier, label = entry.text("identifier"), entry.text("label")
         if identifier.count("-") != 3:
             raise entry.error("identifier", f"{identifier!r} is not NLVR2's split-set-pair-sentence")

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from mamo.data.files import brief
+from mamo.data.files import JsonError, brief, parse_json
+from mamo.data.pairs_reader import read_lines
 from mamo.data.records import TaskRecord, describe_errors
 
 Record = TypeVar("Record", bound=TaskRecord)
@@ -133,6 +134,16 @@ def entries_of(document: object, key: str, file: Path) -> Iterator[Entry]:
         raise ValueError(f"{file}: contains no list {key!r}{_OFFICIAL}")
     for number, row in enumerate(rows):
         yield Entry(row, f"{file}: entry {number}")
+
+
+def json_lines(file: Path) -> Iterator[tuple[int, Entry]]:
+    """Yield line number and object of JSON Lines. Raises ValueError with file and line."""
+    for line, text in enumerate(read_lines(file), 1):
+        if text.strip():
+            try:
+                yield line, Entry(parse_json(text), f"{file}:{line}")
+            except JsonError as error:
+                raise ValueError(f"{file}:{line}: {error}; fetch the release again") from None
 
 
 class UniqueIds:

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from mamo.data.builders.report import BuildReport, Count, Entry, ReleaseImages, UniqueIds
-from mamo.data.files import JsonError, parse_json
+from mamo.data.builders.report import BuildReport, Count, ReleaseImages, UniqueIds, json_lines
 from mamo.data.output import OutputFolder
-from mamo.data.pairs_reader import read_lines
 from mamo.data.records import ENTAILMENT_LABELS, EntailmentRecord, write_task_records
 
 _SPLITS = {  # split -> (official file, number of sentences)
@@ -44,13 +42,7 @@ def build_snli_ve(source: Path, to: Path, overwrite: bool = False) -> BuildRepor
 def _read(file: Path, images: ReleaseImages) -> list[EntailmentRecord]:
     ids, records = UniqueIds(), []
     path_of: dict[str, str] = {}
-    for line, text in enumerate(read_lines(file), 1):
-        if not text.strip():
-            continue
-        try:
-            entry = Entry(parse_json(text), f"{file}:{line}")
-        except JsonError as error:
-            raise ValueError(f"{file}:{line}: {error}; fetch the release again") from None
+    for _, entry in json_lines(file):
         label, picture, pair_id = entry.text("gold_label"), entry.words("Flickr30K_ID"), entry.words("pairID")
         if label not in ENTAILMENT_LABELS:
             raise entry.error("gold_label", f"must be one of {', '.join(ENTAILMENT_LABELS)}, got {label!r}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mamo.data.builders.item_sets import ItemSet, coco_places, entries_by_key, find, write_sets
+from mamo.data.builders.item_sets import ItemSet, coco_places, entries_by_key, group_files, write_sets
 from mamo.data.builders.report import BuildReport, ReleaseImages, entries_of
 from mamo.data.files import read_json
 
@@ -24,18 +24,12 @@ def build_sugarcrepe(source: Path, to: Path, overwrite: bool = False) -> BuildRe
         ValueError: no such file, an entry of another form, or the output exists while `overwrite` is False.
     """
     images = ReleaseImages(source, to)
-    built, absent = ItemSet("sugarcrepe", images), []
-    for group in _ITEMS:
-        file = find(source, f"data/{group}.json", f"{group}.json")
-        if file is None:
-            absent.append(f"{group}.json")
-            continue
+    built, absent = ItemSet("sugarcrepe", images), list[str]()
+    for group, file in group_files(source, _ITEMS, absent):
         for key, entry in entries_by_key(read_json(file), file):
             texts = [entry.words("caption"), entry.words("negative_caption")]
             image = images.relative_path(*coco_places(entry.words("filename")))
             built.add(entry, images=[image], texts=texts, right=[(0, 0)], group=group, id=f"{group}/{key}")
-    if not built.items:
-        raise ValueError(f"{source}: contains none of {', '.join(absent)}; --from must be a folder that contains them")
     return write_sets([built], built.counts(sum(_ITEMS.values()), _ITEMS), to, overwrite, absent)
 
 
@@ -45,17 +39,11 @@ def build_sugarcrepe_pp(source: Path, to: Path, overwrite: bool = False) -> Buil
     Layout and errors are those of `build_sugarcrepe`, with lists of entries and five files.
     """
     images = ReleaseImages(source, to)
-    built, absent = ItemSet("sugarcrepe-pp", images), []
-    for group in _PLUS_PLUS:
-        file = find(source, f"data/{group}.json", f"{group}.json")
-        if file is None:
-            absent.append(f"{group}.json")
-            continue
+    built, absent = ItemSet("sugarcrepe-pp", images), list[str]()
+    for group, file in group_files(source, _PLUS_PLUS, absent):
         for entry in entries_of(read_json(file), "", file):
             texts = [entry.words(field) for field in ("caption", "caption2", "negative_caption")]
             image = images.relative_path(*coco_places(entry.words("filename")))
             identifier = f"{group}/{entry.integer('id')}"
             built.add(entry, images=[image], texts=texts, right=[(0, 0), (0, 1)], group=group, id=identifier)
-    if not built.items:
-        raise ValueError(f"{source}: contains none of {', '.join(absent)}; --from must be a folder that contains them")
     return write_sets([built], built.counts(sum(_PLUS_PLUS.values()), _PLUS_PLUS), to, overwrite, absent)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mamo.data.builders.item_sets import ItemSet, entries_by_key, find, write_sets
+from mamo.data.builders.item_sets import ItemSet, entries_by_key, group_files, write_sets
 from mamo.data.builders.report import BuildReport, Count, Entry, ReleaseImages
 from mamo.data.files import read_json
 
@@ -30,12 +30,8 @@ def build_valse(source: Path, to: Path, overwrite: bool = False) -> BuildReport:
         ValueError: no such file, an entry of another form, or the output exists while `overwrite` is False.
     """
     images = ReleaseImages(source, to)
-    built, absent, n_listed = ItemSet("valse", images), [], 0
-    for group in _ITEMS:
-        file = find(source, f"data/{group}.json", f"{group}.json")
-        if file is None:
-            absent.append(f"{group}.json")
-            continue
+    built, absent, n_listed = ItemSet("valse", images), list[str](), 0
+    for group, file in group_files(source, _ITEMS, absent):
         for key, entry in entries_by_key(read_json(file), file):
             n_listed += 1
             judges = Entry(entry.value.get("mturk"), f"{entry.place}: mturk")
@@ -44,8 +40,6 @@ def build_valse(source: Path, to: Path, overwrite: bool = False) -> BuildReport:
             texts = [entry.words("caption"), entry.words("foil")]
             image = images.relative_path(*_places(entry))
             built.add(entry, images=[image], texts=texts, right=[(0, 0)], group=group, id=f"{group}/{key}")
-    if not built.items:
-        raise ValueError(f"{source}: contains none of {', '.join(absent)}; --from must be a folder that contains them")
     listed = Count("items of the files", n_listed, sum(n for n, _ in _ITEMS.values()))
     by_group = {group: n for group, (_, n) in _ITEMS.items()}
     return write_sets([built], [listed, *built.counts(sum(by_group.values()), by_group)], to, overwrite, absent)

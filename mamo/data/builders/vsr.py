@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mamo.data.builders.item_sets import ItemSet, find, json_lines, write_sets
-from mamo.data.builders.report import BuildReport, Count, ReleaseImages
+from mamo.data.builders.item_sets import ItemSet, find, write_sets
+from mamo.data.builders.report import BuildReport, Count, ReleaseImages, json_lines
 
 _ITEMS = {
     ("random", "train"): 7680, ("random", "dev"): 1097, ("random", "test"): 2195,

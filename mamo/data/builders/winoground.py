@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mamo.data.builders.item_sets import ItemSet, json_lines, require, write_sets
-from mamo.data.builders.report import BuildReport, ReleaseImages
+from mamo.data.builders.item_sets import ItemSet, require, write_sets
+from mamo.data.builders.report import BuildReport, ReleaseImages, json_lines
 
 _ITEMS = {"Object": 141, "Relation": 233, "Both": 26}
 
