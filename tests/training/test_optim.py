@@ -1,10 +1,13 @@
 """Optimizer groups and the learning-rate schedule against PyTorch's own schedulers."""
 
+from typing import Any
+
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mamo.config.schema import TrainingConfig
 from mamo.models.layers import LayeredModule
@@ -174,7 +177,8 @@ def test_rounded_products_are_bf16s() -> None:
     """Bug: inputs are rounded twice, sums are kept in bf16, or products of another type are changed."""
     torch.manual_seed(0)
     left, right, added = (torch.randn(24, 24).bfloat16() for _ in range(3))
-    with RoundedProducts():
+    seen = ProductTypes()
+    with seen, RoundedProducts():
         product, sum_of = left @ right, torch.addmm(added, left, right, beta=0.5, alpha=2.0)
         plain = left.float() @ right.float()
     exact = left.double() @ right.double()
@@ -182,6 +186,7 @@ def test_rounded_products_are_bf16s() -> None:
     torch.testing.assert_close(product.double(), exact, **one_place)
     torch.testing.assert_close(sum_of.double(), 0.5 * added.double() + 2 * exact, **one_place)
     assert product.dtype == sum_of.dtype == torch.bfloat16
+    assert seen.types == [torch.float32] * 3  # bf16's own product is the slow one
     assert torch.equal(plain, left.float() @ right.float())
 
 
@@ -201,6 +206,20 @@ def test_muon_takes_the_same_step_on_a_cpu_without_bf16(monkeypatch: pytest.Monk
         found[is_fast] = {name: value.detach() - before[name] for name, value in network.named_parameters()}
     for name, moved in found[True].items():
         assert (found[False][name] - moved).norm() < 0.02 * moved.norm(), name
+
+
+class ProductTypes(TorchDispatchMode):
+    """Records the type of each matrix product that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Record and run."""
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.types.append(args[-1].dtype)
+        return func(*args, **(kwargs or {}))
 
 
 class TwoLayers(LayeredModule):
