@@ -148,14 +148,15 @@ def run_trials(
     runs.mkdir(parents=True, exist_ok=True)
     processes: set[subprocess.Popen[bytes]] = set()
     is_stopped = threading.Event()
+    starting = threading.Lock()  # an interruption finds every process that was started
 
     def run(trial: Trial) -> bool:
-        if is_stopped.is_set():
-            return False
-        with _log(trial, runs).open("ab") as log:
-            words = command(trial, runs, program)
+        words = command(trial, runs, program)
+        with _log(trial, runs).open("ab") as log, starting:
+            if is_stopped.is_set():
+                return False
             process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        processes.add(process)
+            processes.add(process)
         try:
             return process.wait() == 0
         finally:
@@ -187,9 +188,10 @@ def run_trials(
                         logger.info("%d of %d: %s, seed %d", n_ended, len(trials), trial.variant, trial.seed)
                 after_each()
         except BaseException:
-            is_stopped.set()
-            for process in list(processes):
-                process.terminate()
+            with starting:
+                is_stopped.set()
+                for process in processes.copy():
+                    process.terminate()
             raise
     if failed:
         raise ValueError(f"{len(failed)} of {len(trials)} trials failed:\n  " + "\n  ".join(failed))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mamo.study import execute
 from mamo.study.execute import harvest_finished, run_study, shell_lines
 from mamo.study.published import PUBLISHED
 from mamo.study.report import write_report
@@ -439,3 +441,27 @@ run_study(read_study(folder / "mine.yaml"), "explore", 1, folder / "runs", folde
     assert len(read_rows(results)) == 6
     assert len(calls(slow)) - before == 4
     assert sum("--resume" in words for words in calls(slow)) == 1
+
+
+def test_an_interruption_ends_a_trial_that_is_just_starting(
+    study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: Ctrl-C while a trial's process starts misses that process, and the study waits for it to end."""
+    made, started = study(), []
+    slow = stand_in(tmp_path / "slow", "import time; time.sleep(30)")
+    start = subprocess.Popen
+
+    def interrupted_start(*arguments: Any, **keywords: Any) -> "subprocess.Popen[bytes]":
+        started.append(start(*arguments, **keywords))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)  # the main thread handles the signal before this call returns
+        return started[-1]
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(execute.subprocess, "Popen", interrupted_start)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_study(made, "explore", 1, tmp_path / "runs", tmp_path / "results", slow)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
