@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -55,7 +56,13 @@ from mamo.training.memory import memory_errors
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import apply_compile_and_checkpointing, local_batch_sizes
-from mamo.training.precision import LossScale, Precision, choose_device, choose_precision
+from mamo.training.precision import (
+    LossScale,
+    Precision,
+    choose_device,
+    choose_precision,
+    deterministic_operations,
+)
 from mamo.training.resume import (
     check_architecture,
     read_lineage,
@@ -277,10 +284,16 @@ class TrainingRun:
             config, self.task, self.optimizer, self.device, output_dir, [], {}, {}, LossMonitor({}), self.bad_samples
         )
 
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that change with the training data, the vocabulary and the assets."""
+    def fingerprint(self, by_row: bool = False) -> str:
+        """Return 16 hex digits that change with the training data, the vocabulary and the assets.
+
+        `by_row` gives the fingerprint that runs on JSON Lines had before version 0.3.
+        """
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return run_dir.sha256_hex([vocabulary, *self.source.fingerprint_items(), *self.task.assets.values()])[:16]
+        items = self.source.fingerprint_items()
+        if by_row and isinstance(self.source, PairDataset):
+            items = self.source.fingerprint_items(by_row=True)
+        return run_dir.sha256_hex(itertools.chain([vocabulary], items, self.task.assets.values()))[:16]
 
 
 def adopt_conventions(config: RunConfig) -> RunConfig:
@@ -321,6 +334,7 @@ def train(config: RunConfig, is_resume: bool, trackers: Sequence[run_dir.Tracker
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     is_resume = is_resume or (is_restart and (Path(config.output_dir) / run_dir.CONFIG).is_file())
     with process_group(config.training.device), memory_errors(config), contextlib.ExitStack() as held:
+        held.enter_context(deterministic_operations(config.training.deterministic))
         lock = run_on_all_ranks(lambda: take_output_dir(Path(config.output_dir), is_resume, held))
         run, start_step = run_on_all_ranks(lambda: resume_run(config) if is_resume else new_run(config))
         logger.info("parameters: %s", run.parameter_counts)
@@ -490,7 +504,7 @@ def load_checkpoint(run: TrainingRun) -> int:
     if state["step"] > run.config.training.total_steps:
         raise ValueError(f"{folder} is past training.total_steps={run.config.training.total_steps}")
     found = run.fingerprint()
-    if state["data_fingerprint"] != found:
+    if state["data_fingerprint"] != found and state["data_fingerprint"] != run.fingerprint(by_row=True):
         raise ValueError(
             f"{folder}: the training data or its vocabulary changed since (fingerprint {state['data_fingerprint']}, "
             f"now {found}); restore it, or start a new run with checkpoint={folder}"

@@ -47,9 +47,9 @@ class ErrorCollector:
         return f"{self.source}:{line}: " + " ".join(text.splitlines()) + more
 
 
-def json_rows(lines: Iterable[str], errors: ErrorCollector) -> Iterator[tuple[int, Any]]:
+def json_rows(lines: Iterable[str], errors: ErrorCollector, first_line: int = 1) -> Iterator[tuple[int, Any]]:
     """Yield line number and value of the lines that are not blank; add those that are no JSON to `errors`."""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first_line):
         if line.strip():
             try:
                 row = parse_json(line)

@@ -5,10 +5,16 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mamo.data.pair_record import PairRecord
+import numpy as np
+from numpy.typing import NDArray
+
+from mamo.data.pair_lines import LinePairs
+from mamo.data.pair_record import Identities, PairRecord
 from mamo.data.shards import TarShardDataset
 
 _LISTED = 3
+_ODD = np.int64(-7046029254386353131)
+"""Multiplier that spreads the bits of a hash."""
 _MANY_CAPTIONS = 2
 """A row with fewer captions says nothing about the unit of the list."""
 
@@ -22,33 +28,73 @@ def identity_warnings(parts: Iterable[Sequence[PairRecord] | Any]) -> list[str]:
     Args:
         parts: the records of each file.
     """
-    path_of: dict[str, str] = {}
-    id_of: dict[str, str] = {}
-    shared: dict[str, str] = {}
-    several: dict[str, str] = {}
-    for records in parts:
-        if isinstance(records, TarShardDataset):
-            continue
-        for record in records:
-            path = os.path.normpath(str(record.image))
-            first = path_of.setdefault(record.image_id, path)
-            if first != path:
-                shared.setdefault(record.image_id, f"{record.image_id!r} of {first} and {path} ({_place(record)})")
-            own = id_of.setdefault(path, record.image_id)
-            if own != record.image_id:
-                several.setdefault(path, f"{path} is {own!r} and {record.image_id!r} ({_place(record)})")
+    compared = [part for part in parts if not isinstance(part, TarShardDataset)]
+    hashes = [_identities_of(part) for part in compared]
+    if not compared:
+        return []
+    ids, paths = hashes.pop() if len(hashes) == 1 else (np.concatenate(arrays) for arrays in zip(*hashes))
+    n_ids, n_paths, n_both = (_n_different(keys) for keys in (ids, paths, ids * _ODD ^ paths))
+    if n_ids == n_paths == n_both:
+        return []
+    offsets = np.cumsum([0, *map(len, compared)])
+
+    def record(index: int) -> tuple[str, str, str]:
+        """Return image id, path and place of a pair."""
+        part = int(np.searchsorted(offsets, index, side="right")) - 1
+        found = compared[part][index - int(offsets[part])]
+        return found.image_id, os.path.normpath(str(found.image)), f"{found.source}:{found.line}"
+
     found = []
+    shared = _several(ids, paths)
     if shared:
+        listed = []
+        for first, other in shared[:_LISTED]:
+            (image_id, path, _), (_, second, place) = record(first), record(other)
+            listed.append(f"{image_id!r} of {path} and {second} ({place})")
         found.append(
-            f"{len(shared)} of {len(path_of)} image_ids belong to several pictures, which count as one: "
-            f"{_listed(shared)}; give each picture an image_id of its own, or leave image_id out"
+            f"{len(shared)} of {n_ids} image_ids belong to several pictures, which count as one: "
+            f"{_listed(listed, len(shared))}; give each picture an image_id of its own, or leave image_id out"
         )
+    several = _several(paths, ids)
     if several:
+        listed = []
+        for first, other in several[:_LISTED]:
+            (image_id, path, _), (second, _, place) = record(first), record(other)
+            listed.append(f"{path} is {image_id!r} and {second!r} ({place})")
         found.append(
             f"{len(several)} pictures have several image_ids and count as several, each wrong for the others: "
-            f"{_listed(several)}; give all rows of a picture one image_id"
+            f"{_listed(listed, len(several))}; give all rows of a picture one image_id"
         )
     return found
+
+
+def _identities_of(records: Iterable[PairRecord]) -> Identities:
+    """Return the identities of pairs; those of an index are freed."""
+    if isinstance(records, LinePairs) and records.identities is not None:
+        own, records.identities = records.identities, None
+        return own
+    found = [(hash(record.image_id), hash(os.path.normpath(str(record.image)))) for record in records]
+    both = np.asarray(found, np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def _n_different(keys: NDArray[np.int64]) -> int:
+    found = np.sort(keys)
+    return int(np.count_nonzero(found[1:] != found[:-1])) + min(1, len(found))
+
+
+def _several(keys: NDArray[np.int64], values: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return (first place, first place with another value) of each key with several values, by the second place."""
+    order = np.argsort(keys, kind="stable")
+    is_first = np.ones(len(keys), bool)
+    is_first[1:] = np.diff(keys[order]) != 0
+    starts = np.flatnonzero(is_first)
+    group = np.cumsum(is_first) - 1
+    differs = np.flatnonzero(values[order] != values[order[starts]][group])
+    _, first_of_group = np.unique(group[differs], return_index=True)
+    places = differs[first_of_group]
+    pairs = zip(order[starts[group[places]]].tolist(), order[places].tolist())
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def caption_warnings(records: Iterable[PairRecord]) -> list[str]:
@@ -78,5 +124,5 @@ def _place(record: PairRecord) -> str:
     return f"{record.source}:{record.line}"
 
 
-def _listed(found: dict[str, str]) -> str:
-    return "; ".join([*found.values()][:_LISTED]) + ("; ..." if len(found) > _LISTED else "")
+def _listed(first: list[str], n_found: int) -> str:
+    return "; ".join(first) + ("; ..." if n_found > len(first) else "")

@@ -6,7 +6,6 @@ Legend: H, W height and width of the network's input image, in pixels.
 import functools
 import hashlib
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,8 @@ from torch.utils.data import ConcatDataset
 from mamo.data.captions import draw_caption, draw_sub_caption, split_sentences
 from mamo.data.cleaning import Clean
 from mamo.data.images import BadSampleError, decode_image
-from mamo.data.pair_record import PairRecord
+from mamo.data.pair_lines import LinePairs
+from mamo.data.pair_record import PairRecord, data_set_of
 from mamo.data.pairs_reader import clean_caption
 from mamo.data.records import relative_image_path
 from mamo.data.shard_index import ShardMember, read_member
@@ -27,6 +27,7 @@ from mamo.data.shards import TarShardDataset
 from mamo.data.transforms import eval_transform
 
 MAX_REPLACEMENTS = 100  # more bad samples in a row indicate a missing folder, not a bad file
+_INDEXED = (TarShardDataset, LinePairs)
 Loaded = TypeVar("Loaded")
 Transform = Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]
 """(image uint8 [3, ?, ?], (H, W), generator) -> uint8 [3, H, W]"""
@@ -99,25 +100,6 @@ def load_or_substitute(
     )
 
 
-_FOREIGN_IDS = re.compile(r"(?:dataset_)?(coco|flickr30k)_.")
-_OFFICIAL_IMAGES = {
-    "coco": re.compile(r"COCO_(train|val)2014_\d{12}\.jpg$|(^|/)(train|val)2017/\d{12}\.jpg$"),
-    "flickr30k": re.compile(r"(^|/)flickr30k[-_]images/"),
-}
-
-
-def _data_set_of(record: PairRecord) -> str:
-    """Return the data set of a record, "other" where neither its id nor its image names one."""
-    foreign = _FOREIGN_IDS.match(record.image_id)
-    if foreign:
-        return foreign.group(1)
-    name, _, rest = record.image_id.partition("/")
-    if name and rest:
-        return name
-    image = str(record.image)
-    return next((name for name, form in _OFFICIAL_IMAGES.items() if form.search(image)), "other")
-
-
 class PairDataset:
     """Data set of image-caption pairs.
 
@@ -155,7 +137,11 @@ class PairDataset:
 
     def has_foils(self) -> bool:
         """Return whether some pair has a foil; pairs of shards have none."""
-        return any(record.foils for part in self.parts if not isinstance(part, TarShardDataset) for record in part)
+        return any(
+            part.has_foils if isinstance(part, LinePairs) else any(record.foils for record in part)
+            for part in self.parts
+            if not isinstance(part, TarShardDataset)
+        )
 
     @functools.cached_property
     def n_caption_ids(self) -> int:
@@ -165,19 +151,20 @@ class PairDataset:
         """
         parts = {id(part): part for part in self.parts}.values()
         most = (
-            part.most_captions if isinstance(part, TarShardDataset) else max(len(set(row.captions)) for row in part)
+            part.most_captions if isinstance(part, _INDEXED) else max(len(set(row.captions)) for row in part)
             for part in parts
         )
         return max(most) + (self.sub_caption_sentences > 0)
 
-    def fingerprint_items(self) -> Iterator[str]:
-        """Yield the texts of the data fingerprint: the records, or the index tables of shards.
+    def fingerprint_items(self, by_row: bool = False) -> Iterator[str]:
+        """Yield the texts of the data fingerprint: records, digests of JSON Lines, or the index tables of shards.
 
         Reading the captions of all shards would take hours. Images are named relative to the folder of their file, so
-        that moved data keep their fingerprint.
+        that moved data keep their fingerprint. `by_row` yields the records of JSON Lines, as runs before
+        version 0.3 have them.
         """
         for part in self.parts:
-            if isinstance(part, TarShardDataset):
+            if isinstance(part, TarShardDataset) or (isinstance(part, LinePairs) and not by_row):
                 yield part.fingerprint()
                 continue
             for source, records in itertools.groupby(part, lambda record: record.source):
@@ -197,7 +184,12 @@ class PairDataset:
         """
         found: set[str] = set()
         for part in self.parts:
-            found |= {"other"} if isinstance(part, TarShardDataset) else set(map(_data_set_of, part))
+            if isinstance(part, TarShardDataset):
+                found.add("other")
+            elif isinstance(part, LinePairs):
+                found |= part.data_sets
+            else:
+                found |= {data_set_of(record.image_id, str(record.image)) for record in part}
         return sorted(found)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:

@@ -22,34 +22,24 @@ layout (`KEY.jpg` with `KEY.txt` or `KEY.json`).
 
 import glob
 import json
-import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mamo.config.values import Values
-from mamo.data.captions import CAPTION, CaptionKeys, texts_of, weighted_captions
-from mamo.data.errors import ErrorCollector, UnknownFields, json_rows
-from mamo.data.files import JsonError, brief, brief_names, parse_json, read_text
+from mamo.data.captions import CAPTION, CaptionKeys
+from mamo.data.errors import ErrorCollector, json_rows
+from mamo.data.files import JsonError, brief, parse_json, read_text
 from mamo.data.formats import METADATA, name_folder
+from mamo.data.pair_lines import LinePairs, is_json_lines
 from mamo.data.pair_record import PairRecord
+from mamo.data.pair_rows import RowReader, is_id
 from mamo.data.remote import remote_url
 from mamo.data.shards import has_shards, read_shards
 from mamo.data.tables import read_table, separator_of
 
 MAX_CAPTION_CHARS = 100_000  # no text encoder reads as much; bounds the tokenizer's work on a text of megabytes
-_FIELDS = {
-    "image": "a path",
-    "caption": "a string or a non-empty list of strings",
-    "image_id": "a string or an integer",
-    "directory": "a string",
-    "foils": "a string or a non-empty list of strings",
-    "caption_id": "a string or an integer, or a list of them, one for each caption",
-}
-"""Description of the values of each field."""
-OTHER_NAMES = {"file_name": "image", "filepath": "image", "text": CAPTION, "title": CAPTION}
-"""Fields of Hugging Face's image folders and of open_clip's tables -> ours, which a row must lack."""
 _START_CHARS = 4096
 
 
@@ -135,7 +125,9 @@ def read_pairs(
     return records
 
 
-def _read_file(path: Path, split: str | None, keys: CaptionKeys, columns: Sequence[str]) -> list[PairRecord]:
+def _read_file(path: Path, split: str | None, keys: CaptionKeys, columns: Sequence[str]) -> Sequence[PairRecord]:
+    if split is None and is_json_lines(path):
+        return LinePairs(path, keys)
     text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path}: the file is empty; write one JSON object a line")
@@ -195,81 +187,12 @@ def _read_lines(path: Path, text: str, keys: CaptionKeys) -> list[PairRecord]:
 
 
 def _read_rows(
-    path: Path, rows: list[tuple[int, Any]], keys: CaptionKeys, errors: ErrorCollector | None = None
+    path: Path, rows: Iterable[tuple[int, Any]], keys: CaptionKeys, errors: ErrorCollector | None = None
 ) -> list[PairRecord]:
-    errors = errors or ErrorCollector(path)
-    folder = path.parent.absolute()
-    records = []
-    names = ["image", *keys, "image_id", "directory", "foils", "caption_id"]
-    known = {name: _FIELDS.get(name, _FIELDS[CAPTION]) for name in names}
-    fields = UnknownFields(known, ("image", *(keys if len(keys) == 1 else ())))
-    absent = {key for key, weight in keys.items() if weight}
-    for line, value in rows:
-        row = _with_own_names(value) if isinstance(value, dict) else value
-        row_errors = _row_errors(row, fields, keys)
-        if row_errors:
-            errors.add(line, ", ".join(row_errors))
-            continue
-        absent -= row.keys()
-        name = row["image"]
-        image = str(folder / (os.path.expanduser(name) if name.startswith("~/") else name))
-        texts = {key: texts_of(row.get(key)) or [] for key in keys}
-        captions, weights = weighted_captions(texts, keys)
-        if len(keys) == 1:  # blank ones too: the bad-sample policy decides
-            captions = tuple(*texts.values())
-        foils = tuple(texts_of(row.get("foils")) or ())
-        image_id = str(row.get("image_id", image))
-        own = row.get("caption_id", ()) if set(keys) == {CAPTION} else ()
-        ids = tuple(map(str, own if isinstance(own, list | tuple) else [own]))
-        place = (line, str(path), row.get("directory"))
-        records.append(PairRecord(image, captions or ("",), image_id, *place, foils, ids, weights))
-    errors.raise_if_any()
-    fields.log(path)
-    if absent and records:
-        raise ValueError(f"{path}: no row has the caption key {sorted(absent)[0]!r}; correct data.caption_keys")
+    reader = RowReader(path, keys, errors)
+    records = [record for line, value in rows if (record := reader.read(line, value)) is not None]
+    reader.finish(len(records))
     return records
-
-
-def _with_own_names(row: Values) -> Values:
-    """Return a row with the fields of `OTHER_NAMES` renamed to ours where it lacks them."""
-    renamed = {other: own for other, own in OTHER_NAMES.items() if other in row and own not in row}
-    return {renamed.get(name, name): value for name, value in row.items()} if renamed else row
-
-
-def _row_errors(row: Any, fields: UnknownFields, keys: CaptionKeys) -> list[str]:
-    """Return the errors of one row, empty if it is valid."""
-    if not isinstance(row, dict):
-        return [f"must be a JSON object with 'image' and 'caption', got {brief(row)}"]
-    errors = fields.check(row)
-    if len(keys) > 1 and all(row.get(key) is None for key in keys):
-        errors.append(f"none of the caption keys {', '.join(keys)}; the row has {brief_names(list(row))}")
-    checks: dict[str, Callable[[Any], bool]] = {
-        "image": lambda value: isinstance(value, str) and bool(value.strip()),
-        "image_id": lambda value: isinstance(value, str | int) and not isinstance(value, bool),
-        "directory": lambda value: isinstance(value, str),
-        "foils": _is_caption,
-        "caption_id": lambda value: _are_ids(value, row.get("caption")),
-        **dict.fromkeys(keys, _is_caption if len(keys) == 1 else lambda value: texts_of(value) is not None),
-    }
-    for key, is_good in checks.items():
-        if key in row and not is_good(row[key]):
-            errors.append(f"field '{key}' must be {fields.known[key]}, got {brief(row[key])}")
-    if not errors and "foils" in row:
-        captions = [text for name in keys for text in texts_of(row.get(name)) or []]
-        foils = texts_of(row["foils"]) or []
-        errors += [f"field 'foils' has a caption of the row, {brief(foil)}" for foil in foils if foil in captions][:1]
-    return errors
-
-
-def _are_ids(value: Any, captions: Any) -> bool:
-    if isinstance(captions, str):
-        return _is_id(value) or (isinstance(value, list) and len(value) == 1 and _is_id(value[0]))
-    has_all = isinstance(value, list) and isinstance(captions, list) and len(value) == len(captions)
-    return has_all and all(map(_is_id, value))
-
-
-def _is_caption(value: Any) -> bool:
-    return bool(texts_of(value))
 
 
 def _read_karpathy(path: Path, document: Values, split: str | None) -> list[PairRecord]:
@@ -293,7 +216,7 @@ def _read_karpathy(path: Path, document: Values, split: str | None) -> list[Pair
             identifier = f"{document.get('dataset', path.stem)}_{image.get('cocoid', image.get('imgid', name))}"
             row = {"image": name, "caption": captions, "image_id": identifier}
             ids = [sentence.get("sentid") for sentence in image["sentences"]]
-            rows.append((number, {**row, "caption_id": ids} if ids and all(map(_is_id, ids)) else row))
+            rows.append((number, {**row, "caption_id": ids} if ids and all(map(is_id, ids)) else row))
     return _read_rows(path, rows, {CAPTION: 1.0}, errors)
 
 
@@ -330,7 +253,7 @@ def _read_coco(path: Path, document: Values) -> list[PairRecord]:
     images = document["images"] if isinstance(document["images"], list) else [document["images"]]
     sibling = f"../{path.stem.removeprefix('captions_')}"
     for number, image in enumerate(images, 1):
-        if not (isinstance(image, dict) and _is_id(image.get("id")) and _is_text(image.get("file_name"))):
+        if not (isinstance(image, dict) and is_id(image.get("id")) and _is_text(image.get("file_name"))):
             errors.add(number, "an entry of 'images' needs 'id' and 'file_name'; is it a captions file?")
             continue
         key, name = image["id"], image["file_name"]
@@ -344,7 +267,7 @@ def _read_coco(path: Path, document: Values) -> list[PairRecord]:
             identifier = f"coco/{key}" if is_coco else f"{path.stem}_{key}"
             row = {"image": name, "caption": [text for text, _ in captions[key]], "image_id": identifier}
             ids = [own for _, own in captions[key]]
-            rows.append((number, {**row, "caption_id": ids} if all(map(_is_id, ids)) else row))
+            rows.append((number, {**row, "caption_id": ids} if all(map(is_id, ids)) else row))
     unknown = [key for key in captions if key not in names]
     if unknown:
         errors.add(1, f"'annotations': image_id {brief(unknown[0])} is not in 'images'")
@@ -355,12 +278,8 @@ def _coco_captions(annotations: Any, errors: ErrorCollector) -> dict[object, lis
     """Return the captions of COCO's annotations, with their ids, by image id; bad entries are added to `errors`."""
     captions: dict[object, list[tuple[str, object]]] = {}
     for number, entry in enumerate(annotations if isinstance(annotations, list) else [annotations], 1):
-        if isinstance(entry, dict) and _is_text(entry.get("caption")) and _is_id(entry.get("image_id")):
+        if isinstance(entry, dict) and _is_text(entry.get("caption")) and is_id(entry.get("image_id")):
             captions.setdefault(entry["image_id"], []).append((entry["caption"], entry.get("id")))
         else:
             errors.add(number, "an entry of 'annotations' needs 'image_id' and 'caption'; is it a captions file?")
     return captions
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)

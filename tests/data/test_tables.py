@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ TEXTS = ['a kite, red, and "new"', "two\nlines\tof text", "plain", "日本語; e
 
 
 def content(records: object) -> list[tuple[str, tuple[str, ...], str]]:
-    assert isinstance(records, list)
+    assert isinstance(records, Sequence)
     return [(str(record.image), record.captions, record.image_id) for record in records]
 
 

@@ -17,6 +17,7 @@ import torch
 
 import mamo.trainer
 from mamo.config.schema import RunConfig
+from mamo.data.pairs import PairDataset
 from mamo.tasks.registry import load_config
 from mamo.trainer import train
 from mamo.training import precision, run_dir
@@ -209,6 +210,26 @@ def test_changed_training_data_is_refused(
     interrupted(config, 5)
     file.write_text("".join(json.dumps({**line, "caption": "a blue number"}) + "\n" for line in lines))
     assert "the training data or its vocabulary changed" in fails(lambda: train(config, is_resume=True))
+
+
+def test_a_run_of_an_older_version_resumes(
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """Bug: a run whose fingerprint was made row by row is taken for one whose data changed, or changes are let pass."""
+    from PIL import Image
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "caption": f"a red number {i}", "image_id": "a"} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = moved(tmp_path, tiny)
+    with monkeypatch.context() as older:
+        items = PairDataset.fingerprint_items
+        older.setattr(PairDataset, "fingerprint_items", lambda data: items(data, by_row=True))
+        interrupted(config, 3)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
+    assert "the training data or its vocabulary changed" in fails(lambda: train(config, is_resume=True))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(config, is_resume=True)
 
 
 def test_a_run_resumes_after_its_data_folder_moved(

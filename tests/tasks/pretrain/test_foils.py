@@ -97,7 +97,7 @@ def test_foils_of_pairs_are_drawn_and_disturb_no_other_draw(tmp_path: Path) -> N
         seen.add(sample.foil)
     assert seen == {"white 1", "black 1", ""}
     assert dataset.load(0, np.random.default_rng(0)).foil == ""
-    lines = ["".join(each.fingerprint_items()) for each in (dataset, plain)]
+    lines = ["".join(each.fingerprint_items(by_row=True)) for each in (dataset, plain)]
     assert lines[0].replace("\t('white 1', 'black 1', '  TONE   1')", "") == lines[1]
     with pytest.raises(ValueError, match=r"pairs\.jsonl:2: field 'foils' has a caption of the row, \"tone 1\""):
         read_pairs(pairs_file(tmp_path, foils=["black 1", "tone 1"]))
