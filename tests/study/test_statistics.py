@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mamo.study.statistics import interval, paired_difference
+from mamo.study.statistics import (
+    MOST_SEEDS,
+    holm_intervals,
+    interval,
+    paired_difference,
+    seeds_needed,
+    upper_spread,
+)
 
 VALUES = st.lists(st.floats(-100, 100), min_size=2, max_size=12).filter(lambda values: np.std(values) > 1e-3)
 
@@ -56,3 +63,72 @@ def test_few_values() -> None:
     assert interval([2.0, 2.0]).excludes_zero
     assert not interval([-1.0, 2.0]).excludes_zero
     assert interval([-1.0, -1.1]).excludes_zero
+
+
+def test_upper_spread_by_the_table() -> None:
+    """Bug: the bound of a spread is its lower one, or counts n degrees of freedom (chi2: 1.649, 0.446)."""
+    assert upper_spread(1.0, 5) == pytest.approx(math.sqrt(4 / 1.649), abs=1e-3)
+    assert upper_spread(2.0, 3) == pytest.approx(2 * math.sqrt(2 / 0.446), abs=2e-3)
+
+
+def test_upper_spread_covers_the_true_one() -> None:
+    """Bug: four studies of five do not have enough seeds."""
+    draws = np.random.default_rng(0).normal(0, 3, (2000, 5)).std(axis=1, ddof=1)
+    share = np.mean([upper_spread(float(spread), 5) >= 3 for spread in draws])
+    assert 0.77 < share < 0.83
+
+
+@given(st.floats(0.1, 20), st.floats(0.5, 10), st.integers(2, 12))
+def test_seeds_needed_are_the_fewest(spread: float, at_most: float, n_seeds: int) -> None:
+    """Bug: a seed too few, or seeds are added without end."""
+    found = seeds_needed(spread, at_most, n_seeds)
+    assert n_seeds <= found <= MOST_SEEDS
+
+    def width(n: int) -> float:
+        return float(stats.t.interval(0.95, n - 1, scale=spread / math.sqrt(n))[1])
+
+    assert width(found) <= at_most * (1 + 1e-9) or found == MOST_SEEDS
+    assert found == n_seeds or width(found - 1) > at_most
+
+
+@pytest.mark.parametrize("true_difference", [0.0, 4.0])
+def test_added_seeds_keep_the_coverage(true_difference: float) -> None:
+    """Bug: seeds that are added after the spread was seen make intervals hold less, or one direction likelier."""
+    rng = np.random.default_rng(1)
+    covered, n_used, below = [], [], []
+    for spread in (4.0, 6.3, 9.0):
+        for _ in range(500):
+            sample = rng.normal(true_difference, spread, MOST_SEEDS)
+            n = seeds_needed(float(np.std(sample[:8], ddof=1)), 4.0, 8)
+            found = interval(sample[:n])
+            covered.append(found.low <= true_difference <= found.high)
+            below.append(found.high < true_difference)
+            n_used.append(n)
+    assert 0.93 < np.mean(covered) < 0.97
+    assert 0.015 < np.mean(below) < 0.035
+    assert len({*n_used}) > 3
+
+
+@given(st.lists(VALUES, min_size=1, max_size=6))
+def test_corrected_intervals_exclude_zero_where_holm_rejects(samples: list[list[float]]) -> None:
+    """Bug: Bonferroni at every step, no correction, or a rejection after the first comparison that holds."""
+    p_values = [float(stats.ttest_1samp(sample, 0).pvalue) for sample in samples]
+    if any(abs(p * k - 0.05) < 1e-6 for p in p_values for k in range(1, 7)):
+        return
+    rejected = [False] * len(samples)
+    for rank, place in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        if p_values[place] * (len(samples) - rank) >= 0.05:
+            break
+        rejected[place] = True
+    found = holm_intervals(samples)
+    assert [estimate.excludes_zero for estimate in found] == rejected
+    for sample, estimate in zip(samples, found):
+        assert estimate.high - estimate.low >= (plain := interval(sample)).high - plain.low - 1e-9
+
+
+def test_corrected_intervals_err_in_one_study_of_twenty() -> None:
+    """Bug: with five comparisons, one study of four finds something where there is nothing."""
+    rng = np.random.default_rng(2)
+    wrong = [any(one.excludes_zero for one in holm_intervals(rng.normal(0, 5, (5, 8)))) for _ in range(600)]
+    assert 0.03 < np.mean(wrong) < 0.075
+    assert holm_intervals([[3.0], [1.0, 2.0, 3.0]])[1] == interval([1.0, 2.0, 3.0])
