@@ -394,6 +394,8 @@ class TrainingConfig(Section):
     """Compute the transformer layers again in the backward pass instead of keeping their activations."""
     compile: bool = False
     """Compile the transformer layers with `torch.compile`."""
+    deterministic: bool = False
+    """On a GPU, compute the same bits in every run, by slower operations where PyTorch has them; a CPU does anyway."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     """The highest, reached after the warm-up."""
     learning_rate_min: Annotated[float, Field(ge=0.0)] = 1e-5

@@ -99,12 +99,19 @@ def snapshot(
     tensors: dict[str, dict[str, Tensor]] = {name: _tensors_of(module) for name, module in modules.items()}
     if optimizer is not None:
         tensors["optimizer"] = optimizer_tensors(optimizer, modules["student"])
-    return {name: {key: _on_host(value) for key, value in values.items()} for name, values in tensors.items()}
+    copies = {name: {key: _on_host(value) for key, value in values.items()} for name, values in tensors.items()}
+    if any(value.is_cuda for values in tensors.values() for value in values.values()):
+        torch.cuda.synchronize()  # the copies are under way
+    return copies
 
 
 def _on_host(tensor: Tensor) -> Tensor:
+    """Begin to copy a tensor to page-locked memory, to which a GPU copies several times as fast."""
     whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
-    return whole.detach().to("cpu", copy=True).contiguous() if rank() == 0 else torch.empty(0)
+    if rank() != 0:
+        return torch.empty(0)
+    copy = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=whole.is_cuda)
+    return copy.copy_(whole.detach(), non_blocking=True)
 
 
 def save(

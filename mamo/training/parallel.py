@@ -131,7 +131,9 @@ class DDP(SingleProcess):
         super().__init__(config, task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a name that older versions of PyTorch do not have
-            self.replica = DistributedDataParallel(ForwardRedirect(task.network, task.losses), broadcast_buffers=False)
+            self.replica = DistributedDataParallel(
+                ForwardRedirect(task.network, task.losses), broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.replica.register_comm_hook(None, _sum)  # instead of DDP's average
         self.losses = self.replica
 

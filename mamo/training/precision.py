@@ -1,6 +1,7 @@
 """Choose device and precision once, at the start of a run; the choice is written into the resolved config."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +53,31 @@ def choose_device(name: str | torch.device) -> torch.device:
     if (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device: {name} was requested, but this machine has {torch.cuda.device_count()} GPUs")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+@contextmanager
+def deterministic_operations(is_wanted: bool) -> Iterator[None]:
+    """Within it, if wanted, PyTorch computes the same bits each time, on a GPU too.
+
+    An operation that has no such way raises an error that names it. Attention keeps to PyTorch's kernels of fixed
+    order. On a CPU every operation of ours has a fixed order anyway.
+    """
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it cuBLAS may vary
+    is_efficient: bool = torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
+    before = torch.are_deterministic_algorithms_enabled(), is_efficient
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in any order
+    memory: Any = torch.utils.deterministic
+    fills, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False  # no result depends on it
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cuda.enable_mem_efficient_sdp(before[1])
+        memory.fill_uninitialized_memory = fills
 
 
 @contextmanager

@@ -150,3 +150,29 @@ def test_steps_are_timed_only_where_bf16_products_are_fast(monkeypatch: pytest.M
     timed: list[str] = []
     choose_precision(torch.device("cpu"), timed.append)
     assert timed == ["fp32"] * 4 + ["bf16"] * 4
+
+
+def test_deterministic_operations_are_used_in_steps_only(
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: `training.deterministic` changes nothing, changes the numbers of a CPU, or outlasts the run."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen: list[bool] = []
+    step = Loop.step
+
+    def watched(self: Loop, batch: Batch, number: int) -> dict[str, float]:
+        efficient = torch.backends.cuda.mem_efficient_sdp_enabled()
+        seen.append(torch.are_deterministic_algorithms_enabled() and not efficient)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Loop, "step", watched)
+    curves = []
+    for wanted in (False, True):
+        training = {"total_steps": 3, "warmup_steps": 0, "deterministic": wanted}
+        config = tiny(training=training, output_dir=str(tmp_path / str(wanted)))
+        train(config, is_resume=False)
+        curves.append((tmp_path / str(wanted) / run_dir.METRICS).read_bytes())
+    assert seen == [False] * 3 + [True] * 3
+    assert curves[0] == curves[1]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
