@@ -139,11 +139,18 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)
     write_folder(target, tensors, {**state, "step": step}, files)
     _point_at(target)
-    folders = step_folders(output_dir)
-    done = [folder for folder in folders if folder.name <= target.name]
-    for folder in {*folders} - {*done[-kept:]}:
-        shutil.rmtree(folder)
+    for folder in step_folders(output_dir):
+        if folder.name > target.name:
+            shutil.rmtree(folder)
+    keep_newest(output_dir, step, kept)
     return target
+
+
+def keep_newest(output_dir: Path, step: int, kept: int) -> None:
+    """Remove the checkpoints up to `step` except the newest `kept`; a kill may have come before that."""
+    last = step_folder(output_dir, step).name
+    for folder in [folder for folder in step_folders(output_dir) if folder.name <= last][:-kept]:
+        shutil.rmtree(folder)
 
 
 def _point_at(target: Path) -> None:

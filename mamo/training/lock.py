@@ -27,6 +27,8 @@ STALE_S = 60.0
 _UNWRITTEN_S = 1.0
 """After this time a lock without content is one whose process was killed while it made it."""
 _NAME = re.compile(r"\.lock-(\d+)")
+_PROBE = ".lock-now-"
+"""Prefix of the files whose time is the present one, by the clock of the file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class RunLock:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        for other in locks.values():
+        for other in (*locks.values(), *_old_probes(path)):
             other.unlink(missing_ok=True)
         self._path, self._holder = path, holder
 
@@ -149,6 +151,9 @@ class RunLock:
         self._heartbeat.join()
         with contextlib.suppress(OSError):
             if _read(self._path) == self._holder:
+                os.utime(self._path)
+                for probe in _old_probes(self._path):
+                    probe.unlink(missing_ok=True)
                 self._path.unlink()
 
 
@@ -176,8 +181,18 @@ def _read(path: Path) -> Holder | None:
 def _age_s(path: Path) -> float:
     """Return the seconds since the last heartbeat, by the clock of the file system: those of hosts differ."""
     modified = path.stat().st_mtime
-    with tempfile.NamedTemporaryFile(prefix=".lock-now-", dir=path.parent) as probe:
+    with tempfile.NamedTemporaryFile(prefix=_PROBE, dir=path.parent) as probe:
         return os.fstat(probe.fileno()).st_mtime - modified
+
+
+def _old_probes(lock: Path) -> list[Path]:
+    """List the probes of `_age_s` that killed processes left before the last heartbeat of `lock`."""
+    now_s, found = lock.stat().st_mtime, []
+    for probe in lock.parent.glob(f"{_PROBE}*"):
+        with contextlib.suppress(FileNotFoundError):  # in use until now
+            if now_s - probe.stat().st_mtime > _UNWRITTEN_S:
+                found.append(probe)
+    return found
 
 
 def _this_process(inode: int) -> Holder:

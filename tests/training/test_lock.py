@@ -249,3 +249,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RunLock(tmp_path / "file"),
     ):
         pass
+
+
+def test_probes_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    """Bug: a kill while the time is asked for leaves a hidden file for ever, or a probe in use is removed."""
+    old, fresh = tmp_path / ".lock-now-old", tmp_path / ".lock-now-fresh"
+    old.touch()
+    fresh.touch()
+    os.utime(old, (time.time() - 60,) * 2)
+    with RunLock(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock-1", ".lock-now-fresh"]
+        os.utime(fresh, (time.time() - 60,) * 2)
+    assert not list(tmp_path.iterdir())

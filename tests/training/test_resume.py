@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -378,3 +379,14 @@ def test_other_heads_than_a_named_berts_are_refused(tmp_path: Path) -> None:
         check_architecture(with_text(bert=str(tmp_path / "own")), with_text(heads=2), tmp_path)
     with pytest.raises(CheckpointError, match=r"hidden_act of model\.text\.bert is relu here, gelu there$"):
         check_architecture(with_text(bert=str(tmp_path / "relu")), with_text(heads=2), tmp_path)
+
+
+def test_a_finished_run_keeps_as_many_checkpoints_as_configured(tiny: Callable[..., RunConfig]) -> None:
+    """Bug: a kill between the last save and the removal of the oldest checkpoint leaves one too many for ever."""
+    training = {"total_steps": 3, "warmup_steps": 0, "checkpoint_every_steps": 1, "checkpoints_kept": 2}
+    config = tiny(training=training)
+    train(config, is_resume=False)
+    folder = Path(config.output_dir) / "checkpoints"
+    shutil.copytree(folder / "step-0000002", folder / "step-0000001")
+    train(config, is_resume=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["last", "step-0000002", "step-0000003"]
