@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from mamo.config.schema import LossConfig, MamoConfig, MaskingConfig, TeacherConfig
+from mamo.config.objective import LossConfig, MaskingConfig, TeacherConfig
+from mamo.config.schema import MamoConfig
 
 
 class PretrainConfig(MamoConfig):
@@ -19,6 +20,11 @@ class PretrainConfig(MamoConfig):
     def pass_unit(self) -> int:
         """Return the size of ITM's pools, which lie within a forward pass."""
         return self.losses.itm_pool_size if self.losses.weights.itm else 1
+
+    @property
+    def masks_words(self) -> bool:
+        """See `RunConfig.masks_words`; losses from outside may read masked words."""
+        return bool(self.losses.weights.mlm or self.losses.weights.mrm_text or self.losses.extra)
 
     def problems(self) -> Iterator[str]:
         """Yield also contradictions between losses and micro-batches."""

@@ -279,7 +279,8 @@ class Mlm(Loss[PairBatch]):
 
     def heads(self, backbone: Backbone) -> Heads:  # type: ignore[override]
         """Add the masked-word head, which shares the word embeddings."""
-        return {"mlm": MLMHead(backbone.fusion.width, backbone.text_encoder.word_embeddings)}
+        fusion = backbone.fusion
+        return {"mlm": MLMHead(fusion.width, backbone.text_encoder.word_embeddings, fusion.layer_norm_eps)}
 
     def count(self, batch: PairBatch) -> Tensor:
         """Count the masked words."""

@@ -74,6 +74,7 @@ class PretrainTask(ObjectiveTask[PairBatch]):
             ValueError: the network does not fit the config's losses, images or tokenizer.
         """
         super().__init__(config, tokenizer, stored)
+        check_mask_token(config, tokenizer)
         self.was_trained_on_scenes = config.data.source == "scenes"
         self.masking, self.masking_mode = config.masking, config.masking.mode
         losses = self.make_losses()
@@ -248,6 +249,17 @@ def build_network(config: PretrainConfig, losses: Sequence[Loss], vocabulary_siz
     network = Mamo(backbone, heads)
     load_published(config, network)
     return network
+
+
+def check_mask_token(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError where a loss reads masked words and the tokenizer has no [MASK]."""
+    names = [name for name in ("mlm", "mrm_text") if getattr(config.losses.weights, name)]
+    if names and tokenizer.mask_token_id is None:
+        keys = " and ".join(f"losses.weights.{name}" for name in names)
+        raise ValueError(
+            f"data.tokenizer: {config.data.tokenizer} has no mask token, with which {' and '.join(names)} hide words; "
+            f"set {keys} to 0"
+        )
 
 
 def check_network(network: Mamo, config: PretrainConfig, losses: Sequence[Loss], vocabulary_size: int) -> None:
