@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from mamo.config.section import Fraction, NonNegative, Ratio, Section, Settings, Weight
+from mamo.config.section import Fraction, NonNegative, Positive, Ratio, Section, Settings, Weight
+from mamo.config.values import expand_path
 
 
 class BaseMaskingConfig(Section):
@@ -61,6 +62,30 @@ class LossWeights(Section):
     """At masked words, the teacher's fused tokens of the whole pair."""
 
 
+class MimEncoderConfig(Section):
+    """The frozen image encoder of `mim_target: encoder`."""
+
+    name: str | None = None
+    """Its name, as in `model.image`; null where `checkpoint` names a run."""
+    patch_size_px: Positive | None = None
+    """Side of its patches. Pictures are resized for it to as many of them as the network's encoder has."""
+    width: Positive | None = None
+    """Features of a token, as in `model.image`."""
+    depth: Positive | None = None
+    """Blocks, as in `model.image`."""
+    heads: Positive | None = None
+    """Attention heads, as in `model.image`."""
+    weights: str = "timm"
+    """`timm`, or a file or folder, as in `model.image`."""
+    checkpoint: str | None = None
+    """Run or step folder whose image encoder it is, in place of a published one."""
+
+    @field_validator("weights", "checkpoint")
+    @classmethod
+    def _expanded(cls, value: str | None) -> str | None:
+        return None if value is None else expand_path(value)
+
+
 class LossConfig(Section):
     """The losses and what they contrast with."""
 
@@ -69,6 +94,9 @@ class LossConfig(Section):
     """Losses from outside, each a class `module:Class`, or a section with its settings."""
     itc_candidates: Literal["teacher", "batch"] = "teacher"
     """`teacher`: the teacher's features of the global batch and of the queue; `batch`: plainly in batch."""
+    itc_contrast: Literal["softmax", "sigmoid"] = "softmax"
+    """`softmax` over the candidates of a sample, or a `sigmoid` for each pair with a learned bias from -10 (SigLIP;
+    its `temperature` starts at 0.1)."""
     queue_size: NonNegative = 0
     """Teacher features of past samples kept as further ITC candidates."""
     itc_soft_target_alpha: Fraction = 0.0
@@ -90,8 +118,9 @@ class LossConfig(Section):
     """Other samples of the same image or caption: never negatives, or `negatives` as all others (ALBEF)."""
     queue_start: Literal["empty", "random"] = "empty"
     """The queue before the first step: no candidates, or `random` unit vectors, which are negatives (ALBEF)."""
-    mim_target: Literal["features", "pixels"] = "features"
-    """The teacher's image-encoder features, or normalised pixels (Table 9)."""
+    mim_target: Literal["features", "pixels", "encoder"] = "features"
+    """The teacher's image-encoder features, normalised pixels (Table 9), or those of the frozen `mim_encoder` (EVA)."""
+    mim_encoder: MimEncoderConfig = MimEncoderConfig()
 
     def problems(self) -> Iterator[str]:
         """Yield contradictions between the losses."""
@@ -99,6 +128,10 @@ class LossConfig(Section):
             yield "weights: every loss is switched off"
         if self.itc_candidates == "batch" and self.queue_size:
             yield "queue_size: contradicts losses.itc_candidates: batch; use 0"
+        if self.itc_contrast == "sigmoid" and not self.weights.itc:
+            yield "itc_contrast: sigmoid contradicts losses.weights.itc: 0; remove it"
+        if self.itc_contrast == "sigmoid" and self.itc_soft_target_alpha:
+            yield "itc_soft_target_alpha: contradicts losses.itc_contrast: sigmoid, whose targets are hard; use 0"
         if self.queue_start == "random" and not self.queue_size:
             yield "queue_start: random contradicts losses.queue_size: 0; use empty"
         if self.itc_candidates == "batch" and self.itc_soft_target_alpha:
@@ -106,8 +139,13 @@ class LossConfig(Section):
         for key, name in (("mlm_soft_target_alpha", "mlm"), ("itc_soft_target_alpha", "itc")):
             if getattr(self, key) and not getattr(self.weights, name):
                 yield f"{key}: contradicts losses.weights.{name}: 0; use 0"
-        if self.mim_target == "pixels" and not self.weights.mim:
-            yield "mim_target: pixels contradicts losses.weights.mim: 0; remove it"
+        if self.mim_target != "features" and not self.weights.mim:
+            yield f"mim_target: {self.mim_target} contradicts losses.weights.mim: 0; remove it"
+        sources = [self.mim_encoder.name, self.mim_encoder.checkpoint]
+        if self.mim_target == "encoder" and sources.count(None) != 1:
+            yield "mim_encoder: mim_target: encoder needs either its name or a checkpoint"
+        if self.mim_target != "encoder" and sources.count(None) != 2:
+            yield f"mim_encoder: contradicts losses.mim_target: {self.mim_target}; use encoder, or remove it"
 
 
 class TeacherConfig(Section):

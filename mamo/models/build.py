@@ -22,6 +22,7 @@ from mamo.models.published_text import build_text_tower, fusion_sizes, load_text
 from mamo.models.text_encoder import PublishedTextTower
 from mamo.models.towers import ImageTower, TextTower
 from mamo.models.vlm import Backbone, Mamo
+from mamo.models.weights import WeightReport
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,19 @@ logger = logging.getLogger(__name__)
 def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) -> Backbone:
     """Build the part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
-    image_encoder = _image_encoder(config)
-    if config.model.image.pixel_statistics == "clip":
-        image_encoder.use_statistics(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    image_encoder = build_image_encoder(config)
     published = text_config_of(config, vocabulary_size, pad_token_id)
     text_encoder = _text_encoder(config, published, vocabulary_size, pad_token_id)
     fusion = _fusion(config, image_encoder, text_encoder, published)
     return Backbone(image_encoder, text_encoder, fusion, config.model.itc_width)
+
+
+def build_image_encoder(config: MamoConfig) -> ImageTower:
+    """Build the image encoder of a config, with random weights."""
+    image_encoder = _image_encoder(config)
+    if config.model.image.pixel_statistics == "clip":
+        image_encoder.use_statistics(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    return image_encoder
 
 
 def _image_encoder(config: MamoConfig) -> ImageTower:
@@ -82,15 +89,20 @@ def load_published(config: MamoConfig, network: Mamo) -> None:
     if model.clip is not None:
         logger.info("both towers from %s, the fusion anew: %s", model.clip, load_clip(network, model.clip))
     if model.image.weights != "random":
-        if not isinstance(image_encoder, ImageEncoder):
-            raise ValueError(f"model.image.weights: {type(image_encoder).__name__} loads none; use random")
-        report = load_image_weights(image_encoder, model.image.weights)
+        report = load_image_encoder(image_encoder, model.image.weights)
         logger.info("image encoder from %s: %s", model.image.weights, report)
     if model.text.weights == "bert" and model.text.bert is not None:
         if not isinstance(text_encoder, PublishedTextTower):
             raise ValueError(f"model.text.weights: {type(text_encoder).__name__} loads none; use random")
         report = load_text_weights(text_encoder, backbone.fusion, model.text.bert, network.get_head("mlm"))
         logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
+
+
+def load_image_encoder(image_encoder: ImageTower, source: str) -> WeightReport:
+    """Load published weights into an image encoder. Raises ValueError where it loads none, or they do not fit."""
+    if not isinstance(image_encoder, ImageEncoder):
+        raise ValueError(f"model.image.weights: {type(image_encoder).__name__} loads none; use random")
+    return load_image_weights(image_encoder, source)
 
 
 def _fusion(
