@@ -6,6 +6,9 @@ from typing import ClassVar
 from mamo.config.objective import LossConfig, MaskingConfig, TeacherConfig
 from mamo.config.schema import MamoConfig
 
+READ_MASKED_WORDS = ("mlm", "mrm_text")
+"""Losses at masked words, which need a tokenizer with [MASK]."""
+
 
 class PretrainConfig(MamoConfig):
     """The losses of `losses` on image-text pairs, which fine-tune retrieval too."""
@@ -24,7 +27,7 @@ class PretrainConfig(MamoConfig):
     @property
     def masks_words(self) -> bool:
         """See `RunConfig.masks_words`; losses from outside may read masked words."""
-        return bool(self.losses.weights.mlm or self.losses.weights.mrm_text or self.losses.extra)
+        return bool(self.losses.extra) or any(getattr(self.losses.weights, name) for name in READ_MASKED_WORDS)
 
     def problems(self) -> Iterator[str]:
         """Yield also contradictions between losses and micro-batches."""

@@ -32,7 +32,7 @@ from mamo.models.vlm import Backbone, Mamo
 from mamo.queue import FeatureQueue
 from mamo.tasks.objective import Loss, ObjectiveTask, Targets, Views, compute_views, schedule_stages
 from mamo.tasks.pretrain.batch import PairBatch, PairCollator, pair_collator
-from mamo.tasks.pretrain.config import PretrainConfig
+from mamo.tasks.pretrain.config import READ_MASKED_WORDS, PretrainConfig
 from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
 from mamo.tasks.pretrain.foils import ITM
 from mamo.tasks.pretrain.items import evaluate_item_files, item_sections, read_item_files
@@ -113,7 +113,7 @@ class PretrainTask(ObjectiveTask[PairBatch]):
     def make_losses(self) -> list[Loss]:
         """Build the losses whose weight is not 0, in the order of their passes."""
         weights = dict(self.config.losses.weights)
-        kinds: dict[type[Loss], type[Loss]] = {Itm: ITM[self.config.losses.itm_negatives]}
+        kinds: dict[type, Any] = {Itm: ITM[self.config.losses.itm_negatives]}
         if self.config.losses.itc_contrast == "sigmoid":
             kinds[Itc] = SigmoidItc
         own = [kinds.get(kind, kind)(self.config) for kind in LOSSES if weights[kind.name] > 0]
@@ -270,7 +270,7 @@ def build_network(config: PretrainConfig, losses: Sequence[Loss], vocabulary_siz
 
 def check_mask_token(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> None:
     """Raise ValueError where a loss reads masked words and the tokenizer has no [MASK]."""
-    names = [name for name in ("mlm", "mrm_text") if getattr(config.losses.weights, name)]
+    names = [name for name in READ_MASKED_WORDS if getattr(config.losses.weights, name)]
     if names and tokenizer.mask_token_id is None:
         keys = " and ".join(f"losses.weights.{name}" for name in names)
         raise ValueError(
