@@ -53,12 +53,13 @@ class ClipTextTower(PublishedTextTower):
 
     def __init__(self, config: CLIPTextConfig | SiglipTextConfig) -> None:
         super().__init__()
-        self.config: Any = copy.deepcopy(config)
+        sizes: Any = copy.deepcopy(config)
+        self.config: Any = sizes
         self.width: int = config.hidden_size
         self.words = nn.Embedding(config.vocab_size, self.width)
         self.positions = nn.Parameter(torch.empty(config.max_position_embeddings, self.width))
         self.blocks = nn.ModuleList([PreNormLayer(config) for _ in range(config.num_hidden_layers)])
-        self.norm = nn.LayerNorm(self.width, eps=self.config.layer_norm_eps)
+        self.norm = nn.LayerNorm(self.width, eps=sizes.layer_norm_eps)
         self.apply(init_by_fan_in)
         nn.init.normal_(self.words.weight, std=WORD_STD)
         nn.init.normal_(self.positions, std=POSITION_STD)
