@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values, apply_override, read_values
 from mamo.data.processor import has_sep
-from mamo.data.tokenizer import read_tokenizer
+from mamo.data.tokenizer import add_mask_token, read_tokenizer
 from mamo.distributed import map_over_ranks
 from mamo.evaluation.fine_grained import SCORE_STATES, SETS, describe_scores, find_set, places
 from mamo.evaluation.items import is_whole, metrics_of_set
@@ -254,8 +254,10 @@ def _prepare(output_dir: Path) -> list[Values]:
 def _tokenizer(folder: Path, config: RunConfig) -> PreTrainedTokenizerFast:
     """Load another tokenizer than the checkpoint's. Raises ValueError where its vocabulary is another."""
     name = config.data.tokenizer
-    words = load_tokenizer(name, has_sep(config))
-    if words.get_vocab() != read_tokenizer(str(folder / "tokenizer")).get_vocab():
+    words, stored = load_tokenizer(name, has_sep(config)), read_tokenizer(str(folder / "tokenizer"))
+    if stored.mask_token is not None:
+        add_mask_token(words)
+    if words.get_vocab() != stored.get_vocab():
         raise ValueError(
             f"data.tokenizer: {name} has another vocabulary than {folder / 'tokenizer'}, which the network was trained "
             "with; remove it"

@@ -59,28 +59,27 @@ def draw_text_mask(
     rng: np.random.Generator,
     is_maskable: BoolArray,
     ratio: float,
-    is_word_start: BoolArray | None = None,
+    words: IntArray | None = None,
 ) -> IntArray:
     """Choose the masked tokens of one caption.
 
     Args:
         is_maskable: bool [L], True at ordinary tokens, False at special and padding tokens.
-        is_word_start: bool [L], to draw whole words: `mask_count(words, ratio)` words, every piece of each. None draws
-            single tokens.
+        words: int64 [L], the number of the word of each token, to draw whole words: `mask_count(words, ratio)` words,
+            every piece of each. None draws single tokens.
 
     Returns:
-        Ascending int64 positions. Without `is_word_start` there are `mask_count(tokens, ratio)` of them. A caption
+        Ascending int64 positions. Without `words` there are `mask_count(tokens, ratio)` of them. A caption
         without ordinary tokens has none.
     """
     positions = np.flatnonzero(is_maskable)
     if positions.size == 0:
         return positions
-    if is_word_start is None:
+    if words is None:
         return np.sort(rng.permutation(positions)[: mask_count(positions.size, ratio)])
-    word = np.cumsum(is_word_start[positions])  # number of the word that each token belongs to
-    words = np.unique(word)
-    chosen = rng.permutation(words)[: mask_count(words.size, ratio)]
-    return positions[np.isin(word, chosen)]
+    drawable = np.unique(words[positions])
+    chosen = rng.permutation(drawable)[: mask_count(drawable.size, ratio)]
+    return positions[np.isin(words[positions], chosen)]
 
 
 def draw_replacements(

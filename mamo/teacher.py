@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamo.config.schema import TeacherConfig
+from mamo.config.objective import TeacherConfig
 from mamo.models.heads import MLMHead
 
 

@@ -242,7 +242,7 @@ class TrainingRun:
         """Return the training loop of this run."""
         names = (run_dir.CONFIG, "tokenizer", *self.task.assets)
         files = {name: self.output_dir / name for name in names}
-        if self.config.model.text.bert is not None:
+        if self.config.model.text_source is not None:
             files[run_dir.BERT] = self.output_dir / run_dir.BERT
         state = {
             "method": self.task.describe_method(),
@@ -441,8 +441,8 @@ def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
     run.tokenizer.save_pretrained(output_dir / "tokenizer")
     for name, text in run.task.assets.items():
         run_dir.atomic_write_text(output_dir / name, text)
-    if run.config.model.text.bert is not None:
-        run.task.network.backbone.text_encoder.bert.config.save_pretrained(output_dir / run_dir.BERT)
+    if run.config.model.text_source is not None:
+        run.task.network.backbone.text_encoder.config.save_pretrained(output_dir / run_dir.BERT)
     kept = [entry for entry in evaluations if entry["step"] <= start_step]
     if kept != evaluations:
         logger.info("%s: removing the evaluations after step %d", output_dir / run_dir.RESULTS, start_step)

@@ -97,8 +97,8 @@ def test_whole_words_are_masked_with_all_their_pieces(
     """Bug: a word half masked, so that its visible pieces give it away; or pieces counted as words."""
     words = [word for word, pieces in enumerate(lengths) for _ in range(pieces)]
     is_maskable = np.array([False, *[True] * len(words), False, *[False] * padding])
-    starts = [True, *[i == 0 or words[i] != words[i - 1] for i in range(len(words))], True, *[True] * padding]
-    positions = draw_text_mask(np.random.default_rng(seed), is_maskable, ratio, np.array(starts))
+    numbers = np.array([-1, *words, -1, *[-1] * padding])
+    positions = draw_text_mask(np.random.default_rng(seed), is_maskable, ratio, numbers)
     chosen = {words[p - 1] for p in positions}
     assert list(positions) == [i + 1 for i, word in enumerate(words) if word in chosen]
     assert len(chosen) in rounded_half_up(len(lengths), ratio)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mamo.config.schema import TeacherConfig
+from mamo.config.objective import TeacherConfig
 from mamo.models.heads import MLMHead
 from mamo.teacher import Teacher, momentum_at
 

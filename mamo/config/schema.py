@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mamo.config.section import Fraction, LoggingConfig, NonNegative, Positive, Ratio, Settings, Weight, expanded_paths
+from mamo.config.section import Fraction, LoggingConfig, NonNegative, Positive, Settings, Weight, expanded_paths
 from mamo.config.section import Section as Section
 from mamo.config.values import expand_path
 
@@ -203,9 +203,9 @@ class TextEncoderConfig(Section):
     """The lower layers of a Hugging Face BERT."""
 
     bert: str | None = None
-    """Folder or hub name of a BERT; its config replaces the numbers below."""
+    """Folder or hub name of a BERT, RoBERTa, XLM-R, DistilBERT or ModernBERT; its config replaces the numbers below."""
     weights: Literal["random", "bert"] = "random"
-    """`bert` loads the weights of `bert`: lower layers here, upper layers into fusion."""
+    """`bert` loads the weights of `bert`: lower layers here, upper layers, where they are BERT's, into fusion."""
     width: Positive = 192
     """Features of a token; fusion is as wide."""
     heads: Positive = 3
@@ -213,7 +213,8 @@ class TextEncoderConfig(Section):
     mlp_width: Positive = 768
     """Hidden features of the MLP of each layer, in fusion too."""
     layers: Positive = 3
-    """Number of lower layers that form the text encoder; of MLIM all layers, which patches pass too."""
+    """Number of lower layers that form the text encoder; of MLIM all layers, which patches pass too. ModernBERT is
+    taken whole."""
 
     @field_validator("bert")
     @classmethod
@@ -248,10 +249,18 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout of text encoder and fusion."""
 
+    @property
+    def text_source(self) -> str | None:
+        """Return the folder or hub name of a published text encoder, None for one of the sizes in `text`."""
+        return self.text.bert
+
 
 class MamoModelConfig(ModelConfig):
     """The network of MAMO: two encoders and a fusion."""
 
+    clip: str | None = None
+    """Folder or hub name of a whole CLIP or SigLIP, of transformers or open_clip: its text tower, the weights of both
+    towers, projections and temperature; the fusion starts anew. `image.name` names its image tower in timm."""
     image: ImageEncoderConfig = ImageEncoderConfig()
     text: TextTowerConfig = TextTowerConfig()
     fusion_type: Literal["concat", "cross"] = "concat"
@@ -263,118 +272,25 @@ class MamoModelConfig(ModelConfig):
     mim_head_blocks: Annotated[int, Field(ge=0, le=6)] = 0
     """0: an MLP; 1 to 6: transformer blocks over the masked slots (Table 10)."""
 
+    @field_validator("clip")
+    @classmethod
+    def _expanded(cls, value: str | None) -> str | None:
+        return None if value is None else expand_path(value)
 
-class BaseMaskingConfig(Section):
-    """Share of patches and words that is masked, whichever passes read it."""
-
-    image_ratio: Ratio = 0.75
-    """Share of the patches that are masked, at least one."""
-    image_style: Literal["random", "block"] = "random"
-    """`random` patches, or rectangular blocks of them (BEiT)."""
-    text_ratio: Ratio = 0.25
-    """Share of the tokens, special ones apart, that are masked, at least one."""
-    text_unit: Literal["token", "word"] = "token"
-    """`word` masks all pieces of a chosen word."""
-
-
-class MaskingConfig(BaseMaskingConfig):
-    """Masked views of MAMO; ratios as in the paper's section 4 (75 % and 25 %)."""
-
-    mode: Literal["alternate", "joint"] = "alternate"
-    """`alternate`: one modality is masked a pass; `joint`: one pass with both masked."""
-    plan: str | None = None
-    """Masked passes by a class from outside, `module:Class`; null: those of `mode`."""
-    text_for_masked_image: Literal["same", "short"] = "same"
-    """Text of the pass with the masked picture: the `same` caption, or a `short` one (Fix-CLIP), which is the shortest
-    of the record, or the first sentence of its only one; of scenes the caption of two objects or of a number."""
-    text_replacement: Literal["mask", "bert"] = "mask"
-    """`mask`: a chosen token becomes [MASK]; `bert`: 80 % do, 10 % become a random token, 10 % stay."""
+    @property
+    def text_source(self) -> str | None:
+        """See `ModelConfig.text_source`."""
+        return self.clip or self.text.bert
 
     def problems(self) -> Iterator[str]:
-        """Yield contradictions between the passes and their texts."""
-        if self.text_for_masked_image == "short" and self.mode != "alternate":
-            yield f"text_for_masked_image: short contradicts masking.mode: {self.mode}; use alternate"
-        elif self.text_for_masked_image == "short" and self.plan is not None:
-            yield "text_for_masked_image: contradicts masking.plan, whose passes name their texts; use same"
-
-
-class LossWeights(Section):
-    """Weight of each loss in the sum (the paper's Eq. 6: all 1); 0 switches a loss and its head off."""
-
-    unused: ClassVar[float | None] = 0.0
-
-    itc: Weight = 1.0
-    """Image-text contrast of the two encoders."""
-    itm: Weight = 1.0
-    """Image-text matching by fusion, true pairs against hard negatives."""
-    mlm: Weight = 1.0
-    """Masked words."""
-    mim: Weight = 1.0
-    """Masked patches: `mim_target`."""
-    mrm_image: Weight = 1.0
-    """At masked patches, the teacher's fused tokens of the whole pair."""
-    mrm_text: Weight = 1.0
-    """At masked words, the teacher's fused tokens of the whole pair."""
-
-
-class LossConfig(Section):
-    """The losses and what they contrast with."""
-
-    weights: LossWeights = LossWeights()
-    extra: list[str | Settings] = []
-    """Losses from outside, each a class `module:Class`, or a section with its settings."""
-    itc_candidates: Literal["teacher", "batch"] = "teacher"
-    """`teacher`: the teacher's features of the global batch and of the queue; `batch`: plainly in batch."""
-    queue_size: NonNegative = 0
-    """Teacher features of past samples kept as further ITC candidates."""
-    itc_soft_target_alpha: Fraction = 0.0
-    """Share of the teacher's similarities in the ITC target (ALBEF: 0.4)."""
-    itc_soft_target_ramp_steps: NonNegative = 0
-    """Steps over which that share grows from 0."""
-    mlm_soft_target_alpha: Fraction = 0.0
-    """Share of the teacher's word probabilities in the MLM target: momentum distillation (ALBEF: 0.4)."""
-    mlm_soft_target_ramp_steps: NonNegative = 0
-    """Steps over which that share grows from 0."""
-    temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07
-    """First value of the learnable ITC temperature."""
-    itm_pool_size: Annotated[int, Field(ge=2)] = 32
-    """Hard negatives come from fixed pools of this many consecutive samples."""
-    itm_negatives: Literal["pool", "foils", "both"] = "pool"
-    """`pool`: hard negatives by ITC; `foils`: texts that are false of the image, those of the data (`foils` of pairs,
-    `foil` of expressions) or, of scenes, the caption with one word changed; `both`: pool and foils."""
-    duplicates: Literal["excluded", "negatives"] = "excluded"
-    """Other samples of the same image or caption: never negatives, or `negatives` as all others (ALBEF)."""
-    queue_start: Literal["empty", "random"] = "empty"
-    """The queue before the first step: no candidates, or `random` unit vectors, which are negatives (ALBEF)."""
-    mim_target: Literal["features", "pixels"] = "features"
-    """The teacher's image-encoder features, or normalised pixels (Table 9)."""
-
-    def problems(self) -> Iterator[str]:
-        """Yield contradictions between the losses."""
-        if not self.extra and all(weight == 0 for _, weight in self.weights):
-            yield "weights: every loss is switched off"
-        if self.itc_candidates == "batch" and self.queue_size:
-            yield "queue_size: contradicts losses.itc_candidates: batch; use 0"
-        if self.queue_start == "random" and not self.queue_size:
-            yield "queue_start: random contradicts losses.queue_size: 0; use empty"
-        if self.itc_candidates == "batch" and self.itc_soft_target_alpha:
-            yield "itc_soft_target_alpha: contradicts losses.itc_candidates: batch; use 0"
-        for key, name in (("mlm_soft_target_alpha", "mlm"), ("itc_soft_target_alpha", "itc")):
-            if getattr(self, key) and not getattr(self.weights, name):
-                yield f"{key}: contradicts losses.weights.{name}: 0; use 0"
-        if self.mim_target == "pixels" and not self.weights.mim:
-            yield "mim_target: pixels contradicts losses.weights.mim: 0; remove it"
-
-
-class TeacherConfig(Section):
-    """The momentum teacher: teacher = m * teacher + (1 - m) * student, once an optimizer step."""
-
-    momentum: Fraction = 0.995
-    """m; 1 never moves the teacher."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine` moves the momentum from `momentum` to 1 over the run."""
-    dropout: bool = False
-    """Whether the teacher drops out as the student does, by `model.dropout` (ALBEF)."""
+        """Yield keys that name weights in place of those of `clip`."""
+        for key, value in (
+            ("image.weights", self.image.weights != "random"),
+            ("text.bert", self.text.bert is not None),
+            ("text.name", self.text.name is not None),
+        ):
+            if self.clip is not None and value:
+                yield f"{key}: contradicts model.clip, which gives both towers; remove one of the two"
 
 
 class TrainingConfig(Section):
@@ -538,6 +454,11 @@ class RunConfig(Section):
     def pass_unit(self) -> int:
         """Return how many consecutive samples must share a forward pass."""
         return 1
+
+    @property
+    def masks_words(self) -> bool:
+        """Say whether the task masks words, so that its tokenizer needs [MASK]."""
+        return False
 
     def problems(self) -> Iterator[str]:
         """Yield contradictions between the sections that every task has."""

@@ -10,12 +10,13 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.values import Values
-from mamo.data.tokenizer import ends_with_sep
+from mamo.data.tokenizer import ends_with_sep, word_numbers
 
 TOKENIZER_LOCK = threading.Lock()
 """Held while a tokenizer is called: padding and truncation are state of the object, which threads share."""
@@ -85,13 +86,21 @@ def tokenize(
 
     With a `multiple`, L is the next multiple of it, at most `max_tokens`: batches then have few shapes.
     """
+    return tokenize_words(tokenizer, texts, max_tokens, multiple)[:2]
+
+
+def tokenize_words(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int, multiple: int = 1, by_word: bool = False
+) -> tuple[Tensor, Tensor, NDArray[np.int64] | None]:
+    """Tokenize as `tokenize`; with `by_word` return also the number of each token's word (`word_numbers`) [B, L]."""
     with TOKENIZER_LOCK:
         encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     input_ids, is_valid = encoded["input_ids"], encoded["attention_mask"].bool()
     more = min(-(-input_ids.shape[1] // multiple) * multiple, max_tokens) - input_ids.shape[1]
-    if more <= 0:
-        return input_ids, is_valid
-    return functional.pad(input_ids, (0, more), value=tokenizer.pad_token_id), functional.pad(is_valid, (0, more))
+    if more > 0:
+        input_ids = functional.pad(input_ids, (0, more), value=tokenizer.pad_token_id)
+        is_valid = functional.pad(is_valid, (0, more))
+    return input_ids, is_valid, word_numbers(encoded, input_ids.shape[1]) if by_word else None
 
 
 def tokenize_closed(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""WordPiece tokenizers in Hugging Face format: training, building from a vocabulary, and loading.
+"""Tokenizers in Hugging Face format: training and building WordPiece, and loading those of published text encoders.
 
 The tokenizers that this module builds lower-case text like BERT's. They contain every printable ASCII character and its
 `##` continuation, so no ASCII caption contains [UNK]. They treat "[MASK]" in a caption as text, not as the mask token.
@@ -7,6 +7,7 @@ Legend: V vocabulary.
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, BertTokenizer, PreTrainedTokenizerFast
 
 from mamo.data.files import read_text
 from mamo.data.output import OutputFolder
@@ -27,12 +28,13 @@ from mamo.hub import hub_folder
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ASCII = tuple(chr(code) for code in range(0x21, 0x7F))  # printable, without the space
-_NEEDED_FILES = ("tokenizer.json", "vocab.txt")  # at least one of them
-_FURTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
-TOKENIZER_FILES = (*_NEEDED_FILES, *_FURTHER_FILES)
-"""Files of a tokenizer's folder; one of the first two is there."""
-_TYPE_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")  # from which transformers infers the kind
-_KINDS = ("pad", "unk", "cls", "sep", "mask")
+NEEDED_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+"""Files of a tokenizer's folder, at least one of which is there."""
+_FURTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json", "merges.txt")
+TOKENIZER_FILES = (*NEEDED_FILES, *_FURTHER_FILES)
+"""Files of a tokenizer's folder."""
+_NEEDED_KINDS = ("pad", "cls", "sep")
+_KINDS = (*_NEEDED_KINDS, "unk", "mask")
 _PROBES = ("red", "a small red circle")
 _PAIR_SUFFIXES = (".json", ".jsonl", ".tar", ".csv", ".tsv")
 # Longer words become [UNK].
@@ -109,24 +111,23 @@ def _save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 def read_tokenizer(source: str, has_sep: bool = True) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder that `save_pretrained` wrote, or from the hub by name; it pads and cuts behind.
 
-    A folder with nothing but BERT's `vocab.txt` is read as BERT's, in lower case.
+    A folder with BERT's `vocab.txt` only is read as BERT's, in lower case unless the vocabulary has capitals. Start and
+    end of a text serve as [CLS] and [SEP] where a tokenizer has none (CLIP, SigLIP).
 
     Args:
         source: folder or name.
         has_sep: whether texts end with [SEP], see `use_sep`; a folder does not keep it for every kind of tokenizer.
 
     Raises:
-        ValueError: no such tokenizer, no fast version, one of the five special tokens is missing, or it does not read a
-            text as `check_tokenizer` demands.
+        ValueError: no such tokenizer, no fast version, no token of padding, start or end, or it does not read a text
+            as `check_tokenizer` demands.
     """
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path and not Path(source).is_dir():
         raise ValueError(f"tokenizer {source!r}: no such folder; make one with `mamo data tokenizer`")
     try:
-        folder = Path(source) if Path(source).exists() else hub_folder(source, _NEEDED_FILES, _FURTHER_FILES)
-        is_plain = (folder / "vocab.txt").is_file() and not any((folder / name).is_file() for name in _TYPE_FILES)
-        kind = BertTokenizer if is_plain else AutoTokenizer
-        tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        folder = Path(source) if Path(source).exists() else hub_folder(source, NEEDED_FILES, _FURTHER_FILES)
+        tokenizer = _from_folder(folder)
     except (OSError, ValueError, KeyError) as error:
         near = "; did you mean 'scenes'?" if difflib.get_close_matches(source, ["scenes"]) else ""
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -137,7 +138,8 @@ def read_tokenizer(source: str, has_sep: bool = True) -> PreTrainedTokenizerFast
         raise ValueError(
             f"tokenizer {source!r} has no fast version (tokenizer.json); save it as a fast tokenizer first"
         )
-    missing = [kind for kind in _KINDS if getattr(tokenizer, f"{kind}_token") is None]
+    tokenizer = _with_frame(tokenizer)
+    missing = [kind for kind in _NEEDED_KINDS if getattr(tokenizer, f"{kind}_token") is None]
     if missing:
         raise ValueError(
             f"tokenizer {source!r} has no {', '.join(missing)} token; use one made for masked language models"
@@ -148,21 +150,79 @@ def read_tokenizer(source: str, has_sep: bool = True) -> PreTrainedTokenizerFast
     return use_sep(tokenizer, has_sep)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str) -> None:
-    """Check what every batch relies on: [CLS] words [SEP], padding behind, ids from 0 to V - 1, five special tokens.
+def _from_folder(folder: Path) -> Any:
+    """Load the tokenizer of a folder, of whatever type.
 
-    [SEP] may be missing: `use_sep` sets it.
+    transformers reads a plain `vocab.txt` in lower case, that of a cased BERT too, and SigLIP's `tokenizer.json` not at
+    all: it has only a slow type for it.
+    """
+    has = {name: (folder / name).is_file() for name in TOKENIZER_FILES}
+    is_plain = has["vocab.txt"] and not (has["tokenizer.json"] or has["tokenizer_config.json"])
+    if is_plain and (not has["config.json"] or _model_type(folder) in ("bert", "distilbert")):
+        words = read_text(folder / "vocab.txt").split()
+        is_cased = any(word != word.lower() for word in words if not word.startswith("["))
+        return BertTokenizer.from_pretrained(folder, local_files_only=True, do_lower_case=not is_cased)
+    if has["tokenizer.json"] and _model_type(folder) == "siglip":
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _model_type(folder: Path) -> str:
+    """Return `model_type` of a folder's config.json, "" without one. Raises ValueError for a damaged file."""
+    file = folder / "config.json"
+    values = json.loads(read_text(file)) if file.is_file() else {}
+    return str(values.get("model_type", "")) if isinstance(values, dict) else ""
+
+
+def _with_frame(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that reads `start words end`, with start and end as its [CLS] and [SEP].
+
+    One that has both tokens is returned as it is. Where the start is missing (SigLIP) or is the end, [CLS] is added.
+    """
+    end = tokenizer.sep_token or tokenizer.eos_token
+    if end is None or (tokenizer.cls_token is not None and tokenizer.sep_token is not None):
+        return tokenizer
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    start = tokenizer.cls_token or tokenizer.bos_token
+    if start is None or start == end:
+        start = SPECIAL_TOKENS[2]
+        backend.add_special_tokens([start])
+    ids = [(token, backend.token_to_id(token)) for token in (start, end)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[start, "$A", end], pair=[start, "$A", end, "$B", end], special_tokens=ids
+    )
+    if getattr(backend.model, "end_of_word_suffix", None):  # CLIP's, which its own type removes in Python
+        space = decoders.Replace(backend.model.end_of_word_suffix, " ")
+        backend.decoder = decoders.Sequence([decoders.ByteLevel(), space, decoders.Strip(" ", 0, 1)])
+    names = {f"{kind}_token": getattr(tokenizer, f"{kind}_token") for kind in ("pad", "unk", "mask")}
+    names |= {"cls_token": start, "sep_token": end}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **names)  # type: ignore[no-untyped-call]
+
+
+def add_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Add [MASK], with the next id, to a tokenizer that has no such token; it is changed in place and returned."""
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": SPECIAL_TOKENS[4]})
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str) -> None:
+    """Check what every batch relies on: [CLS] words [SEP], padding behind, ids from 0 to V - 1, tokens of their own.
+
+    [SEP] may be missing: `use_sep` sets it. It may also be padding and the unknown word, as CLIP's end of text is.
 
     Args:
-        tokenizer: fast, with all five special tokens.
+        tokenizer: fast, with tokens of padding, start and end; those of unknown words and of masks may be missing.
         source: names it in messages.
 
     Raises:
         ValueError: names what it does instead; or its BPE has a dropout, so that tokens are drawn at random.
     """
-    ids = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in _KINDS}
+    known = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in _KINDS}
+    ids = {kind: number for kind, number in known.items() if number is not None}
+    own = [number for kind, number in ids.items() if kind not in ("pad", "unk") or number != ids["sep"]]
     problem = ""
-    if len({*ids.values()}) < len(_KINDS):
+    if len({*own}) < len(own):
         shared = ", ".join(f"{kind} {number}" for kind, number in ids.items())
         problem = f"gives one id to several special tokens ({shared})"
     elif {*tokenizer.get_vocab().values()} != {*range(len(tokenizer))}:
@@ -184,23 +244,31 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str) -> None:
         raise ValueError(f"tokenizer {source!r} {problem}; use one made for masked language models, such as BERT's")
 
 
-def is_word_start(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
-    """Return bool [V], True for tokens that begin a word, False for continuations (`##`); for whole-word masking.
+def word_numbers(encoded: BatchEncoding, n_tokens: int) -> NDArray[np.int64]:
+    """Return the number of the word of each token, int64 [B, L], -1 at special tokens and padding.
 
-    Raises:
-        ValueError: the tokens do not show where a word begins, as those of byte-level BPE or SentencePiece.
+    The words are those that the tokenizer divides a text into before it looks up pieces.
+
+    Args:
+        encoded: texts, by a fast tokenizer.
+        n_tokens: L, at least the length of the longest.
     """
-    model = tokenizer.backend_tokenizer.model
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    if isinstance(model, models.WordLevel):
-        return np.ones(len(tokens), dtype=bool)
-    prefix = model.continuing_subword_prefix if isinstance(model, models.WordPiece | models.BPE) else None
-    if not prefix:
+    numbers = np.full((len(encoded["input_ids"]), n_tokens), -1)
+    for row in range(len(numbers)):
+        words = encoded.word_ids(row)
+        numbers[row, : len(words)] = [-1 if word is None else word for word in words]
+    return numbers
+
+
+def check_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError unless a tokenizer divides a text into its words, which whole-word masking needs."""
+    text = _PROBES[-1]
+    numbers = {*tokenizer(text).word_ids()} - {None}
+    if len(numbers) < len(text.split()):
         raise ValueError(
-            f"masking.text_unit: word needs a tokenizer that marks the pieces within a word (##), and tokens of "
-            f"{type(model).__name__} do not; use text_unit: token, or a WordPiece tokenizer"
+            f"masking.text_unit: word needs a tokenizer that divides a text into words, and this one reads {text!r} as "
+            f"{len(numbers)}; use text_unit: token, or another tokenizer"
         )
-    return np.array([not token.startswith(prefix) for token in tokens])  # [V]
 
 
 def use_sep(tokenizer: PreTrainedTokenizerFast, has_sep: bool) -> PreTrainedTokenizerFast:
@@ -222,6 +290,8 @@ def ends_with_sep(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 def unknown_share(tokenizer: PreTrainedTokenizerFast, input_ids: Tensor, is_valid: Tensor) -> float:
     """Return the share of [UNK] among the words of a batch, int64 and bool [..., L]; special tokens do not count."""
+    if tokenizer.unk_token_id in (None, tokenizer.sep_token_id):  # byte-level BPE knows every word
+        return 0.0
     special = torch.tensor([token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id])
     is_word = is_valid & ~torch.isin(input_ids, special)
     return float((is_word & (input_ids == tokenizer.unk_token_id)).sum() / is_word.sum().clamp(min=1))

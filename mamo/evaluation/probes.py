@@ -86,7 +86,12 @@ def fill_masked_words(
         max_length=scorer.text_max_tokens,
         return_offsets_mapping=True,
     )
-    starts, ends = torch.tensor(encoded["offset_mapping"]).unbind(dim=-1)  # [N, L] each
+    starts, ends = torch.tensor(
+        [
+            [(start + (item.caption[start:end][:1] == " "), end) for start, end in row]  # byte-level BPE has the space
+            for item, row in zip(items, encoded["offset_mapping"], strict=True)
+        ]
+    ).unbind(dim=-1)  # [N, L] each
     spans = torch.tensor([(item.start, item.end) for item in items])
     is_masked = (starts >= spans[:, :1]) & (ends <= spans[:, 1:]) & (ends > starts)  # [N, L]
     kept = is_masked.any(dim=1).nonzero()[:, 0]
@@ -114,10 +119,16 @@ def _answer_tokens(scorer: MaskedWordPredictor, items: Sequence[MaskedWord], n_t
     tokens = torch.full((len(items), most, int(n_tokens.max())), -1)
     spelling = {
         word: torch.tensor(scorer.tokenizer(word, add_special_tokens=False)["input_ids"])
-        for word in {answer for item in items for answer in item.answers}
+        for word in {_in_place(item, answer) for item in items for answer in item.answers}
     }
     for row, (item, n) in enumerate(zip(items, n_tokens.tolist(), strict=True)):
         for column, answer in enumerate(item.answers):
-            if len(spelling[answer]) == n:
-                tokens[row, column, :n] = spelling[answer]
+            spelled = spelling[_in_place(item, answer)]
+            if len(spelled) == n:
+                tokens[row, column, :n] = spelled
     return tokens
+
+
+def _in_place(item: MaskedWord, answer: str) -> str:
+    """Return an answer with the space before it in its caption, which is a part of its token in byte-level BPE."""
+    return answer if item.start == 0 else f" {answer}"

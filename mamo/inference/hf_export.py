@@ -14,7 +14,7 @@ from mamo.config.values import Values
 from mamo.data.tokenizer import TOKENIZER_FILES
 from mamo.evaluation.predictor import Predictor
 from mamo.imports import no_code_from
-from mamo.models.text_encoder import TextEncoder
+from mamo.models.text_encoder import PublishedTextTower
 from mamo.models.vlm import Network
 from mamo.models.weights import save_file
 from mamo.tasks.registry import build_config
@@ -89,7 +89,7 @@ def write_exported(
     card: str,
     assets: Mapping[str, str],
 ) -> None:
-    """Write a network into an existing folder; the config of a BERT named by `model.text.bert` goes to `bert/`."""
+    """Write a network into an existing folder; a named text encoder's config goes to `bert/`."""
     tokenizer.save_pretrained(folder)
     once = {  # a tied tensor only under its first name
         name for name, _ in [*network.named_parameters(), *network.named_buffers()]
@@ -97,8 +97,8 @@ def write_exported(
     tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items() if key in once}
     save_file(tensors, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
     text_encoder = network.backbone.text_encoder
-    if config.model.text.bert is not None and isinstance(text_encoder, TextEncoder):
-        text_encoder.bert.config.save_pretrained(folder / BERT)
+    if config.model.text_source is not None and isinstance(text_encoder, PublishedTextTower):
+        text_encoder.config.save_pretrained(folder / BERT)
     for name, text in assets.items():
         (folder / name).write_text(text, "utf-8")
     names = [f"{WEIGHTS}.safetensors", f"{BERT}/{CONFIG}", *assets]

@@ -277,9 +277,10 @@ class Model(ModelHubMixin):
         if not isinstance(text, str):
             raise ValueError(f"{call}: give one text, not {text!r:.200}")
         tokenizer, limit = self.processor.tokenizer, self.processor.text_max_tokens
-        mask = tokenizer.mask_token
+        mask = str(tokenizer.mask_token)
         # the tokenizer treats "[MASK]" in a text as plain text, so that captions cannot contain mask tokens
         parts = [self.processor.clean(part) for part in text.split(mask)]
+        parts = [parts[0], *(f" {part}" if part else part for part in parts[1:])]  # a space is a part of some tokens
         with TOKENIZER_LOCK:
             ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
         joined = [tokenizer.cls_token_id, *ids[0]]

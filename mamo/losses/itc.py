@@ -65,3 +65,19 @@ def itc_loss(similarity: Tensor, targets: Tensor, is_excluded: Tensor, n_global:
     log_probability = similarity.float().masked_fill(is_excluded, -torch.inf).log_softmax(dim=1)
     terms = torch.where(is_excluded, 0.0, targets * log_probability.masked_fill(is_excluded, 0.0))
     return -terms.sum() / n_global
+
+
+def sigmoid_loss(logits: Tensor, positive_index: Tensor, is_excluded: Tensor, n_global: Tensor | int) -> Tensor:
+    """Compute one direction of SigLIP's loss (Zhai et al. 2023, Eq. 1): each pair is a match or none by itself.
+
+    - sum_bn log sigmoid(z_bn * logits[b, n]) / n_global, with z = 1 at a sample's own candidate and -1 elsewhere.
+
+    Args:
+        logits: float [B, N], the similarities divided by the temperature, plus the bias.
+        positive_index: int64 [B], the candidate of each sample's own pair.
+        is_excluded: bool [B, N], candidates that are neither positive nor negative.
+        n_global: samples of the global batch.
+    """
+    sign = torch.full_like(logits, -1.0, dtype=torch.float32).scatter(1, positive_index[:, None], 1.0)
+    terms = functional.logsigmoid(sign * logits.float())
+    return -terms.masked_fill(is_excluded, 0.0).sum() / n_global

@@ -9,17 +9,20 @@ import torch
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
-from transformers import BertConfig
+from transformers import PretrainedConfig
 
-from mamo.config.schema import MamoConfig, RunConfig
+from mamo.config.schema import MamoConfig
 from mamo.config.values import Values
 from mamo.imports import import_class, is_import_path, validate_settings
+from mamo.models.clip_start import load_clip
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, FusionEncoder
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
-from mamo.models.text_encoder import TextEncoder, bert_config_from, load_bert_weights
+from mamo.models.published_text import build_text_tower, fusion_sizes, load_text_weights, text_config_of
+from mamo.models.text_encoder import PublishedTextTower
 from mamo.models.towers import ImageTower, TextTower
 from mamo.models.vlm import Backbone, Mamo
+from mamo.models.weights import WeightReport
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +30,19 @@ logger = logging.getLogger(__name__)
 def build_backbone(config: MamoConfig, vocabulary_size: int, pad_token_id: int) -> Backbone:
     """Build the part of the network that all tasks share, initialised from `seed`."""
     torch.manual_seed(config.seed)
+    image_encoder = build_image_encoder(config)
+    published = text_config_of(config, vocabulary_size, pad_token_id)
+    text_encoder = _text_encoder(config, published, vocabulary_size, pad_token_id)
+    fusion = _fusion(config, image_encoder, text_encoder, published)
+    return Backbone(image_encoder, text_encoder, fusion, config.model.itc_width)
+
+
+def build_image_encoder(config: MamoConfig) -> ImageTower:
+    """Build the image encoder of a config, with random weights."""
     image_encoder = _image_encoder(config)
     if config.model.image.pixel_statistics == "clip":
         image_encoder.use_statistics(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-    bert = bert_config_of(config, vocabulary_size, pad_token_id)
-    text_encoder = _text_encoder(config, bert, vocabulary_size, pad_token_id)
-    fusion = _fusion(config, image_encoder, text_encoder, bert)
-    return Backbone(image_encoder, text_encoder, fusion, config.model.itc_width)
+    return image_encoder
 
 
 def _image_encoder(config: MamoConfig) -> ImageTower:
@@ -55,10 +64,12 @@ def _image_encoder(config: MamoConfig) -> ImageTower:
     )
 
 
-def _text_encoder(config: MamoConfig, bert: BertConfig, vocabulary_size: int, pad_token_id: int) -> TextTower:
+def _text_encoder(
+    config: MamoConfig, published: PretrainedConfig, vocabulary_size: int, pad_token_id: int
+) -> TextTower:
     text = config.model.text
     if text.name is None:
-        return TextEncoder(bert, text.layers)
+        return build_text_tower(published, text.layers)
     if not is_import_path(text.name):
         raise ValueError(f"model.text.name: {text.name!r} is no import path, module:Class; use null for BERT")
     tower: Any = import_class(text.name, TextTower, "model.text.name")
@@ -75,25 +86,32 @@ def load_published(config: MamoConfig, network: Mamo) -> None:
     """
     model, backbone = config.model, network.backbone
     image_encoder, text_encoder = backbone.image_encoder, backbone.text_encoder
+    if model.clip is not None:
+        logger.info("both towers from %s, the fusion anew: %s", model.clip, load_clip(network, model.clip))
     if model.image.weights != "random":
-        if not isinstance(image_encoder, ImageEncoder):
-            raise ValueError(f"model.image.weights: {type(image_encoder).__name__} loads none; use random")
-        report = load_image_weights(image_encoder, model.image.weights)
+        report = load_image_encoder(image_encoder, model.image.weights)
         logger.info("image encoder from %s: %s", model.image.weights, report)
     if model.text.weights == "bert" and model.text.bert is not None:
-        if not isinstance(text_encoder, TextEncoder):
+        if not isinstance(text_encoder, PublishedTextTower):
             raise ValueError(f"model.text.weights: {type(text_encoder).__name__} loads none; use random")
-        report = load_bert_weights(text_encoder, backbone.fusion, model.text.bert, network.get_head("mlm"))
+        report = load_text_weights(text_encoder, backbone.fusion, model.text.bert, network.get_head("mlm"))
         logger.info("text encoder and fusion from %s: %s", model.text.bert, report)
 
 
-def _fusion(config: MamoConfig, image_encoder: ImageTower, text_encoder: TextTower, bert: BertConfig) -> FusionEncoder:
+def load_image_encoder(image_encoder: ImageTower, source: str) -> WeightReport:
+    """Load published weights into an image encoder. Raises ValueError where it loads none, or they do not fit."""
+    if not isinstance(image_encoder, ImageEncoder):
+        raise ValueError(f"model.image.weights: {type(image_encoder).__name__} loads none; use random")
+    return load_image_weights(image_encoder, source)
+
+
+def _fusion(
+    config: MamoConfig, image_encoder: ImageTower, text_encoder: TextTower, published: PretrainedConfig
+) -> FusionEncoder:
     """Build the fusion of a config, as wide as BERT, so that its layers can be BERT's upper ones."""
     sizes: Values = {
-        "width": bert.hidden_size,
+        **fusion_sizes(published),
         "layers": config.model.fusion_layers,
-        "heads": bert.num_attention_heads,
-        "mlp_width": bert.intermediate_size,
         "image_width": image_encoder.width,
         "grid": image_encoder.grid,
         "num_prefix_tokens": image_encoder.num_prefix_tokens,
@@ -101,9 +119,9 @@ def _fusion(config: MamoConfig, image_encoder: ImageTower, text_encoder: TextTow
     }
     if config.model.fusion_type == "concat":
         return Fusion(**sizes, text_width=text_encoder.width)
-    if text_encoder.width != bert.hidden_size:
+    if text_encoder.width != sizes["width"]:
         raise ValueError(
-            f"model.fusion_type: cross needs a text tower of its width {bert.hidden_size}, this one has "
+            f"model.fusion_type: cross needs a text tower of its width {sizes['width']}, this one has "
             f"{text_encoder.width}; use concat, or model.text.width"
         )
     return CrossFusion(**sizes)
@@ -146,35 +164,3 @@ def _resample(stored: Tensor, new_grid: tuple[int, int], old_grid: tuple[int, in
         stored, new_size=list(new_grid), old_size=list(old_grid), num_prefix_tokens=num_prefix_tokens
     )
     return resampled
-
-
-def bert_config_of(config: RunConfig, vocabulary_size: int, pad_token_id: int) -> BertConfig:
-    """Return the BERT configuration of a config: that of `model.text.bert`, or one of the sizes in `model.text`.
-
-    Raises:
-        ValueError: the named BERT has too few words or positions for the tokenizer or the text length.
-    """
-    text = config.model.text
-    if text.bert is None:
-        bert = BertConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=text.width,
-            num_attention_heads=text.heads,
-            intermediate_size=text.mlp_width,
-            max_position_embeddings=max(512, config.data.text_max_tokens),
-            pad_token_id=pad_token_id,
-        )
-    else:
-        bert = bert_config_from(text.bert)
-        if bert.vocab_size < vocabulary_size:
-            raise ValueError(
-                f"model.text.bert: {text.bert} has {bert.vocab_size} words, the tokenizer of data.tokenizer "
-                f"({config.data.tokenizer}) has {vocabulary_size}; use the tokenizer that belongs to it"
-            )
-        if bert.max_position_embeddings < config.data.text_max_tokens:
-            raise ValueError(
-                f"data.text_max_tokens: {config.data.text_max_tokens} is more than the {bert.max_position_embeddings} "
-                f"positions of {text.bert} (model.text.bert)"
-            )
-    bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = config.model.dropout
-    return bert

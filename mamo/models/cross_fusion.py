@@ -28,12 +28,20 @@ class CrossLayer(PostNormLayer, LayeredModule):
     ``x = LN(x + Attention(x)); x = LN(x + CrossAttention(x, image)); x = LN(x + W2 gelu(W1 x))``.
     """
 
-    def __init__(self, width: int, heads: int, mlp_width: int, image_width: int, dropout: float = 0.0) -> None:
-        super().__init__(width, heads, mlp_width, dropout)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        image_width: int,
+        dropout: float = 0.0,
+        layer_norm_eps: float = LAYER_NORM_EPS,
+    ) -> None:
+        super().__init__(width, heads, mlp_width, dropout, layer_norm_eps)
         self.cross_query = nn.Linear(width, width)
         self.cross_key_value = nn.Linear(image_width, 2 * width)
         self.cross_out = nn.Linear(width, width)
-        self.cross_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.cross_norm = nn.LayerNorm(width, eps=layer_norm_eps)
         for module in (self.cross_query, self.cross_key_value, self.cross_out):
             init_like_bert(module)
 
@@ -129,11 +137,13 @@ class CrossFusion(FusionEncoder):
         grid: tuple[int, int],
         num_prefix_tokens: int,
         dropout: float = 0.0,
+        layer_norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         if layers < 1:
             raise ValueError(f"fusion needs at least one layer, not {layers}")
-        super().__init__(width, heads, mlp_width, grid, num_prefix_tokens, dropout)
-        self.layers = nn.ModuleList([CrossLayer(width, heads, mlp_width, image_width, dropout) for _ in range(layers)])
+        super().__init__(width, heads, mlp_width, grid, num_prefix_tokens, dropout, layer_norm_eps)
+        sizes = width, heads, mlp_width, image_width, dropout, layer_norm_eps
+        self.layers = nn.ModuleList([CrossLayer(*sizes) for _ in range(layers)])
 
     def embed_image(self, image_tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """Project image tokens float [B, N, D_image] to keys and values of every layer.

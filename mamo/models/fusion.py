@@ -43,17 +43,19 @@ def chunk_views(stacked: nn.Linear, prefix: str, names: tuple[str, ...]) -> dict
 class PostNormLayer(nn.Module):
     """Parts of a post-norm transformer layer, with the parameters of Hugging Face's ``BertLayer`` and fused qkv."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_width: int, dropout: float = 0.0, layer_norm_eps: float = LAYER_NORM_EPS
+    ) -> None:
         super().__init__()
         if width % heads != 0:
             raise ValueError(f"fusion width {width} is not a multiple of its {heads} heads")
         self.width, self.heads, self.dropout_p = width, heads, dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.fc1 = nn.Linear(width, mlp_width)
         self.fc2 = nn.Linear(mlp_width, width)
-        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.apply(init_like_bert)
 
@@ -154,18 +156,26 @@ class FusionEncoder(LayeredModule, ABC):
     image (`embed_image`) and each text (`embed_text`), in however many pairs they occur.
 
     ``width`` is D, ``heads`` A; ``mlp_width`` and ``dropout_p`` are those of its layers; ``grid`` is the rows and
-    columns of patches. The fused tokens are ``num_prefix_tokens`` class tokens and P patches, together
-    ``num_image_positions``, then the text. Without ``has_patch_outputs`` they are only the text, and
-    ``num_image_positions`` is 0.
+    columns of patches; ``layer_norm_eps`` is that of its layers. The fused tokens are ``num_prefix_tokens`` class
+    tokens and P patches, together ``num_image_positions``, then the text. Without ``has_patch_outputs`` they are only
+    the text, and ``num_image_positions`` is 0.
     """
 
     has_patch_outputs: ClassVar[bool] = True
     layers: nn.ModuleList
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, grid: tuple[int, int], num_prefix_tokens: int, dropout_p: float
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        grid: tuple[int, int],
+        num_prefix_tokens: int,
+        dropout_p: float,
+        layer_norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
+        self.layer_norm_eps = layer_norm_eps
         self.width, self.heads, self.mlp_width, self.dropout_p = width, heads, mlp_width, dropout_p
         self.grid, self.num_prefix_tokens = grid, num_prefix_tokens
         self.num_image_positions = num_prefix_tokens + grid[0] * grid[1] if self.has_patch_outputs else 0
@@ -276,10 +286,11 @@ class Fusion(FusionEncoder):
         num_prefix_tokens: int,
         text_width: int,
         dropout: float = 0.0,
+        layer_norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         if layers < 1:
             raise ValueError(f"fusion needs at least one layer, not {layers}")
-        super().__init__(width, heads, mlp_width, grid, num_prefix_tokens, dropout)
+        super().__init__(width, heads, mlp_width, grid, num_prefix_tokens, dropout, layer_norm_eps)
         self.image_projection = nn.Linear(image_width, width)
         self.image_position = nn.Parameter(torch.empty(1, self.num_image_positions, width))
         self.image_modality = nn.Parameter(torch.empty(width))
@@ -288,7 +299,8 @@ class Fusion(FusionEncoder):
         self.text_projection = nn.Identity() if text_width == width else nn.Linear(text_width, width)
         self.text_modality = nn.Parameter(torch.zeros(width))
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList([FusionLayer(width, heads, mlp_width, dropout) for _ in range(layers)])
+        sizes = width, heads, mlp_width, dropout, layer_norm_eps
+        self.layers = nn.ModuleList([FusionLayer(*sizes) for _ in range(layers)])
         self.apply(init_like_bert)
         init_position(self.image_position, grid, num_prefix_tokens)
         for embedding in (self.image_modality, self.mask_token):

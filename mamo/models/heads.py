@@ -27,11 +27,11 @@ class MLMHead(nn.Module):
     *is* ``word_embeddings.weight``: a network's state dict holds this memory under two names.
     """
 
-    def __init__(self, width: int, word_embeddings: nn.Embedding) -> None:
+    def __init__(self, width: int, word_embeddings: nn.Embedding, layer_norm_eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
         embedding_width = word_embeddings.embedding_dim
         self.dense = nn.Linear(width, embedding_width)
-        self.norm = nn.LayerNorm(embedding_width, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(embedding_width, eps=layer_norm_eps)
         self.apply(init_like_bert)
         self.decoder = nn.Linear(embedding_width, word_embeddings.num_embeddings)
         self.decoder.weight = word_embeddings.weight

@@ -1,31 +1,45 @@
-"""The text encoder: the lower layers of a Hugging Face BERT, and its weights.
+"""The text encoder: the lower layers of a Hugging Face BERT, RoBERTa or DistilBERT, and its weights.
 
 Legend: B batch, L text tokens, D width, V vocabulary.
 """
 
 import copy
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from mamo.hub import hub_folder
 from mamo.models.attention import BERT_ATTENTION
 from mamo.models.convert_clip import SAME_FUNCTION
-from mamo.models.fusion import LAYER_NORM_EPS, FusionEncoder, PostNormLayer
+from mamo.models.fusion import FusionEncoder, PostNormLayer
 from mamo.models.heads import MLMHead
 from mamo.models.init import init_by_fan_in
+from mamo.models.text_layouts import as_bert_config, with_bert_names
 from mamo.models.towers import TextTower
 from mamo.models.weights import WeightReport, check_keys, read_weights
 
-# Parts of a BERT outside the encoder: the pre-training heads, the pooler, and a buffer of old files.
-_HEAD_PREFIXES = ("cls.", "pooler.", "embeddings.position_ids")
+logger = logging.getLogger(__name__)
+
+# Parts of a BERT outside the encoder: the heads of its tasks, the pooler, and a buffer of old files.
+_HEAD_PREFIXES = (
+    "cls.", "pooler.", "embeddings.position_ids", "classifier.", "pre_classifier.", "qa_outputs."
+)  # fmt: skip
 
 
-class TextEncoder(TextTower):
+class PublishedTextTower(TextTower):
+    """A text encoder of a published kind. ``config`` is its configuration, which a run keeps with its weights."""
+
+    config: PretrainedConfig
+
+
+class TextEncoder(PublishedTextTower):
     """The lower ``layers`` layers of ``transformers.BertModel``, without its pooler.
 
     Dropout is that of ``bert_config``; its ``num_hidden_layers`` is replaced by ``layers``.
@@ -40,6 +54,7 @@ class TextEncoder(TextTower):
         config._attn_implementation = BERT_ATTENTION
         self.bert = BertModel(config, add_pooling_layer=False)
         self.bert.apply(init_by_fan_in)
+        self.config: BertConfig = self.bert.config
         self.width: int = config.hidden_size
 
     @property
@@ -65,23 +80,33 @@ class TextEncoder(TextTower):
         return encoded
 
 
+def config_values(source: str) -> dict[str, Any]:
+    """Read the configuration of a text encoder from a folder with ``config.json``, or by hub name (needs network).
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        folder = Path(source) if Path(source).exists() else hub_folder(source, ("config.json",))
+        values, _ = PretrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no config of a text encoder at {source!r}: give a folder with config.json or a hub name ({error})"
+        ) from None
+    return dict(values)
+
+
 def bert_config_from(source: str) -> BertConfig:
-    """Read a BERT configuration from a folder with ``config.json``, or by hub name (needs network).
+    """Read the configuration of a BERT, or of an encoder whose layers are BERT's, as a BERT's; see `config_values`.
 
     Raises:
         ValueError: there is none, or it describes another family of models.
     """
+    values = config_values(source)
     try:
-        folder = Path(source) if Path(source).exists() else hub_folder(source, ("config.json",))
-        values, _ = BertConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no BERT config at {source!r}: give a folder with config.json or a hub name ({error})"
-        ) from None
-    if values.get("model_type", "bert") != "bert":
-        raise ValueError(f"{source!r} describes a {values['model_type']!r} model, not a BERT")
-    config: BertConfig = BertConfig.from_dict(values)
-    return config
+        return as_bert_config(values)
+    except ValueError as error:
+        raise ValueError(f"{source!r} describes {error}") from None
 
 
 def load_bert_weights(
@@ -89,40 +114,50 @@ def load_bert_weights(
 ) -> WeightReport:
     """Load BERT's embeddings and lower layers into the text encoder, its upper layers into the fusion layers.
 
+    Where the text encoder has all layers, the fusion keeps its initial values.
+
     Args:
         text_encoder: filled in place.
         fusion: its layers are filled in place. Parameters that BERT lacks, such as cross-attention, keep their values
-            and are reported as new. None where the text encoder has all layers.
+            and are reported as new. None of a network without.
         source: a folder or file of weights (.safetensors preferred; .bin and .pt are read with ``weights_only``), or
-            a hub name (needs network). Keys may carry the prefix ``bert.`` and the old ``LayerNorm.gamma/beta``.
-        mlm_head: filled from ``cls.predictions``; None loads no head.
+            a hub name (needs network), of a BERT, RoBERTa, XLM-R or DistilBERT. Keys may carry the prefix of the family
+            (``bert.``) and the old ``LayerNorm.gamma/beta``.
+        mlm_head: filled from the masked-word head of the file, if that has one; None loads no head.
 
     Raises:
-        ValueError: naming the keys that are missing, unused (other than those of heads) or of another shape. BERT must
-            have exactly as many layers as text encoder and fusion together. Or a config.json next to the weights says
-            what their shapes do not show: other heads, another activation, epsilon or kind of positions; or the
-            masked-word head has a decoder of its own.
+        ValueError: naming the keys that are missing, unused (other than those of heads) or of another shape, or the
+            number of layers that fits. Or a config.json next to the weights says what their shapes do not show: other
+            heads, another activation, epsilon or kind of positions; or the masked-word head has a decoder of its own.
     """
-    path = Path(source) if Path(source).exists() else _download(source)
-    _check_config(path, text_encoder, fusion, mlm_head)
-    state = {_modern_name(key): value for key, value in read_weights(path).items()}
+    path = Path(source) if Path(source).exists() else download_weights(source)
+    kind = _check_config(path, text_encoder, fusion, mlm_head)
+    state = with_bert_names(read_weights(path), kind, text_encoder.config.pad_token_id or 0)
     if mlm_head is not None:
         _check_tie(state, source)
     wanted = dict(text_encoder.bert.state_dict())
-    n_text = len(text_encoder.bert.encoder.layer)
-    parameters = fusion.named_parameters() if fusion is not None else ()
-    new = [name for name, _ in parameters if not name.startswith("layers.")]
-    for index, layer in enumerate(fusion.layers if fusion is not None else ()):
-        if not isinstance(layer, PostNormLayer):
-            raise ValueError(f"a fusion layer of {type(layer).__name__} does not have the parameters of a BERT layer")
-        for name, view in layer.bert_named_tensors().items():
-            key = f"encoder.layer.{n_text + index}.{name}"
-            if name.startswith("crossattention.") and key not in state:  # a plain BERT
-                new.append(f"layers.{index}.{name}")
-            else:
-                wanted[key] = view
+    new = [] if fusion is None else [name for name, _ in fusion.named_parameters() if not name.startswith("layers.")]
+    n_text = len(text_encoder.layers)
+    if _has_upper_layers(state, n_text, fusion, source):
+        for index, layer in enumerate(fusion.layers if fusion is not None else ()):
+            if not isinstance(layer, PostNormLayer):
+                raise ValueError(
+                    f"a fusion layer of {type(layer).__name__} does not have the parameters of a BERT layer"
+                )
+            for name, view in layer.bert_named_tensors().items():
+                key = f"encoder.layer.{n_text + index}.{name}"
+                if name.startswith("crossattention.") and key not in state:  # a plain BERT
+                    new.append(f"layers.{index}.{name}")
+                else:
+                    wanted[key] = view
+    elif fusion is not None:
+        logger.info("fusion starts anew: the text encoder has all %d layers of %s", n_text, source)
+        new = [name for name, _ in fusion.named_parameters()]
     if mlm_head is not None:
-        wanted |= {f"cls.predictions.{name}": view for name, view in mlm_head.bert_named_tensors().items()}
+        head = {f"cls.predictions.{name}": view for name, view in mlm_head.bert_named_tensors().items()}
+        has_head = any(key in state for key in head)
+        wanted |= head if has_head else {}
+        new += [] if has_head else [f"mlm.{name}" for name, _ in mlm_head.named_parameters()]
     unused = tuple(key for key in state if key.startswith(_HEAD_PREFIXES) and key not in wanted)
     state = {key: value for key, value in state.items() if key not in unused}
     check_keys(state, wanted, source)
@@ -131,16 +166,35 @@ def load_bert_weights(
     return WeightReport(loaded=tuple(wanted), new=tuple(new), unused=unused)
 
 
-def _modern_name(key: str) -> str:
-    """Rename a key of an old BERT file to its current form."""
-    key = key.removeprefix("bert.")
-    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+def _has_upper_layers(state: dict[str, Tensor], n_text: int, fusion: FusionEncoder | None, source: str) -> bool:
+    """Return whether a BERT has layers above the lower `n_text`, for the fusion.
+
+    Raises:
+        ValueError: it has another number than text encoder and fusion together; names the keys and numbers that fit.
+    """
+    found = (re.match(r"encoder\.layer\.(\d+)\.", key) for key in state)
+    depth = max((int(match[1]) + 1 for match in found if match), default=n_text)
+    if depth == n_text:
+        return False
+    if fusion is None:
+        raise ValueError(
+            f"weights of {source} have {depth} layers, the network {n_text}: set model.text.layers={depth}"
+        )
+    n_fusion = len([*fusion.layers])
+    if depth != n_text + n_fusion:
+        upper = f"model.fusion_layers={depth - n_text}, or " if depth > n_text else ""
+        raise ValueError(
+            f"weights of {source} have {depth} layers, model.text.layers {n_text} and model.fusion_layers {n_fusion} "
+            f"are {n_text + n_fusion}: set {upper}model.text.layers={depth}, with which the fusion starts anew"
+        )
+    return True
 
 
-def _check_config(
-    path: Path, text_encoder: TextEncoder, fusion: FusionEncoder | None, mlm_head: MLMHead | None
-) -> None:
+def _check_config(path: Path, text_encoder: TextEncoder, fusion: FusionEncoder | None, mlm_head: MLMHead | None) -> str:
     """Compare, with a config.json in the weights' folder, the differences that weight shapes do not show.
+
+    Returns:
+        The `model_type` of the file; `bert` where it has none.
 
     Raises:
         ValueError: other attention heads; in the fusion or the masked-word head, which have BERT's own, another
@@ -148,8 +202,8 @@ def _check_config(
     """
     config_file = (path if path.is_dir() else path.parent) / "config.json"
     if not config_file.is_file():
-        return
-    theirs, ours = bert_config_from(str(config_file.parent)), text_encoder.bert.config
+        return "bert"
+    theirs, ours = bert_config_from(str(config_file.parent)), text_encoder.config
     heads = {"text encoder": ours.num_attention_heads} | ({} if fusion is None else {"fusion": fusion.heads})
     for part, n_heads in heads.items():
         if n_heads != theirs.num_attention_heads:
@@ -158,13 +212,15 @@ def _check_config(
                 "make them equal"
             )
     wanted: dict[str, object] = {"hidden_act": ours.hidden_act, "layer_norm_eps": ours.layer_norm_eps}
-    if fusion is not None or mlm_head is not None:
-        wanted = {"hidden_act": "gelu", "layer_norm_eps": LAYER_NORM_EPS}
+    eps = mlm_head.norm.eps if mlm_head is not None else fusion.layer_norm_eps if fusion is not None else None
+    if eps is not None:
+        wanted = {"hidden_act": "gelu", "layer_norm_eps": eps}
     wanted |= {"position_embedding_type": "absolute", "is_decoder": False}
     for key, value in wanted.items():
         found = getattr(theirs, key, value)
         if found != value and not (key == "hidden_act" and _is_same_function(str(found), str(value))):
             raise ValueError(f"{config_file} has {key}: {found}, the network {value}; choose a BERT with {value}")
+    return str(config_values(str(config_file.parent)).get("model_type", "bert"))
 
 
 def _is_same_function(one: str, other: str) -> bool:
@@ -189,7 +245,7 @@ def _check_tie(state: dict[str, Tensor], source: str) -> None:
             )
 
 
-def _download(source: str) -> Path:
+def download_weights(source: str) -> Path:
     """Download a hub repository's configuration and weights, .safetensors where it has them."""
     try:
         return hub_folder(source, ("*.safetensors",), ("config.json",))

@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from mamo.config.schema import MaskingConfig, RunConfig
+from mamo.config.objective import MaskingConfig
+from mamo.config.schema import RunConfig
 from mamo.data.collate import sample_rng
 from mamo.evaluation.metrics.grounding import IOU_THRESHOLD, best_proposal, iou, to_image_size
 from mamo.evaluation.metrics.retrieval import union_of_pairs

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from mamo.config.schema import BaseMaskingConfig
+from mamo.config.objective import BaseMaskingConfig
 from mamo.config.values import Values
 from mamo.data.collate import Batch
 from mamo.distributed import all_reduce_sum

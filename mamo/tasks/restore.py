@@ -58,14 +58,16 @@ def random_backbone(config: MamoConfig, folder: Path, n_tokens: int, pad_token_i
 
 
 def without_published(config: Config, folder: Path) -> Config:
-    """Return the config to build a stored network by: weights, and the values of a named BERT, come from `folder`.
+    """Return the config to build a stored network by: weights, and the values of a named text encoder, are in `folder`.
 
     Published weights and configurations are not looked for again: their source may be gone.
     """
     text = config.model.text.model_copy(update={"weights": "random"})
-    if text.bert is not None and (folder / BERT).is_dir():
-        text = text.model_copy(update={"bert": str(folder / BERT)})
-    update: dict[str, object] = {"text": text}
+    source, update = config.model.text_source, dict[str, object]()
+    if source is not None:
+        text = text.model_copy(update={"bert": str(folder / BERT) if (folder / BERT).is_dir() else source})
+    update["text"] = text
     if isinstance(config.model, MamoModelConfig):
+        update["clip"] = None
         update["image"] = config.model.image.model_copy(update={"weights": "random"})
     return config.model_copy(update={"model": config.model.model_copy(update=update)})

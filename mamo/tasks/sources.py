@@ -30,10 +30,10 @@ from mamo.data.records import (
     ReasoningRecord,
     VqaRecord,
 )
-from mamo.data.tokenizer import TOKENIZER_FILES, read_tokenizer, use_sep
+from mamo.data.tokenizer import NEEDED_FILES, TOKENIZER_FILES, add_mask_token, read_tokenizer, use_sep
 from mamo.data.transforms import train_transform_from
 from mamo.hub import hub_folder
-from mamo.models.text_encoder import bert_config_from
+from mamo.models.published_text import text_config_from
 from mamo.world.datasets import ScenePairs
 from mamo.world.entailment import entailment_items, render_covered
 from mamo.world.questions import question
@@ -52,34 +52,41 @@ def load_tokenizer(name: str, has_sep: bool = True) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_of(config: RunConfig) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a config; compare it with the one of the BERT whose weights the config takes.
+    """Load the tokenizer of a config; compare it with the one of the text encoder whose weights the config takes.
+
+    A run that starts from no checkpoint and masks words adds [MASK] to a tokenizer without it.
 
     Raises:
-        ValueError: there is none, or BERT's words have other ids.
+        ValueError: there is none, or the encoder's words have other ids.
     """
     tokenizer, text = load_tokenizer(config.data.tokenizer, has_sep(config)), config.model.text
+    if config.checkpoint is None and config.masks_words:
+        add_mask_token(tokenizer)
     is_file = config.checkpoint is not None and Path(config.checkpoint).is_file()
-    if text.bert is not None and (is_file or (text.weights == "bert" and config.checkpoint is None)):
-        check_bert_tokenizer(tokenizer, config.data.tokenizer, text.bert)
+    source = config.model.text_source
+    takes_weights = config.checkpoint is None and (text.weights == "bert" or source != text.bert)
+    if source is not None and (is_file or takes_weights):
+        check_bert_tokenizer(tokenizer, config.data.tokenizer, source)
     return tokenizer
 
 
 def check_bert_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str, bert: str) -> None:
-    """Raise ValueError unless a tokenizer gives words the ids that they have in a BERT.
+    """Raise ValueError unless a tokenizer gives words the ids that they have in a text encoder.
 
     Args:
-        tokenizer: of the run.
+        tokenizer: of the run, perhaps with [MASK] added.
         name: `data.tokenizer`, for messages.
         bert: folder or hub name; without a tokenizer in it, the numbers of words are compared.
     """
-    folder = Path(bert) if Path(bert).exists() else hub_folder(bert, ("config.json",), TOKENIZER_FILES)
+    folder = Path(bert) if Path(bert).exists() else hub_folder(bert, ("*config.json",), TOKENIZER_FILES)
     advice = "set data.tokenizer to the tokenizer that belongs to it"
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES[:2]):
-        n_words = bert_config_from(str(folder)).vocab_size
+    if not any((folder / file).is_file() for file in NEEDED_FILES):
+        n_words = text_config_from(str(folder)).vocab_size
         if n_words != len(tokenizer):
             raise ValueError(f"data.tokenizer: {name} has {len(tokenizer)} words, {bert} has {n_words}; {advice}")
         return
-    own, theirs = tokenizer.get_vocab(), read_tokenizer(str(folder)).get_vocab()
+    its = read_tokenizer(str(folder))
+    own, theirs = tokenizer.get_vocab(), (its if tokenizer.mask_token is None else add_mask_token(its)).get_vocab()
     differing = sorted(word for word in own if own[word] != theirs.get(word))
     if differing or len(own) != len(theirs):
         word = differing[0] if differing else min(theirs.keys() - own.keys())

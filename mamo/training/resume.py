@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import BertConfig
 
@@ -10,7 +11,7 @@ from mamo.config.conventions import EVALUATED, conventions_of, with_conventions
 from mamo.config.load import BuildConfig
 from mamo.config.schema import MamoModelConfig, RunConfig
 from mamo.config.values import Values, expand_path, flatten, merge, read_values
-from mamo.models.text_encoder import bert_config_from
+from mamo.models.published_text import text_config_from
 from mamo.training import checkpoint
 from mamo.training.run_dir import BERT, CONFIG
 
@@ -116,7 +117,7 @@ def trained_data(lineage: Iterable[Values]) -> list[Values]:
 def check_architecture(config: RunConfig, parent: RunConfig, folder: Path) -> None:
     """Refuse what names and shapes of weights do not show: other attention heads, another function between layers.
 
-    A BERT named by `model.text.bert` counts by its configuration, the checkpoint's by the one stored with its weights.
+    A published text encoder counts by its configuration, the checkpoint's by the one stored with its weights.
 
     Raises:
         CheckpointError: names the keys.
@@ -127,24 +128,24 @@ def check_architecture(config: RunConfig, parent: RunConfig, folder: Path) -> No
     if isinstance(own, MamoModelConfig) and isinstance(its, MamoModelConfig):
         pairs["model.image.name"] = own.image.name, its.image.name
         pairs["model.image.heads"] = own.image.heads, its.image.heads
-    if own.text.bert != its.text.bert or own.text.heads != its.text.heads:
-        stored = _bert_of(parent, folder)
-        berts = stored if own.text.bert is not None and own.text.bert == its.text.bert else _bert_of(config), stored
+    if own.text_source != its.text_source or own.text.heads != its.text.heads:
+        stored, source = _bert_of(parent, folder), own.text_source
+        berts = stored if source is not None and source == its.text_source else _bert_of(config), stored
         pairs["model.text.heads"] = berts[0].num_attention_heads, berts[1].num_attention_heads
-        for key in ("hidden_act", "layer_norm_eps"):
-            pairs[f"{key} of model.text.bert"] = getattr(berts[0], key), getattr(berts[1], key)
+        for key in ("model_type", "hidden_act", "layer_norm_eps"):
+            pairs[f"{key} of model.text.bert"] = getattr(berts[0], key, None), getattr(berts[1], key, None)
     differing = [f"{key} is {mine} here, {theirs} there" for key, (mine, theirs) in pairs.items() if mine != theirs]
     if differing:
         raise checkpoint.CheckpointError(f"{folder} is of another architecture: {'; '.join(differing)}")
 
 
-def _bert_of(config: RunConfig, folder: Path | None = None) -> BertConfig:
-    """Return the BERT's configuration of a config, of a checkpoint the one stored in its folder."""
-    text = config.model.text
-    if text.bert is None:
-        return BertConfig(num_attention_heads=text.heads)
+def _bert_of(config: RunConfig, folder: Path | None = None) -> Any:
+    """Return the configuration of a config's text encoder, of a checkpoint the one stored in its folder."""
+    source = config.model.text_source
+    if source is None:
+        return BertConfig(num_attention_heads=config.model.text.heads)
     is_stored = folder is not None and (folder / BERT).is_dir()
-    return bert_config_from(str(folder / BERT) if folder is not None and is_stored else text.bert)
+    return text_config_from(str(folder / BERT) if folder is not None and is_stored else source)
 
 
 def warn_if_not_bit_identical(state: Values, now: dict[str, str]) -> None:

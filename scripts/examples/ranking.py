@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mamo.config.schema import MamoConfig, MaskingConfig, Section
+from mamo.config.objective import MaskingConfig
+from mamo.config.schema import MamoConfig, Section
 from mamo.data.loader import collate_range
 from mamo.evaluation.scorer import eval_mode
 from mamo.models.build import build_backbone

@@ -10,8 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from mamo.config import load
+from mamo.config.objective import LossWeights
 from mamo.config.presets import PRESETS
-from mamo.config.schema import LossWeights, RunConfig
+from mamo.config.schema import RunConfig
 from mamo.config.unused import all_defaults, defaults, non_defaults
 from mamo.config.values import merge
 from mamo.tasks.mlim.pretrain import LOSSES as MLIM_LOSSES

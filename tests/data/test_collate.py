@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mamo.config.schema import DataConfig, MaskingConfig
+from mamo.config.objective import MaskingConfig
+from mamo.config.schema import DataConfig
 from mamo.data.loader import collate_range, make_loader
 from mamo.data.pairs import Sample
 from mamo.data.sampler import StepSampler

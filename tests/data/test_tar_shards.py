@@ -14,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from mamo.commands.data import main
-from mamo.config.schema import MaskingConfig
+from mamo.config.objective import MaskingConfig
 from mamo.data.collate import Batch
 from mamo.data.loader import collate_range
 from mamo.data.pair_record import PairRecord

@@ -8,14 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mamo.data.collate import tokenize, tokenize_closed
-from mamo.data.tokenizer import SPECIAL_TOKENS, is_word_start, read_tokenizer, train_tokenizer, unknown_share, use_sep
+from mamo.data.collate import tokenize, tokenize_closed, tokenize_words
+from mamo.data.tokenizer import (
+    SPECIAL_TOKENS,
+    add_mask_token,
+    check_words,
+    read_tokenizer,
+    train_tokenizer,
+    unknown_share,
+    use_sep,
+)
 from mamo.tasks.sources import load_tokenizer
 from mamo.world import captions
 from mamo.world.scene import SceneWorld
 from mamo.world.vocabulary import scenes_tokenizer
+from tests.published import CAPTIONS, clip_tokenizer, siglip_tokenizer
 
 SCENES = scenes_tokenizer()
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " "
@@ -101,14 +110,13 @@ def test_pairs_files_and_text_give_the_same_tokenizer(trained: Path, tmp_path: P
     assert load_tokenizer(str(tmp_path / "out")).get_vocab() == load_tokenizer(str(trained)).get_vocab()
 
 
-def test_word_starts(trained: Path) -> None:
+def test_words_are_numbered(trained: Path) -> None:
     """Bug: whole-word masking that splits words or merges neighbours."""
     tokenizer = load_tokenizer(str(trained))
-    starts = is_word_start(tokenizer)
-    assert starts.shape == (len(tokenizer),)
-    ids = tokenizer("zq tower!", add_special_tokens=False)["input_ids"]
-    assert tokenizer.convert_ids_to_tokens(ids) == ["z", "##q", "tower", "!"]
-    assert starts[ids].tolist() == [True, False, True, True]
+    ids, _, words = tokenize_words(tokenizer, ["zq tower!", "two"], 16, by_word=True)
+    assert tokenizer.convert_ids_to_tokens(ids[0].tolist())[1:-1] == ["z", "##q", "tower", "!"]
+    assert words is not None
+    assert words.tolist() == [[-1, 0, 0, 1, 2, -1], [-1, 0, -1, -1, -1, -1]]
 
 
 def test_mistakes(trained: Path, tmp_path: Path) -> None:
@@ -123,8 +131,13 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(trained))
     tokenizer.mask_token = None
     tokenizer.save_pretrained(tmp_path / "maskless")
-    with pytest.raises(ValueError, match="no mask token"):
-        load_tokenizer(str(tmp_path / "maskless"))
+    maskless = load_tokenizer(str(tmp_path / "maskless"))
+    assert maskless.mask_token_id is None
+    assert add_mask_token(maskless).mask_token_id == tokenizer.convert_tokens_to_ids("[MASK]")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "padless")
+    with pytest.raises(ValueError, match="no pad token"):
+        load_tokenizer(str(tmp_path / "padless"))
 
 
 LETTERS = tuple(string.ascii_lowercase)
@@ -149,7 +162,7 @@ def save(folder: Path, ids: dict[str, int], frame: str = FRAME, prefix: str = "#
     gap=st.sampled_from([0, 0, 0, 5]),
     frame=st.sampled_from([FRAME, FRAME, "[CLS] $A", "$A [SEP] [CLS]", "[CLS] [CLS] $A [SEP]", "[SEP] $A [CLS]", "$A"]),
     side=st.sampled_from(["left", "right"]),
-    shared=st.sampled_from([{}, {}, {}, {"pad_token": "[SEP]"}, {"mask_token": "[UNK]"}]),
+    shared=st.sampled_from([{}, {}, {}, {"pad_token": "[CLS]"}, {"mask_token": "[UNK]"}]),
 )
 def test_a_tokenizer_does_what_batches_rely_on_or_is_refused(
     order: list[str], gap: int, frame: str, side: str, shared: dict[str, str], tmp_path_factory: pytest.TempPathFactory
@@ -175,20 +188,55 @@ def test_a_tokenizer_does_what_batches_rely_on_or_is_refused(
         assert closed[0, 4] == closed[1, 7] == ids["[SEP]"]
 
 
-def test_words_need_marked_pieces(tmp_path: Path) -> None:
-    """Bug: whole-word masking of a tokenizer whose pieces do not show where a word begins masks single pieces."""
+def test_words_need_a_division(tmp_path: Path) -> None:
+    """Bug: whole-word masking of a tokenizer that does not divide a text masks all of it."""
     at = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *LETTERS, *(f"@@{c}" for c in LETTERS), "##"))}
-    starts = is_word_start(read_tokenizer(save(tmp_path / "at", at, prefix="@@")))
-    assert [token for token in at if not starts[at[token]]] == [f"@@{letter}" for letter in LETTERS]
-    for name, model, splitter in (
-        ("bpe", models.BPE({**at, "Ġ": len(at)}, [], unk_token="[UNK]"), pre_tokenizers.ByteLevel()),
-        ("unigram", models.Unigram([(token, -1.0) for token in at], unk_id=1), pre_tokenizers.Metaspace()),
-    ):
-        tokenizer = read_tokenizer(save(tmp_path / name, at))
-        tokenizer.backend_tokenizer.model = model
-        tokenizer.backend_tokenizer.pre_tokenizer = splitter
-        with pytest.raises(ValueError, match=r"masking\.text_unit: word needs a tokenizer that marks"):
-            is_word_start(tokenizer)
+    tokenizer = read_tokenizer(save(tmp_path, at, prefix="@@"))
+    check_words(tokenizer)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    with pytest.raises(ValueError, match=r"divides a text into words, and this one reads 'a small red circle' as 1"):
+        check_words(tokenizer)
+
+
+def test_an_end_of_text_pads(tmp_path: Path) -> None:
+    """Bug: a tokenizer of CLIP's kind, whose end of text is also its padding and unknown word, is refused or reads
+    padding as words."""
+    ids = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *LETTERS, *(f"##{c}" for c in LETTERS)))}
+    tokenizer = read_tokenizer(save(tmp_path, ids, pad_token="[SEP]", unk_token="[SEP]"))
+    batch, is_valid = tokenize(tokenizer, ["ab", "red circle"], 16)
+    assert is_valid.sum(dim=1).tolist() == [4, batch.shape[1]]
+    assert unknown_share(tokenizer, batch, is_valid) == 0
+
+
+def test_a_start_is_added_where_there_is_none(tmp_path: Path) -> None:
+    """Bug: of SigLIP, whose texts have no start, heads read the first word in place of [CLS]; or the frame, decoding or
+    a literal end of text changes when the tokenizer is saved and read again."""
+    siglip_tokenizer().save_pretrained(tmp_path / "siglip")
+    clip_tokenizer().save_pretrained(tmp_path / "clip")
+    for kind, n_added in (("siglip", 1), ("clip", 0)):
+        before = AutoTokenizer.from_pretrained(tmp_path / kind)
+        tokenizer = read_tokenizer(str(tmp_path / kind))
+        assert len(tokenizer) == len(before) + n_added
+        plain, framed = (one("a small red circle")["input_ids"] for one in (before, tokenizer))
+        assert framed[-len(plain) + (not n_added) :] == plain[not n_added :]
+        assert framed[0] == tokenizer.cls_token_id
+        assert tokenizer.decode(framed, skip_special_tokens=True) == "a small red circle"
+        end = "<|endoftext|>"
+        assert tokenizer(f"a {end} b")["input_ids"].count(tokenizer.sep_token_id) == 1
+        add_mask_token(tokenizer).save_pretrained(tmp_path / "again")
+        again = read_tokenizer(str(tmp_path / "again"))
+        for text in (*CAPTIONS[:5], f"a {end} b"):
+            assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert (again.mask_token_id, len(again)) == (len(before) + n_added, len(tokenizer))
+
+
+def test_a_cased_vocabulary_of_bert_stays_cased(tmp_path: Path) -> None:
+    """Bug: of a cased or multilingual BERT with only `vocab.txt`, every word with a capital becomes lower case."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", "Red", "red", "É"]) + "\n", "utf-8")
+    for config in (None, {"model_type": "bert"}):
+        if config is not None:
+            (tmp_path / "config.json").write_text(json.dumps(config))
+        assert read_tokenizer(str(tmp_path))("a Red red É")["input_ids"] == [2, 5, 6, 7, 8, 3]
 
 
 def test_the_share_of_unknown_words_is_counted() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mamo.losses.itc import itc_loss, itc_targets, positives
+from mamo.losses.itc import itc_loss, itc_targets, positives, sigmoid_loss
 from mamo.losses.itm import itm_loss
 from mamo.losses.mim import mim_loss, patchify
 from mamo.losses.mlm import mlm_loss
@@ -68,6 +68,22 @@ def test_itc_equals_the_naive_loop(alpha: float) -> None:
         return itc_loss(scores, itc_targets(opinion, own, is_excluded, alpha), is_excluded, n_global=9)
 
     agree(ours, naive, similarity)
+
+
+def test_sigmoid_contrast_equals_a_double_loop() -> None:
+    """Bug: the sign of a pair, an excluded candidate that counts, a mean over pairs (SigLIP, Eq. 1)."""
+    logits, _, own, is_excluded = contrast()
+
+    def naive(scores: Tensor) -> Tensor:
+        loss = torch.zeros((), dtype=torch.float64)
+        for b in range(4):
+            for n in range(7):
+                z = 1 if n == own[b] else -1
+                if not is_excluded[b, n]:
+                    loss = loss - torch.log(1 / (1 + torch.exp(-z * scores[b, n])))
+        return loss / 9
+
+    agree(lambda scores: sigmoid_loss(scores, own, is_excluded, n_global=9), naive, logits)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])

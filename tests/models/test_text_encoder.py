@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, RobertaConfig
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, GPT2Config, RobertaConfig
 
 from mamo.models.fusion import Fusion
 from mamo.models.heads import MLMHead
@@ -127,7 +127,7 @@ def test_loading_is_strict_and_names_the_keys(tmp_path: Path) -> None:
     BertModel(bert_config(num_hidden_layers=6)).save_pretrained(tmp_path)
     text_encoder, fusion = networks()
     before = {key: value.clone() for key, value in text_encoder.state_dict().items()}
-    with pytest.raises(ValueError, match=r"unused encoder\.layer\.5\.attention\.self\.query\.weight"):
+    with pytest.raises(ValueError, match=r"have 6 layers, model\.text\.layers 2 and model\.fusion_layers 3 are 5"):
         load_bert_weights(text_encoder, fusion, str(tmp_path))
     state = load_file(tmp_path / "model.safetensors")
     state = {key: value for key, value in state.items() if ".5." not in key and "4.output.dense.bias" not in key}
@@ -184,11 +184,13 @@ def test_a_decoder_of_its_own_is_refused(tmp_path: Path) -> None:
 
 
 def test_config_is_read_from_a_folder(tmp_path: Path) -> None:
-    """Bug: defaults stand in for a file that is absent, or RoBERTa's config is taken for BERT's."""
+    """Bug: defaults stand in for a file that is absent, or RoBERTa's positions are taken for BERT's."""
     bert_config(vocab_size=77).save_pretrained(tmp_path / "bert")
     assert bert_config_from(str(tmp_path / "bert")).vocab_size == 77
     RobertaConfig().save_pretrained(tmp_path / "roberta")
-    with pytest.raises(ValueError, match="roberta"):
-        bert_config_from(str(tmp_path / "roberta"))
+    assert bert_config_from(str(tmp_path / "roberta")).max_position_embeddings == 510
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="describes a 'gpt2' model, whose layers are not those of a BERT"):
+        bert_config_from(str(tmp_path / "gpt2"))
     with pytest.raises(ValueError, match="absent"):
         bert_config_from(str(tmp_path / "absent"))

@@ -117,6 +117,7 @@ def test_committed_trials_are_found_finished() -> None:
     rows = read_rows(ROOT / "configs/studies/results")
     trials = {path.stem: [trial.config_hash for trial in read_study(path).trials("all")] for path in SHIPPED}
     assert {name: sum(found in rows for found in hashes) for name, hashes in trials.items()} == {
+        "contrast": 10, "frozen_target": 10,
         "joint_or_alternate": 10, "losses": 35, "mask_ratio": 10, "methods": 55, "mim_head": 10, "mim_target": 15,
         "mlim": 20, "short_text": 10,
     }  # fmt: skip

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mamo.data.collate import MASK_STREAM, Batch, caption_id_rows, sample_rng, tokenize
+from mamo.data.collate import MASK_STREAM, Batch, caption_id_rows, sample_rng, tokenize_words
 from mamo.data.pairs import Sample
-from mamo.data.tokenizer import is_word_start
+from mamo.data.tokenizer import check_words
 from mamo.masking import draw_image_mask, draw_ratios, draw_text_mask
 from mamo.tasks.mlim.config import MlimMaskingConfig
 
@@ -65,12 +65,18 @@ class MlimCollator:
         self.grid = grid
         self.itm_pool_size = itm_pool_size
         self.seed = seed
-        self.word_start = is_word_start(tokenizer) if masking.text_unit == "word" else None
+        if masking.text_unit == "word":
+            check_words(tokenizer)
 
     def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> MlimBatch:
         """Collate (epoch, sample) pairs."""
         samples, masking = [sample for _, sample in drawn], self.masking
-        input_ids, is_valid = tokenize(self.tokenizer, [sample.caption for sample in samples], self.text_max_tokens)
+        input_ids, is_valid, words = tokenize_words(
+            self.tokenizer,
+            [sample.caption for sample in samples],
+            self.text_max_tokens,
+            by_word=masking.text_unit == "word",
+        )
         special = torch.tensor(self.tokenizer.all_special_ids)
         is_maskable = (is_valid & ~torch.isin(input_ids, special)).numpy()  # [B, L]
         is_masked_word = np.zeros(input_ids.shape, dtype=bool)
@@ -83,8 +89,8 @@ class MlimCollator:
                 _, hidden = draw_image_mask(rng, self.grid, image_ratio, masking.image_style)
                 is_masked_patch[row, hidden] = True
             if text_ratio:
-                starts = None if self.word_start is None else self.word_start[input_ids[row].numpy()]
-                is_masked_word[row, draw_text_mask(rng, is_maskable[row], text_ratio, starts)] = True
+                own_words = None if words is None else words[row]
+                is_masked_word[row, draw_text_mask(rng, is_maskable[row], text_ratio, own_words)] = True
             noise.append(rng.gumbel(size=self.itm_pool_size))
         return MlimBatch(
             image=torch.stack([sample.image for sample in samples]),

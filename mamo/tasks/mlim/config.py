@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from mamo.config.schema import BaseMaskingConfig, ModelConfig, RunConfig, Section
+from mamo.config.objective import BaseMaskingConfig
+from mamo.config.schema import ModelConfig, RunConfig, Section
 from mamo.config.section import Fraction, Ratio, Weight
 
 
@@ -61,6 +62,11 @@ class MlimConfig(RunConfig):
     model: MlimModelConfig = MlimModelConfig()
     masking: MlimMaskingConfig = MlimMaskingConfig()
     losses: MlimLossConfig = MlimLossConfig()
+
+    @property
+    def masks_words(self) -> bool:
+        """See `RunConfig.masks_words`."""
+        return True
 
     @property
     def pass_unit(self) -> int:

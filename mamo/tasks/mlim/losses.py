@@ -43,7 +43,8 @@ class MlimMlm(Loss[MlimBatch]):
 
     def heads(self, backbone: SingleStream) -> Heads:  # type: ignore[override]
         """Add the masked-word head."""
-        return {"mlm": MLMHead(backbone.embedder.width, backbone.text_encoder.word_embeddings)}
+        text = backbone.text_encoder
+        return {"mlm": MLMHead(text.width, text.word_embeddings, text.config.layer_norm_eps)}
 
     def count(self, batch: MlimBatch) -> Tensor:
         """Count the masked words."""

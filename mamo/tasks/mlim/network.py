@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from mamo.models.build import bert_config_of
 from mamo.models.fusion import LAYER_NORM_EPS
 from mamo.models.heads import ITMHead, MLMHead
 from mamo.models.init import init_like_bert, init_position
+from mamo.models.published_text import build_text_tower, text_config_of
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
+from mamo.models.text_layouts import BERT_SHAPED
 from mamo.models.towers import PixelNormalizer
 from mamo.models.vlm import Network
 from mamo.tasks.mlim.config import MatchingConfig, MlimConfig
@@ -250,7 +251,13 @@ class Mlim(Network):
 def build_single_stream(config: MlimConfig | MatchingConfig, tokenizer: PreTrainedTokenizerFast) -> SingleStream:
     """Build MLIM's network without heads, initialised from `seed`."""
     torch.manual_seed(config.seed)
-    text_encoder = TextEncoder(bert_config_of(config, len(tokenizer), tokenizer.pad_token_id), config.model.text.layers)
+    published = text_config_of(config, len(tokenizer), tokenizer.pad_token_id)
+    text_encoder = build_text_tower(published, config.model.text.layers)
+    if not isinstance(text_encoder, TextEncoder):
+        raise ValueError(
+            f"model.text.bert: {config.model.text.bert} has other layers than a BERT, which MLIM's stream is; name a "
+            f"{', '.join(BERT_SHAPED)}"
+        )
     embedder = PixelEmbedder(config.model.embedder_layers, config.data.image_size, text_encoder.width)
     return SingleStream(embedder, text_encoder, tokenizer.mask_token_id)
 

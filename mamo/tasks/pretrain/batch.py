@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mamo.config.schema import MaskingConfig
-from mamo.data.collate import MASK_STREAM, Batch, caption_id_rows, sample_rng, tokenize
+from mamo.config.objective import MaskingConfig
+from mamo.data.collate import MASK_STREAM, Batch, caption_id_rows, sample_rng, tokenize, tokenize_words
 from mamo.data.pairs import Sample
-from mamo.data.tokenizer import is_word_start
+from mamo.data.tokenizer import check_words
 from mamo.masking import draw_image_mask, draw_replacements, draw_text_mask
 from mamo.tasks.pretrain.config import PretrainConfig
 
@@ -92,26 +92,31 @@ class PairCollator:
         """Tokens of a batch are a multiple of it, and slots follow from the tokens: 1 where shapes cost nothing."""
         special = set(tokenizer.all_special_ids)
         self.ordinary_ids = np.array([token for token in range(len(tokenizer)) if token not in special])
-        self.word_start = is_word_start(tokenizer) if masking.text_unit == "word" else None
+        self.has_mask = tokenizer.mask_token_id is not None
+        if masking.text_unit == "word":
+            check_words(tokenizer)
 
     def __call__(self, drawn: Sequence[tuple[int, Sample]]) -> PairBatch:
         """Collate (epoch, sample) pairs."""
         samples = [sample for _, sample in drawn]
         captions = [sample.caption for sample in samples]
-        input_ids, is_valid = tokenize(self.tokenizer, captions, self.text_max_tokens, self.length_multiple)
+        by_word = self.masking.text_unit == "word"
+        input_ids, is_valid, words = tokenize_words(
+            self.tokenizer, captions, self.text_max_tokens, self.length_multiple, by_word
+        )
         special = torch.tensor(self.tokenizer.all_special_ids)
-        is_maskable = (is_valid & ~torch.isin(input_ids, special)).numpy()  # [B, L]
+        is_maskable = (is_valid & ~torch.isin(input_ids, special)).numpy() & self.has_mask  # [B, L]
         slots, shown_ids, visible, masked, noise = [], [], [], [], []
         for row, (epoch, sample) in enumerate(drawn):
             rng = sample_rng(self.seed, epoch, sample.sample_id, MASK_STREAM)
             shown, hidden = draw_image_mask(rng, self.grid, self.masking.image_ratio, self.masking.image_style)
-            starts = None if self.word_start is None else self.word_start[input_ids[row].numpy()]
-            slots.append(draw_text_mask(rng, is_maskable[row], self.masking.text_ratio, starts))
+            own_words = None if words is None else words[row]
+            slots.append(draw_text_mask(rng, is_maskable[row], self.masking.text_ratio, own_words))
             visible.append(shown)
             masked.append(hidden)
             noise.append(rng.gumbel(size=(2, self.itm_pool_size)))
             hidden_ids = input_ids[row, slots[-1]].numpy()
-            mask_id = self.tokenizer.mask_token_id
+            mask_id = self.tokenizer.mask_token_id if self.has_mask else 0  # then nothing is hidden
             if self.masking.text_replacement == "bert":
                 shown_ids.append(draw_replacements(rng, hidden_ids, mask_id, self.ordinary_ids))
             else:

@@ -3,7 +3,11 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from mamo.config.schema import LossConfig, MamoConfig, MaskingConfig, TeacherConfig
+from mamo.config.objective import LossConfig, MaskingConfig, TeacherConfig
+from mamo.config.schema import MamoConfig
+
+READ_MASKED_WORDS = ("mlm", "mrm_text")
+"""Losses at masked words, which need a tokenizer with [MASK]."""
 
 
 class PretrainConfig(MamoConfig):
@@ -19,6 +23,11 @@ class PretrainConfig(MamoConfig):
     def pass_unit(self) -> int:
         """Return the size of ITM's pools, which lie within a forward pass."""
         return self.losses.itm_pool_size if self.losses.weights.itm else 1
+
+    @property
+    def masks_words(self) -> bool:
+        """See `RunConfig.masks_words`; losses from outside may read masked words."""
+        return bool(self.losses.extra) or any(getattr(self.losses.weights, name) for name in READ_MASKED_WORDS)
 
     def problems(self) -> Iterator[str]:
         """Yield also contradictions between losses and micro-batches."""

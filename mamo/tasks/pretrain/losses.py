@@ -4,6 +4,7 @@ Legend: B batch, L text tokens, K masked positions, M masked words, N ITC candid
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from mamo.distributed import all_gather_no_grad, rank
-from mamo.losses.itc import itc_loss, itc_targets, positives
+from mamo.losses.itc import itc_loss, itc_targets, positives, sigmoid_loss
 from mamo.losses.itm import draw_negatives, itm_loss
 from mamo.losses.mim import mim_loss
 from mamo.losses.mlm import mlm_loss
@@ -28,6 +29,8 @@ from mamo.training.monitors import ITM_CLASS_PRIOR, word_entropy
 
 Heads = dict[str, nn.Module | nn.Parameter]
 TEMPERATURE_MIN, TEMPERATURE_MAX = 0.001, 0.5
+SIGMOID_BIAS = -10.0
+"""First value of the bias of sigmoid contrast: nearly all pairs are no match (SigLIP)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,35 +102,41 @@ class Itc(Loss[PairBatch]):
         self, network: Mamo, part: Part[PairBatch], n_global: Tensor, fixed: Candidates
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean of both directions, and the accuracy of image to text."""
-        image_feature, text_feature = part.views["image_feature"], part.views["text_feature"]
-        candidate_image = image_feature if fixed.image is None else fixed.image
-        candidate_text = text_feature if fixed.text is None else fixed.text
+        batch, features = part.batch, [part.views[name] for name in self.reads]
+        candidates = [own if theirs is None else theirs for own, theirs in zip(features, (fixed.image, fixed.text))]
         temperature = temperature_of(network, self.config)
-        batch = part.batch
-        positive_index = torch.arange(len(batch), device=image_feature.device) + fixed.first + part.start
+        positive_index = torch.arange(len(batch), device=features[0].device) + fixed.first + part.start
         is_excluded = ~fixed.is_filled.expand(len(batch), -1)
         if self.config.losses.duplicates == "excluded":
             same = positives(batch.image_id, batch.caption_ids, fixed.image_id, fixed.caption_ids)
             is_excluded = same | is_excluded
         is_excluded = is_excluded.scatter(1, positive_index[:, None], False)
-        logits = [image_feature @ candidate_text.t() / temperature, text_feature @ candidate_image.t() / temperature]
+        logits = [features[0] @ candidates[1].t() / temperature, features[1] @ candidates[0].t() / temperature]
         teacher_logits = logits  # not read at alpha 0
         if fixed.alpha > 0:
             teacher_logits = [
-                part.targets["image_feature"] @ candidate_text.t() / temperature.detach(),
-                part.targets["text_feature"] @ candidate_image.t() / temperature.detach(),
+                part.targets["image_feature"] @ candidates[1].t() / temperature.detach(),
+                part.targets["text_feature"] @ candidates[0].t() / temperature.detach(),
             ]
         image_loss, text_loss = (
-            itc_loss(
-                logit,
-                itc_targets(teacher_logit.detach(), positive_index, is_excluded, fixed.alpha),
-                is_excluded,
-                n_global,
-            )
+            self.compare(network, logit, (teacher_logit.detach(), fixed.alpha), positive_index, is_excluded, n_global)
             for logit, teacher_logit in zip(logits, teacher_logits)
         )
         num_correct = (logits[0].detach().masked_fill(is_excluded, -torch.inf).argmax(dim=1) == positive_index).sum()
         return (image_loss + text_loss) / 2, {"itc_accuracy": num_correct / n_global}
+
+    def compare(
+        self,
+        network: Mamo,
+        logits: Tensor,
+        teacher: tuple[Tensor, float],
+        positive_index: Tensor,
+        is_excluded: Tensor,
+        n_global: Tensor,
+    ) -> Tensor:
+        """Compute one direction from logits float [B, N]; `teacher` are its logits and their share in the target."""
+        targets = itc_targets(teacher[0], positive_index, is_excluded, teacher[1])
+        return itc_loss(logits, targets, is_excluded, n_global)
 
     def after_step(self, task: Any, fixed: Candidates) -> None:
         """Push the global batch into the queue and clamp the temperature."""
@@ -141,6 +150,31 @@ class Itc(Loss[PairBatch]):
         """Return log N."""
         n = self.config.training.batch_size_global + self.config.losses.queue_size
         return float(torch.tensor(float(n)).log())
+
+
+class SigmoidItc(Itc):
+    """Image-text contrast of each pair by itself, with a learned bias (SigLIP)."""
+
+    def heads(self, backbone: nn.Module) -> Heads:
+        """Add the learned temperature and bias."""
+        return super().heads(backbone) | {"itc_bias": nn.Parameter(torch.tensor(SIGMOID_BIAS))}
+
+    def compare(
+        self,
+        network: Mamo,
+        logits: Tensor,
+        teacher: tuple[Tensor, float],
+        positive_index: Tensor,
+        is_excluded: Tensor,
+        n_global: Tensor,
+    ) -> Tensor:
+        """See `Itc.compare`; targets are hard."""
+        return sigmoid_loss(logits + network.get_head("itc_bias"), positive_index, is_excluded, n_global)
+
+    def trivial(self, tokenizer: PreTrainedTokenizerFast, batch: PairBatch) -> float:
+        """Return the loss of one probability for all of N candidates, 1 / N: log N + (N - 1) log(N / (N - 1))."""
+        n = self.config.training.batch_size_global + self.config.losses.queue_size
+        return math.log(n) + (n - 1) * math.log(n / (n - 1)) if n > 1 else 0.0
 
 
 def pool_positives(batch: PairBatch, size: int) -> Tensor:
@@ -220,7 +254,7 @@ class Itm(Loss[PairBatch]):
 
 
 class Mim(Loss[PairBatch]):
-    """Predict the teacher's image features, or pixels, at masked patches (the paper's Eq. 4)."""
+    """Predict the teacher's image features, those of a frozen encoder, or pixels, at masked patches (Eq. 4)."""
 
     name = "mim"
     reads = ("fused_patches",)
@@ -228,12 +262,16 @@ class Mim(Loss[PairBatch]):
     def __init__(self, config: PretrainConfig, settings: None = None) -> None:
         self.config = config
         self.targets = (f"patch_{config.losses.mim_target}",)
+        self.width_of_encoder: Callable[[Backbone], int] | None = None
+        """Returns the features of the frozen encoder, with `losses.mim_target: encoder`; set by the task."""
 
     def heads(self, backbone: Backbone) -> Heads:  # type: ignore[override]
         """Add the prediction head, as wide as its target."""
         encoder, fusion = backbone.image_encoder, backbone.fusion
         patch_h, patch_w = encoder.patch_size_px
         width = encoder.width if self.config.losses.mim_target == "features" else 3 * patch_h * patch_w
+        if self.width_of_encoder is not None:
+            width = self.width_of_encoder(backbone)
         return {"mim": MIMHead(fusion.width, width, self.config.model.mim_head_blocks, fusion.heads)}
 
     def count(self, batch: PairBatch) -> int:
@@ -279,7 +317,8 @@ class Mlm(Loss[PairBatch]):
 
     def heads(self, backbone: Backbone) -> Heads:  # type: ignore[override]
         """Add the masked-word head, which shares the word embeddings."""
-        return {"mlm": MLMHead(backbone.fusion.width, backbone.text_encoder.word_embeddings)}
+        fusion = backbone.fusion
+        return {"mlm": MLMHead(fusion.width, backbone.text_encoder.word_embeddings, fusion.layer_norm_eps)}
 
     def count(self, batch: PairBatch) -> Tensor:
         """Count the masked words."""

@@ -27,15 +27,17 @@ from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.results import Metrics
 from mamo.imports import import_class, import_value, is_import_path, validate_settings
 from mamo.models.build import build_backbone, load_published
-from mamo.models.vlm import Mamo
+from mamo.models.frozen_encoder import FrozenEncoder
+from mamo.models.vlm import Backbone, Mamo
 from mamo.queue import FeatureQueue
 from mamo.tasks.objective import Loss, ObjectiveTask, Targets, Views, compute_views, schedule_stages
 from mamo.tasks.pretrain.batch import PairBatch, PairCollator, pair_collator
-from mamo.tasks.pretrain.config import PretrainConfig
+from mamo.tasks.pretrain.config import READ_MASKED_WORDS, PretrainConfig
 from mamo.tasks.pretrain.evaluate import check_files, evaluate_pretrained
 from mamo.tasks.pretrain.foils import ITM
 from mamo.tasks.pretrain.items import evaluate_item_files, item_sections, read_item_files
-from mamo.tasks.pretrain.losses import LOSSES, Itm, sphere_spread
+from mamo.tasks.pretrain.losses import LOSSES, Itc, Itm, Mim, SigmoidItc, sphere_spread
+from mamo.tasks.pretrain.mim_encoder import ASSET, make_mim_encoder
 from mamo.tasks.pretrain.rankings import RANKINGS
 from mamo.tasks.pretrain.samples import sample_pictures
 from mamo.tasks.pretrain.views import PLANS, SHORT_TEXT, FusedPass, encoding_stages, masked_stages, teacher_stages
@@ -74,9 +76,12 @@ class PretrainTask(ObjectiveTask[PairBatch]):
             ValueError: the network does not fit the config's losses, images or tokenizer.
         """
         super().__init__(config, tokenizer, stored)
+        check_mask_token(config, tokenizer)
+        self.stored = stored
         self.was_trained_on_scenes = config.data.source == "scenes"
         self.masking, self.masking_mode = config.masking, config.masking.mode
         losses = self.make_losses()
+        self.mim_encoder: FrozenEncoder | None = None
         if network is None:
             network = build_network(config, losses, len(tokenizer), tokenizer.pad_token_id)
         else:
@@ -88,7 +93,7 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         weights |= {loss.name: weight for loss, weight in self.extra_losses}
         self.use_losses(losses, weights, stages)
         self.target_names = tuple(dict.fromkeys(name for loss in losses for name in loss.targets))
-        self.teacher_schedule = schedule_stages(teacher_stages(), self.target_names)
+        self.teacher_schedule = schedule_stages(teacher_stages(self.mim_encoder), self.target_names)
         self.queue = FeatureQueue(config.losses.queue_size, self.network.backbone.image_projection.out_features)
         if config.losses.queue_start == "random":
             self.queue.fill_at_random(config.seed)
@@ -108,9 +113,21 @@ class PretrainTask(ObjectiveTask[PairBatch]):
     def make_losses(self) -> list[Loss]:
         """Build the losses whose weight is not 0, in the order of their passes."""
         weights = dict(self.config.losses.weights)
-        itm = ITM[self.config.losses.itm_negatives]
-        own = [(itm if kind is Itm else kind)(self.config) for kind in LOSSES if weights[kind.name] > 0]
+        kinds: dict[type, Any] = {Itm: ITM[self.config.losses.itm_negatives]}
+        if self.config.losses.itc_contrast == "sigmoid":
+            kinds[Itc] = SigmoidItc
+        own = [kinds.get(kind, kind)(self.config) for kind in LOSSES if weights[kind.name] > 0]
+        for loss in own:
+            if isinstance(loss, Mim) and self.config.losses.mim_target == "encoder":
+                loss.width_of_encoder = self.open_mim_encoder
         return [*own, *(loss for loss, _ in self.extra_losses)]
+
+    def open_mim_encoder(self, backbone: Backbone) -> int:
+        """Build the frozen encoder whose features MIM predicts; return their number."""
+        if self.mim_encoder is None:
+            self.mim_encoder, text = make_mim_encoder(self.config, backbone.image_encoder, self.stored)
+            self.assets = {**self.assets, ASSET: text}
+        return self.mim_encoder.width
 
     @functools.cached_property
     def extra_losses(self) -> list[tuple[Loss, float]]:
@@ -159,8 +176,9 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         return Teacher(self.network.backbone, mlm, self.config.teacher.dropout)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return student, teacher and queue."""
-        return {"student": self.network, "teacher": self.teacher, "queue": self.queue}
+        """Return student, teacher, queue and, with `losses.mim_target: encoder`, the frozen encoder."""
+        frozen = {} if self.mim_encoder is None else {"mim_encoder": self.mim_encoder}
+        return {"student": self.network, "teacher": self.teacher, "queue": self.queue, **frozen}
 
     def train_dataset(self) -> SampleDataset:
         """Open the training pairs; samples are compared by all captions of their records from now on.
@@ -248,6 +266,17 @@ def build_network(config: PretrainConfig, losses: Sequence[Loss], vocabulary_siz
     network = Mamo(backbone, heads)
     load_published(config, network)
     return network
+
+
+def check_mask_token(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError where a loss reads masked words and the tokenizer has no [MASK]."""
+    names = [name for name in READ_MASKED_WORDS if getattr(config.losses.weights, name)]
+    if names and tokenizer.mask_token_id is None:
+        keys = " and ".join(f"losses.weights.{name}" for name in names)
+        raise ValueError(
+            f"data.tokenizer: {config.data.tokenizer} has no mask token, with which {' and '.join(names)} hide words; "
+            f"set {keys} to 0"
+        )
 
 
 def check_network(network: Mamo, config: PretrainConfig, losses: Sequence[Loss], vocabulary_size: int) -> None:

@@ -19,6 +19,7 @@ Teacher views, of the clean pair:
     image_feature, text_feature
     patch_pixels      float [B, K, 3 * patch_h * patch_w], normalised pixels of masked patches
     patch_features    float [B, K, D_image], encoded masked patches
+    patch_encoder     float [B, K, D_frozen], masked patches as the frozen encoder of MIM sees them
     fused_patches     float [B, K, D]
     fused_words       float [B, K, D], at masked words; rows with fewer end in fillings
     word_probs        float [B, K, V], word probabilities at masked words of the masked caption; 0 at fillings
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from mamo.losses.mim import patchify
 from mamo.losses.rows import has_fixed_rows, masked_rows
+from mamo.models.frozen_encoder import FrozenEncoder
 from mamo.models.fusion import gather_tokens
 from mamo.models.vlm import Backbone, Mamo
 from mamo.tasks.objective import Stage, Views
@@ -171,9 +173,11 @@ def _fuse(
 # ---- the teacher ----------------------------------------------------------------------------------------------------
 
 
-def teacher_stages() -> tuple[Stage, ...]:
-    """Return the teacher's stages."""
+def teacher_stages(mim_encoder: FrozenEncoder | None = None) -> tuple[Stage, ...]:
+    """Return the teacher's stages, and the one of the frozen encoder of `losses.mim_target: encoder`."""
+    frozen = () if mim_encoder is None else (Stage(("patch_encoder",), functools.partial(_patch_encoder, mim_encoder)),)
     return (
+        *frozen,
         Stage(("patch_pixels",), _patch_pixels),
         Stage(("clean_image",), lambda net, batch, _, __: {"clean_image": net.backbone.image_encoder(batch.image)}),
         Stage(("clean_words", "masked_words"), lambda net, batch, _, wanted: encode_texts(net.backbone, batch, wanted)),
@@ -189,6 +193,12 @@ def _patch_pixels(teacher: Teacher, batch: PairBatch, views: Views, wanted: froz
     encoder = teacher.backbone.image_encoder
     pixels = patchify(encoder.normalize(batch.image), encoder.patch_size_px)
     return {"patch_pixels": gather_tokens(pixels, batch.masked_patches)}
+
+
+def _patch_encoder(
+    frozen: FrozenEncoder, teacher: Teacher, batch: PairBatch, views: Views, wanted: frozenset[str]
+) -> Views:
+    return {"patch_encoder": gather_tokens(frozen(batch.image), batch.masked_patches)}
 
 
 def _patch_features(teacher: Teacher, batch: PairBatch, views: Views, wanted: frozenset[str]) -> Views:

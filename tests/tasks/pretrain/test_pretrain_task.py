@@ -227,6 +227,42 @@ def test_in_batch_contrast_equals_cross_entropy() -> None:
     torch.testing.assert_close(losses["itc"], wanted)
 
 
+@pytest.mark.parametrize("candidates", ["batch", "teacher"])
+def test_sigmoid_contrast_equals_a_loop_over_pairs(candidates: str) -> None:
+    """Bug: the bias is divided by the temperature or not learned, or one direction is left out."""
+    task, batch = make(tiny(("itc",), itc_candidates=candidates, itc_contrast="sigmoid", temperature=0.1))
+    with torch.no_grad():
+        task.network.get_head("itc_bias").fill_(-3.0)
+    targets, _ = task.compute_targets(batch, B, 0)
+    losses, _ = task.losses(batch, targets, 0)
+    sides = []
+    for body in (task.network.backbone, task.teacher.module if candidates == "teacher" else task.network.backbone):
+        image = body.image_feature(body.image_encoder(batch.image))
+        sides.append((image, body.text_feature(body.text_encoder(batch.input_ids, batch.is_valid))))
+    (image, text), (other_image, other_text) = [[side.detach() for side in pair] for pair in sides]
+    total = 0.0
+    for i in range(B):
+        for j in range(B):
+            if i != j and (i, j) in ((2, 3), (3, 2), (5, 6), (6, 5)):
+                continue
+            for one, other in ((image[i], other_text[j]), (text[i], other_image[j])):
+                logit = float(one @ other) / 0.1 - 3.0
+                total += math.log1p(math.exp(-logit if i == j else logit))
+    assert float(losses["itc"].detach()) == pytest.approx(total / (2 * B), rel=1e-5)
+    losses["itc"].backward()
+    assert task.network.get_head("itc_bias").grad.abs() > 0
+
+
+def test_the_trivial_value_of_sigmoid_contrast_is_that_of_the_best_constant() -> None:
+    """Bug: an alarm at log N, which a constant of sigmoid contrast never reaches, or never an alarm."""
+    task, batch = make(tiny(("itc",), itc_contrast="sigmoid", queue_size=24))
+    n = B + 24
+    constants = torch.linspace(-9, 0, 9001, dtype=torch.float64)
+    sigmoid = nn.functional.logsigmoid
+    best = (-sigmoid(constants) - (n - 1) * sigmoid(-constants)).min()
+    assert task.trivial_losses(batch)["loss/itc"] == pytest.approx(float(best), abs=1e-5)
+
+
 def test_spread_tells_collapse_from_a_full_sphere() -> None:
     """Bug: a collapse metric that depends on the width, or does not fall when all features agree."""
     torch.manual_seed(0)

@@ -1,0 +1,125 @@
+"""Text encoders of published kinds give the hidden states of transformers, and the fusion goes on where it can."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config
+
+from mamo.models.fusion import Fusion
+from mamo.models.heads import MLMHead
+from mamo.models.published_text import build_text_tower, fusion_sizes, load_text_weights, text_config_from
+from mamo.models.text_encoder import load_bert_weights
+from tests.published import KINDS, LAYERS, WIDTH, save_published
+from tests.tiny import spread_weights
+
+BERT_SHAPED = ["bert", "roberta", "xlm-roberta", "distilbert"]
+TOKENS = 23
+
+
+def parts(folder: Path, n_text: int, n_fusion: int = 1) -> tuple[Any, Fusion, MLMHead]:
+    """Build text encoder, fusion and head of random weights, as a config of this folder would."""
+    torch.manual_seed(1)
+    config = text_config_from(str(folder))
+    tower = build_text_tower(config, n_text).eval()
+    places = {"image_width": 16, "grid": (2, 2), "num_prefix_tokens": 1, "text_width": WIDTH}
+    fusion = Fusion(layers=n_fusion, **fusion_sizes(config), **places).eval()
+    head = MLMHead(WIDTH, tower.word_embeddings, fusion.layer_norm_eps)
+    spread_weights(fusion, head)
+    return tower, fusion, head
+
+
+def batch(model: Any) -> tuple[Tensor, Tensor]:
+    """Draw ids of three texts, padded by the model's token of padding."""
+    torch.manual_seed(2)
+    is_valid = torch.arange(TOKENS) < torch.tensor([TOKENS, 11, 3])[:, None]
+    ids = torch.randint(5, model.config.vocab_size - 2, is_valid.shape)
+    return ids.masked_fill(~is_valid, model.config.pad_token_id), is_valid
+
+
+def hidden_states(model: Any) -> tuple[Tensor, ...]:
+    ids, is_valid = batch(model)
+    with torch.no_grad():
+        return model(ids, attention_mask=is_valid.long(), output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize("kind", [*BERT_SHAPED, "modernbert"])
+def test_a_whole_encoder_is_equal_to_transformers(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: positions of RoBERTa begin at 0, a window of ModernBERT is off by one, or a fusion that stays random is not
+    called so."""
+    model = save_published(kind, tmp_path)
+    tower, fusion, head = parts(tmp_path, LAYERS)
+    before = {name: value.clone() for name, value in fusion.state_dict().items()}
+    with caplog.at_level(logging.INFO):
+        report = load_text_weights(tower, fusion, str(tmp_path), head)
+    ids, is_valid = batch(model)
+    tokens = tower(ids, is_valid)
+    torch.testing.assert_close(tokens[is_valid], hidden_states(model)[-1][is_valid], atol=1e-5, rtol=0)
+    assert torch.isfinite(tokens).all()
+    assert "fusion starts anew" in caplog.text
+    assert all(torch.equal(value, before[name]) for name, value in fusion.state_dict().items())
+    assert kind == "modernbert" or {name for name, _ in fusion.named_parameters()} <= {*report.new}
+
+
+@pytest.mark.parametrize("kind", BERT_SHAPED)
+def test_fusion_and_head_continue_the_encoder(kind: str, tmp_path: Path) -> None:
+    """Bug: upper layers are shifted or permuted, their epsilon is another, or the masked-word head stays random."""
+    model = save_published(kind, tmp_path)
+    tower, fusion, head = parts(tmp_path, LAYERS - 1)
+    load_text_weights(tower, fusion, str(tmp_path), head)
+    ids, is_valid = batch(model)
+    tokens, expected = fusion.layers[0](tower(ids, is_valid), is_valid), hidden_states(model)
+    torch.testing.assert_close(tokens[is_valid], expected[-1][is_valid], atol=1e-5, rtol=0)
+    with torch.no_grad():
+        logits = model(ids, attention_mask=is_valid.long()).logits
+    torch.testing.assert_close(head(tokens)[is_valid], logits[is_valid], atol=1e-4, rtol=0)
+
+
+def test_a_number_of_layers_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    """Bug: a deeper BERT is refused by a list of unused names, which does not say what to set."""
+    save_published("distilbert", tmp_path)
+    tower, fusion, _ = parts(tmp_path, 1)
+    wanted = r"layers 1 are 2: set model\.fusion_layers=2, or model\.text\.layers=3, with which the fusion starts anew"
+    with pytest.raises(ValueError, match=rf"have 3 layers, model\.text\.layers 1 and model\.fusion_{wanted}"):
+        load_text_weights(tower, fusion, str(tmp_path), None)
+    with pytest.raises(ValueError, match=r"have 3 layers, the network 1: set model\.text\.layers=3"):
+        load_bert_weights(tower, None, str(tmp_path))
+    tower, fusion, _ = parts(tmp_path, 4)
+    with pytest.raises(ValueError, match=r"are 5: set model\.text\.layers=3, with which"):
+        load_text_weights(tower, fusion, str(tmp_path), None)
+
+
+def test_a_file_without_a_masked_word_head_leaves_it_new(tmp_path: Path) -> None:
+    """Bug: an encoder that was saved without its head cannot start a run with MLM."""
+    model = save_published("roberta", tmp_path)
+    model.roberta.save_pretrained(tmp_path)
+    tower, fusion, head = parts(tmp_path, LAYERS)
+    report = load_text_weights(tower, fusion, str(tmp_path), head)
+    assert "mlm.dense.weight" in report.new
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "roberta"])
+def test_missing_and_surplus_weights_are_named(kind: str, tmp_path: Path) -> None:
+    """Bug: a tower is partly random, in silence."""
+    from safetensors.torch import load_file, save_file
+
+    save_published(kind, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in state if "layer" in name and name.endswith(("Wo.weight", "query.weight")))
+    save_file({key: value for key, value in state.items() if key != name}, tmp_path / "model.safetensors")
+    tower, fusion, _ = parts(tmp_path, LAYERS)
+    with pytest.raises(ValueError, match="missing "):
+        load_text_weights(tower, fusion, str(tmp_path), None)
+
+
+def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    """Bug: a GPT-2 is read as a BERT of default sizes."""
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"describes a 'gpt2' model; use one of bert, roberta, xlm-roberta, distilbert"
+    ):
+        text_config_from(str(tmp_path))
+    assert {*KINDS} >= {"clip", "siglip"}
