@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import difflib
 import hashlib
 import itertools
 import json
@@ -56,6 +57,7 @@ from mamo.training.memory import memory_errors
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import make_optimizer
 from mamo.training.parallel import apply_compile_and_checkpointing, local_batch_sizes
+from mamo.training.parts import freeze_parts, learning_rate_scales
 from mamo.training.precision import (
     LossScale,
     Precision,
@@ -115,11 +117,15 @@ class TrainingRun:
         choose_attention(self.task.network, self.device, config.training.precision)
         if config.checkpoint is not None and not is_resume:
             self.load_pretrained(Path(config.checkpoint))
+        frozen = freeze_parts(self.task, config.training.parts)
+        if frozen:
+            self.task.share_frozen(frozen)
         self.parameter_counts = freeze_unused_parameters(
             self.task, self.example_batch(max(2, self.task.unit)).to(self.device)
         )
         apply_compile_and_checkpointing(config.training, self.task.modules())
-        self.optimizer = make_optimizer(self.task.network, config.training)
+        scales = learning_rate_scales(self.task, config.training.parts)
+        self.optimizer = make_optimizer(self.task.network, config.training, scales)
         self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
         self.loss_scale: LossScale | None = None
         """Of the checkpoint that the run resumes from."""
@@ -546,12 +552,33 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
         entry = result_entry(run.config, name, run.task.describe_scorer(), folder, step, run.ancestry, metrics)
         evaluations = [e for e in run_dir.read_evaluations(run.output_dir) if e["step"] < step]
         run_dir.write_evaluations(run.output_dir, [*evaluations, entry])
+        if run.config.training.keep_best is not None:
+            point_at_best(run.output_dir, run.config.training.keep_best)
         run_dir.log_to(loop.trackers, step, {f"evaluation/{name}": value for name, value in metrics.items()})
         for line in (summary(metrics), facts_line(entry["facts"]), *remarks(metrics)):
             if line:
                 logger.info("step %d: %s", step, line)
 
     return evaluate
+
+
+def point_at_best(output_dir: Path, metric: str) -> None:
+    """Point `checkpoints/best` at the saved step with the best value of a metric; the earliest of equal ones.
+
+    Raises:
+        ValueError: the evaluations have no such metric.
+    """
+    evaluations = run_dir.read_evaluations(output_dir)
+    newest = evaluations[-1]["metrics"]
+    if metric not in newest:
+        near = ", ".join(difflib.get_close_matches(metric, newest, n=3) or newest)
+        raise ValueError(f"training.keep_best: the evaluation has no {metric!r}, but {near}; resume with one of them")
+    sign, values = (-1.0 if metric.endswith("/error") else 1.0), dict[Path, float]()
+    for entry in evaluations:
+        folder = checkpoint.step_folder(output_dir, entry["step"])
+        if metric in entry["metrics"] and folder.is_dir():
+            values[folder] = sign * entry["metrics"][metric]
+    checkpoint.point_at(max(values, key=lambda folder: values[folder]), checkpoint.BEST)
 
 
 def resolve_auto_settings(run: TrainingRun, size: int | None = None) -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from mamo import trainer
 from mamo.config.schema import RunConfig
+from mamo.evaluator import evaluate
+from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.registry import finetune_config, load_config
+from mamo.tasks.restore import restore_task
 from mamo.training import checkpoint, run_dir
 from mamo.training.async_writer import AsyncWriter
 from mamo.training.loop import Loop
@@ -191,3 +195,80 @@ def test_a_finished_run_is_not_resumed_with_another_evaluation(
     run_dir.write_evaluations(tmp_path / "run", [])  # as if killed before the evaluation
     trainer.train(config("second"), is_resume=True)
     assert len(run_dir.read_evaluations(tmp_path / "run")) == 1
+
+
+def test_the_teacher_is_evaluated_on_request(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Bug: the student is evaluated under the teacher's name, the weights stay exchanged, or a head that shares its
+    embeddings keeps the student's."""
+    long = {"total_steps": 4, "checkpoint_every_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0}
+    over = {"training": long, "model": {"dropout": 0.0}}
+    config = tiny(evaluation={**EVALUATION, "network": "teacher", "every_steps": 2}, **over)
+    trainer.train(config, is_resume=False)
+    plain = tiny(evaluation=EVALUATION, output_dir=str(tmp_path / "plain"), **over)
+    trainer.train(plain, is_resume=False)
+    run, folder = Path(config.output_dir), checkpoint.step_folder(Path(config.output_dir), 4)
+    other = Path(plain.output_dir)
+    assert (run / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    *_, result = run_dir.read_evaluations(run)
+    assert result["protocol"].endswith("-teacher-custom")
+    assert result["metrics"] != run_dir.read_evaluations(other)[-1]["metrics"]
+
+    task, predictor = restore_task(folder, plain, torch.device("cpu"))
+    teacher = checkpoint.read_tensors(folder, "teacher")
+    backbone = {key.removeprefix("module."): value for key, value in teacher.items()}
+    task.network.backbone.load_state_dict(backbone)
+    assert task.evaluate(predictor, tmp_path) == result["metrics"]
+    again, averaged = restore_task(folder, config, torch.device("cpu"))
+    assert again.evaluate(averaged, tmp_path) == result["metrics"]
+    sizes = [f"evaluation.{key}={EVALUATION[key]}" for key in ("retrieval_items", "probe_items", "rerank_k")]
+    for path, more in ((run, []), (other, ["evaluation.network=teacher"])):
+        entry = evaluate(path, "scenes-easy-zeroshot", [*sizes, *more], tmp_path / "elsewhere")
+        assert entry["metrics"] == result["metrics"]
+        assert entry["protocol"] == "scenes-easy-zeroshot-teacher-custom"
+
+
+def test_a_network_without_a_teacher_evaluates_none(tmp_path: Path) -> None:
+    """Bug: a task without a teacher fails at its first evaluation, hours later."""
+    with pytest.raises(ValueError, match=r"evaluation\.network: task vqa has no teacher; use student"):
+        config_of("vqa", evaluation={"network": "teacher"})
+
+
+def test_the_best_checkpoint_is_kept(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """Bug: the newest, the worst or a later one of equals is kept; the best is pruned; a resume forgets it."""
+    values = iter([1.0, 3.0, 2.0, 3.0, 0.0, 4.0, 1.0])
+    monkeypatch.setattr(PretrainTask, "evaluate", lambda *_: {"itc/i2t_r1": next(values), "recon/error": 1.0})
+    monkeypatch.setattr(trainer, "write_run_report", lambda *_: None)
+    monkeypatch.setattr(trainer, "plot_curves", lambda *_: None)
+    short = {"total_steps": 5, "checkpoint_every_steps": 1, "schedule": "warmup-stable-decay"}
+    every = {**EVALUATION, "every_steps": 1}
+    config = tiny(training={**short, "keep_best": "itc/i2t_r1"}, evaluation=every)
+    trainer.train(config, is_resume=False)
+    run = Path(config.output_dir)
+    best = run / "checkpoints" / "best"
+    assert [path.name for path in checkpoint.step_folders(run)] == [f"step-{k:07d}" for k in (2, 4, 5)]
+    assert checkpoint.resolve(best).name == "step-0000002"
+    trainer.train(
+        tiny(training={**short, "keep_best": "itc/i2t_r1", "total_steps": 7}, evaluation=every), is_resume=True
+    )
+    assert [path.name for path in checkpoint.step_folders(run)] == [f"step-{k:07d}" for k in (6, 7)]
+    assert checkpoint.resolve(best).name == "step-0000006"
+    values = iter([9.0])
+    other = tiny(training={**short, "keep_best": "itc/i2t"}, evaluation=every, output_dir=f"{run}-other")
+    message = fails(lambda: trainer.train(other, is_resume=False))
+    assert "training.keep_best: the evaluation has no 'itc/i2t', but itc/i2t_r1" in message
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({}, "needs evaluation.every_steps"),
+        ({"enabled": False, "every_steps": 5}, "needs evaluation.every_steps"),
+        ({"enabled": True, "every_steps": 7}, "evaluation.every_steps 7 is no multiple of"),
+    ],
+)
+def test_only_saved_and_evaluated_steps_can_be_the_best(evaluation: dict[str, Any], message: str) -> None:
+    """Bug: a run learns at its end that nothing was compared, or that the best step was never saved."""
+    with pytest.raises(ValueError, match=f"training.keep_best: {message}"):
+        config_of(training={"keep_best": "itc/i2t_r1"}, evaluation=evaluation)

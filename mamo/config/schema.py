@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mamo.config.section import Fraction, LoggingConfig, NonNegative, Positive, Settings, Weight, expanded_paths
 from mamo.config.section import Section as Section
+from mamo.config.training import TrainingConfig as TrainingConfig
 from mamo.config.values import expand_path
 
 GroundingHeat = Literal["fusion", "image_encoder", "occlusion"]
@@ -293,80 +294,13 @@ class MamoModelConfig(ModelConfig):
                 yield f"{key}: contradicts model.clip, which gives both towers; remove one of the two"
 
 
-class TrainingConfig(Section):
-    """The loop."""
-
-    total_steps: Positive = 1000
-    """Optimizer steps."""
-    batch_size_global: Positive = 64
-    """Samples an optimizer step sees, over all processes and micro-batches."""
-    micro_batch_size: Positive | None = None
-    """Samples a forward pass sees at most; null takes a process's whole share of the batch at once."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Several processes: `ddp` copies weights, optimizer's state and teacher to each, `fsdp` splits them over all."""
-    reshard_after_forward: bool = True
-    """With `fsdp`, free a layer's gathered weights after a forward pass; false keeps them until the backward pass."""
-    activation_checkpointing: bool = False
-    """Compute the transformer layers again in the backward pass instead of keeping their activations."""
-    compile: bool = False
-    """Compile the transformer layers with `torch.compile`."""
-    deterministic: bool = False
-    """On a GPU, compute the same bits in every run, by slower operations where PyTorch has them; a CPU does anyway."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
-    """The highest, reached after the warm-up."""
-    learning_rate_min: Annotated[float, Field(ge=0.0)] = 1e-5
-    """Where the half cosine ends, at the last step."""
-    warmup_steps: NonNegative = 100
-    """Steps over which the learning rate grows in a line."""
-    schedule: Literal["cosine", "albef"] = "cosine"
-    """`cosine`: smooth, from 0; `albef`: in stairs, 20 in the warm-up from the smallest rate, then one an epoch."""
-    epoch_steps: Positive | None = None
-    """Steps of an epoch, for the stairs of `schedule: albef`."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.02
-    """Applied to matrices; biases, norms and other vectors have none."""
-    decay_temperature: bool = False
-    """Whether the temperature of ITC decays as matrices do (ALBEF)."""
-    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
-    """AdamW's decay of the mean square of gradients; beta1 is 0.9."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: orthogonalised momentum for the matrices of the transformer layers, AdamW for all else."""
-    gradient_clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
-    """Longer gradients, all parameters as one vector, are scaled down to this; null leaves them (ALBEF)."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto` writes the fastest into the resolved config. `fp16`, for GPUs without bf16, scales the loss."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: a GPU where there is one."""
-    checkpoint_every_steps: Positive = 500
-    """The last step is always saved."""
-    checkpoints_kept: Annotated[int, Field(ge=2)] = 2
-    """Newest checkpoints kept; two at least, so that a broken one has a predecessor."""
-
-    def problems(self) -> Iterator[str]:
-        """Yield contradictions between the keys of `training`."""
-        if self.warmup_steps > self.total_steps:
-            yield f"warmup_steps: {self.warmup_steps} is more than total_steps {self.total_steps}"
-        if self.schedule == "albef" and self.epoch_steps is None:
-            yield "epoch_steps: needed when training.schedule is albef"
-        elif self.schedule == "albef" and self.warmup_steps > (self.epoch_steps or 0):
-            yield f"warmup_steps: {self.warmup_steps} is more than the first epoch's {self.epoch_steps}"
-        elif self.schedule != "albef" and self.epoch_steps is not None:
-            yield f"epoch_steps: contradicts training.schedule: {self.schedule}; remove it"
-        if self.learning_rate_min > self.learning_rate:
-            yield "learning_rate_min: is above training.learning_rate"
-        if self.batch_size_global % self.micro_batch:
-            yield f"micro_batch_size: {self.micro_batch} does not divide batch_size_global {self.batch_size_global}"
-
-    @property
-    def micro_batch(self) -> int:
-        """Return the samples of a forward pass in a single process."""
-        return self.micro_batch_size or self.batch_size_global
-
-
 class EvaluationConfig(Section):
     """Zero-shot evaluation at the end, and every `every_steps`."""
 
     enabled: bool = True
     """Whether to evaluate at all."""
+    network: Literal["student", "teacher"] = "student"
+    """`teacher`: its backbone, the moving average of the student's, with the student's heads."""
     every_steps: NonNegative = 0
     """0: only at the end."""
     retrieval_items: Positive = 1000
@@ -467,11 +401,26 @@ class RunConfig(Section):
             yield f"evaluation.retrieval_folds: divides the images of data.source: pairs, not of {self.data.source}"
         if self.evaluation.items_files and not self.scores_items:
             yield f"evaluation.items_files: not scored by task {self.task}; remove it"
+        if self.evaluation.network == "teacher" and not hasattr(self, "teacher"):
+            yield f"evaluation.network: task {self.task} has no teacher; use student"
+        yield from self._keep_best_problems()
         if self.from_scratch and self.checkpoint is None:
             yield "from_scratch: needs a checkpoint, whose architecture it takes"
         if self.training.micro_batch % self.pass_unit:
             yield (
                 f"losses.itm_pool_size: {self.pass_unit} does not divide the micro-batch of {self.training.micro_batch}"
+            )
+
+    def _keep_best_problems(self) -> Iterator[str]:
+        every, saved = self.evaluation.every_steps, self.training.checkpoint_every_steps
+        if self.training.keep_best is None:
+            return
+        if not self.evaluation.enabled or not every:
+            yield "training.keep_best: needs evaluation.every_steps, whose evaluations it compares"
+        elif every % saved:
+            yield (
+                f"training.keep_best: evaluation.every_steps {every} is no multiple of training.checkpoint_every_steps "
+                f"{saved}, and only a saved step can be kept"
             )
 
     def _source_problems(self) -> Iterator[str]:

@@ -3,7 +3,8 @@
 A protocol replaces `data` and `evaluation` of the checkpoint's config. The image size, the text length, the tokenizer
 and the batch size are kept, as they belong to the model and the machine, unless the protocol fixes the image size.
 A setting that a protocol leaves open and that decides a number is a part of the name (`pairs-zeroshot-k32`), as are the
-conventions of the weights. One that is compared with published numbers fixes the published rules.
+conventions of the weights, and the teacher where it is evaluated. One that is compared with published numbers fixes the
+published rules.
 """
 
 import difflib
@@ -27,6 +28,7 @@ SHARED_IMAGES = "vqa.shared_images"
 EVALUATION_KEYS = tuple(
     f"evaluation.{name}"
     for name in (
+        "network",
         "retrieval_items",
         "near_duplicates",
         "rerank_k",
@@ -266,7 +268,7 @@ def apply_protocol(protocol: str, values: Values, is_compatible: Callable[[str, 
             f"protocol {protocol} needs a checkpoint of task {wanted}, this one is of {found}; fine-tune it first"
         )
     data = {key: value for key, value in values["data"].items() if key in _KEPT}
-    kept = ("batch_size", *PROTOCOLS[protocol].named)
+    kept = ("batch_size", "network", *PROTOCOLS[protocol].named)
     evaluation = {"enabled": True} | {key: values["evaluation"][key] for key in kept if key in values["evaluation"]}
     changed = merge({**values, "data": data, "evaluation": evaluation}, PROTOCOLS[protocol].values)
     if changed["data"]["source"] != "scenes":
@@ -314,11 +316,11 @@ def protocol_name(protocol: str, config: RunConfig, is_own: bool = True) -> str:
     )
     size = fixed.values["data"].get("image_size_px")
     held = held and is_own and (size is None or config.data.image_size == (size, size))
-    named = "".join(_label(key, values["evaluation"][key]) for key in fixed.named)
+    named = "".join(_label(key, values["evaluation"][key]) for key in (*fixed.named, "network"))
     return f"{protocol}{named}" if held and _is_whole(fixed, config) else f"{protocol}{named}{CUSTOM}"
 
 
-_USUAL = {"itm_score": "difference", "heat_resize": "cut", "repeated_captions": "merged"}
+_USUAL = {"network": "student", "itm_score": "difference", "heat_resize": "cut", "repeated_captions": "merged"}
 """Values of settings in names that are left out of them."""
 
 

@@ -42,8 +42,8 @@ Overrides = Values
 _FINETUNE = "finetune."
 _SET_BY_STUDY = ("seed", "output_dir", "finetune.seed", "finetune.output_dir", "finetune.checkpoint")
 _CHANGES_NO_RESULT = (
-    "output_dir", "data.workers", "training.checkpoint_every_steps", "training.checkpoints_kept", "logging.trackers",
-    "logging.project",
+    "output_dir", "data.workers", "training.checkpoint_every_steps", "training.checkpoints_kept", "training.keep_best",
+    "logging.trackers", "logging.project",
 )  # fmt: skip
 
 

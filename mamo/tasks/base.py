@@ -1,7 +1,7 @@
 """The abstract class of a task: its network, data, losses, evaluation and report."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
@@ -70,6 +70,23 @@ class Task(ABC, Generic[BatchT, TargetsT]):
         """The part of the network that has a grid of patches."""
         return self.network.backbone.image_encoder
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the parts of the network that `training.parts` names: `image`, `text` and `fusion`, as far as it has
+        them. Everything outside them is `heads`.
+        """
+        backbone = self.network.backbone
+        found = {
+            "image": self.image_encoder,
+            "text": getattr(backbone, "text_encoder", None),
+            "fusion": getattr(backbone, "fusion", None),
+        }
+        return {name: part for name, part in found.items() if part is not None}
+
+    @property
+    def averaged_backbone(self) -> nn.Module | None:
+        """The backbone that is evaluated in place of the network's; None for the network's own."""
+        return None
+
     # ---- training ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -86,6 +103,13 @@ class Task(ABC, Generic[BatchT, TargetsT]):
 
     def fix_shapes(self) -> None:
         """Give batches few shapes, for a device on which each new shape costs; losses do not change."""
+
+    def share_frozen(self, parts: Collection[str]) -> None:
+        """Compute once what two networks of the task compute alike, as these parts never train.
+
+        Args:
+            parts: names of `parts`, and `heads`. The student's weights are in their place.
+        """
 
     def trivial_losses(self, batch: BatchT) -> dict[str, float]:
         """Return `loss/NAME` of a predictor that ignores its input, by name (ITC: log N)."""

@@ -7,7 +7,7 @@ Legend: B batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic
 
@@ -42,18 +42,18 @@ Schedule = tuple[tuple[Stage, frozenset[str]], ...]
 """Stages in order, each with the views wanted of it."""
 
 
-def schedule_stages(stages: Sequence[Stage], wanted: Iterable[str]) -> Schedule:
-    """Keep the stages that the wanted views need, in the order of `stages`.
+def schedule_stages(stages: Sequence[Stage], wanted: Iterable[str], given: Collection[str] = ()) -> Schedule:
+    """Keep the stages that the wanted views need, in the order of `stages`; `given` views need none.
 
     Raises:
         ValueError: no stage gives a view.
     """
-    needed, chosen = set(wanted), list[tuple[Stage, frozenset[str]]]()
+    needed, chosen = {*wanted}.difference(given), list[tuple[Stage, frozenset[str]]]()
     for stage in reversed(stages):
         found = needed & {*stage.gives}
         if found:
             chosen.append((stage, frozenset(found)))
-            needed |= {*stage.needs}
+            needed |= {*stage.needs}.difference(given)
     missing = needed - {name for stage in stages for name in stage.gives}
     if missing:
         known = sorted({name for stage in stages for name in stage.gives})
@@ -61,9 +61,9 @@ def schedule_stages(stages: Sequence[Stage], wanted: Iterable[str]) -> Schedule:
     return tuple(reversed(chosen))
 
 
-def compute_views(network: nn.Module, batch: Batch, schedule: Schedule) -> Views:
-    """Run the stages of a schedule."""
-    views: Views = {}
+def compute_views(network: nn.Module, batch: Batch, schedule: Schedule, given: Views | None = None) -> Views:
+    """Run the stages of a schedule, and return what they give with the `given` views."""
+    views: Views = {**(given or {})}
     for stage, wanted in schedule:
         views |= stage.compute(network, batch, views, wanted)
     return views
@@ -171,6 +171,8 @@ class ObjectiveTask(Task[BatchT, Targets]):
     """The losses whose weight is not 0, in the order of their passes."""
     schedule: Schedule
     """The student's stages."""
+    shared: tuple[str, ...] = ()
+    """Views of the student that the teacher gives, equal because they come from frozen parts."""
 
     def use_losses(self, active: Sequence[Loss[BatchT]], weights: dict[str, float], stages: Sequence[Stage]) -> None:
         """Take the losses and plan the student's stages.
@@ -196,7 +198,7 @@ class ObjectiveTask(Task[BatchT, Targets]):
 
     def schedule_of(self, losses: Sequence[Loss[BatchT]]) -> Schedule:
         """Plan the student's stages for some of the losses."""
-        return schedule_stages(self.stages, [name for loss in losses for name in loss.reads])
+        return schedule_stages(self.stages, [name for loss in losses for name in loss.reads], self.shared)
 
     def count_terms(self, batch: BatchT) -> dict[str, Tensor]:
         """Count the terms of each loss over the global batch, int64 [], in one all-reduce; at least 1."""
@@ -217,7 +219,8 @@ class ObjectiveTask(Task[BatchT, Targets]):
     def losses(self, batch: BatchT, targets: Targets, start: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `Task`."""
         rows = {name: value[start : start + len(batch)] for name, value in targets.views.items()}
-        part = Part(batch, start, compute_views(self.network, batch, self.schedule), rows)
+        given = {name: rows[name] for name in self.shared}
+        part = Part(batch, start, compute_views(self.network, batch, self.schedule, given), rows)
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for loss in self.active:

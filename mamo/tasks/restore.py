@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import MamoConfig, MamoModelConfig, RunConfig
@@ -48,7 +49,22 @@ def restore_task(
     stored = load_stored_config(folder) if (folder / CONFIG).is_file() else config
     resamplers = position_resamplers(task.network, stored.data.image_size)
     checkpoint.load_transfer(folder, weights, task.network, strict_prefix="", resample=resamplers)
+    if config.evaluation.network == "teacher" and weights == "student":
+        load_averaged(folder, task.network.backbone, stored)
     return task, Predictor(task.network.to(device).eval(), Processor.of(words, config), device)
+
+
+def load_averaged(folder: Path, backbone: nn.Module, stored: RunConfig) -> None:
+    """Load the teacher's backbone of a step folder, whose config is `stored`, into a network's.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit.
+    """
+    if not (folder / "teacher.safetensors").is_file():
+        raise checkpoint.CheckpointError(f"evaluation.network: {folder} has no teacher; use student")
+    module = nn.ModuleDict({"module": backbone})
+    resamplers = position_resamplers(module, stored.data.image_size)
+    checkpoint.load_transfer(folder, "teacher", module, strict_prefix="module.", resample=resamplers)
 
 
 def random_backbone(config: MamoConfig, folder: Path, n_tokens: int, pad_token_id: int) -> Backbone:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _REQUIRED = ("state.json", "student.safetensors")
 _READ = (".safetensors", ".json", ".yaml", ".txt")
-LAST = "last"
+LAST, BEST = "last", "best"
 Resample = Callable[[Tensor], Tensor]
 
 
@@ -122,7 +122,7 @@ def save(
     files: Mapping[str, Path],
     kept: int,
 ) -> Path:
-    """Write `checkpoints/step-NNNNNNN` and point `last` at it; keep the newest `kept`.
+    """Write `checkpoints/step-NNNNNNN` and point `last` at it; keep the newest `kept`, and the one that `best` names.
 
     Removes the remains of a killed save and the checkpoints of later steps, which a resumed run skipped as damaged.
 
@@ -138,7 +138,7 @@ def save(
     for unfinished in target.parent.glob(".writing-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     write_folder(target, tensors, {**state, "step": step}, files)
-    _point_at(target)
+    point_at(target, LAST)
     for folder in step_folders(output_dir):
         if folder.name > target.name:
             shutil.rmtree(folder)
@@ -147,22 +147,27 @@ def save(
 
 
 def keep_newest(output_dir: Path, step: int, kept: int) -> None:
-    """Remove the checkpoints up to `step` except the newest `kept`; a kill may have come before that."""
-    last = step_folder(output_dir, step).name
-    for folder in [folder for folder in step_folders(output_dir) if folder.name <= last][:-kept]:
-        shutil.rmtree(folder)
+    """Remove the checkpoints up to `step` except the newest `kept` and the best; a kill may have come before that."""
+    last = step_folder(output_dir, step)
+    best = (last.parent / BEST).resolve().name
+    for folder in [folder for folder in step_folders(output_dir) if folder.name <= last.name][:-kept]:
+        if folder.name != best:
+            shutil.rmtree(folder)
 
 
-def _point_at(target: Path) -> None:
-    """Make `last` the relative link to a step folder; a folder of that name, from a copy that followed links, goes."""
-    pointer, fresh, aside = (target.parent / name for name in (LAST, f".{LAST}", f".writing-{LAST}"))
+def point_at(target: Path, name: str) -> None:
+    """Make `last` or `best` the relative link to a step folder.
+
+    A folder of that name, from a copy that followed links, is removed.
+    """
+    pointer, fresh, aside = (target.parent / part for part in (name, f".{name}", f".writing-{name}"))
     fresh.unlink(missing_ok=True)
     try:
         fresh.symlink_to(target.name)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        logger.warning("%s: this file system has no links; the newest step folder is the last checkpoint", pointer)
+        logger.warning("%s: this file system has no links; it would name %s", pointer, target.name)
         return
     if pointer.is_dir() and not pointer.is_symlink():
         pointer.rename(aside)

@@ -23,6 +23,9 @@ def freeze_unused_parameters(task: "Task", batch: Batch) -> str:
 
     Returns:
         The numbers of trainable and frozen parameters of each part, in a line.
+
+    Raises:
+        ValueError: every parameter that a loss reaches is frozen already.
     """
     network = task.network
     was_training = network.training
@@ -30,7 +33,13 @@ def freeze_unused_parameters(task: "Task", batch: Batch) -> str:
         network.train()
         targets, _ = task.compute_targets(batch, len(batch), 0)
         losses, _ = task.losses(batch, targets, 0)
-        torch.stack([task.weights[name] * value for name, value in losses.items()]).sum().backward()  # type: ignore[no-untyped-call]
+        total = torch.stack([task.weights[name] * value for name, value in losses.items()]).sum()
+        if not total.requires_grad:
+            raise ValueError(
+                "training.parts: every parameter that a loss reaches is frozen; freeze less, or give a loss of another "
+                "part a weight"
+            )
+        total.backward()  # type: ignore[no-untyped-call]
     network.train(was_training)
     counts: dict[str, list[int]] = {}
     for name, parameter in network.named_parameters():

@@ -27,7 +27,7 @@ from mamo.training.checkpoint import CheckpointError
 from mamo.training.failure import NonFiniteLoss, dump_failing_batch
 from mamo.training.metric_logger import MetricLogger
 from mamo.training.monitors import LossMonitor
-from mamo.training.optim import learning_rate_at
+from mamo.training.optim import learning_rate_at, set_learning_rate
 from mamo.training.parallel import (
     DDP,
     SingleProcess,
@@ -117,6 +117,8 @@ class Loop:
                         saved = self._save_with_log(done, writing, log)
                     is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
                     if evaluate is not None and is_due and done < training.total_steps:
+                        if training.keep_best is not None:
+                            writing.wait()  # the evaluation may choose this checkpoint
                         self._evaluate(evaluate, done, stop)
                     mark = time.perf_counter()
                 if stop.is_requested:
@@ -131,8 +133,7 @@ class Loop:
     def step(self, batch: Batch, step: int) -> dict[str, float]:
         """Take one optimizer step on one batch; return the step's metrics as plain numbers."""
         learning_rate = learning_rate_at(self.config.training, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         targets, values = self.backward(batch, step)
         values["gradient_norm"] = clip_gradients(self.task.network, self.config.training.gradient_clip_norm or math.inf)
         numbers = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist()))

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,26 +15,46 @@ from mamo.distributed import is_sharded
 from mamo.models.layers import transformer_layers
 
 
-def parameter_groups(network: nn.Module, weight_decay: float, decays_scalars: bool = False) -> list[Values]:
-    """Return two groups: decayed matrices, and vectors (biases, norms) without decay.
+def parameter_groups(
+    network: nn.Module,
+    weight_decay: float,
+    decays_scalars: bool = False,
+    scales: Mapping[Tensor, float] | None = None,
+) -> list[Values]:
+    """Return two groups of parameters: decayed matrices, and vectors (biases, norms) without decay.
 
-    Scalars, as the temperature, belong to the second group, or with `decays_scalars` to the first.
+    Scalars, as the temperature, belong to the second group, or with `decays_scalars` to the first. Where parameters
+    have `scales`, factors of the learning rate, there are two such groups for each factor, its `lr_scale`.
     """
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim >= 2 or (decays_scalars and p.ndim == 0)]
-    taken = {id(p) for p in decayed}
+    found: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+    for p in network.parameters():
+        if p.requires_grad:
+            decayed, plain = found.setdefault((scales or {}).get(p, 1.0), ([], []))
+            (decayed if p.ndim >= 2 or (decays_scalars and p.ndim == 0) else plain).append(p)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [p for p in trainable if id(p) not in taken], "weight_decay": 0.0},
+        {"params": params, "weight_decay": decay, "lr_scale": scale}
+        for scale, (decayed, plain) in found.items()
+        for params, decay in ((decayed, weight_decay), (plain, 0.0))
     ]
 
 
-def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every group, times the group's `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+
+
+def make_optimizer(
+    network: nn.Module, config: TrainingConfig, scales: Mapping[Tensor, float] | None = None
+) -> torch.optim.Optimizer:
     """Return PyTorch's fused AdamW over `parameter_groups`; with `optimizer: muon`, `MuonWithAdamW`."""
-    groups = parameter_groups(network, config.weight_decay, config.decay_temperature)
+    groups = parameter_groups(network, config.weight_decay, config.decay_temperature, scales)
     if config.optimizer == "muon":
-        return MuonWithAdamW(layer_matrices(network), groups, config)
-    return _adamw(groups, config)
+        optimizer: torch.optim.Optimizer = MuonWithAdamW(layer_matrices(network), groups, config)
+    else:
+        optimizer = _adamw(groups, config)
+    set_learning_rate(optimizer, config.learning_rate)
+    return optimizer
 
 
 def layer_matrices(network: nn.Module) -> list[Tensor]:
@@ -57,8 +78,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(self, matrices: list[Tensor], groups: list[Values], config: TrainingConfig) -> None:
         taken = {id(matrix) for matrix in matrices}
         others = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+        scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+        by_scale: dict[float, list[Tensor]] = {}
+        for matrix in matrices:
+            by_scale.setdefault(scales[id(matrix)], []).append(matrix)
         self.muon = torch.optim.Muon(
-            matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            [{"params": own, "lr_scale": scale} for scale, own in (by_scale or {1.0: []}).items()],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
         )
         self.adamw = _adamw(others, config)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
@@ -109,6 +137,9 @@ def _adamw(groups: list[Values], config: TrainingConfig) -> torch.optim.AdamW:
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
     """Warm up linearly from 0, then follow a cosine from `learning_rate` to `learning_rate_min`; `step` is 0-based.
 
+    With `schedule: warmup-stable-decay` the rate stays at `learning_rate` until the last `decay_steps`, in which it
+    falls in a line (Zhai et al. 2022, Hu et al. 2024).
+
     With `schedule: albef` the warm-up begins at `learning_rate_min` and has `WARMUP_STAIRS` stairs, of which the first
     is a step longer, as ALBEF sets the rate after a step; the cosine has a stair an epoch and begins with the run.
     """
@@ -116,10 +147,18 @@ def learning_rate_at(config: TrainingConfig, step: int) -> float:
         return _albef_learning_rate(config, step)
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
+    low, high = config.learning_rate_min, config.learning_rate
+    if config.schedule == "warmup-stable-decay":
+        left = config.total_steps - step
+        return high if left >= config.decay_steps else low + (high - low) * left / config.decay_steps
     span = max(1, config.total_steps - config.warmup_steps)
     share = (step - config.warmup_steps) / span
-    low, high = config.learning_rate_min, config.learning_rate
     return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+def is_same_schedule(one: TrainingConfig, other: TrainingConfig, n_steps: int) -> bool:
+    """Say whether the first `n_steps` steps have the same learning rates in both."""
+    return all(learning_rate_at(one, step) == learning_rate_at(other, step) for step in range(n_steps))
 
 
 WARMUP_STAIRS = 20

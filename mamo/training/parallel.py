@@ -107,8 +107,32 @@ class SingleProcess:
     @contextlib.contextmanager
     def evaluating(self, precision: Precision | None = None) -> Iterator[nn.Module]:
         """Yield the whole network in a precision, by default the run's; every process must enter."""
-        with cast_parameters(precision, [self.task.network]) if precision else self.precision_context():
-            yield self.task.network
+        network = self.task.network
+        with (
+            replaced_backbone(network, self.task.averaged_backbone),
+            cast_parameters(precision, [network]) if precision else self.precision_context(),
+        ):
+            yield network
+
+
+@contextlib.contextmanager
+def replaced_backbone(network: nn.Module, other: nn.Module | None) -> Iterator[None]:
+    """Let the network have the weights of another backbone, also where a head shares one; None changes nothing."""
+    own = network.get_submodule("backbone").parameters() if other is not None else ()
+    new = dict(zip(own, other.parameters() if other is not None else ()))
+    owners = [
+        (owner._parameters, name, parameter)
+        for owner in network.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter in new
+    ]
+    for parameters, name, parameter in owners:
+        parameters[name] = new[parameter]
+    try:
+        yield
+    finally:
+        for parameters, name, parameter in owners:
+            parameters[name] = parameter
 
 
 class ForwardRedirect(nn.Module):

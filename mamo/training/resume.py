@@ -13,6 +13,7 @@ from mamo.config.schema import MamoModelConfig, RunConfig
 from mamo.config.values import Values, expand_path, flatten, merge, read_values
 from mamo.models.published_text import text_config_from
 from mamo.training import checkpoint
+from mamo.training.optim import is_same_schedule
 from mamo.training.run_dir import BERT, CONFIG
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,12 @@ RESUME_MAY_CHANGE = (
     "logging.",
     "training.checkpoint_every_steps",
     "training.checkpoints_kept",
+    "training.keep_best",
     *LAYOUT_KEYS,
 )
 """What may differ when a run is resumed (or its folder was moved): nothing that changes a step beyond its rounding."""
+SCHEDULE_KEYS = ("training.total_steps", "training.decay_steps")
+"""What may differ when a run is resumed, as long as no step that is done would have had another learning rate."""
 MAY_BE_MOVED = ("data.train_file", "data.train", "data.tokenizer")
 """What may be elsewhere when a run is resumed, if its content is the same by the fingerprint and the vocabulary."""
 AUTO_KEYS = ("training.precision", "training.device")
@@ -161,8 +165,33 @@ def warn_if_not_bit_identical(state: Values, now: dict[str, str]) -> None:
         logger.warning("this resume is not bit-identical: %s", ", ".join(changed))
 
 
+def refuse_another_schedule(present: RunConfig, stored: RunConfig, folder: Path) -> None:
+    """Raise ValueError where a step that a run has done would have had another learning rate by `present`.
+
+    The message has the command that goes on from the run's weights.
+    """
+    now, before = present.training, stored.training
+    if all(getattr(now, name) == getattr(before, name) for name in ("total_steps", "decay_steps")):
+        return
+    n_done = checkpoint.read_state(checkpoint.last_good(folder))["step"] if checkpoint.step_folders(folder) else 0
+    if n_done > now.total_steps:
+        raise ValueError(f"training.total_steps: {now.total_steps} now, and {folder} has {n_done} steps")
+    momentum = getattr(getattr(stored, "teacher", None), "schedule", "constant")
+    if n_done == 0 or (is_same_schedule(now, before, n_done) and momentum == "constant"):
+        return
+    is_rate = momentum == "constant" or before.schedule != "warmup-stable-decay"
+    key = f"training.schedule: {before.schedule}" if is_rate else f"teacher.schedule: {momentum}"
+    more = max(now.total_steps - n_done, before.warmup_steps + before.decay_steps, 1)
+    raise ValueError(
+        f"training.total_steps: {now.total_steps} now, {before.total_steps} in the run (decay_steps {now.decay_steps} "
+        f"and {before.decay_steps}): by {key} the {n_done} steps that are done would have been others; go on from its "
+        f"weights in a new run: mamo pretrain --config {folder / CONFIG} checkpoint={folder} "
+        f"output_dir={folder}-longer training.total_steps={more}"
+    )
+
+
 def resumed_config(present: RunConfig, resolved_file: Path, build: BuildConfig) -> RunConfig:
-    """Return the config of the run to continue, with the keys of `RESUME_MAY_CHANGE`, `MAY_BE_MOVED` from `present`.
+    """Return the config of the run to continue, with `RESUME_MAY_CHANGE`, `SCHEDULE_KEYS`, `MAY_BE_MOVED` of `present`.
 
     Raises:
         ValueError: the file is missing, or a key that changes the run differs; all such keys are named.
@@ -178,13 +207,16 @@ def resumed_config(present: RunConfig, resolved_file: Path, build: BuildConfig) 
     differing = [
         key
         for key in new
-        if new[key] != old.get(key) and not key.startswith(RESUME_MAY_CHANGE) and key not in MAY_BE_MOVED
+        if new[key] != old.get(key)
+        and not key.startswith(RESUME_MAY_CHANGE)
+        and key not in (*SCHEDULE_KEYS, *MAY_BE_MOVED)
     ]
     if differing:
         lines = [f"  {key}: {old.get(key)} in the run, {new[key]} now" for key in differing]
         raise ValueError("--resume with another config than the run's:\n" + "\n".join(lines))
+    refuse_another_schedule(present, stored, resolved_file.parent)
     merged, now = stored.model_dump(), present.model_dump()
-    for key in (*RESUME_MAY_CHANGE, *MAY_BE_MOVED):
+    for key in (*RESUME_MAY_CHANGE, *SCHEDULE_KEYS, *MAY_BE_MOVED):
         section, _, name = key.rstrip(".").partition(".")
         if name:
             merged[section][name] = now[section][name]

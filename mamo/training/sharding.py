@@ -36,7 +36,7 @@ class FSDP(SingleProcess):
         super().__init__(config, task)
         modules = task.modules()
         self.device = device
-        self.scalars = [p for p in task.network.parameters() if p.ndim == 0 and p.requires_grad]
+        self.scalars = [p for p in task.network.parameters() if p.ndim == 0]
         self.whole = copy.deepcopy(task.network).to("cpu")  # to evaluate
         for layer in forward_layers(self.whole):
             vars(layer).pop("forward", None)
@@ -82,17 +82,16 @@ class FSDP(SingleProcess):
     def reduce_remaining_gradients(self) -> None:
         """Sum the gradients of the scalars."""
         for scalar in self.scalars:
-            assert scalar.grad is not None
-            scalar.grad = all_reduce_sum(scalar.grad)
+            if scalar.requires_grad:
+                assert scalar.grad is not None
+                scalar.grad = all_reduce_sum(scalar.grad)
 
     @contextlib.contextmanager
     def evaluating(self, precision: Precision | None = None) -> Iterator[nn.Module]:
         """Yield the whole network in a precision, by default the run's; every process must enter."""
-        tensors = {
-            name: value.full_tensor() if isinstance(value, DTensor) else value
-            for name, value in self.task.network.state_dict().items()
-        }
-        self.whole.load_state_dict(tensors)
+        self.whole.load_state_dict(_gathered(self.task.network))
+        if self.task.averaged_backbone is not None:
+            self.whole.get_submodule("backbone").load_state_dict(_gathered(self.task.averaged_backbone))
         self.whole.to(self.device)
         try:
             assert self.precision != "auto"
@@ -100,6 +99,12 @@ class FSDP(SingleProcess):
                 yield self.whole
         finally:
             self.whole.to("cpu")
+
+
+def _gathered(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict with whole tensors."""
+    state = module.state_dict()
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 
 def _move_optimizer(

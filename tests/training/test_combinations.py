@@ -34,10 +34,13 @@ COVERING = [
     ("fsdp", "bf16", False, True, "adamw", "concat"),
 ]
 """Every two values of two keys occur together."""
+PARTS = {"image": {"freeze": "all"}, "fusion": {"layer_decay": 0.5}, "heads": {"freeze": "all"}}
 KEPT = {"reshard_after_forward": False}
 FURTHER = [
     ("fsdp", "fp32", False, False, "muon", "concat", KEPT),
     ("fsdp", "fp16", True, False, "adamw", "concat", KEPT),
+    ("fsdp", "fp32", True, False, "muon", "concat", {"parts": PARTS}),
+    ("ddp", "bf16", False, False, "muon", "cross", {"parts": PARTS}),
 ]
 
 
@@ -92,7 +95,7 @@ def compare(rows: list[tuple[Any, ...]], folder: Path, monkeypatch: pytest.Monke
 def test_a_covering_array_of_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: Muon orthogonalises the rows of one process, a cross-attention layer reads weights that are not gathered, or
     a recomputed layer misses the hooks that gather and reduce; weights that stay gathered are those of the step before;
-    fp16's scale differs between processes."""
+    fp16's scale differs between processes; what is frozen has no gradient to reduce."""
     compare([*COVERING, *FURTHER], tmp_path, monkeypatch, "none")
 
 

@@ -8,6 +8,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import get_wsd_schedule
 
 from mamo.config.schema import TrainingConfig
 from mamo.models.layers import LayeredModule
@@ -54,6 +55,35 @@ def test_albefs_schedule_equals_timms_driven_as_its_code_does() -> None:
             assert found == pytest.approx(optimizer.param_groups[0]["lr"]), (epoch, i)
             if epoch == 0 and i % stair == 0 and i <= 20 * stair:
                 scheduler.step(i // stair)
+
+
+@pytest.mark.parametrize(("total_steps", "decay_steps"), [(30, 8), (30, 0), (30, 20), (11, 1)])
+def test_warmup_stable_decay_equals_transformers(total_steps: int, decay_steps: int) -> None:
+    """Bug: the decay begins a step early, ends above the smallest rate's line, or without decay steps falls at all."""
+    config = TrainingConfig(
+        total_steps=total_steps,
+        warmup_steps=10,
+        learning_rate=3e-3,
+        learning_rate_min=6e-4,
+        schedule="warmup-stable-decay",
+        decay_steps=decay_steps,
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    theirs = get_wsd_schedule(
+        optimizer,
+        num_warmup_steps=10,
+        num_decay_steps=decay_steps,
+        num_training_steps=total_steps,
+        decay_type="linear",
+        min_lr_ratio=0.2,
+    )
+    for step in range(total_steps):
+        if step < 9:  # theirs begins at 0, and a decay of no steps is after the end
+            assert learning_rate_at(config, step) == pytest.approx(3e-3 * (step + 1) / 10)
+        elif step >= 10:
+            assert learning_rate_at(config, step) == pytest.approx(optimizer.param_groups[0]["lr"]), step
+        optimizer.step()
+        theirs.step()
 
 
 @pytest.mark.parametrize(("warmup_steps", "total_steps"), [(0, 1), (0, 7), (7, 7), (1, 7)])

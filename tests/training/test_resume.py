@@ -17,11 +17,12 @@ import pytest
 import torch
 
 import mamo.trainer
+from mamo.commands.pretrain import main as pretrain
 from mamo.config.schema import RunConfig
 from mamo.data.pairs import PairDataset
 from mamo.tasks.registry import load_config
 from mamo.trainer import train
-from mamo.training import precision, run_dir
+from mamo.training import checkpoint, precision, run_dir
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -193,6 +194,56 @@ def test_resume_needs_a_run_and_its_config(tiny: Callable[..., RunConfig], fails
     assert "checkpoint_every_steps" not in message
     assert "not empty: continue that run with --resume" in fails(lambda: train(config, is_resume=False))
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_finished_run_goes_on_where_its_schedule_allows(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Bug: a constant rate cannot be prolonged, or the prolonged run is not the one that was long from the start."""
+    short = {"total_steps": 4, "checkpoint_every_steps": 2, "schedule": "warmup-stable-decay"}
+    longer = {**short, "total_steps": 8, "decay_steps": 3}
+    whole = tiny(training=longer, output_dir=str(tmp_path / "whole"))
+    train(whole, is_resume=False)
+    train(tiny(training=short), is_resume=False)
+    train(tiny(training=longer), is_resume=True)
+    assert ends_of(tmp_path / "run", 8) == ends_of(tmp_path / "whole", 8)
+    rates = [row["learning_rate"] for row in run_dir.read_jsonl(tmp_path / "run" / run_dir.METRICS)]
+    assert rates[4] > rates[6] > rates[7]
+
+
+@pytest.mark.parametrize(
+    ("training", "now", "teacher", "key"),
+    [
+        ({}, {}, {}, "training.schedule: cosine"),
+        (
+            {"schedule": "warmup-stable-decay", "decay_steps": 2},
+            {"decay_steps": 2},
+            {},
+            "training.schedule: warmup-stable-decay",
+        ),
+        ({"schedule": "warmup-stable-decay"}, {}, {"schedule": "cosine"}, "teacher.schedule: cosine"),
+    ],
+)
+def test_a_run_that_cannot_be_longer_says_how_to_go_on(
+    tiny: Callable[..., RunConfig],
+    fails: Callable[..., str],
+    training: dict[str, Any],
+    now: dict[str, Any],
+    teacher: dict[str, Any],
+    key: str,
+) -> None:
+    """Bug: steps at a rate that fell to its end are done again at a higher one; the message's command does not run."""
+    short = {"total_steps": 4, "checkpoint_every_steps": 4, "warmup_steps": 1, **training}
+    config = tiny(training=short, teacher=teacher)
+    train(config, is_resume=False)
+    longer = tiny(training={**short, "total_steps": 7, **now}, teacher=teacher)
+    message = fails(lambda: train(longer, is_resume=True))
+    assert "training.total_steps: 7 now, 4 in the run" in message
+    assert f"by {key} the 4 steps that are done would have been others" in message
+    command = message.partition("new run: ")[2].split()
+    assert command[:2] == ["mamo", "pretrain"]
+    pretrain(command[2:])
+    assert checkpoint.step_folder(Path(f"{config.output_dir}-longer"), 3).is_dir()
+    less = tiny(training={**short, "total_steps": 3, "decay_steps": 0}, teacher=teacher)
+    assert "training.total_steps: 3 now" in fails(lambda: train(less, is_resume=True))
 
 
 def test_changed_training_data_is_refused(

@@ -11,7 +11,7 @@ Passes (`masking.mode: alternate`, the paper's figure):
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,18 @@ from mamo.tasks.pretrain.losses import LOSSES, Itc, Itm, Mim, SigmoidItc, sphere
 from mamo.tasks.pretrain.mim_encoder import ASSET, make_mim_encoder
 from mamo.tasks.pretrain.rankings import RANKINGS
 from mamo.tasks.pretrain.samples import sample_pictures
-from mamo.tasks.pretrain.views import PLANS, SHORT_TEXT, FusedPass, encoding_stages, masked_stages, teacher_stages
+from mamo.tasks.pretrain.views import (
+    ENCODINGS,
+    PLANS,
+    SHORT_TEXT,
+    FusedPass,
+    encoding_stages,
+    masked_stages,
+    teacher_stages,
+)
 from mamo.tasks.sources import pair_dataset
 from mamo.teacher import Teacher, momentum_at
+from mamo.training.parts import stay_in_eval
 from mamo.training.run_dir import STATEMENT_SCORES
 
 logger = logging.getLogger(__name__)
@@ -175,10 +184,29 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         mlm = self.network.get_head("mlm") if is_distilled else None
         return Teacher(self.network.backbone, mlm, self.config.teacher.dropout)
 
+    @property
+    def averaged_backbone(self) -> nn.Module | None:
+        """The teacher's, with `evaluation.network: teacher`."""
+        return self.teacher.module if self.config.evaluation.network == "teacher" else None
+
     def modules(self) -> dict[str, nn.Module]:
         """Return student, teacher, queue and, with `losses.mim_target: encoder`, the frozen encoder."""
         frozen = {} if self.mim_encoder is None else {"mim_encoder": self.mim_encoder}
         return {"student": self.network, "teacher": self.teacher, "queue": self.queue, **frozen}
+
+    def share_frozen(self, parts: Collection[str]) -> None:
+        """See `Task`: the teacher's part becomes the student's, and what both encode with it the teacher encodes.
+
+        A part that the student never moves is its own moving average.
+        """
+        mine, its = self.parts(), {"image": "image_encoder", "text": "text_encoder", "fusion": "fusion"}
+        for name in sorted(its.keys() & {*parts}):
+            part = getattr(self.teacher.backbone, its[name])
+            part.load_state_dict(mine[name].state_dict())
+            stay_in_eval(part)
+        computed = {view for _, wanted in self.teacher_schedule for view in wanted}
+        self.shared = tuple(view for name in sorted(parts) for view in ENCODINGS.get(name, ()) if view in computed)
+        self.schedule = self.schedule_of(self.active)
 
     def train_dataset(self) -> SampleDataset:
         """Open the training pairs; samples are compared by all captions of their records from now on.
@@ -202,7 +230,8 @@ class PretrainTask(ObjectiveTask[PairBatch]):
             compute_views(self.teacher, batch.part(i, i + micro_batch_size), self.teacher_schedule)
             for i in range(0, len(batch), micro_batch_size)
         ]
-        views = {name: torch.cat([part[name] for part in parts]) for name in self.target_names}
+        names = (*self.target_names, *self.shared)
+        views = {name: torch.cat([part[name] for part in parts]) for name in names}
         return self.prepare_losses(views, batch, step), teacher_spread(views)
 
     def on_optimizer_step(self, batch: PairBatch, targets: Targets, step: int) -> None:

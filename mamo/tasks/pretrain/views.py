@@ -72,6 +72,8 @@ SHORT_TEXT = (
 )
 """As `ALTERNATE`, with a short caption for the masked picture (Fix-CLIP); the whole picture has the long one."""
 PLANS = {"alternate": ALTERNATE, "joint": JOINT}
+ENCODINGS = {"image": ("clean_image",), "text": ("clean_words", "masked_words")}
+"""Views that teacher and student compute alike from one part, by the name of the part."""
 
 
 # ---- the student ----------------------------------------------------------------------------------------------------
