@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mamo.study.report import write_report
-from mamo.study.results import append_row, finished_row, read_rows
+from mamo.study.results import append_row, finished_row, note_sources, read_rows
 from mamo.study.spec import SeedSet, Study, Trial
 from mamo.training.checkpoint import step_folder
 from mamo.training.run_dir import CONFIG
@@ -152,6 +152,7 @@ def run_trials(
 
     def run(trial: Trial) -> bool:
         words = command(trial, runs, program)
+        note_sources(trial, runs)
         with _log(trial, runs).open("ab") as log, starting:
             if is_stopped.is_set():
                 return False

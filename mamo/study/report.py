@@ -10,13 +10,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mamo.study.results import Row
+from mamo.study.results import TRIALS, Row
 from mamo.study.spec import SeedSet, Study, Trial
-from mamo.study.statistics import Estimate, interval, paired_difference
+from mamo.study.statistics import (
+    MOST_SEEDS,
+    Estimate,
+    differences,
+    half_width,
+    holm_intervals,
+    interval,
+    paired_difference,
+    seeds_needed,
+    upper_spread,
+)
 from mamo.training.run_dir import atomic_write_text
 
 Values = dict[str, dict[int, float]]
 """Variant -> seed -> value of one metric."""
+SPREAD_SEEDS = 8
+"""Confirming seeds after which their spread, not their mean, may add further ones."""
 _PANELS_A_ROW = 4
 _TITLES: dict[SeedSet, str] = {"explore": "Explored", "confirm": "Confirmed", "all": "All seeds"}
 
@@ -28,11 +40,17 @@ def write_report(study: Study, rows: Mapping[str, Row], folder: Path) -> list[Pa
         The files written; the figure only if a trial has finished.
 
     Raises:
-        ValueError: the baseline lacks a planned metric; other variants show a dash.
+        ValueError: the baseline lacks a planned metric (other variants show a dash), or trials ran with different code.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trials = study.trials("all")
     finished = [(trial, rows[trial.config_hash]) for trial in trials if trial.config_hash in rows]
+    sources = sorted({str(row.get("sources", "unknown")) for _, row in finished})
+    if len(sources) > 1:
+        raise ValueError(
+            f"{study.name}: its finished trials ran with different code ({', '.join(sources)}), so that they cannot be "
+            f"compared; move {folder / TRIALS} elsewhere, and run all of them again"
+        )
     for trial, row in finished:
         for metric in study.file.metrics if trial.variant == study.file.baseline else []:
             if metric not in row["metrics"]:
@@ -95,28 +113,86 @@ def markdown(study: Study, trials: list[Trial], rows: Mapping[str, Row]) -> str:
         lines += ["", f"## {_TITLES[chosen]}: seeds {seeds}"]
         lines += _comparisons(study, of_metric)
         lines += _table(study, of_metric)
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_power(study, rows)]) + "\n"
 
 
 def _comparisons(study: Study, of_metric: Mapping[str, Values]) -> list[str]:
+    """Format the planned comparisons; intervals of the first metric also corrected for their number (Holm)."""
     if not study.file.comparisons:
         return []
     lines = [
         "",
-        "| planned comparison | metric | difference | seeds | interval excludes zero |",
-        "|---|---|---|---|---|",
+        "| planned comparison | metric | difference | corrected | seeds | interval excludes zero |",
+        "|---|---|---|---|---|---|",
     ]
-    for planned in study.file.comparisons:
+    corrected = _corrected(study, of_metric[study.file.metrics[0]])
+    for number, planned in enumerate(study.file.comparisons):
         for metric, values in of_metric.items():
             difference = paired_difference(values[planned.variant], values[planned.against])
             if difference is None:
                 continue
-            verdict = "one seed" if difference.n == 1 else "yes" if difference.excludes_zero else "no"
+            decisive = corrected.get(number) if metric == study.file.metrics[0] else None
+            shown = "—" if decisive is None else format_interval(decisive, signed=True)
             what = f"{planned.variant} − {planned.against} ({planned.question})"
-            lines.append(
-                f"| {what} | {metric} | {format_interval(difference, signed=True)} | {difference.n} | {verdict} |"
-            )
+            cells = (what, metric, format_interval(difference, signed=True), shown, difference.n)
+            lines.append(f"| {' | '.join(map(str, cells))} | {_verdict(decisive or difference)} |")
     return lines
+
+
+def _corrected(study: Study, values: Values) -> dict[int, Estimate]:
+    """Return the corrected interval of each planned comparison, by its number; those without two seeds are absent."""
+    samples = {
+        number: differences(values[planned.variant], values[planned.against])
+        for number, planned in enumerate(study.file.comparisons)
+    }
+    samples = {number: sample for number, sample in samples.items() if len(sample) > 1}
+    return dict(zip(samples, holm_intervals(list(samples.values()))))
+
+
+def _verdict(estimate: Estimate) -> str:
+    """Say whether an interval excludes zero, and if not, which differences it excludes."""
+    if estimate.n == 1:
+        return "one seed"
+    if estimate.excludes_zero:
+        return "yes"
+    return f"no; not more than {max(abs(estimate.low), abs(estimate.high)):.1f} points either way"
+
+
+def _power(study: Study, rows: Mapping[str, Row]) -> list[str]:
+    """Format how many confirming seeds each comparison needs, by the spread of the seeds that ran.
+
+    Exploring seeds give an upper bound of the spread (`upper_spread`). Once `SPREAD_SEEDS` confirming ones ran, their
+    spread counts instead, and no mean.
+    """
+    file = study.file
+    if file.smallest_difference is None:
+        return []
+    lines = [
+        "",
+        f"## Seeds for intervals of ± {file.smallest_difference:g} points of {file.metrics[0]}",
+        "",
+        "| planned comparison | spread | from | bound | half width | seeds needed |",
+        "|---|---|---|---|---|---|",
+    ]
+    n_planned = len(file.confirm_seeds)
+    explored, confirmed = (values_of(study, rows, file.metrics[0], chosen) for chosen in ("explore", "confirm"))
+    for planned in file.comparisons:
+        sample = differences(confirmed[planned.variant], confirmed[planned.against])
+        is_confirmed = len(sample) >= SPREAD_SEEDS
+        if not is_confirmed:
+            sample = differences(explored[planned.variant], explored[planned.against])
+        if len(sample) < 2 or n_planned < 2:
+            continue
+        spread = float(np.std(sample, ddof=1))
+        bound = spread if is_confirmed else upper_spread(spread, len(sample))
+        source = f"{len(sample)} {'confirming' if is_confirmed else 'exploring'} seeds"
+        n = max(n_planned, len(sample) if is_confirmed else 0)
+        needed = seeds_needed(bound, file.smallest_difference, n)
+        is_enough = half_width(bound, needed) <= file.smallest_difference
+        cells = (f"{planned.variant} − {planned.against}", f"{spread:.1f}", source, f"{bound:.1f}")
+        widths = (f"{half_width(bound, n):.1f} with {n}", f"{needed}" if is_enough else f"more than {MOST_SEEDS}")
+        lines.append(f"| {' | '.join((*cells, *widths))} |")
+    return lines if len(lines) > 6 else []
 
 
 def _table(study: Study, of_metric: Mapping[str, Values]) -> list[str]:

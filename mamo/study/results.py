@@ -1,14 +1,17 @@
 """Finished trials, one line of `cells.jsonl` each; the file is committed and shared by all studies."""
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from mamo.config.values import Values
 from mamo.study.spec import Trial, changed_settings
-from mamo.training.run_dir import METRICS, RESULTS, TIMING, read_evaluations, read_jsonl
+from mamo.training.run_dir import METRICS, RESULTS, TIMING, atomic_write_text, read_evaluations, read_jsonl
 
 TRIALS = "cells.jsonl"
+PACKAGE = Path(__file__).parents[1]
 Row = Values
 
 
@@ -36,6 +39,35 @@ def append_row(folder: Path, row: Row) -> None:
         file.write(("\n" if torn else "") + json.dumps(row) + "\n")
 
 
+@functools.cache
+def sources_digest() -> str:
+    """Return 12 hex digits of the package's Python files: a changed default changes no config hash."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def note_sources(trial: Trial, runs: Path) -> None:
+    """Note the code with which a trial starts or resumes, next to its folder."""
+    file = _sources_file(trial, runs)
+    noted = file.read_text().split() if file.exists() else []
+    if sources_digest() not in noted:
+        atomic_write_text(file, " ".join([*noted, sources_digest()]))
+
+
+def _sources_of(trial: Trial, runs: Path) -> str:
+    """Return the code of a trial and its pre-training: one digest, or several joined by a plus sign."""
+    stages = [trial] if trial.pretraining is None else [trial.pretraining, trial]
+    files = [_sources_file(stage, runs) for stage in stages]
+    noted = [digest for file in files for digest in (file.read_text().split() if file.exists() else [sources_digest()])]
+    return "+".join(dict.fromkeys(noted))
+
+
+def _sources_file(trial: Trial, runs: Path) -> Path:
+    return runs / f"{trial.config_hash}.sources.txt"
+
+
 def finished_row(trial: Trial, runs: Path) -> Row | None:
     """Read the results of a trial from its folder in `runs`; None if it has not finished.
 
@@ -60,6 +92,7 @@ def finished_row(trial: Trial, runs: Path) -> Row | None:
         "train_s": round(sum(_train_s(stage, runs) for stage in stages), 1),
         "settings": settings,
         "versions": last[-1]["versions"],
+        "sources": _sources_of(trial, runs),
         "losses": _flat(_last_losses(run_folder)),
         "metrics": {name: round(value, 4) for name, value in last[-1]["metrics"].items()},
     }

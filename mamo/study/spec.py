@@ -12,6 +12,7 @@ grid:                                # ... or every combination of these values,
 baseline: all
 metrics: [probe/attribute_swap/itm]  # names in `results.json`, the decisive one first
 comparisons: [{variant: mlm_only, against: all, question: what MIM adds}]
+smallest_difference: 3               # optional: of interest, in points of the first metric; the half width to reach
 explore_seeds: [0, 1, 2, 3, 4]
 confirm_seeds: [5, 6, 7, 8, 9]
 ```
@@ -66,6 +67,7 @@ class StudyFile(Section):
     baseline: str
     metrics: Annotated[list[str], Field(min_length=1)]
     comparisons: list[Comparison] = Field(default_factory=list)
+    smallest_difference: Annotated[float, Field(gt=0)] | None = None
     explore_seeds: Annotated[list[int], Field(min_length=1)]
     confirm_seeds: list[int] = Field(default_factory=list)
 

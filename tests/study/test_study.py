@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mamo.study import execute
+from mamo.study import execute, results
 from mamo.study.execute import harvest_finished, run_study, shell_lines
 from mamo.study.published import PUBLISHED
 from mamo.study.report import write_report
@@ -367,11 +367,11 @@ def test_two_real_stages_killed_between_them(tmp_path: Path, monkeypatch: pytest
     assert f"/{made.all_trials[0].pretraining.config_hash}/" in own["ancestry"][-1]["checkpoint"]
 
 
-def planted(made: Study, folder: Path) -> None:
-    """Rows of known values: `plain` 50, 52, 54; `more` 5, 6, 7 above it; 9 more seven points on the confirming seed."""
+def planted(made: Study, folder: Path, confirming: Mapping[int, float] = {7: 9.0}) -> None:
+    """Rows of known values: `plain` 50, 52, 54, confirming 60; `more` 5, 6, 7 above it, confirming as `confirming`."""
     for cell in made.trials("all"):
-        value = {0: 50.0, 1: 52.0, 2: 54.0, 7: 60.0}[cell.seed]
-        value += {0: 5.0, 1: 6.0, 2: 7.0, 7: 9.0}[cell.seed] if cell.variant == "more" else 0.0
+        value = {0: 50.0, 1: 52.0, 2: 54.0}.get(cell.seed, 60.0)
+        value += {0: 5.0, 1: 6.0, 2: 7.0, **confirming}[cell.seed] if cell.variant == "more" else 0.0
         row = {"cell": cell.config_hash, "seed": cell.seed, "steps": 30, "samples": 240, "train_s": 9.5}
         append_row(folder, {**row, "metrics": {METRIC: value, OTHER: 1.0, "unplanned": 2.0}})
 
@@ -391,12 +391,57 @@ def test_the_report_holds_the_planted_numbers(study: Callable[..., Study], tmp_p
     assert explored is not None
     assert confirmed is not None
     # by hand: t(0.975, 2) = 4.3027; s = 1 for the difference, 2 for plain, 3 for more
-    assert f"{METRIC} | +6.0 [+3.5, +8.5] | 3 | yes |" in explored[0]
+    assert f"{METRIC} | +6.0 [+3.5, +8.5] | +6.0 [+3.5, +8.5] | 3 | yes |" in explored[0]  # one comparison: as it is
     assert "| plain | 3 | 52.0 [47.0, 57.0] | — | 1.0 [1.0, 1.0] | — |" in explored[0]
     assert "| more | 3 | 58.0 [50.5, 65.5] | +6.0 [+3.5, +8.5] |" in explored[0]
-    assert f"{OTHER} | +0.0 [+0.0, +0.0] | 3 | no |" in explored[0]
-    assert f"{METRIC} | +9.0 | 1 | one seed |" in confirmed[0]
+    assert f"{OTHER} | +0.0 [+0.0, +0.0] | — | 3 | no; not more than 0.0 points either way |" in explored[0]
+    assert f"{METRIC} | +9.0 | — | 1 | one seed |" in confirmed[0]
     assert "unplanned" not in text
+
+
+def test_comparisons_are_corrected_and_seeds_are_counted(study: Callable[..., Study], tmp_path: Path) -> None:
+    """Bug: each of several comparisons has its own 5 % of error; or means, not spreads, add seeds."""
+    both = [*STUDY["comparisons"], {"variant": "plain", "against": "more", "question": "the other way"}]
+    made = study(comparisons=both, smallest_difference=2.0, confirm_seeds=[7, 8, 9])
+    planted(made, tmp_path, {7: 9.0, 8: 9.0, 9: 9.0})
+    text = write_report(made, read_rows(tmp_path), tmp_path)[1].read_text()
+    # by hand: s = 1, n = 3; the smaller p-value is compared with 0.025, t(0.9875, 2) = 6.2053; then 0.05
+    assert f"{METRIC} | +6.0 [+3.5, +8.5] | +6.0 [+2.4, +9.6] | 3 | yes |" in text
+    assert f"{METRIC} | -6.0 [-8.5, -3.5] | -6.0 [-8.5, -3.5] | 3 | yes |" in text
+    # sqrt(2 / 0.4463) = 2.117; t(0.975, 2) * 2.117 / sqrt(3) = 5.26; t(0.975, 6) * 2.117 / sqrt(7) = 1.96
+    assert "| more − plain | 1.0 | 3 exploring seeds | 2.1 | 5.3 with 3 | 7 |" in text
+    eight = study(comparisons=both, smallest_difference=2.0, confirm_seeds=[*range(7, 15)])
+    planted(eight, tmp_path, {seed: float(seed % 2) * 4 for seed in range(7, 15)})
+    text = write_report(eight, read_rows(tmp_path), tmp_path)[1].read_text()
+    # s = sqrt(4 * 8 / 7) = 2.138; t(0.975, 7) * s / sqrt(8) = 1.79
+    assert "| more − plain | 2.1 | 8 confirming seeds | 2.1 | 1.8 with 8 | 8 |" in text
+
+
+def test_trials_of_different_code_are_not_mixed(
+    study: Callable[..., Study], program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a default changes between two trials, whose config hashes do not show it, and one report has both."""
+    made, runs, found = study(explore_seeds=[0, 1]), tmp_path / "runs", tmp_path / "results"
+    monkeypatch.setattr("mamo.study.results.sources_digest", lambda: "before")
+    run_study(made, "explore", 1, runs, found, program)
+    assert {row["sources"] for row in read_rows(found).values()} == {"before"}
+    monkeypatch.setattr("mamo.study.results.sources_digest", lambda: "after")
+    assert run_study(made, "explore", 0, runs, found, program)  # read again, not run again
+    with pytest.raises(ValueError, match=r"ran with different code \(after, before\).*cells\.jsonl elsewhere"):
+        run_study(made, "confirm", 1, runs, found, program)
+
+
+def test_the_digest_follows_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a change of one file, or its move, leaves the digest as it is."""
+    monkeypatch.setattr(results, "PACKAGE", tmp_path)
+    found = set()
+    for name, text in (("a.py", "x = 1"), ("a.py", "x = 2"), ("b/a.py", "x = 2"), ("c.txt", "no code")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        results.sources_digest.cache_clear()
+        found.add(results.sources_digest())
+    results.sources_digest.cache_clear()
+    assert len(found) == 3
 
 
 def test_unfinished_studies_and_unknown_metrics(study: Callable[..., Study], tmp_path: Path) -> None:
