@@ -35,7 +35,7 @@ def load_clip(network: Mamo, source: str) -> WeightReport:
     path = clip_path(source)
     found = clip_weights(read_weights(path))
     if "image" not in found.projections and backbone.image_encoder.vit.attn_pool is not None:
-        found.projections["image"] = torch.eye(backbone.image_encoder.width), None  # SigLIP's feature is the pooled token
+        found.projections["image"] = torch.eye(backbone.image_encoder.width), None  # SigLIP's feature is what it pools
     check_projections(found, backbone.image_projection, backbone.text_projection, source)
     text = load_clip_text(backbone.text_encoder, found, source)
     image = load_image_weights(backbone.image_encoder, str(path))
