@@ -204,7 +204,8 @@ class TextEncoderConfig(Section):
     """The lower layers of a Hugging Face BERT."""
 
     bert: str | None = None
-    """Folder or hub name of a BERT, RoBERTa, XLM-R, DistilBERT or ModernBERT; its config replaces the numbers below."""
+    """Folder or hub name of a BERT, RoBERTa, XLM-R, DistilBERT, ModernBERT, CLIP or SigLIP; its config replaces the
+    numbers below."""
     weights: Literal["random", "bert"] = "random"
     """`bert` loads the weights of `bert`: lower layers here, upper layers, where they are BERT's, into fusion."""
     width: Positive = 192
@@ -214,8 +215,8 @@ class TextEncoderConfig(Section):
     mlp_width: Positive = 768
     """Hidden features of the MLP of each layer, in fusion too."""
     layers: Positive = 3
-    """Number of lower layers that form the text encoder; of MLIM all layers, which patches pass too. ModernBERT is
-    taken whole."""
+    """Number of lower layers that form the text encoder; of MLIM all layers, which patches pass too. Of
+    ModernBERT, CLIP and SigLIP all are taken."""
 
     @field_validator("bert")
     @classmethod

@@ -19,6 +19,9 @@ _FILES = ("model.safetensors", "open_clip_model.safetensors")
 def load_clip(network: Mamo, source: str) -> WeightReport:
     """Fill both towers, the projections of ITC and the temperature; the fusion and the other heads stay as they are.
 
+    SigLIP's image feature is that of its attention pooling (`model.image.pooling: attention`). Without that the image
+    projection stays new.
+
     Args:
         network: filled in place. Its image tower computes what the one of the file does, by its name.
         source: a folder or a file in one, or a hub name, in the layout of transformers or open_clip.
@@ -31,6 +34,8 @@ def load_clip(network: Mamo, source: str) -> WeightReport:
         raise ValueError(f"model.clip: {source} needs a timm ViT and no other text tower; remove their module:Class")
     path = clip_path(source)
     found = clip_weights(read_weights(path))
+    if "image" not in found.projections and backbone.image_encoder.vit.attn_pool is not None:
+        found.projections["image"] = torch.eye(backbone.image_encoder.width), None  # SigLIP's feature is what it pools
     check_projections(found, backbone.image_projection, backbone.text_projection, source)
     text = load_clip_text(backbone.text_encoder, found, source)
     image = load_image_weights(backbone.image_encoder, str(path))
