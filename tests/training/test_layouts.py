@@ -36,9 +36,10 @@ SMALL = values_of(
 )
 
 
-def write(folder: Path, **training: Any) -> Path:
+def write(folder: Path, evaluation: dict[str, Any] | None = None, **training: Any) -> Path:
     """The config file of a run in `folder`."""
-    values = merge(SMALL, {"output_dir": str(folder / "run"), "training": training})
+    own = {"output_dir": str(folder / "run"), "training": training, "evaluation": evaluation or {}}
+    values = merge(SMALL, own)
     return write_config(folder / "config.yaml", values)
 
 
@@ -129,13 +130,18 @@ def losses_of(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {f"{row['step']} {name}": row[name] for row in rows for name in row if name.startswith("loss/")}
 
 
-def test_saved_by_two_loaded_by_one(tmp_path: Path) -> None:
-    """Bug: a checkpoint holds one process's shards, or Adam's state is lost where weights are split or joined."""
-    files = {name: write(tmp_path / name, parallel="fsdp") for name in ("one", "two")}
+def test_saved_by_two_loaded_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a checkpoint holds one process's shards, or Adam's state is lost where weights are split or joined; the
+    teacher is evaluated by one process's shards."""
+    monkeypatch.setattr(mamo.trainer, "write_run_report", lambda *_: None)
+    few = {"enabled": True, "network": "teacher", "retrieval_items": 8, "probe_items": 8, "rerank_k": 3}
+    files = {name: write(tmp_path / name, few, parallel="fsdp") for name in ("one", "two")}
     started = launch(2, __file__, "train", files["two"])
     train(load_config(files["one"]), is_resume=False)
     assert [code for code, _ in finish(started)] == [0, 0]
     one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    results = [run_dir.read_evaluations(run)[-1]["metrics"] for run in (one, two)]
+    assert results[0] == pytest.approx(results[1])
     rows = [run_dir.read_jsonl(run / run_dir.METRICS) for run in (one, two)]
     assert [row["step"] for row in rows[1]] == list(range(1, 21))  # one process alone writes
     assert losses_of(rows[1]) == pytest.approx(losses_of(rows[0]), abs=1e-4)
@@ -219,7 +225,7 @@ def main() -> None:
             for file in files:
                 in_float64(Path(file))
     else:
-        mamo.trainer.plot_curves = lambda *_: None
+        mamo.trainer.plot_curves = mamo.trainer.write_run_report = lambda *_: None
         train(load_config(Path(files[0])), is_resume=False)
 
 
