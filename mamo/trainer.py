@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import difflib
 import hashlib
 import itertools
 import json
@@ -553,32 +552,13 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
         evaluations = [e for e in run_dir.read_evaluations(run.output_dir) if e["step"] < step]
         run_dir.write_evaluations(run.output_dir, [*evaluations, entry])
         if run.config.training.keep_best is not None:
-            point_at_best(run.output_dir, run.config.training.keep_best)
+            checkpoint.point_at_best(run.output_dir, [*evaluations, entry], run.config.training.keep_best)
         run_dir.log_to(loop.trackers, step, {f"evaluation/{name}": value for name, value in metrics.items()})
         for line in (summary(metrics), facts_line(entry["facts"]), *remarks(metrics)):
             if line:
                 logger.info("step %d: %s", step, line)
 
     return evaluate
-
-
-def point_at_best(output_dir: Path, metric: str) -> None:
-    """Point `checkpoints/best` at the saved step with the best value of a metric; the earliest of equal ones.
-
-    Raises:
-        ValueError: the evaluations have no such metric.
-    """
-    evaluations = run_dir.read_evaluations(output_dir)
-    newest = evaluations[-1]["metrics"]
-    if metric not in newest:
-        near = ", ".join(difflib.get_close_matches(metric, newest, n=3) or newest)
-        raise ValueError(f"training.keep_best: the evaluation has no {metric!r}, but {near}; resume with one of them")
-    sign, values = (-1.0 if metric.endswith("/error") else 1.0), dict[Path, float]()
-    for entry in evaluations:
-        folder = checkpoint.step_folder(output_dir, entry["step"])
-        if metric in entry["metrics"] and folder.is_dir():
-            values[folder] = sign * entry["metrics"][metric]
-    checkpoint.point_at(max(values, key=lambda folder: values[folder]), checkpoint.BEST)
 
 
 def resolve_auto_settings(run: TrainingRun, size: int | None = None) -> None:

@@ -9,6 +9,7 @@ A checkpoint does not depend on the parallel layout: sharded tensors are gathere
 """
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -16,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -174,6 +175,29 @@ def point_at(target: Path, name: str) -> None:
     fresh.replace(pointer)
     _flush(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def point_at_best(output_dir: Path, evaluations: Sequence[Values], metric: str) -> None:
+    """Point `best` at the saved step with the best value of a metric; the earliest of equal ones.
+
+    Args:
+        output_dir: of the run.
+        evaluations: entries of its `results.json`, oldest first.
+        metric: name in the newest. The lowest value is the best of an error, else the highest.
+
+    Raises:
+        ValueError: the newest entry has no such metric.
+    """
+    newest, sign = evaluations[-1]["metrics"], -1.0 if metric.endswith("/error") else 1.0
+    if metric not in newest:
+        near = ", ".join(difflib.get_close_matches(metric, newest, n=3) or newest)
+        raise ValueError(f"training.keep_best: the evaluation has no {metric!r}, but {near}; resume with one of them")
+    values: dict[Path, float] = {}
+    for entry in evaluations:
+        folder = step_folder(output_dir, entry["step"])
+        if metric in entry["metrics"] and folder.is_dir():
+            values[folder] = sign * entry["metrics"][metric]
+    point_at(max(values, key=lambda folder: values[folder]), BEST)
 
 
 def restore_step_folder(output_dir: Path) -> None:
