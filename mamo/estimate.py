@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mamo.config.schema import ImageEncoderConfig, MamoModelConfig, RunConfig
+from mamo.config.images import ImageEncoderConfig
+from mamo.config.schema import MamoModelConfig, RunConfig
 from mamo.config.values import Values
 from mamo.data.collate import Batch
 from mamo.data.loader import count_workers

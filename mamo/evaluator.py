@@ -89,7 +89,8 @@ class Restored:
         """Write `report.html` with `pictures` rows of each kind."""
         shown = self.task.report(self.predictor, pictures, to)
         card = model_card(self.folder, self.trained_on)
-        write_report(to, f"{title} of {self.folder}", metrics, shown, self.folder, card, facts_of(metrics))
+        files = self.config.data.eval_names
+        write_report(to, f"{title} of {self.folder}", metrics, shown, self.folder, card, facts_of(metrics), files)
 
 
 def restore(path: Path, protocol: str, overrides: Sequence[str]) -> Restored:
@@ -120,7 +121,8 @@ def restore(path: Path, protocol: str, overrides: Sequence[str]) -> Restored:
     name = check_lineage(protocol, [*earlier, own]) + suffix
     words = _tokenizer(folder, config) if config.data.tokenizer != before["data"]["tokenizer"] else None
     task, predictor = restore_task(folder, config, choose_device("auto"), words=words)
-    task.check_held_out(trained_on.data.train_files)
+    for _ in task.each_eval_file():
+        task.check_held_out(trained_on.data.train_files)
     refuse_training_files(config.data, [trained_on.data.model_dump(), *trained_data(earlier)])
     return Restored(folder, config, trained_on, name, is_own, task, predictor, earlier, own)
 
@@ -151,7 +153,7 @@ def evaluate(
     (others,) = map_over_ranks(_prepare, [output_dir])
     with restored.in_precision():
         task, name = restored.task, restored.name
-        metrics = task.evaluate(restored.predictor, output_dir)
+        metrics = task.evaluate_files(restored.predictor, output_dir)
         scorer = task.describe_scorer()
         if restored.config.evaluation.items_files:
             items = task.evaluate_items(restored.predictor, output_dir)

@@ -116,7 +116,8 @@ def image_grad_cam(
     layers = [
         (w * g).detach().float().clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, gradients)
     ]  # [B, S]
-    return torch.stack(layers).sum(dim=0)[:, encoder.num_prefix_tokens :].view(-1, *encoder.grid)
+    first = encoder.num_prefix_tokens + encoder.num_registers
+    return torch.stack(layers).sum(dim=0)[:, first:].view(-1, *encoder.grid)
 
 
 def occlusion(

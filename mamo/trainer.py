@@ -240,7 +240,7 @@ class TrainingRun:
     def check_evaluation(self) -> None:
         """Read the evaluation files, if an evaluation follows; refuse those that are trained on. Raises ValueError."""
         if self.config.evaluation.enabled:
-            self.task.check_evaluation_files()
+            self.task.check_files()
             refuse_training_files(self.config.data, [self.config.data.model_dump(), *trained_data(self.ancestry)])
 
     def loop(self, trackers: list[run_dir.Tracker]) -> Loop:
@@ -499,8 +499,8 @@ def write_run_report(run: TrainingRun, loop: Loop) -> None:
     title = f"{run.output_dir}: {last['protocol']}"
     newest = checkpoint.step_folders(run.output_dir)[-1]
     card = model_card(newest, run.config)
-    facts = last.get("facts", {})
-    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest, card, facts))
+    facts, files = last.get("facts", {}), run.config.data.eval_names
+    logger.info("pictures: %s", write_report(run.output_dir, title, last["metrics"], shown, newest, card, facts, files))
 
 
 def load_checkpoint(run: TrainingRun) -> int:
@@ -538,7 +538,7 @@ def make_evaluator(run: TrainingRun, loop: Loop) -> Evaluate | None:
     def evaluate(step: int) -> None:
         with loop.strategy.evaluating() as network:
             predictor = run.predictor.with_network(network)
-            metrics = run_on_all_ranks(lambda: run.task.evaluate(predictor, run.output_dir))
+            metrics = run_on_all_ranks(lambda: run.task.evaluate_files(predictor, run.output_dir))
         if run.config.evaluation.items_files:
             with loop.strategy.evaluating("fp32") as network:
                 whole = run.predictor.with_network(network)

@@ -11,6 +11,7 @@ from mamo.data.builders.bivlc import build_bivlc
 from mamo.data.builders.captions import build_karpathy, build_vg
 from mamo.data.builders.cola import build_cola
 from mamo.data.builders.colorswap import build_colorswap
+from mamo.data.builders.emoji import build_emoji
 from mamo.data.builders.mmvp import build_mmvp
 from mamo.data.builders.nlvr import NlvrCounts, build_nlvr
 from mamo.data.builders.nlvr2 import build_nlvr2
@@ -38,6 +39,7 @@ BUILDERS: dict[str, Callable[[Path, Path, bool], BuildReport | NlvrCounts]] = {
     "vg": build_vg,
     "cc3m": build_cc3m,
     "sbu": build_sbu,
+    "emoji": build_emoji,
     "vqa2": build_vqa2,
     "vgqa": build_vgqa,
     "nlvr": build_nlvr,

@@ -11,7 +11,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mamo.config.section import Fraction, LoggingConfig, NonNegative, Positive, Settings, Weight, expanded_paths
+from mamo.config.images import AugmentationConfig, ImageEncoderConfig
+from mamo.config.section import (
+    Fraction,
+    LoggingConfig,
+    NonNegative,
+    Positive,
+    Settings,
+    Weight,
+    expanded_paths,
+    repeated_stems,
+)
 from mamo.config.section import Section as Section
 from mamo.config.training import TrainingConfig as TrainingConfig
 from mamo.config.values import expand_path
@@ -21,17 +31,6 @@ ItemScore = Literal["itm", "itc", "itm+itc", "text"]
 
 DEFAULT_TASK = "pretrain"
 """Task of a file that names none."""
-
-
-class AugmentationConfig(Section):
-    """Training augmentation of real images; scenes are drawn, not augmented."""
-
-    crop_scale_min: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Smallest area share of the random resized crop; 1 resizes the whole image."""
-    horizontal_flip: bool = False
-    """Mirror half of the images. Off by default: a mirrored image makes "left of" false."""
-    randaugment: bool = False
-    """Two random geometric or contrast operations (never colour), as ALBEF does."""
 
 
 class BadSampleConfig(Section):
@@ -94,8 +93,8 @@ class DataConfig(Section):
     """Names of the columns of CSV and TSV files that have no header."""
     train_split: str | None = None
     """Split to take from a Karpathy file."""
-    eval_file: str | None = None
-    """Held-out pairs in the same formats."""
+    eval_file: str | list[str] | None = None
+    """Held-out pairs in the same formats; of several files each has metrics of its own, named by the file."""
     eval_caption_keys: list[str] = []
     """Fields of the held-out captions, each of which is right; empty: `caption`."""
     eval_split: str | None = None
@@ -138,10 +137,12 @@ class DataConfig(Section):
         for key in ("train", "batch_from", "caption_keys", "sub_caption_sentences", "columns", "eval_caption_keys"):
             if self.source != "pairs" and getattr(self, key) != type(self).model_fields[key].default:
                 yield f"{key}: contradicts data.source: {self.source}; it is for pairs; remove it"
+        yield from self.augmentation.source_problems(self.source)
         if self.source == "records":
             for key in ("train_split", "eval_split", "statements_file"):
                 if getattr(self, key) is not None:
                     yield f"{key}: contradicts data.source: records, whose files hold one split each"
+        yield from (f"eval_file: {line}" for line in repeated_stems(self.eval_files))
         if sum(self.curriculum_scenes) > self.train_scenes:
             n_scenes = sum(self.curriculum_scenes)
             yield f"curriculum_scenes: {n_scenes} scenes are more than train_scenes {self.train_scenes}"
@@ -160,6 +161,28 @@ class DataConfig(Section):
         return self.train or [TrainSource(file=file) for file in ([files] if isinstance(files, str) else files)]
 
     @property
+    def eval_files(self) -> list[str]:
+        """Return the held-out files as a list."""
+        return [self.eval_file] if isinstance(self.eval_file, str) else list(self.eval_file or [])
+
+    @property
+    def eval_path(self) -> str | None:
+        """Return the held-out file, the first of several; each evaluation is on one, see `per_eval_file`."""
+        return next(iter(self.eval_files), None)
+
+    @property
+    def eval_names(self) -> list[str]:
+        """Return the names with which the metrics of several held-out files begin; none of one file."""
+        return [Path(file).stem for file in self.eval_files] if len(self.eval_files) > 1 else []
+
+    def per_eval_file(self) -> list["DataConfig"]:
+        """Return a copy for each held-out file; the statements are evaluated with the first."""
+        return [
+            self.model_copy(update={"eval_file": file, "statements_file": None if k else self.statements_file})
+            for k, file in enumerate(self.eval_files)
+        ] or [self]
+
+    @property
     def eval_keys(self) -> CaptionWeights:
         """Return the fields of the held-out captions with equal weights, {} for `caption`."""
         return dict.fromkeys(self.eval_caption_keys, 1.0)
@@ -169,35 +192,6 @@ class DataConfig(Section):
         """Return (height, width) in pixels."""
         sides = self.image_size_px
         return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
-
-
-class ImageEncoderConfig(Section):
-    """A timm VisionTransformer; the numbers override the named model's own."""
-
-    name: str = "vit_tiny_patch16_224"
-    """timm name of a VisionTransformer with absolute positions; the sizes below, where set, replace its own."""
-    patch_size_px: Positive | None = None
-    """Side of a patch; the image size is a multiple of it."""
-    width: Positive | None = None
-    """Features of a token."""
-    depth: Positive | None = None
-    """Transformer blocks."""
-    heads: Positive | None = None
-    """Attention heads; they divide `width`."""
-    weights: str = "random"
-    """`random`, `timm` (published, by name), or tensors in a file or folder under the names of timm, OpenAI's CLIP,
-    open_clip or transformers."""
-    pixel_statistics: Literal["encoder", "clip"] = "encoder"
-    """Mean and deviation by which pixels are normalised: the named `encoder`'s, or CLIP's, as ALBEF does."""
-    resizing: Literal["torchvision", "pillow"] = "torchvision"
-    """Library that resizes images in evaluation; ALBEF's is Pillow. They differ by 2 of 255 at most."""
-    settings: Settings = {}
-    """Settings of an image tower whose class `name` gives as `module:Class`."""
-
-    @field_validator("weights")
-    @classmethod
-    def _expanded(cls, value: str) -> str:
-        return expand_path(value)
 
 
 class TextEncoderConfig(Section):
@@ -345,9 +339,7 @@ class EvaluationConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """Yield contradictions between the keys of `evaluation`."""
-        stems = [Path(path).stem for path in self.items_files]
-        for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
-            yield f"items_files: two files have the name {stem}, by which their metrics are named; rename one"
+        yield from (f"items_files: {line}" for line in repeated_stems(self.items_files))
         if self.rankings_depth and (self.repeated_captions != "separate" or self.retrieval_folds > 1):
             yield "rankings_depth: needs repeated_captions: separate and retrieval_folds: 1; a caption has one id then"
         if self.corrected and not self.rankings_depth:
@@ -432,7 +424,7 @@ class RunConfig(Section):
         if (
             data.source != "scenes"
             and self.evaluation.enabled
-            and data.eval_file is None
+            and data.eval_path is None
             and not (self.evaluation.items_files)
         ):
             name = f"name held-out {files} or " if files else ""

@@ -1,6 +1,7 @@
 """The base of all sections of a config, the types of their values, and the section `logging`."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,6 +43,13 @@ def expanded_paths(value: str | list[str] | None) -> str | list[str] | None:
     if isinstance(value, list):
         return [expand_path(path) for path in value]
     return None if value is None else expand_path(value)
+
+
+def repeated_stems(files: list[str]) -> Iterator[str]:
+    """Yield a line for each name, without its ending, that several files have."""
+    stems = [Path(path).stem for path in files]
+    for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
+        yield f"two files have the name {stem}, by which their metrics are named; rename one"
 
 
 class LoggingConfig(Section):

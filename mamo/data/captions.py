@@ -1,7 +1,7 @@
-"""Captions of a record: the texts under its caption keys, the draw of one of them, sub-captions of a long one."""
+"""Captions of a record: the texts under its caption keys, the draw of one of them, changes of the drawn one."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -75,3 +75,44 @@ def draw_sub_caption(text: str, most: int, rng: np.random.Generator) -> str:
     n = int(rng.integers(1, min(most, len(sentences)) + 1))
     first = int(rng.integers(len(sentences) - n + 1))
     return " ".join(sentences[first : first + n])
+
+
+_SIDE = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
+
+
+def change_caption(text: str, rng: np.random.Generator, word_dropout: float, tag_subsets: bool) -> str:
+    """Apply `draw_tags`, if `tag_subsets`, and `drop_words`, if `word_dropout` is above 0."""
+    text = draw_tags(text, rng) if tag_subsets else text
+    return drop_words(text, word_dropout, rng) if word_dropout else text
+
+
+def drop_words(text: str, probability: float, rng: np.random.Generator) -> str:
+    """Leave out each word with `probability`; if none would stay, one drawn at random does."""
+    words = text.split()
+    is_kept = rng.random(len(words)) >= probability
+    if words and not is_kept.any():
+        is_kept[rng.integers(len(words))] = True
+    return " ".join(word for word, kept in zip(words, is_kept) if kept)
+
+
+def draw_tags(text: str, rng: np.random.Generator) -> str:
+    """Draw 1 to all of the comma-separated parts of a text; the number is uniform, and the order stays."""
+    tags = [tag.strip() for tag in text.split(",") if tag.strip()]
+    if len(tags) < 2:
+        return text
+    n = int(rng.integers(1, len(tags) + 1))
+    return ", ".join(tags[k] for k in sorted(rng.permutation(len(tags))[:n]))
+
+
+def named_sides(texts: Iterable[str]) -> tuple[int, int, str]:
+    """Count the texts that say left or right.
+
+    Returns:
+        Their number, the number of all, and the first of them, empty without any.
+    """
+    found, n, first = 0, 0, ""
+    for text in texts:
+        n += 1
+        if _SIDE.search(text):
+            found, first = found + 1, first or text
+    return found, n, first

@@ -31,6 +31,7 @@ _INDEXED = (TarShardDataset, LinePairs)
 Loaded = TypeVar("Loaded")
 Transform = Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]
 """(image uint8 [3, ?, ?], (H, W), generator) -> uint8 [3, H, W]"""
+ChangeCaption = Callable[[str, np.random.Generator], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ class PairDataset:
 
     `transform` augments images; see `mamo.data.transforms`. By default they are only resized. With `on_bad` "raise" a
     bad sample raises BadSampleError. With "skip" the next readable sample replaces it (cyclic), so that batches keep
-    their size and all runs use the same replacement. `sub_caption_sentences` is `data.sub_caption_sentences`. Records
-    are those of `sources` (name, number of records), by default of one.
+    their size and all runs use the same replacement. `sub_caption_sentences` is `data.sub_caption_sentences`.
+    `change` augments the drawn caption. Records are those of `sources` (name, number of records), by default of one.
     """
 
     group_size = 1
@@ -120,6 +121,7 @@ class PairDataset:
         clean: Clean = clean_caption,
         sub_caption_sentences: int = 0,
         sources: Sequence[tuple[str, int]] = (),
+        change: ChangeCaption | None = None,
     ) -> None:
         if not len(records):
             raise ValueError("records: no image-caption pairs; give at least one")
@@ -130,6 +132,7 @@ class PairDataset:
         self.on_bad = on_bad
         self.clean = clean
         self.sub_caption_sentences = sub_caption_sentences
+        self.change = change
         self.sources = list(sources) or [("pairs", len(records))]
 
     def __len__(self) -> int:
@@ -147,14 +150,14 @@ class PairDataset:
     def n_caption_ids(self) -> int:
         """Number of ids by which the captions of a record are compared: those of the largest record.
 
-        The text of a sub-caption has an id of its own.
+        The text of a sub-caption or of a changed caption has an id of its own.
         """
         parts = {id(part): part for part in self.parts}.values()
         most = (
             part.most_captions if isinstance(part, _INDEXED) else max(len(set(row.captions)) for row in part)
             for part in parts
         )
-        return max(most) + (self.sub_caption_sentences > 0)
+        return max(most) + (self.sub_caption_sentences > 0 or self.change is not None)
 
     def fingerprint_items(self, by_row: bool = False) -> Iterator[str]:
         """Yield the texts of the data fingerprint: records, digests of JSON Lines, or the index tables of shards.
@@ -203,6 +206,7 @@ class PairDataset:
             raise BadSampleError(f"sample {index}: {error}") from error
         caption = self.clean(draw_caption(record.captions, record.weights, rng))
         caption = draw_sub_caption(caption, self.sub_caption_sentences, rng)
+        caption = self.change(caption, rng) if self.change is not None else caption
         if not caption:
             raise BadSampleError(
                 f"{record.source}:{record.line}: sample {index}: the caption is empty; add words or remove the row"

@@ -1,7 +1,8 @@
 """Image augmentation as pure functions of a numpy generator, from uint8 to uint8.
 
 The recipe is ALBEF's: random resized crop (bicubic), an optional horizontal flip, and an optional RandAugment without
-colour operations, because captions mention colours. Images are normalised on the device, not in the workers.
+colour operations, because captions mention colours. For small data there are small shifts, changes of size, and a
+jitter of brightness, contrast and saturation. Images are normalised on the device, not in the workers.
 
 Legend: H, W height and width of the source, h, w of the target, in pixels.
 """
@@ -24,7 +25,9 @@ _ROTATE_DEGREES = 21.0
 _SHEAR_DEGREES = math.degrees(math.atan(0.21))
 _TRANSLATE_SHARE = 7 / 256
 _ENHANCE_FACTOR = 0.7 * 1.8 + 0.1
-_FILL = 128
+Fill = int | tuple[int, int, int]
+"""Grey level or (red, green, blue) of pixels that come from outside the image."""
+FILL: Fill = 128
 RAND_AUGMENT_N = 2
 RAND_AUGMENT_PROBABILITY = 0.5
 
@@ -62,6 +65,10 @@ def train_transform(
     min_crop_scale: float = 0.2,
     horizontal_flip: bool = False,
     rand_augment: bool = False,
+    max_shift: float = 0.0,
+    max_zoom: float = 0.0,
+    colour_jitter: float = 0.0,
+    fill: Fill = FILL,
 ) -> Tensor:
     """Augment uint8 [3, H, W] to uint8 [3, h, w]; a pure function of the arguments and the generator's state.
 
@@ -72,6 +79,9 @@ def train_transform(
         min_crop_scale: smallest share of the area that a crop keeps; 1 disables cropping.
         horizontal_flip: mirror half of the images. Do not use it if captions mention left or right.
         rand_augment: apply `RAND_AUGMENT_N` random operations.
+        max_shift, max_zoom: of `move`; with both 0 nothing is moved.
+        colour_jitter: of `jitter_colours`; 0 changes nothing.
+        fill: of `move` and of the random operations.
     """
     top, left, height, width = draw_crop(image.shape[-2], image.shape[-1], image_size_px, rng, min_crop_scale)
     image = F.resized_crop(
@@ -79,22 +89,58 @@ def train_transform(
     )
     if horizontal_flip and rng.random() < 0.5:
         image = F.horizontal_flip(image)
+    if max_shift or max_zoom:
+        image = move(image, rng, max_shift, max_zoom, fill)
+    if colour_jitter:
+        image = jitter_colours(image, rng, colour_jitter)
     if rand_augment:
         for index in rng.integers(len(OPERATIONS), size=RAND_AUGMENT_N):
             is_applied, sign = rng.random() < RAND_AUGMENT_PROBABILITY, float(rng.choice([-1.0, 1.0]))
             if is_applied:
-                image = OPERATIONS[index](image, sign)
+                image = OPERATIONS[index](image, sign, fill)
+    return image
+
+
+def move(image: Tensor, rng: np.random.Generator, max_shift: float, max_zoom: float, fill: Fill) -> Tensor:
+    """Shift and scale uint8 [3, h, w] about its centre, bilinearly.
+
+    Args:
+        image: the source.
+        rng: draws the two shifts in whole pixels, uniform, and the factor, log-uniform.
+        max_shift: largest shift in each direction, as a share of the side.
+        max_zoom: the image becomes 1 / (1 + max_zoom) to 1 + max_zoom times as large.
+        fill: of pixels from outside.
+    """
+    from torchvision.transforms import InterpolationMode  # here: importing it takes seconds
+
+    height, width = image.shape[-2:]
+    shift = [round(rng.uniform(-max_shift, max_shift) * side) for side in (width, height)]
+    scale = (1 + max_zoom) ** rng.uniform(-1, 1)
+    colour = [float(fill)] * 3 if isinstance(fill, int) else [float(level) for level in fill]
+    moved: Tensor = F.affine(image, 0.0, shift, scale, [0.0, 0.0], InterpolationMode.BILINEAR, colour)
+    return moved
+
+
+def jitter_colours(image: Tensor, rng: np.random.Generator, most: float) -> Tensor:
+    """Change brightness, contrast and saturation of uint8 [3, h, w] by factors in [1 - most, 1 + most]; hues stay."""
+    for change in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
+        image = change(image, rng.uniform(1 - most, 1 + most))
     return image
 
 
 def train_transform_from(data: DataConfig) -> Callable[[Tensor, tuple[int, int], np.random.Generator], Tensor]:
     """Return `train_transform` with the settings of `data.augmentation`."""
     augmentation = data.augmentation
+    red_green_blue: Any = augmentation.fill if isinstance(augmentation.fill, int) else tuple(augmentation.fill)
     return functools.partial(
         train_transform,
         min_crop_scale=augmentation.crop_scale_min,
         horizontal_flip=augmentation.horizontal_flip,
         rand_augment=augmentation.randaugment,
+        max_shift=augmentation.shift_max,
+        max_zoom=augmentation.zoom_max,
+        colour_jitter=augmentation.colour_jitter,
+        fill=red_green_blue,
     )
 
 
@@ -125,11 +171,13 @@ def draw_crop(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _affine(image: Tensor, degrees: float, shift: tuple[int, int], shear: tuple[float, float]) -> Tensor:
+def _affine(image: Tensor, degrees: float, shift: tuple[int, int], shear: tuple[float, float], fill: Fill) -> Tensor:
     """Apply `F.affine` (nearest pixel) in a sixth of its time: source positions are computed once an image size."""
     source, is_outside = _sources(image.shape[-2], image.shape[-1], degrees, shift, shear)
     moved = image.flatten(1).gather(1, source.expand(image.shape[0], -1))  # [3, h * w]
-    return moved.masked_fill_(is_outside, _FILL).view(image.shape)
+    if isinstance(fill, int):
+        return moved.masked_fill_(is_outside, fill).view(image.shape)
+    return torch.where(is_outside, torch.tensor(fill, dtype=moved.dtype)[:, None], moved).view(image.shape)
 
 
 @functools.lru_cache(maxsize=64)
@@ -166,16 +214,16 @@ def _shift_px(length: int, sign: float) -> int:
     return round(sign * _TRANSLATE_SHARE * length)
 
 
-# (image uint8 [3, h, w], sign -1 or 1) -> uint8 [3, h, w]
-OPERATIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
-    lambda image, sign: image,
-    lambda image, sign: F.autocontrast(image),
-    lambda image, sign: F.equalize(image),
-    lambda image, sign: F.adjust_brightness(image, _ENHANCE_FACTOR),
-    lambda image, sign: _sharpen(image),
-    lambda image, sign: _affine(image, 0, (0, 0), (sign * _SHEAR_DEGREES, 0)),
-    lambda image, sign: _affine(image, 0, (0, 0), (0, sign * _SHEAR_DEGREES)),
-    lambda image, sign: _affine(image, 0, (_shift_px(image.shape[-1], sign), 0), (0, 0)),
-    lambda image, sign: _affine(image, 0, (0, _shift_px(image.shape[-2], sign)), (0, 0)),
-    lambda image, sign: _affine(image, sign * _ROTATE_DEGREES, (0, 0), (0, 0)),
+# (image uint8 [3, h, w], sign -1 or 1, fill) -> uint8 [3, h, w]
+OPERATIONS: tuple[Callable[[Tensor, float, Fill], Tensor], ...] = (
+    lambda image, sign, fill: image,
+    lambda image, sign, fill: F.autocontrast(image),
+    lambda image, sign, fill: F.equalize(image),
+    lambda image, sign, fill: F.adjust_brightness(image, _ENHANCE_FACTOR),
+    lambda image, sign, fill: _sharpen(image),
+    lambda image, sign, fill: _affine(image, 0, (0, 0), (sign * _SHEAR_DEGREES, 0), fill),
+    lambda image, sign, fill: _affine(image, 0, (0, 0), (0, sign * _SHEAR_DEGREES), fill),
+    lambda image, sign, fill: _affine(image, 0, (_shift_px(image.shape[-1], sign), 0), (0, 0), fill),
+    lambda image, sign, fill: _affine(image, 0, (0, _shift_px(image.shape[-2], sign)), (0, 0), fill),
+    lambda image, sign, fill: _affine(image, sign * _ROTATE_DEGREES, (0, 0), (0, 0), fill),
 )

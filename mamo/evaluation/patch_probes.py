@@ -300,8 +300,10 @@ class _Reader:
         with _recorded(encoder.layers) as layers:
             encoded = encoder.encode(encoder.embed(image.to(device)), visible)
         for number, tokens in enumerate(layers, 1):
-            if tokens.shape[:2] == encoded.shape[:2]:  # a tower from outside may have other shapes
-                to.add(f"encoder {number}", NO_CAPTION, _at(tokens, encoded_at, encoder.num_prefix_tokens))
+            n_tokens = encoded.shape[1] + encoder.num_registers
+            if tokens.ndim == 3 and tokens.shape[1] == n_tokens:  # stages and towers from outside have other shapes
+                first = encoder.num_prefix_tokens + encoder.num_registers
+                to.add(f"encoder {number}", NO_CAPTION, _at(tokens, encoded_at, first))
         to.add("encoder output", NO_CAPTION, _at(encoded, encoded_at, encoder.num_prefix_tokens))
         if not fusion.has_patch_outputs:
             return

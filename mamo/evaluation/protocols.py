@@ -335,7 +335,7 @@ def _is_whole(fixed: Protocol, config: RunConfig) -> bool:
 
     Raises ValueError where it cannot be read, or is no text.
     """
-    file, split = config.data.eval_file, config.data.eval_split
+    file, split = config.data.eval_path, config.data.eval_split
     if config.evaluation.items_files and "items_files" in fixed.values.get("evaluation", {}):
         (file, *others) = config.evaluation.items_files
         if others and fixed.values["evaluation"]["items_files"]:
@@ -344,6 +344,8 @@ def _is_whole(fixed: Protocol, config: RunConfig) -> bool:
             return True  # the reader of the items raises
     if fixed.n_records is None or file is None:
         return True
+    if len(config.data.eval_files) > 1:
+        return False
     if split is not None:
         return split == fixed.split and len(read_pairs(Path(file), split)) == fixed.n_records
     if Path(file).is_dir() or Path(file).suffix == ".tar" or (glob.has_magic(file) and not Path(file).exists()):
@@ -457,4 +459,5 @@ def split_of(protocol: str, config: RunConfig) -> str:
     """Return the evaluated split: the stem of a public data set's file (val, testA, ...), else the protocol's split."""
     names = [name for name in PROTOCOLS if protocol == name or protocol.startswith(f"{name}-")]
     split = PROTOCOLS[names[0]].split if names else "test"
-    return split if config.data.eval_file is None or split.startswith("all") else Path(config.data.eval_file).stem
+    files = config.data.eval_files
+    return split if not files or split.startswith("all") else "+".join(Path(file).stem for file in files)

@@ -19,6 +19,7 @@ from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, FusionEncoder
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.published_text import build_text_tower, fusion_sizes, load_text_weights, text_config_of
+from mamo.models.stage_encoder import StageEncoder, has_stages, load_stage_weights
 from mamo.models.text_encoder import PublishedTextTower
 from mamo.models.towers import ImageTower, TextTower
 from mamo.models.vlm import Backbone, Mamo
@@ -54,14 +55,14 @@ def _image_encoder(config: MamoConfig) -> ImageTower:
         return built
     if image.settings:
         raise ValueError("model.image.settings: only for a tower named by its import path in model.image.name")
-    return ImageEncoder(
-        image.name,
-        config.data.image_size,
-        patch_size_px=image.patch_size_px,
-        width=image.width,
-        depth=image.depth,
-        heads=image.heads,
-    )
+    sizes: Values = {key: getattr(image, key) for key in ("patch_size_px", "width", "depth", "heads")}
+    sizes |= {"dropout": image.dropout, "drop_path": image.drop_path}
+    if not has_stages(image.name):
+        return ImageEncoder(image.name, config.data.image_size, **sizes, pooling=image.pooling, stem=image.stem)
+    for key in ("pooling", "stem"):
+        if getattr(image, key) != type(image).model_fields[key].default:
+            raise ValueError(f"model.image.{key}: {image.name!r} has no {getattr(image, key)}; remove it")
+    return StageEncoder(image.name, config.data.image_size, **sizes)
 
 
 def _text_encoder(
@@ -100,6 +101,8 @@ def load_published(config: MamoConfig, network: Mamo) -> None:
 
 def load_image_encoder(image_encoder: ImageTower, source: str) -> WeightReport:
     """Load published weights into an image encoder. Raises ValueError where it loads none, or they do not fit."""
+    if isinstance(image_encoder, StageEncoder):
+        return load_stage_weights(image_encoder, source)
     if not isinstance(image_encoder, ImageEncoder):
         raise ValueError(f"model.image.weights: {type(image_encoder).__name__} loads none; use random")
     return load_image_weights(image_encoder, source)
@@ -135,7 +138,7 @@ def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -
 
     Args:
         module: a network in which one part has patches (`grid`, `patch_size_px`). The parts with positions on its grid
-            name them with `position_parameters`.
+            name them with `position_parameters`, and a tower relative ones with `resample_positions`.
         old_image_size_px: height and width of the images that the stored positions are for.
 
     Returns:
@@ -146,7 +149,13 @@ def position_resamplers(module: nn.Module, old_image_size_px: tuple[int, int]) -
     old_grid = tuple(side // patch for side, patch in zip(old_image_size_px, encoder.patch_size_px))
     if old_grid == tuple(encoder.grid):
         return {}
-    return {
+    relative = {
+        f"{name}.{parameter}": function
+        for name, part in parts.items()
+        if isinstance(part, ImageTower)
+        for parameter, function in part.resample_positions().items()
+    }
+    return relative | {
         f"{name}.{parameter}": functools.partial(
             _resample, new_grid=tuple(encoder.grid), old_grid=old_grid, num_prefix_tokens=num_prefix_tokens
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from transformers import CLIPVisionConfig, SiglipVisionConfig
@@ -26,24 +27,32 @@ _NAMES = (
     (rf"{_LAYER}mlp\.(fc[12]){_KIND}", r"blocks.\1.mlp.\2.\3"),
     (rf"{_LAYER}self_attn\.out_proj{_KIND}", r"blocks.\1.attn.proj.\2"),
     (rf"{_LAYER}self_attn\.qkv{_KIND}", r"blocks.\1.attn.qkv.\2"),  # as `_joined` names it
+    (r"head\.probe", "attn_pool.latent"),
+    (rf"head\.attention\.(q|kv){_KIND}", r"attn_pool.\1.\2"),  # as `_joined` names them
+    (rf"head\.attention\.out_proj{_KIND}", r"attn_pool.proj.\1"),
+    (rf"head\.layernorm{_KIND}", r"attn_pool.norm.\1"),
+    (rf"head\.mlp\.(fc[12]){_KIND}", r"attn_pool.mlp.\1.\2"),
 )
 _NON_TOWER_KEYS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
-_UNUSED_IN_TOWER = ("head.", "embeddings.position_ids")
-"""SigLIP's pooling head; a buffer of old files."""
+_POSITION_IDS, _HEAD = "embeddings.position_ids", "head."
+"""A buffer of old files; SigLIP's attention pooling."""
 SAME_FUNCTION = 2e-3
 """Tolerance: GELU and its tanh approximation (SigLIP's) differ by 0.0005 at most, GELU and QuickGELU by 0.02."""
 
 
-def from_transformers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
+def from_transformers(
+    state: dict[str, Tensor], *, has_pooling: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
     """Return the tower's weights under timm's names, and the keys outside the tower; None for another layout.
 
     Positions are [1, num_prefix_tokens + P, D], as stored. A key without a counterpart in timm stays as it is, so that
-    the caller refuses it.
+    the caller refuses it. SigLIP's attention pooling is in the tower where ``has_pooling``, else outside.
     """
     prefix = next((start for start in _PREFIXES if f"{start}embeddings.patch_embedding.weight" in state), None)
     if prefix is None:
         return None
-    starts = (*_NON_TOWER_KEYS, *(prefix + name for name in _UNUSED_IN_TOWER))
+    unused = (_POSITION_IDS,) if has_pooling else (_POSITION_IDS, _HEAD)
+    starts = (*_NON_TOWER_KEYS, *(prefix + name for name in unused))
     non_tower_keys = tuple(sorted(key for key in state if key.startswith(starts)))
     tower: dict[str, Tensor] = {}
     for key, value in _joined({key: value for key, value in state.items() if key not in non_tower_keys}).items():
@@ -55,12 +64,20 @@ def from_transformers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tupl
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join query, key and value of each layer, in this order, under `qkv`; leave incomplete ones as they are."""
+    """Join query, key and value of each layer, in this order, under `qkv`; leave incomplete ones as they are.
+
+    The joined ones of the attention pooling are split into query, and key with value.
+    """
     joined = dict(state)
     for key in state:
         parts = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
         if ".q_proj." in key and all(part in state for part in parts):
             joined[key.replace(".q_proj.", ".qkv.")] = torch.cat([joined.pop(part) for part in parts])
+        elif key.endswith(("head.attention.in_proj_weight", "head.attention.in_proj_bias")):
+            start, _, kind = key.rpartition("in_proj_")
+            joined[f"{start}q.{kind}"], joined[f"{start}kv.{kind}"] = joined.pop(key).tensor_split(
+                [len(state[key]) // 3]
+            )
     return joined
 
 
@@ -70,7 +87,7 @@ def _timm_name(name: str) -> str | None:
     return next(found, None)
 
 
-def check_config(source: Path, vit: VisionTransformer) -> None:
+def check_config(source: Path, vit: VisionTransformer | Eva) -> None:
     """Check, against a config.json in the weights' folder, the differences that weight shapes cannot show.
 
     Raises:

@@ -59,6 +59,7 @@ class ImageTower(PixelNormalizer, LayeredModule, ABC):
 
     ``width`` is D, ``grid`` the rows and columns of patches, ``patch_size_px`` the height and width of a patch,
     ``num_prefix_tokens`` the class tokens before the patches (0 or 1), ``mean`` and ``std`` the pixel statistics.
+    ``num_registers`` counts tokens that the layers have between class token and patches, and that `encode` drops.
 
     A config names a tower of one's own by its import path (`model.image.name: module:Class`). It is built by
     ``Class(config, image_size_px, settings)``: `model.image`, the height and width of the images, and
@@ -66,6 +67,7 @@ class ImageTower(PixelNormalizer, LayeredModule, ABC):
     """
 
     settings_type: ClassVar[type[BaseModel] | None] = None
+    num_registers: int = 0
 
     def __init__(
         self,
@@ -125,6 +127,13 @@ class ImageTower(PixelNormalizer, LayeredModule, ABC):
         """
         return {}
 
+    def resample_positions(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return functions that fit stored relative positions to this tower's windows, by parameter name.
+
+        They are called where a checkpoint has another image size, and return a tensor that fits unchanged.
+        """
+        return {}
+
     def use_fused_attention(self, is_fused: bool) -> None:
         """Choose between fused attention and plain matrix products, where the tower has both."""
 
@@ -138,6 +147,27 @@ class ImageTower(PixelNormalizer, LayeredModule, ABC):
             f"{type(self).__name__} records no attention, which Grad-CAM in the image encoder needs; set "
             "evaluation.grounding_heat to fusion or occlusion"
         )
+
+
+def paint_masked(image: Tensor, visible: Tensor, grid: tuple[int, int], colour: Tensor) -> Tensor:
+    """Replace the pixels of masked patches, for towers whose layers mix neighbouring pixels.
+
+    No value of a masked patch can then reach a visible one, whatever the layers mix.
+
+    Args:
+        image: float [B, 3, H, W], normalised.
+        visible: int64 [B, P_visible], indices of the patches that stay, in row-major order.
+        grid: rows and columns of patches.
+        colour: float [3], of the masked pixels.
+
+    Returns:
+        float [B, 3, H, W].
+    """
+    is_visible = torch.zeros(len(visible), grid[0] * grid[1], dtype=torch.bool, device=visible.device)
+    is_visible = is_visible.scatter(1, visible, True).view(-1, 1, *grid)
+    height, width = image.shape[-2] // grid[0], image.shape[-1] // grid[1]
+    pixels = is_visible.repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)  # [B, 1, H, W]
+    return torch.where(pixels, image, colour.view(3, 1, 1).to(image.dtype))
 
 
 class TextTower(LayeredModule, ABC):

@@ -47,6 +47,7 @@ def write_report(
     step_folder: Path | None = None,
     card: str = "",
     facts: Mapping[str, float] | None = None,
+    files: Sequence[str] = (),
 ) -> Path:
     """Write the page into `folder` and return its path.
 
@@ -58,9 +59,13 @@ def write_report(
         step_folder: a checkpoint whose run's curves, evaluations and loading times are shown, or None.
         card: the card of that checkpoint (`model_card`).
         facts: the numbers that the metrics depend on, such as the size of the gallery (`Metrics.facts`).
+        files: names of evaluation files with which those of metrics and facts begin; each has a table of its own.
     """
     whole = {name: value for name, value in metrics.items() if "/by/" not in name}  # groups are in the items' sections
-    numbers = _metrics_table(whole) + "".join(f"<p><b>{html.escape(line)}</b></p>" for line in remarks(metrics))
+    numbers = ""
+    for file, own in _by_file(whole, files):
+        numbers += f"<h3>{html.escape(file)}</h3>" if file else ""
+        numbers += _metrics_table(own) + "".join(f"<p><b>{html.escape(line)}</b></p>" for line in remarks(own))
     if facts:
         numbers += f"<h3>They depend on (chance in percent, ties in queries)</h3>{_metrics_table(facts, '.4g')}"
     parts = [("Numbers, in percent", numbers), *sections, *_probes(metrics)]
@@ -79,6 +84,17 @@ def write_report(
         folder / REPORT, f'<!doctype html><html lang="en"><head>{head}</head><body>{page}</body></html>\n'
     )
     return folder / REPORT
+
+
+def _by_file(metrics: Mapping[str, float], files: Sequence[str]) -> list[tuple[str, dict[str, float]]]:
+    """Return the metrics of no file, if any, then those of each file without its name, which is first."""
+    starts = tuple(f"{file}/" for file in files)
+    rest = {name: value for name, value in metrics.items() if not name.startswith(starts)}
+    of_files = [
+        (start[:-1], {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)})
+        for start in starts
+    ]
+    return [*([("", rest)] if rest or not files else []), *of_files]
 
 
 def _metrics_table(metrics: Mapping[str, float], form: str = ".1f") -> str:

@@ -1,7 +1,7 @@
 """The abstract class of a task: its network, data, losses, evaluation and report."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
@@ -13,7 +13,7 @@ from mamo.config.schema import RunConfig
 from mamo.data.collate import Batch
 from mamo.data.loader import Collator, SampleDataset
 from mamo.evaluation.predictor import Predictor
-from mamo.evaluation.results import Metrics
+from mamo.evaluation.results import Metrics, facts_of
 
 BatchT = TypeVar("BatchT", bound=Batch, default=Any)
 """The batch of a task."""
@@ -160,6 +160,41 @@ class Task(ABC, Generic[BatchT, TargetsT]):
         Returns:
             Metrics in percent.
         """
+
+    def each_eval_file(self) -> Iterator[str]:
+        """Set the config to one held-out file after the other; yield its name, empty if there is only one."""
+        whole = self.config
+        names = whole.data.eval_names or [""]
+        try:
+            for name, data in zip(names, whole.data.per_eval_file()):
+                self.config = whole.model_copy(update={"data": data})
+                yield name
+        finally:
+            self.config = whole
+
+    def evaluate_files(self, predictor: Predictor, folder: Path) -> dict[str, float]:
+        """Evaluate as `evaluate` on each of `data.eval_file`.
+
+        Of several files, the names of metrics and facts begin with that of their file, and so does the folder of what
+        else is written; `skipped` is the sum.
+        """
+        found, n_skipped = Metrics({}), 0.0
+        for name in self.each_eval_file():
+            if not name:
+                return self.evaluate(predictor, folder)
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            metrics = self.evaluate(predictor, folder / name)
+            facts = facts_of(metrics)
+            n_skipped += facts.get("skipped", 0.0)
+            found.update({f"{name}/{key}": value for key, value in metrics.items()})
+            found.facts.update({f"{name}/{key}": value for key, value in facts.items()})
+        found.facts["skipped"] = n_skipped
+        return found
+
+    def check_files(self) -> None:
+        """Call `check_evaluation_files` on each of `data.eval_file`."""
+        for _ in self.each_eval_file():
+            self.check_evaluation_files()
 
     def evaluate_items(self, predictor: Predictor, folder: Path) -> Metrics:
         """Score `evaluation.items_files` in fp32; `predictor` has fp32 weights, `folder` takes the scores of each item.

@@ -1,6 +1,7 @@
 """Training and evaluation samples as a config's `data.source` says."""
 
 import filecmp
+import functools
 import glob
 import logging
 from collections.abc import Iterable, Sized
@@ -13,14 +14,16 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 from transformers import PreTrainedTokenizerFast
 
+from mamo.config.images import AugmentationConfig
 from mamo.config.schema import DataConfig, RunConfig
 from mamo.config.values import Values
+from mamo.data.captions import change_caption, named_sides
 from mamo.data.cleaning import cleaner
 from mamo.data.identity import identity_warnings
 from mamo.data.images import BadSamplePolicy
 from mamo.data.judge import check_headers, grounding_problems, name_of, raise_problems, row_problems
 from mamo.data.pair_record import PairRecord
-from mamo.data.pairs import PairDataset
+from mamo.data.pairs import ChangeCaption, PairDataset
 from mamo.data.pairs_reader import read_pairs
 from mamo.data.processor import cleaning_of, has_sep
 from mamo.data.record_dataset import LoadImage, Record, RecordDataset, file_records, image_names
@@ -28,8 +31,10 @@ from mamo.data.records import (
     EntailmentRecord,
     GroundingRecord,
     ReasoningRecord,
+    TaskRecord,
     VqaRecord,
 )
+from mamo.data.shards import TarShardDataset
 from mamo.data.tokenizer import NEEDED_FILES, TOKENIZER_FILES, add_mask_token, read_tokenizer, use_sep
 from mamo.data.transforms import train_transform_from
 from mamo.hub import hub_folder
@@ -44,6 +49,9 @@ from mamo.world.statements import pair_statements
 from mamo.world.vocabulary import scenes_tokenizer
 
 logger = logging.getLogger(__name__)
+
+SIDES_SHARE = 0.05
+"""Share of a task's texts that say left or right from which on mirrored pictures are refused."""
 
 
 def load_tokenizer(name: str, has_sep: bool = True) -> PreTrainedTokenizerFast:
@@ -97,9 +105,20 @@ def check_bert_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str, bert: st
 
 
 def record_dataset(records: list[Record], load_image: LoadImage, data: DataConfig) -> RecordDataset[Record]:
-    """Return the training records of a config as samples; files are augmented, scenes are not."""
+    """Return the training records of a config as samples; files are augmented, scenes are not.
+
+    Raises:
+        ValueError: pictures are mirrored, and texts of the records name sides.
+    """
     if data.source == "scenes":
         return RecordDataset(records, load_image, data.image_size, on_bad=data.bad_samples.policy, name="scenes")
+    if data.augmentation.horizontal_flip:
+        found, n, first = named_sides(map(_text_of, records))
+        if found > SIDES_SHARE * n:
+            raise ValueError(
+                f"data.augmentation.horizontal_flip: {found:,} of {n:,} texts of data.train_file say left or right, "
+                f"which a mirrored picture makes false, the first: {first[:80]!r}; set it to false"
+            )
     return RecordDataset(
         records,
         load_image,
@@ -108,6 +127,11 @@ def record_dataset(records: list[Record], load_image: LoadImage, data: DataConfi
         on_bad=data.bad_samples.policy,
         folder=Path(data.train_files[0]).parent.absolute(),
     )
+
+
+def _text_of(record: TaskRecord) -> str:
+    names = ("expression", "question", "sentence")
+    return str(next((getattr(record, name) for name in names if hasattr(record, name)), ""))
 
 
 def load_records(data: DataConfig, kind: type[Record], split: Split, n_items: int) -> tuple[list[Record], LoadImage]:
@@ -122,7 +146,7 @@ def load_records(data: DataConfig, kind: type[Record], split: Split, n_items: in
     if data.source == "scenes":
         world = SceneWorld(data.difficulty, WORLD_SEED)
         return scene_records(world, kind, split, n_items, data.image_size), _SceneImages(world, split, data.image_size)
-    files = data.train_files if split == "train" else [str(data.eval_file)]
+    files = data.train_files if split == "train" else [str(data.eval_path)]
     return file_records(files, kind)
 
 
@@ -130,7 +154,7 @@ def evaluation_records(data: DataConfig, kind: type[Record], n_items: int) -> tu
     """Return `load_records` of the evaluation. Raises ValueError also for rows that cannot be scored."""
     records, load_image = load_records(data, kind, "test", n_items)
     if data.source != "scenes":
-        raise_problems(data.eval_file, row_problems(records))
+        raise_problems(data.eval_path, row_problems(records))
     return records, load_image
 
 
@@ -154,7 +178,7 @@ def check_records(data: DataConfig, kind: type[Record]) -> list[Record]:
     for record in records:
         if isinstance(record, GroundingRecord) and record.image in sizes:
             problems += grounding_problems(record, *sizes[record.image])
-    raise_problems(data.eval_file, problems)
+    raise_problems(data.eval_path, problems)
     return records
 
 
@@ -167,9 +191,9 @@ def refuse_training_files(data: DataConfig, trained_on: Iterable[Values]) -> Non
         data: of the evaluation.
         trained_on: the `data` sections of the run and its ancestors, as plain values.
     """
-    if data.source == "scenes" or data.eval_file is None:
+    if data.source == "scenes":
         return
-    held_out = _regular_files(data.eval_file)
+    held_out = [file for name in data.eval_files for file in _regular_files(name)]
     for earlier in trained_on:
         listed = earlier.get("train_file") or [entry["file"] for entry in earlier.get("train") or []]
         if not _splits(earlier.get("train_split")) & _splits(data.eval_split):
@@ -271,6 +295,8 @@ def pair_dataset(config: RunConfig, has_foils: bool = False) -> PairDataset | Sc
         parts.append(read_pairs(Path(entry.file), data.train_split, keys, data.columns))
     for line in identity_warnings(parts):
         logger.warning("data.train_file: %s", line)
+    if data.augmentation.horizontal_flip:
+        _warn_of_sides(parts)
     repeats = [entry.repeat for entry in data.train_sources]
     sources = [(entry.file, len(part) * n) for entry, part, n in zip(data.train_sources, parts, repeats)]
     repeated = [part for part, n in zip(parts, repeats) for _ in range(n)]
@@ -283,4 +309,24 @@ def pair_dataset(config: RunConfig, has_foils: bool = False) -> PairDataset | Sc
         cleaner(cleaning_of(config)),
         data.sub_caption_sentences,
         sources,
+        _caption_change(data.augmentation),
     )
+
+
+def _caption_change(augmentation: AugmentationConfig) -> ChangeCaption | None:
+    """Return the augmentation of captions, None without any."""
+    if not (augmentation.word_dropout or augmentation.tag_subsets):
+        return None
+    keys = {"word_dropout": augmentation.word_dropout, "tag_subsets": augmentation.tag_subsets}
+    return functools.partial(change_caption, **keys)  # type: ignore[arg-type]
+
+
+def _warn_of_sides(parts: Iterable[Any]) -> None:
+    """Warn where captions say left or right and pictures are mirrored; captions of shards are not read for it."""
+    listed = (record for part in parts if not isinstance(part, TarShardDataset) for record in part)
+    found, n, first = named_sides(text for record in listed for text in record.captions)
+    if found:
+        logger.warning(
+            "data.augmentation.horizontal_flip: %s of %s captions say left or right, which a mirrored picture makes "
+            "false, the first: %.80r", f"{found:,}", f"{n:,}", first,
+        )  # fmt: skip

@@ -161,6 +161,22 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
         ("data: {curriculum_scenes: [64, 3]}", "data.curriculum_scenes"),
         ("data: {curriculum_scenes: [64, 64], train_scenes: 100}", "data.curriculum_scenes"),
         ("data: {curriculum_scenes: [64]}\ntask: vqa", "data.curriculum_scenes"),
+        ("data: {augmentation: {shift_max: 0.1}}", "data.augmentation.shift_max"),
+        ("data: {augmentation: {tag_subsets: true}}", "data.augmentation.tag_subsets"),
+        (
+            "data: {source: records, train_file: a, eval_file: b, augmentation: {word_dropout: 0.1}}\ntask: vqa",
+            "data.augmentation.word_dropout",
+        ),
+        (
+            "data: {source: pairs, train_file: a, eval_file: b, augmentation: {fill: 255}}",
+            "data.augmentation.fill",
+        ),
+        (
+            "data: {source: pairs, train_file: a, eval_file: b, augmentation: {randaugment: true, fill: [1, 2]}}",
+            "data.augmentation.fill",
+        ),
+        ("data: {source: pairs, train_file: a, eval_file: [x/b.jsonl, y/b.jsonl]}", "data.eval_file"),
+        ("model: {image: {stem: convolutions, weights: timm}}", "model.image.stem"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, lines: str, path: str) -> None:

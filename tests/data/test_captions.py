@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamo.data.captions import draw_caption, draw_sub_caption, split_sentences, weighted_captions
+from mamo.data.captions import (
+    change_caption,
+    draw_caption,
+    draw_sub_caption,
+    draw_tags,
+    drop_words,
+    named_sides,
+    split_sentences,
+    weighted_captions,
+)
 from mamo.data.pairs import PairDataset
 from mamo.data.pairs_reader import read_pairs
 from mamo.data.shards import TarShardDataset, index_folder
@@ -186,3 +195,40 @@ def test_sub_captions_are_drawn_anew_and_the_whole_is_kept(tmp_path: Path) -> No
     assert records[0].captions == (LONG,)
     assert data.load(0, np.random.default_rng(7)).caption == data.load(0, np.random.default_rng(7)).caption
     assert data.n_caption_ids == 2
+
+
+def test_words_are_dropped_in_place_and_never_all() -> None:
+    """Bug: an empty caption, words in another order, or another share than asked."""
+    words = [f"w{k}" for k in range(20)]
+    rng, kept = np.random.default_rng(0), Counter[str]()
+    for _ in range(2000):
+        found = drop_words(" ".join(words), 0.3, rng).split()
+        assert found == [word for word in words if word in found]
+        kept.update(found)
+    assert all(abs(kept[word] / 2000 - 0.7) < 0.05 for word in words)  # 5 standard deviations
+    single = Counter(drop_words("a b", 0.999, rng) for _ in range(300))
+    assert set(single) == {"a", "b"}
+    assert drop_words("", 0.5, rng) == ""
+
+
+def test_tags_are_drawn_as_subsets_in_order() -> None:
+    """Bug: an empty subset, another order, a text without commas that is cut, or subsets of one size only."""
+    rng = np.random.default_rng(0)
+    drawn = Counter(draw_tags("cat face, cat,  pet, ", rng) for _ in range(3000))
+    assert set(drawn) == {
+        "cat face", "cat", "pet", "cat face, cat", "cat face, pet", "cat, pet", "cat face, cat, pet",
+    }  # fmt: skip
+    sizes = Counter({1: 0, 2: 0, 3: 0})
+    for text, n in drawn.items():
+        sizes[len(text.split(","))] += n
+    assert all(abs(n / 3000 - 1 / 3) < 0.05 for n in sizes.values())
+    assert draw_tags("no commas here", rng) == "no commas here"
+    state = rng.bit_generator.state
+    assert change_caption("a, b", rng, 0.0, False) == "a, b"
+    assert rng.bit_generator.state == state
+
+
+def test_sides_are_whole_words() -> None:
+    """Bug: a bright leftover counts as a side, or a capital hides one."""
+    assert named_sides(["bright", "leftovers", "Left of it", "the right one", ""]) == (2, 5, "Left of it")
+    assert named_sides([]) == (0, 0, "")

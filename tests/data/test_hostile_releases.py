@@ -57,6 +57,12 @@ def release_of(name: str) -> Files:
             },
             "dets.json": {"1": [[0, 0, 1, 1]]},
         },
+        "emoji": {
+            "emojibase-data/en/data.json": [
+                {"label": "a face", "hexcode": "1F600", "order": 1, "group": 0, "tags": ["x"]}
+            ],
+            **{f"emoji-datasource-{name}/img/{name}/64/1f600.png": "" for name in ("google", "twitter")},
+        },
         "sbu": {"sbu-captions-all.json": {"image_urls": ["http://x"], "captions": ["a kite"]}},
         "nlvr2": {"dev.json": nlvr2},
         "snli_ve": {
@@ -110,6 +116,7 @@ def fine_grained_releases() -> dict[str, Files]:
 def put(folder: Path, files: Files) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, document in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".p"):
             (folder / name).write_bytes(pickle.dumps(document))
         elif name.endswith(".parquet"):
@@ -167,6 +174,7 @@ PLACES: list[tuple[str, str, tuple[Any, ...], str]] = [
     ("refcoco", "dets.json", ("1",), "1"),
     ("refcoco", "dets.json", ("1", 0), "1"),
     ("refcoco", "dets.json", ("1", 0, 0), "1"),
+    *[("emoji", "emojibase-data/en/data.json", (0, key), key) for key in ("label", "hexcode", "order")],
     ("sbu", "sbu-captions-all.json", ("captions", 0), "captions"),
     ("sbu", "sbu-captions-all.json", ("image_urls", 0), "image_urls"),
     *[("nlvr2", "dev.json", (key,), key) for key in ("identifier", "sentence", "label")],

@@ -155,3 +155,15 @@ def test_the_data_set_is_recorded_in_every_layout(tmp_path: Path, document: obje
     (tmp_path / "a.json").write_text(json.dumps(document))
     records = read_pairs(tmp_path / "a.json", "train" if isinstance(document, dict) else None)
     assert PairDataset(records, (4, 4)).dataset_names() == expected
+
+
+def test_a_changed_caption_is_the_samples_own(records: list[PairRecord]) -> None:
+    """Bug: the id of a changed caption is that of the whole one, or other records' captions are its negatives."""
+    plain = PairDataset(records, (4, 4))
+    changed = PairDataset(records, (4, 4), change=lambda text, rng: f"{text} {int(rng.integers(5))}")
+    for index in (0, 1, 2, 5, 6, 7):
+        one, other = (dataset.load(index, np.random.default_rng(index)) for dataset in (plain, changed))
+        assert other.caption.startswith(f"{one.caption} ")
+        assert other.caption_id == hash_id(other.caption.lower()) != one.caption_id
+        assert one.caption_id in other.caption_ids
+    assert changed.n_caption_ids == plain.n_caption_ids + 1

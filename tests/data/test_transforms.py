@@ -116,7 +116,7 @@ def test_rand_augment_operations_equal_torchvisions_classic_ones() -> None:
             affine(shift=(0, sign * round(60 * 7 / 256))),
             affine(angle=sign * 21),
         ]
-        results = [operation(image, float(sign)) for operation in transforms.OPERATIONS]
+        results = [operation(image, float(sign), 128) for operation in transforms.OPERATIONS]
         assert len(results) == len(expected)
         for index, (result, wanted) in enumerate(zip(results, expected)):
             difference = (result.int() - wanted.int()).abs()
@@ -127,7 +127,7 @@ def test_rand_augment_applies_two_operations_half_of_the_time(monkeypatch: pytes
     """Bug: N or the probability not as in the recipe."""
     calls: list[float] = []
 
-    def count(image: torch.Tensor, sign: float) -> torch.Tensor:
+    def count(image: torch.Tensor, sign: float, _: object) -> torch.Tensor:
         calls.append(sign)
         return image
 
@@ -157,5 +157,66 @@ def test_fast_operations_equal_torchvision(size: tuple[int, int], sign: float) -
     }
     for index, expected in plain.items():
         for _ in range(2):  # the second time from what the first left
-            assert torch.equal(transforms.OPERATIONS[index](image, sign), expected), index
+            assert torch.equal(transforms.OPERATIONS[index](image, sign, 128), expected), index
     assert torch.equal(image, before)
+
+
+def test_random_operations_fill_with_the_given_colour() -> None:
+    """Bug: grey corners on white pictures, or the channels of the colour exchanged."""
+    image = torch.full((3, 20, 20), 255, dtype=torch.uint8)
+    for operation in transforms.OPERATIONS[5:]:
+        assert int(operation(image, 1.0, 255).min()) == 255
+        coloured = operation(image, 1.0, (10, 20, 30))
+        outside = operation(image, 1.0, 0)[0] == 0
+        assert outside.any()
+        assert [coloured[channel][outside].unique().tolist() for channel in range(3)] == [[10], [20], [30]]
+
+
+def test_a_shift_moves_whole_pixels_and_fills() -> None:
+    """Bug: a shift in the wrong direction or axis, larger than asked, or one that blurs."""
+    seen = set()
+    for seed in range(60):
+        moved = transforms.move(IMAGE, np.random.default_rng(seed), 0.1, 0.0, (1, 2, 3))
+        rng = np.random.default_rng(seed)
+        dx, dy = (round(rng.uniform(-0.1, 0.1) * side) for side in (90, 60))
+        seen.add((dx, dy))
+        expected = torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None].repeat(1, 60, 90)
+        rows, columns = slice(max(0, dy), 60 + min(0, dy)), slice(max(0, dx), 90 + min(0, dx))
+        expected[:, rows, columns] = IMAGE[:, max(0, -dy) : 60 - max(0, dy), max(0, -dx) : 90 - max(0, dx)]
+        assert torch.equal(moved, expected), (dx, dy)
+    assert max(abs(dx) for dx, _ in seen) == 9
+    assert max(abs(dy) for _, dy in seen) == 6
+
+
+def test_a_zoom_stays_in_its_range_about_the_centre() -> None:
+    """Bug: a zoom that only grows, or that moves the picture."""
+    square = torch.zeros(1, 101, 101, dtype=torch.uint8).expand(3, -1, -1).clone()
+    square[:, 30:71, 30:71] = 255
+    areas = []
+    for seed in range(80):
+        moved = transforms.move(square, np.random.default_rng(seed), 0.0, 0.25, 0)
+        areas.append(float((moved[0] > 127).sum()) / 41**2)
+        rows = (moved[0] > 127).any(dim=1).nonzero().flatten()
+        assert abs(float(rows.float().mean()) - 50) <= 1
+    assert 1 / 1.25**2 - 0.06 <= min(areas) < 0.75
+    assert 1.35 < max(areas) <= 1.25**2 + 0.06
+
+
+def test_colour_jitter_keeps_hues() -> None:
+    """Bug: red becomes orange under a caption that says red; or nothing changes."""
+    colours = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [120, 120, 120]], dtype=torch.uint8)
+    image = colours.T[:, :, None].expand(-1, -1, 4).contiguous()  # [3, 4, 4]
+    changed = [transforms.jitter_colours(image, np.random.default_rng(seed), 0.4) for seed in range(30)]
+    assert len({result.numpy().tobytes() for result in changed}) == 30
+    for result in changed:
+        assert result[:, :3, 0].argmax(dim=0).tolist() == [0, 1, 2]
+        assert result[:, 3, 0].float().std() <= 1  # grey stays grey
+
+
+def test_new_augmentations_draw_nothing_while_off() -> None:
+    """Bug: a default run that no longer repeats to the same bits."""
+    outputs = [
+        train_transform(IMAGE, (32, 40), np.random.default_rng(3), rand_augment=True, **more)
+        for more in ({}, {"max_shift": 0.0, "max_zoom": 0.0, "colour_jitter": 0.0, "fill": 128})
+    ]
+    assert torch.equal(*outputs)

@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
+from mamo.models.towers import paint_masked
 
 CLASS_TOKEN, NO_CLASS_TOKEN, SIGLIP = (
     "vit_tiny_patch16_224",
@@ -28,12 +30,14 @@ CLASS_TOKEN, NO_CLASS_TOKEN, SIGLIP = (
 )
 QUICK_GELU, TANH_GELU = "vit_base_patch32_clip_quickgelu_224", "vit_base_patch32_siglip_256"
 NO_EMBED_CLASS, PRE_NORM = "deit3_small_patch16_224", "vit_base_patch32_clip_224"
+REGISTERS, ONLY_REGISTERS = "vit_small_patch14_reg4_dinov2", "vit_medium_patch16_reg4_gap_256"
+EVA02, DINOV3, PE = "eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "vit_pe_core_tiny_patch16_384"
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
 
-def small_encoder(name: str, image_size_px: tuple[int, int]) -> ImageEncoder:
+def small_encoder(name: str, image_size_px: tuple[int, int], **options: Any) -> ImageEncoder:
     torch.manual_seed(0)
-    encoder = ImageEncoder(name, image_size_px, patch_size_px=8, width=32, depth=2, heads=4).eval()
+    encoder = ImageEncoder(name, image_size_px, patch_size_px=8, width=32, depth=2, heads=4, **options).eval()
     for parameter in encoder.parameters():  # timm starts biases and the class token near zero: make every one matter
         torch.nn.init.normal_(parameter, std=0.3)
     return encoder
@@ -72,6 +76,146 @@ def test_whole_image_equals_timm(name: str, num_prefix_tokens: int, image_size_p
     )
 
 
+NEWER = [(REGISTERS, 1, 4), (ONLY_REGISTERS, 0, 4), (EVA02, 1, 0), (DINOV3, 1, 4), (PE, 1, 0)]
+"""Name, class tokens, registers."""
+
+
+def without_registers(tokens: Tensor, n_class: int, n_registers: int) -> Tensor:
+    return torch.cat([tokens[:, :n_class], tokens[:, n_class + n_registers :]], dim=1)
+
+
+@pytest.mark.parametrize(("name", "n_class", "n_registers"), NEWER)
+@pytest.mark.parametrize("image_size_px", [(32, 32), (16, 40)])
+def test_registers_and_rotary_positions_equal_timm(
+    name: str, n_class: int, n_registers: int, image_size_px: tuple[int, int]
+) -> None:
+    """Bug: a register among the patches or missing in the layers, angles of another grid, a norm left out."""
+    encoder = small_encoder(name, image_size_px)
+    image, n_patches = torch.randn(3, 3, *image_size_px), image_size_px[0] * image_size_px[1] // 64
+    twin = timm.create_model(name, img_size=image_size_px, num_classes=0, global_pool="", **SMALL).eval()
+    twin.load_state_dict(encoder.vit.state_dict())
+    tokens = encoder(image)
+    assert (encoder.num_prefix_tokens, encoder.num_registers) == (n_class, n_registers)
+    assert tokens.shape == (3, n_class + n_patches, 32)
+    expected = without_registers(twin.forward_features(image), n_class, n_registers)
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=0)
+    assert torch.equal(encoder(image, torch.arange(n_patches).expand(3, -1)), tokens)
+    torch.testing.assert_close(encoder.pool(tokens), tokens[:, 0] if n_class else tokens.mean(dim=1))
+
+
+@pytest.mark.parametrize(("name", "n_class", "n_registers"), NEWER)
+def test_visible_patches_keep_registers_and_angles(name: str, n_class: int, n_registers: int) -> None:
+    """Bug: a visible patch is rotated by the angle of its place in the row, or the registers are left out with it."""
+    encoder = small_encoder(name, (16, 40))
+    visible = torch.tensor([[7, 0, 3], [1, 2, 9]])
+    twin = timm.create_model(name, img_size=(16, 40), num_classes=0, global_pool="", patch_drop_rate=0.5, **SMALL)
+    twin.eval().load_state_dict(encoder.vit.state_dict())
+
+    def keep(tokens: Tensor) -> Any:  # in place of timm's own choice of patches
+        rows = torch.arange(2)[:, None]
+        kept = torch.cat([tokens[:, : n_class + n_registers], tokens[rows, visible + n_class + n_registers]], dim=1)
+        return (kept, visible) if hasattr(twin, "rope") else kept
+
+    del twin.patch_drop
+    twin.patch_drop = keep
+    image = torch.randn(2, 3, 16, 40)
+    expected = without_registers(twin.forward_features(image), n_class, n_registers)
+    torch.testing.assert_close(encoder(image, visible), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", [SIGLIP, PE])
+def test_attention_pooling_equals_timm(name: str, tmp_path: Path) -> None:
+    """Bug: the pooling head is left random, or the class token is pooled where timm leaves it out."""
+    source = timm.create_model(name, img_size=32, num_classes=7, **SMALL).eval()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    encoder = small_encoder(name, (32, 32), pooling="attention")
+    report = load_image_weights(encoder, write(source.state_dict(), tmp_path))
+    assert report.unused == ("head.bias", "head.weight")
+    image = torch.randn(2, 3, 32, 32)
+    expected = source.forward_head(source.forward_features(image), pre_logits=True)
+    torch.testing.assert_close(encoder.pool(encoder(image)), expected, atol=1e-5, rtol=1e-5)
+    assert encoder.pool(encoder(image)).shape == (2, 32)
+
+
+@pytest.mark.parametrize("name", [EVA02, DINOV3, PE, REGISTERS])
+def test_weights_of_newer_encoders_load_and_positions_follow_the_grid(name: str, tmp_path: Path) -> None:
+    """Bug: timm's norm after the mean left random, or absolute positions that are not resampled as timm does."""
+    source = timm.create_model(name, img_size=32, num_classes=7, **SMALL).eval()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    path = write(source.state_dict(), tmp_path)
+    for size in [(32, 32), (48, 24)]:
+        encoder = small_encoder(name, size)
+        report = load_image_weights(encoder, path)
+        positions = encoder.position_parameters()
+        assert report.interpolated == (("pos_embed",) if positions and size != (32, 32) else ())
+        twin = timm.create_model(name, img_size=size, num_classes=7, **SMALL).eval()
+        state = dict(source.state_dict())
+        if positions:
+            n = positions["vit.pos_embed"]
+            state["pos_embed"] = resample_abs_pos_embed(
+                state["pos_embed"], list(encoder.grid), [4, 4], num_prefix_tokens=n
+            )
+        twin.load_state_dict(state)
+        image = torch.randn(2, 3, *size)
+        tokens = twin.forward_features(image)
+        if name == EVA02:
+            tokens = twin.fc_norm(tokens)
+        expected = without_registers(tokens, 1, encoder.num_registers)
+        torch.testing.assert_close(encoder(image), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_convolutional_stem_is_timms(tmp_path: Path) -> None:
+    """Bug: another grid, masked pixels that leak through 3 x 3 convolutions, or a stem that is not trained."""
+    encoder = small_encoder(CLASS_TOKEN, (32, 48), stem="convolutions")
+    assert (encoder.grid, encoder.patch_size_px) == ((4, 6), (8, 8))
+    image, visible = torch.randn(2, 3, 32, 48), torch.tensor([[0, 5], [7, 23]])
+    stem = encoder.vit.patch_embed.backbone
+    convolutions = [module for module in stem.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [module.stride for module in convolutions] == [(2, 2)] * 3 + [(1, 1)]
+    patches = image
+    for layer in stem:
+        patches = layer(patches)
+    tokens = torch.cat([encoder.vit.cls_token.expand(2, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+    expected = encoder.vit.norm(encoder.vit.blocks(tokens + encoder.vit.pos_embed))
+    torch.testing.assert_close(encoder(image), expected, atol=1e-5, rtol=0)
+    assert torch.equal(encoder(image, torch.arange(24).expand(2, -1)), encoder(image))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
+    altered = torch.where(paint_masked(torch.ones_like(image), visible, (4, 6), torch.zeros(3)) > 0, image, 9.0)
+    assert torch.equal(encoder(altered, visible), encoder(image, visible))
+    encoder(image, visible).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in (encoder.mask_colour, *stem.parameters()))
+
+
+def test_dropout_and_drop_path_reach_the_layers() -> None:
+    """Bug: a key that changes nothing, or that changes evaluation."""
+    encoder = ImageEncoder(
+        CLASS_TOKEN, (16, 16), patch_size_px=8, width=32, depth=3, heads=4, dropout=0.2, drop_path=0.4
+    )
+    assert {module.p for module in encoder.modules() if isinstance(module, torch.nn.Dropout)} == {0.0, 0.2}
+    assert encoder.vit.blocks[1].attn.attn_drop.p == encoder.vit.blocks[1].attn.proj_drop.p == 0.2
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.vit.blocks]
+    assert rates == pytest.approx([0.0, 0.2, 0.4])
+    image = torch.randn(2, 3, 16, 16)
+    assert not torch.equal(encoder(image), encoder(image))
+    encoder.eval()
+    assert torch.equal(encoder(image), encoder(image))
+
+
+@pytest.mark.parametrize("name", [REGISTERS, DINOV3, EVA02])
+def test_recorded_attention_has_the_registers(name: str) -> None:
+    """Bug: a heat map that is shifted by the registers, or the fused attention that stays off."""
+    encoder = small_encoder(name, (16, 40))
+    image = torch.randn(2, 3, 16, 40)
+    whole = encoder(image)
+    with encoder.recording_attention() as weights:
+        torch.testing.assert_close(encoder(image), whole, atol=1e-5, rtol=1e-4)
+    n_tokens = encoder.num_prefix_tokens + encoder.num_registers + 10
+    assert [tuple(w.shape) for w in weights] == [(2, 4, n_tokens, n_tokens)] * 2
+    assert all(block.attn.fused_attn for block in encoder.vit.blocks)
+
+
 @pytest.mark.parametrize("name", [CLASS_TOKEN, NO_CLASS_TOKEN, NO_EMBED_CLASS, PRE_NORM])
 def test_visible_patches_equal_encoding_the_gathered_patches(name: str) -> None:
     """Bug: positions are added after the gather, the class token is dropped, or the order of ``visible`` is lost."""
@@ -108,12 +252,11 @@ def test_hidden_patches_do_not_reach_the_output() -> None:
     ("name", "reason"),
     [
         ("swin_tiny_patch4_window7_224", "SwinTransformer"),
-        ("eva02_tiny_patch14_224", "Eva"),
+        ("vit_small_patch16_rope_mixed_224", "rotary positions are of another kind"),
         ("vit_relpos_small_patch16_224", "RelPos"),
         ("resnet18", "ResNet"),
         ("vit_tiny_r_s16_p8_224", "convolutional"),
         ("deit_tiny_distilled_patch16_224", "distillation"),
-        ("vit_small_patch14_reg4_dinov2", "registers"),
         ("vit_small_patch16_18x2_224", "ParallelThingsBlock"),
         ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
         ("vit_tiny_patch16_225", "vit_tiny_patch16_224"),  # the near name
@@ -128,6 +271,15 @@ def test_other_models_are_refused_by_name(name: str, reason: str) -> None:
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     """Bug: an image that the patch does not divide is cropped in silence, or heads crash in a reshape."""
+    for name, options, message in (
+        (EVA02, {"width": 30, "heads": 3}, "need a multiple of 4 features a head, not 10"),
+        (CLASS_TOKEN, {"pooling": "attention"}, "has no attention pooling; use token"),
+        (PE, {"pooling": "attention", "width": 36, "heads": 3}, "not a multiple of the 8 heads"),
+        (EVA02, {"stem": "convolutions", "patch_size_px": 16}, "needs a VisionTransformer"),
+        (CLASS_TOKEN, {"stem": "convolutions", "patch_size_px": 12}, "with patches of 12 px"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ImageEncoder(name, (336, 336), **options)
     with pytest.raises(ValueError, match=r"50x48 px.*patch size 8 px"):
         ImageEncoder(CLASS_TOKEN, (50, 48), patch_size_px=8)
     with pytest.raises(ValueError, match=r"100 is not a multiple of its 3 heads"):
@@ -308,6 +460,20 @@ def test_a_folder_of_transformers_gives_its_outputs(
         assert unused <= set(report.unused)
         assert all(key.startswith(("text_", "visual_", "logit_")) or "head." in key for key in report.unused)
         assert report.interpolated == report.new == ()
+
+
+def test_siglips_pooling_of_transformers_gives_its_outputs(tmp_path: Path) -> None:
+    """Bug: query, key and value of the pooling head in another order, or the head left random."""
+    model = foreign(SiglipModel, SiglipConfig)
+    model.save_pretrained(tmp_path)
+    encoder = small_encoder(TANH_GELU, (32, 32), pooling="attention")
+    report = load_image_weights(encoder, str(tmp_path))
+    assert {"attn_pool.latent", "attn_pool.kv.weight"} <= set(report.loaded)
+    assert not any("vision_model" in key for key in report.unused)
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.vision_model(image).pooler_output
+    torch.testing.assert_close(encoder.pool(encoder(image)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_a_folder_of_transformers_says_and_the_encoder_does_not_is_refused(tmp_path: Path) -> None:

@@ -157,6 +157,29 @@ def test_heat_reads_uint8_as_normalised_images() -> None:
         assert expected.max() > 0
 
 
+def test_heat_of_an_encoder_with_registers_is_at_its_patches() -> None:
+    """Bug: the heat of four registers is drawn on the first patches, and the last ones are cut off."""
+    torch.manual_seed(0)
+    encoder = ImageEncoder("vit_small_patch16_dinov3", (16, 24), patch_size_px=8, width=D, depth=2, heads=2)
+    config = BertConfig(vocab_size=9, hidden_size=D, num_attention_heads=2, intermediate_size=24)
+    body, itm = Backbone(encoder, TextEncoder(config, 1), fusion(1), itc_width=8).eval(), ITMHead(D)
+    for parameter in (*encoder.parameters(), *body.fusion.parameters(), *itm.parameters()):
+        nn.init.normal_(parameter, std=0.3)
+    image, ids = torch.randn(4, 3, 16, 24), torch.randint(0, 9, (4, 3))
+    is_valid = torch.ones(4, 3, dtype=torch.bool)
+    text = body.fusion.embed_text(body.text_encoder(ids, is_valid), is_valid).detach()
+    with encoder.recording_attention() as weights:
+        slots = body.fusion.embed_image(encoder(image))
+        logits = itm(
+            body.fusion.fuse(slots, text, is_valid, body.fusion.text_positions(torch.zeros(4, 1).long()))[:, 0]
+        )
+        gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), weights)
+    each = [(w * g).clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, gradients)]  # [B, 1 + 4 + 6]
+    expected = torch.stack(each).sum(dim=0)[:, 5:].view(4, 2, 3)
+    torch.testing.assert_close(image_grad_cam(body, itm, image, text, is_valid), expected.detach())
+    assert expected.max() > 0
+
+
 @pytest.mark.parametrize("missing", ["embed", "encode", "layers"])
 def test_a_tower_that_lacks_a_method_is_refused(missing: str) -> None:
     """Bug: a missing method is found out in the middle of the first step."""

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from transformers import BertConfig
 
 from mamo.config.schema import DataConfig
 from mamo.data.records import EntailmentRecord, GroundingRecord, ReasoningRecord, TaskRecord, VqaRecord
 from mamo.data.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from mamo.tasks.grounding.task import ExpressionPairs
-from mamo.tasks.sources import load_records, record_dataset, refuse_training_files, tokenizer_of
+from mamo.tasks.sources import load_records, pair_dataset, record_dataset, refuse_training_files, tokenizer_of
 from mamo.world.vocabulary import scenes_tokenizer
 from tests.tiny import config_of
 
@@ -109,3 +111,30 @@ def test_a_training_file_is_known_by_any_path(tmp_path: Path) -> None:
         assert all(is_refused(train_file, name) for name in ("shards", "shards/[1-9].tar", "shards/1.tar"))
     assert not is_refused("shards/0.tar", "shards/1.tar")
     assert not is_refused("gone.jsonl", "gone.jsonl")  # its reader says so
+
+
+def test_mirrored_pictures_are_refused_where_texts_name_sides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: "the left cup" is grounded in a mirrored picture; or a warning for a flip that is off."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    texts = ["the left cup", *["a red cup"] * 9]
+
+    def decode(_: str) -> torch.Tensor:
+        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    rows = [GroundingRecord(image="a.png", expression_id=k, expression=text) for k, text in enumerate(texts)]
+    data = {"source": "records", "train_file": str(tmp_path / "x.jsonl"), "augmentation": {"horizontal_flip": True}}
+    with pytest.raises(
+        ValueError, match=r"horizontal_flip: 1 of 10 texts .* say left or right.*'the left cup'; set it"
+    ):
+        record_dataset(rows, decode, DataConfig(**data))
+    assert len(record_dataset(rows[1:], decode, DataConfig(**data))) == 9
+    assert len(record_dataset(rows, decode, DataConfig(**{**data, "augmentation": {}}))) == 10
+    lines = [json.dumps({"image": "a.png", "caption": text}) for text in texts]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    for is_flipped in (False, True):
+        caplog.clear()
+        more = {"source": "pairs", "train_file": str(tmp_path / "pairs.jsonl")}
+        more["augmentation"] = {"horizontal_flip": is_flipped, "tag_subsets": True}
+        dataset = pair_dataset(config_of(data=more, evaluation={"enabled": False}))
+        assert ("1 of 10 captions say left or right" in caplog.text) == is_flipped
+        assert dataset.change is not None

@@ -117,21 +117,21 @@ def refuse_training_images(config: EntailmentConfig, train_files: Sequence[str])
 
     A training file that is gone cannot be compared; the log says so. Scenes cannot overlap.
     """
-    if config.data.source != "records" or config.data.eval_file is None:
+    if config.data.source != "records" or config.data.eval_path is None:
         return
     found = [file for file in train_files if Path(file).is_file()]
     if len(found) < len(train_files):
-        logger.warning("training files that are gone cannot be compared with %s", config.data.eval_file)
+        logger.warning("training files that are gone cannot be compared with %s", config.data.eval_path)
     if not found:
         return
     path_of = functools.cache(os.path.realpath)
     seen = {path_of(record.image) for record in file_records(found, EntailmentRecord)[0]}
-    held_out = file_records([config.data.eval_file], EntailmentRecord)[0]
+    held_out = file_records([config.data.eval_path], EntailmentRecord)[0]
     same = [record for record in held_out if path_of(record.image) in seen]
     if same:
         name = f"pair_id {same[0].pair_id} ({image_names(same[0])[0]})"
         raise ValueError(
-            f"{config.data.eval_file}: {len(same)} sentences are about images of the training data, the first is "
+            f"{config.data.eval_path}: {len(same)} sentences are about images of the training data, the first is "
             f"{name}; name a held-out file"
         )
 

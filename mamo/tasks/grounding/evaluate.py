@@ -91,7 +91,7 @@ def evaluate_grounding(config: GroundingConfig, predictor: Predictor) -> Metrics
     """Compute `grounding/` metrics in percent of the test expressions or of `data.eval_file`."""
     data, evaluation = config.data, config.evaluation
     records, load_image = load_records(data, GroundingRecord, "test", evaluation.probe_items)
-    raise_problems(data.eval_file, row_problems(records))
+    raise_problems(data.eval_path, row_problems(records))
     with eval_mode(predictor.network):
         scorer = Scorer(predictor, evaluation.batch_size, evaluation.itm_score)
         found = ground_records(

@@ -265,10 +265,10 @@ def _on_pairs(scorer: Scorer, config: PretrainConfig, scores_file: Path | None, 
     metrics = Metrics({})
     if config.evaluation.corrected:
         load_labels()  # a missing package is found now
-    if data.eval_file is not None and network.get_head("temperature") is not None:
-        records = [*read_pairs(Path(data.eval_file), data.eval_split, data.eval_keys, data.columns)]
+    if data.eval_path is not None and network.get_head("temperature") is not None:
+        records = [*read_pairs(Path(data.eval_path), data.eval_split, data.eval_keys, data.columns)]
         for line in (*identity_warnings([records]), *caption_warnings(records)):
-            logger.warning("%s: %s", data.eval_file, line)
+            logger.warning("%s: %s", data.eval_path, line)
         captions = _captions(records, scorer.processor.clean, config.evaluation.repeated_captions == "merged")
         files = {record.image_id: record.image for record in reversed(records) if captions[record.image_id]}
         images, shown = _load_and_encode(scorer, files, config)
@@ -315,8 +315,8 @@ def check_files(config: PretrainConfig) -> None:
         BadSampleError: an image cannot be opened, and `data.bad_samples` does not skip it.
     """
     data, n_folds = config.data, config.evaluation.retrieval_folds
-    if data.eval_file is not None:
-        records = read_pairs(Path(data.eval_file), data.eval_split, data.eval_keys, data.columns)
+    if data.eval_path is not None:
+        records = read_pairs(Path(data.eval_path), data.eval_split, data.eval_keys, data.columns)
         is_merged = config.evaluation.repeated_captions == "merged"
         captions = _captions(records, cleaner(cleaning_of(config)), is_merged)
         shown = {record.image_id: record for record in reversed(records) if captions[record.image_id]}

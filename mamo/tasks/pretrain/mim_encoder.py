@@ -8,11 +8,13 @@ from typing import Any
 import timm
 import torch
 
-from mamo.config.schema import ImageEncoderConfig
+from mamo.config.images import ImageEncoderConfig
 from mamo.config.values import read_values
 from mamo.imports import is_import_path
 from mamo.models.build import build_image_encoder, load_image_encoder
 from mamo.models.frozen_encoder import FrozenEncoder, check_grid
+from mamo.models.stage_encoder import has_stages
+from mamo.models.timm_models import meta_model
 from mamo.models.towers import ImageTower
 from mamo.models.weights import check_keys
 from mamo.tasks.pretrain.config import PretrainConfig
@@ -97,7 +99,9 @@ def _patch_size_px(name: str) -> tuple[int, int] | None:
     """Return height and width of a timm model's patches; None for one without patches, or a tower from outside."""
     if is_import_path(name) or not timm.is_model(name):
         return None
-    with torch.device("meta"):
-        patches: Any = getattr(timm.create_model(name, num_classes=0), "patch_embed", None)
+    if has_stages(name):
+        stride = meta_model(name).feature_info[-1]["reduction"]
+        return stride, stride
+    patches: Any = getattr(meta_model(name), "patch_embed", None)
     found = getattr(patches, "patch_size", None)
     return None if found is None else (int(found[0]), int(found[1]))

@@ -39,12 +39,12 @@ def select_samples(config: PretrainConfig, n: int) -> Samples | None:
             [item for item in expressions(world, n, data.image_size) if item.scene_index < n],
             [item for item in cleaned_items(masked_word_items(world, n), cleaning_of(config)) if item.scene_index < n],
         )
-    if data.eval_file is None:
+    if data.eval_path is None:
         return None
     clean = cleaner(cleaning_of(config))
     if data.source == "records":
         return _of_expressions(data, clean, n) if config.task == "grounding" else None
-    found = [pair for _, pair in zip(range(n), _distinct_pairs(data, data.eval_file, clean))]
+    found = [pair for _, pair in zip(range(n), _distinct_pairs(data, data.eval_path, clean))]
     captions = [caption for _, caption in found]
     words = [word for index, caption in enumerate(captions) for word in _word_of(index, caption)]
     return Samples([picture for picture, _ in found], captions, [], words) if found else None

@@ -100,11 +100,11 @@ def read_subsets(data: DataConfig, records: Sequence[ReasoningRecord]) -> dict[s
         ValueError: a file cannot be read, or names a statement that the split does not have.
     """
     subsets: dict[str, set[str]] = {}
-    whole = Path(data.eval_file or ".")
+    whole = Path(data.eval_path or ".")
     known = {record.identifier for record in records}
     for name in SUBSETS:
         file = whole.parent / f"{name}-{whole.name}"
-        if data.eval_file is not None and file.is_file():
+        if data.eval_path is not None and file.is_file():
             subsets[name] = {record.identifier for record in read_task_records(file, ReasoningRecord)}
             if unknown := subsets[name] - known:
                 raise ValueError(f"{file}: {len(unknown)} statements are not of {whole}, the first {min(unknown)}")

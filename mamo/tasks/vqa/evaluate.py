@@ -216,15 +216,15 @@ def refuse_training_questions(config: VqaConfig, train_files: list[str]) -> floa
 
     A training file that is gone cannot be compared; the log says so. Scenes cannot overlap.
     """
-    if config.data.source != "records" or config.data.eval_file is None:
+    if config.data.source != "records" or config.data.eval_path is None:
         return 0.0
     found = [file for file in train_files if Path(file).is_file()]
     if len(found) < len(train_files):
-        logger.warning("training files that are gone cannot be compared with %s", config.data.eval_file)
+        logger.warning("training files that are gone cannot be compared with %s", config.data.eval_path)
     if found:
-        held_out, _ = file_records([config.data.eval_file], VqaRecord)
+        held_out, _ = file_records([config.data.eval_path], VqaRecord)
         train = file_records(found, VqaRecord)[0]
-        return refuse_overlap(train, held_out, config.data.eval_file, config.vqa.shared_images)
+        return refuse_overlap(train, held_out, config.data.eval_path, config.vqa.shared_images)
     return 0.0
 
 
