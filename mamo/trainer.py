@@ -452,7 +452,8 @@ def prepare_output_dir(run: TrainingRun, start_step: int) -> set[int]:
     if kept != evaluations:
         logger.info("%s: removing the evaluations after step %d", output_dir / run_dir.RESULTS, start_step)
         run_dir.write_evaluations(output_dir, kept)
-    checkpoint.keep_newest(output_dir, start_step, run.config.training.checkpoints_kept)
+    if start_step > 0:
+        checkpoint.settle(output_dir, start_step, run.config.training.checkpoints_kept)
     return {entry["step"] for entry in kept}
 
 

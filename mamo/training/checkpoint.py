@@ -136,24 +136,36 @@ def save(
         CheckpointError: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
     target = step_folder(output_dir, step)
-    for unfinished in target.parent.glob(".writing-*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    _remove_unfinished(target.parent)
     write_folder(target, tensors, {**state, "step": step}, files)
-    point_at(target, LAST)
     for folder in step_folders(output_dir):
         if folder.name > target.name:
             shutil.rmtree(folder)
-    keep_newest(output_dir, step, kept)
+    settle(output_dir, step, kept)
     return target
 
 
-def keep_newest(output_dir: Path, step: int, kept: int) -> None:
-    """Remove the checkpoints up to `step` except the newest `kept` and the best; a kill may have come before that."""
-    last = step_folder(output_dir, step)
-    best = (last.parent / BEST).resolve().name
-    for folder in [folder for folder in step_folders(output_dir) if folder.name <= last.name][:-kept]:
+def settle(output_dir: Path, step: int, kept: int) -> None:
+    """Point `last` at the checkpoint of `step`; of those up to it, keep the newest `kept` and the best.
+
+    A resume calls it too: a kill may have come between a checkpoint and this.
+    """
+    target = step_folder(output_dir, step)
+    _remove_unfinished(target.parent)
+    if (target.parent / LAST).resolve() != target.resolve():
+        point_at(target, LAST)
+    best = (target.parent / BEST).resolve().name
+    for folder in [folder for folder in step_folders(output_dir) if folder.name <= target.name][:-kept]:
         if folder.name != best:
             shutil.rmtree(folder)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the remains of a killed save."""
+    for unfinished in folder.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for name in (LAST, BEST):
+        (folder / f".{name}").unlink(missing_ok=True)
 
 
 def point_at(target: Path, name: str) -> None:

@@ -433,11 +433,15 @@ def test_other_heads_than_a_named_berts_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_keeps_as_many_checkpoints_as_configured(tiny: Callable[..., RunConfig]) -> None:
-    """Bug: a kill between the last save and the removal of the oldest checkpoint leaves one too many for ever."""
+    """Bug: a kill in the last save leaves a checkpoint too many, a hidden link, or `last` at another one."""
     training = {"total_steps": 3, "warmup_steps": 0, "checkpoint_every_steps": 1, "checkpoints_kept": 2}
     config = tiny(training=training)
     train(config, is_resume=False)
     folder = Path(config.output_dir) / "checkpoints"
     shutil.copytree(folder / "step-0000002", folder / "step-0000001")
+    (folder / "last").unlink()
+    (folder / "last").symlink_to("step-0000002")
+    (folder / ".last").symlink_to("step-0000003")
     train(config, is_resume=True)
     assert sorted(path.name for path in folder.iterdir()) == ["last", "step-0000002", "step-0000003"]
+    assert (folder / "last").resolve().name == "step-0000003"
