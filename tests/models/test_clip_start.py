@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mamo
@@ -107,6 +107,43 @@ def test_a_siglip_gives_its_text_feature_temperature_and_bias(tmp_path: Path) ->
     torch.testing.assert_close(feature, theirs, atol=1e-5, rtol=0)
     torch.testing.assert_close(1 / network.temperature, model.logit_scale.exp().squeeze())
     torch.testing.assert_close(network.get_head("itc_bias"), model.logit_bias.squeeze())
+
+
+def test_a_siglip_gives_its_image_feature(tmp_path: Path) -> None:
+    """Bug: the head that pools by attention stays random, or a projection that SigLIP lacks follows it.
+
+    timm's towers have the exact GELU, transformers' the one by tanh; with the same the features are the same.
+    """
+    model = save_published("siglip", tmp_path)
+    image = {**SIGLIP["image"], "pooling": "attention"}
+    network = started(tmp_path, model.config.text_config.vocab_size + 2, {**SIGLIP, "image": image})
+    pixels, _, _ = inputs(9)
+    with torch.no_grad():
+        feature = network.backbone.image_feature(network.backbone.image_encoder(pixels))
+        by_tanh = torch.nn.functional.normalize(model.vision_model(pixels).pooler_output, dim=-1)
+        for module in model.vision_model.modules():
+            if hasattr(module, "activation_fn"):
+                module.activation_fn = torch.nn.GELU()
+        theirs = torch.nn.functional.normalize(model.vision_model(pixels).pooler_output, dim=-1)
+    torch.testing.assert_close(feature, theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(feature, by_tanh, atol=1e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_frozen_clip_gets_a_new_fusion(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Bug: a frozen pair of towers moves, or the fusion between them does not."""
+    save_published("clip", tmp_path / "source")
+    frozen = {"image": {"freeze": "all"}, "text": {"freeze": "all"}}
+    training = {"total_steps": 2, "checkpoint_every_steps": 1, "warmup_steps": 0, "parts": frozen}
+    data = {"tokenizer": str(tmp_path / "source"), "text_max_tokens": 32}
+    train(tiny(model={**CLIP, "clip": str(tmp_path / "source")}, data=data, training=training), is_resume=False)
+    before, after = (load_file(tmp_path / f"run/checkpoints/step-000000{step}/student.safetensors") for step in (1, 2))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not {name for name in moved if ".image_encoder." in f".{name}" or ".text_encoder." in f".{name}"}
+    assert {name for name in moved if ".fusion." in f".{name}"}
+    published = load_file(tmp_path / "source/model.safetensors")["text_model.embeddings.token_embedding.weight"]
+    own = [value for name, value in after.items() if value.ndim == 2 and len(value) == len(published) + 1]
+    assert any(torch.equal(value[:-1], published) for value in own)  # the last row is [MASK]
 
 
 def test_what_contradicts_a_clip_is_named(tmp_path: Path) -> None:
