@@ -108,6 +108,7 @@ def restore(path: Path, protocol: str, overrides: Sequence[str]) -> Restored:
     *earlier, own = read_lineage(folder)
     stored = read_values(folder / CONFIG)
     values = apply_protocol(protocol, stored, is_same_network)
+    values.get("training", {}).pop("keep_best", None)  # it compares the evaluations of a training
     values["checkpoint"] = str(folder)
     with no_code_from(folder):
         trained_on = build_config(stored, str(folder / CONFIG))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mamo import trainer
+from mamo import evaluator, trainer
 from mamo.config.schema import RunConfig
 from mamo.evaluator import evaluate
 from mamo.tasks.pretrain.task import PretrainTask
@@ -257,6 +257,8 @@ def test_the_best_checkpoint_is_kept(
     )
     assert [path.name for path in checkpoint.step_folders(run)] == [f"step-{k:07d}" for k in (6, 7)]
     assert checkpoint.resolve(best).name == "step-0000006"
+    restored = evaluator.restore(best, "scenes-easy-zeroshot", [])  # whose evaluation has no `every_steps`
+    assert (restored.folder.name, restored.config.training.keep_best) == ("step-0000006", None)
     values = iter([9.0])
     other = tiny(training={**short, "keep_best": "itc/i2t"}, evaluation=every, output_dir=f"{run}-other")
     message = fails(lambda: trainer.train(other, is_resume=False))

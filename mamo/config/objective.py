@@ -95,8 +95,8 @@ class LossConfig(Section):
     itc_candidates: Literal["teacher", "batch"] = "teacher"
     """`teacher`: the teacher's features of the global batch and of the queue; `batch`: plainly in batch."""
     itc_contrast: Literal["softmax", "sigmoid"] = "softmax"
-    """`softmax` over the candidates of a sample, or a `sigmoid` for each pair with a learned bias from -10 (SigLIP;
-    its `temperature` starts at 0.1)."""
+    """`softmax` over the candidates of a sample, or a `sigmoid` for each pair with a learned bias from -10 (SigLIP,
+    which sets `temperature: 0.1`)."""
     queue_size: NonNegative = 0
     """Teacher features of past samples kept as further ITC candidates."""
     itc_soft_target_alpha: Fraction = 0.0

@@ -21,7 +21,7 @@ from mamo.data.captions import CAPTION, CaptionKeys
 from mamo.data.errors import json_rows
 from mamo.data.files import JsonError, open_regular, parse_json
 from mamo.data.pair_record import Identities, PairRecord, data_set_of
-from mamo.data.pair_rows import RowReader, is_plain_path, with_own_names
+from mamo.data.pair_rows import RowReader, is_plain_path
 
 _BLOCK_BYTES = 2**22
 _ROWS_A_STRIDE = 32
@@ -110,11 +110,11 @@ class LinePairs(Sequence[PairRecord]):
             if _stamp(file) != self.stamp:
                 raise OSError(f"{self.path} was changed while it was in use; start again")
             file.seek(start)
-            lines = file.read(end - start).split(b"\n")
+            lines = file.read(end - start).decode().split("\n")
         first = int(self.first_lines[stride])
         rows = [(first + i, line) for i, line in enumerate(lines) if line.strip()]
         chosen = rows if at is None else rows[at : at + 1]
-        return [self.reader.record(line, with_own_names(json.loads(text))) for line, text in chosen]
+        return [self.reader.record(line, self.reader.named(json.loads(text))) for line, text in chosen]
 
     def __getstate__(self) -> Values:
         """Leave out the identities: loader processes do not compare them."""
@@ -260,7 +260,7 @@ class _Alike:
         if len(reader.keys) != 1 or probe.read(1, row) is None:
             return
         values = {**_VALUES, next(iter(reader.keys)): _VALUES[CAPTION]}
-        fields = list(with_own_names(row))
+        fields = list(probe.named(row))
         self.unknown = list(probe.fields.ignored)
         if not {*fields} <= {*values, *self.unknown}:
             return  # foils and the like

@@ -46,7 +46,7 @@ class RowReader:
 
     def read(self, line: int, value: Any) -> PairRecord | None:
         """Return the record of a row; None for a bad row, whose errors are collected."""
-        row = with_own_names(value) if isinstance(value, dict) else value
+        row = self.named(value) if isinstance(value, dict) else value
         found = _row_errors(row, self.fields, self.keys)
         if found:
             self.errors.add(line, ", ".join(found))
@@ -72,6 +72,18 @@ class RowReader:
         place = (line, str(self.path), row.get("directory"))
         return PairRecord(image, captions or ("",), image_id, *place, foils, ids, weights)
 
+    def named(self, row: Values) -> Values:
+        """Return a row with the fields of `OTHER_NAMES` under our names where it lacks them; the first of several.
+
+        A field that is a caption key keeps its name.
+        """
+        renamed: dict[str, str] = {}
+        for other, own in OTHER_NAMES.items():
+            is_wanted = own == "image" or own in self.keys
+            if other in row and own not in row and is_wanted and other not in self.keys and own not in renamed.values():
+                renamed[other] = own
+        return {renamed.get(name, name): value for name, value in row.items()} if renamed else row
+
     def finish(self, n_records: int) -> None:
         """Log the fields that are not read.
 
@@ -88,12 +100,6 @@ class RowReader:
 def is_plain_path(name: str) -> bool:
     """Return whether `pathlib` would leave a path as it is, so that the folder can be put in front of its text."""
     return not ("./" in name or "//" in name or name[-1] in "/." or name[0] == "~")
-
-
-def with_own_names(row: Values) -> Values:
-    """Return a row with the fields of `OTHER_NAMES` renamed to ours where it lacks them."""
-    renamed = {other: own for other, own in OTHER_NAMES.items() if other in row and own not in row}
-    return {renamed.get(name, name): value for name, value in row.items()} if renamed else row
 
 
 def _row_errors(row: Any, fields: UnknownFields, keys: CaptionKeys) -> list[str]:

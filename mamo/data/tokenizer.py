@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from transformers import AutoTokenizer, BatchEncoding, BertTokenizer, PreTrainedTokenizerFast
 
-from mamo.data.files import read_text
+from mamo.data.files import read_json, read_text
 from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import clean_caption, read_pairs
 from mamo.hub import hub_folder
@@ -128,7 +128,9 @@ def read_tokenizer(source: str, has_sep: bool = True) -> PreTrainedTokenizerFast
     try:
         folder = Path(source) if Path(source).exists() else hub_folder(source, NEEDED_FILES, _FURTHER_FILES)
         tokenizer = _from_folder(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises errors of any kind for files of others
+        if Path(source).is_dir():
+            check_json_files(Path(source))
         near = "; did you mean 'scenes'?" if difflib.get_close_matches(source, ["scenes"]) else ""
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -148,6 +150,18 @@ def read_tokenizer(source: str, has_sep: bool = True) -> PreTrainedTokenizerFast
     tokenizer.model_input_names = list(dict.fromkeys([*tokenizer.model_input_names, "attention_mask"]))
     check_tokenizer(tokenizer, source)
     return use_sep(tokenizer, has_sep)
+
+
+def check_json_files(folder: Path) -> None:
+    """Raise ValueError naming the file where a folder of a tokenizer has none, or JSON that cannot be read."""
+    vocabularies = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+    if not any((folder / name).is_file() for name in vocabularies):
+        raise ValueError(f"tokenizer {str(folder)!r}: no tokenizer folder; it has none of {', '.join(vocabularies)}")
+    for name in ("config.json", *TOKENIZER_FILES):
+        if name.endswith(".json") and (folder / name).is_file():
+            value = read_json(folder / name)
+            if not isinstance(value, dict):
+                raise ValueError(f"{folder / name}: must be a JSON object")
 
 
 def _from_folder(folder: Path) -> Any:

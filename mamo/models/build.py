@@ -18,7 +18,13 @@ from mamo.models.clip_start import load_clip
 from mamo.models.cross_fusion import CrossFusion
 from mamo.models.fusion import Fusion, FusionEncoder
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
-from mamo.models.published_text import build_text_tower, fusion_sizes, load_text_weights, text_config_of
+from mamo.models.published_text import (
+    build_text_tower,
+    fusion_sizes,
+    load_text_weights,
+    refused_sizes,
+    text_config_of,
+)
 from mamo.models.stage_encoder import StageEncoder, has_stages, load_stage_weights
 from mamo.models.text_encoder import PublishedTextTower
 from mamo.models.towers import ImageTower, TextTower
@@ -70,7 +76,8 @@ def _text_encoder(
 ) -> TextTower:
     text = config.model.text
     if text.name is None:
-        return build_text_tower(published, text.layers)
+        with refused_sizes(config.model.text_source):
+            return build_text_tower(published, text.layers)
     if not is_import_path(text.name):
         raise ValueError(f"model.text.name: {text.name!r} is no import path, module:Class; use null for BERT")
     tower: Any = import_class(text.name, TextTower, "model.text.name")

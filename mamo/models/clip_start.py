@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mamo.hub import hub_folder
-from mamo.models.clip_text import ClipTextTower
+from mamo.models.clip_text import ClipTextTower, SiglipTextTower
 from mamo.models.convert_clip_text import OPEN_CLIP_CONFIG, ClipWeights, clip_weights
 from mamo.models.image_encoder import ImageEncoder, load_image_weights
 from mamo.models.vlm import Mamo
@@ -81,6 +81,9 @@ def load_clip_text(tower: ClipTextTower, found: ClipWeights, source: str) -> Wei
     Raises:
         ValueError: naming the keys that are missing, unused or of another shape.
     """
+    kind = "siglip" if isinstance(tower, SiglipTextTower) else "clip"
+    if found.kind not in ("", kind):
+        raise ValueError(f"{source}: config.json says model_type {kind}, the weights are those of a {found.kind}")
     wanted: dict[str, Tensor] = dict(tower.state_dict())
     words = found.tower.get("words.weight")
     new: tuple[str, ...] = ()

@@ -58,6 +58,8 @@ class ClipWeights:
     """1 / scale of the similarities."""
     bias: float | None
     """Of SigLIP's logits."""
+    kind: str
+    """`clip` or `siglip`, by parts that only one of them has; empty where the file has neither."""
 
 
 def clip_text_config(values: Mapping[str, Any]) -> CLIPTextConfig | SiglipTextConfig:
@@ -115,11 +117,15 @@ def clip_weights(state: dict[str, Tensor]) -> ClipWeights:
             found = (match.expand(ours) for theirs, ours in _NAMES if (match := re.fullmatch(theirs, plain)))
             tower[next(found, key)] = value
     scale, bias = state.get("logit_scale"), state.get("logit_bias")
+    is_siglip = bias is not None or bool({"text_model.head.weight", "head.weight"} & state.keys())
+    is_clip = any(key.split(".")[-1] == "text_projection" or "text_projection.weight" in key for key in state)
+    kind = "siglip" if is_siglip else "clip" if is_clip else ""
     return ClipWeights(
         tower,
         projections,
         None if scale is None else float(torch.exp(-scale.float())),
         None if bias is None else float(bias),
+        kind,
     )
 
 

@@ -1,6 +1,8 @@
 """Text encoders of published kinds, by their configuration: build one, and load its weights."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,33 @@ def text_config_from(source: str) -> PretrainedConfig:
         return open_clip_text_config(path / OPEN_CLIP_CONFIG)
     values = config_values(str(path))
     kind = values.get("model_type", "bert")
-    if kind in BERT_SHAPED:
-        return as_bert_config(values)
-    if kind == "modernbert":
-        return ModernBertConfig.from_dict(values)
-    if kind in (*CLIP_KINDS, *SIGLIP_KINDS):
-        return clip_text_config(values)
+    with refused_sizes(source):
+        if kind in BERT_SHAPED:
+            return as_bert_config(values)
+        if kind == "modernbert":
+            return ModernBertConfig.from_dict(values)
+        if kind in (*CLIP_KINDS, *SIGLIP_KINDS):
+            return clip_text_config(values)
     known = (*BERT_SHAPED, "modernbert", *CLIP_KINDS[:1], *SIGLIP_KINDS[:2])
     raise ValueError(f"{source!r} describes a {kind!r} model; use one of {', '.join(known)}")
+
+
+@contextlib.contextmanager
+def refused_sizes(source: str | None) -> Iterator[None]:
+    """Name the folder of a config whose values transformers cannot use; it raises errors of any kind for them.
+
+    Raises:
+        ValueError: in place of an error within the block, if there is a `source`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if source is None:
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{source}: a value of its config.json cannot be used: {reason or type(error).__name__}"
+        ) from None
 
 
 def text_config_of(config: RunConfig, vocabulary_size: int, pad_token_id: int) -> PretrainedConfig:

@@ -4,6 +4,7 @@ Legend: B batch, L text tokens, D width, V vocabulary.
 """
 
 import copy
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -87,13 +88,18 @@ def config_values(source: str) -> dict[str, Any]:
         ValueError: there is none.
     """
     try:
-        folder = Path(source) if Path(source).exists() else hub_folder(source, ("config.json",))
-        values, _ = PretrainedConfig.get_config_dict(folder)
+        path = Path(source) if Path(source).exists() else hub_folder(source, ("config.json",))
+        file = (path if path.is_dir() else path.parent) / "config.json"
+        values = json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}:{error.lineno}: not valid JSON ({error.msg}); fetch it again") from None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no config of a text encoder at {source!r}: give a folder with config.json or a hub name ({error})"
         ) from None
-    return dict(values)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: no JSON object; fetch it again")
+    return values
 
 
 def bert_config_from(source: str) -> BertConfig:

@@ -175,7 +175,10 @@ def refuse_another_schedule(present: RunConfig, stored: RunConfig, folder: Path)
         return
     n_done = checkpoint.read_state(checkpoint.last_good(folder))["step"] if checkpoint.step_folders(folder) else 0
     if n_done > now.total_steps:
-        raise ValueError(f"training.total_steps: {now.total_steps} now, and {folder} has {n_done} steps")
+        raise ValueError(
+            f"training.total_steps: {now.total_steps} now, and {folder} has {n_done} steps; give "
+            f"training.total_steps={n_done} or more"
+        )
     momentum = getattr(getattr(stored, "teacher", None), "schedule", "constant")
     if n_done == 0 or (is_same_schedule(now, before, n_done) and momentum == "constant"):
         return

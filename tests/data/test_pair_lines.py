@@ -109,6 +109,35 @@ def test_rows_of_the_first_row_are_not_parsed(tmp_path: Path, monkeypatch: pytes
     assert parsed == [1]
 
 
+@pytest.mark.parametrize("blank", ["\u00a0", "\u3000", "\u2028", "\x1c", " \t"])
+def test_a_line_that_looks_blank_moves_no_row(blank: str, tmp_path: Path) -> None:
+    """Bug: the index skips a line that the reader of a row counts, and every row after it is another one."""
+    rows = [json.dumps({"image": f"{i}.jpg", "caption": f"number {i}"}) for i in range(40)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join([*rows[:3], blank, *rows[3:], blank]), encoding="utf-8")
+    pairs = read_pairs(path)
+    assert [pairs[i].captions for i in range(40)] == [(f"number {i}",) for i in range(40)]
+    assert list(pairs) == naive(path)
+    assert [pairs[2].line, pairs[3].line] == [3, 5]
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_caption_key_keeps_its_name(is_plain: bool, tmp_path: Path) -> None:
+    """Bug: a field called `text` is renamed to `caption` though the config names it, or two names of the image mix."""
+    path = tmp_path / "pairs.jsonl"
+    row = {"file_name": "a.jpg", "text": "short", "re": "a long one", **({} if is_plain else {"foils": "no"})}
+    path.write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
+    assert read_pairs(path, None, {"text": 1.0})[2].captions == ("short",)
+    assert read_pairs(path, None, {"text": 0.5, "re": 0.25})[1].weights == (0.5, 0.25)
+    assert read_pairs(path, None, {"caption": 1.0})[0].captions == ("short",)
+    with pytest.raises(ValueError, match="no row has the caption key 'caption'"):
+        read_pairs(path, None, {"caption": 1.0, "text": 1.0})
+    both = {"file_name": "a.jpg", "filepath": "b.jpg", "title": "one", "text": "two"}
+    path.write_text(json.dumps(both) + "\n")
+    (record,) = read_pairs(path)
+    assert (Path(str(record.image)).name, record.captions) == ("a.jpg", ("two",))
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -126,7 +126,7 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         load_tokenizer(str(tmp_path / "missing"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="neither 'scenes', nor a tokenizer folder"):
+    with pytest.raises(ValueError, match=r"no tokenizer folder; it has none of tokenizer\.json"):
         load_tokenizer(str(tmp_path / "empty"))
     tokenizer = load_tokenizer(str(trained))
     tokenizer.mask_token = None

@@ -1,5 +1,6 @@
 """Text encoders of published kinds give the hidden states of transformers, and the fusion goes on where it can."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,16 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config
 
+from mamo.data.tokenizer import read_tokenizer
 from mamo.models.fusion import Fusion
 from mamo.models.heads import MLMHead
-from mamo.models.published_text import build_text_tower, fusion_sizes, load_text_weights, text_config_from
+from mamo.models.published_text import (
+    build_text_tower,
+    fusion_sizes,
+    load_text_weights,
+    refused_sizes,
+    text_config_from,
+)
 from mamo.models.text_encoder import load_bert_weights
 from tests.published import KINDS, LAYERS, WIDTH, save_published
 from tests.tiny import spread_weights
@@ -123,3 +131,53 @@ def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     ):
         text_config_from(str(tmp_path))
     assert {*KINDS} >= {"clip", "siglip"}
+
+
+def changed(folder: Path, **values: object) -> str:
+    """Change values of a folder's config.json; return the folder's name."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return str(folder)
+
+
+def test_what_is_wrong_with_a_config_is_named(tmp_path: Path) -> None:
+    """Bug: a traceback of transformers, a list of a hundred tensors, or the tokenizer is blamed for a broken config."""
+    save_published("roberta", tmp_path)
+    for values in ({"hidden_size": "wide"}, {"num_attention_heads": 0}, {"hidden_act": "nope"}):
+        original = (tmp_path / "config.json").read_text()
+        with pytest.raises(ValueError, match=rf"{tmp_path}: a value of its config\.json cannot be used: "):
+            config_of(changed(tmp_path, **values))
+        (tmp_path / "config.json").write_text(original)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: no JSON object"):
+        text_config_from(str(tmp_path))
+    (tmp_path / "config.json").write_text('{\n"a": ')
+    for read in (text_config_from, read_tokenizer):
+        with pytest.raises(ValueError, match=r"config\.json:\d: not valid JSON"):
+            read(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"give a folder with config\.json"):
+        text_config_from(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no tokenizer folder; it has none of"):
+        read_tokenizer(str(tmp_path / "empty"))
+
+
+def config_of(source: str) -> None:
+    """Read a configuration and build its encoder, as a run does."""
+    published = text_config_from(source)
+    with refused_sizes(source):
+        build_text_tower(published, LAYERS)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("clip", "siglip"), ("siglip", "clip")])
+def test_a_clip_is_not_read_as_a_siglip(kind: str, other: str, tmp_path: Path) -> None:
+    """Bug: a wrong model_type swaps the causal mask and the pooled token in silence."""
+    save_published(kind, tmp_path)
+    tower = build_text_tower(text_config_from(changed(tmp_path, model_type=other)), LAYERS)
+    fusion = Fusion(
+        layers=1, **fusion_sizes(text_config_from(str(tmp_path))), image_width=16, grid=(2, 2), num_prefix_tokens=1,
+        text_width=WIDTH,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"config.json says model_type {other}, the weights are those of a {kind}"):
+        load_text_weights(tower, fusion, str(tmp_path), None)

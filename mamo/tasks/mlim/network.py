@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from mamo.models.fusion import LAYER_NORM_EPS
 from mamo.models.heads import ITMHead, MLMHead
 from mamo.models.init import init_like_bert, init_position
-from mamo.models.published_text import build_text_tower, text_config_of
+from mamo.models.published_text import build_text_tower, refused_sizes, text_config_of
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
 from mamo.models.text_layouts import BERT_SHAPED
 from mamo.models.towers import PixelNormalizer
@@ -252,7 +252,8 @@ def build_single_stream(config: MlimConfig | MatchingConfig, tokenizer: PreTrain
     """Build MLIM's network without heads, initialised from `seed`."""
     torch.manual_seed(config.seed)
     published = text_config_of(config, len(tokenizer), tokenizer.pad_token_id)
-    text_encoder = build_text_tower(published, config.model.text.layers)
+    with refused_sizes(config.model.text_source):
+        text_encoder = build_text_tower(published, config.model.text.layers)
     if not isinstance(text_encoder, TextEncoder):
         raise ValueError(
             f"model.text.bert: {config.model.text.bert} has other layers than a BERT, which MLIM's stream is; name a "

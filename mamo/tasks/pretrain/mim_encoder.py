@@ -70,6 +70,9 @@ def make_mim_encoder(
         patch = (mim_encoder.patch_size_px,) * 2 if mim_encoder.patch_size_px else _patch_size_px(image.name)
         size = (student.grid[0] * patch[0], student.grid[1] * patch[1]) if patch else config.data.image_size
         encoder = _build(config, image, size)
+        source = Path(str(mim_encoder.weights))
+        if source.is_dir() and (source / "state.json").is_file():
+            raise ValueError(f"losses.mim_encoder.weights: {source} is a checkpoint; use losses.mim_encoder.checkpoint")
         report = load_image_encoder(encoder, mim_encoder.weights)
         logger.info("mim_encoder from %s: %s", mim_encoder.weights, report)
     check_grid(encoder, student, mim_encoder.checkpoint or str(mim_encoder.name))
