@@ -39,7 +39,7 @@ def test_a_mistyped_name_fails_at_once(unplugged: list[Any]) -> None:
     expected = r"'scense'.*did you mean 'scenes'\?.*cannot be fetched from the hub"
     with pytest.raises(ValueError, match=expected):
         load_tokenizer("scense")
-    with pytest.raises(ValueError, match=r"no BERT config at 'bert-bas'.*cannot be fetched from the hub"):
+    with pytest.raises(ValueError, match=r"no config of a text encoder at 'bert-bas'.*cannot be fetched from the hub"):
         bert_config_from("bert-bas")
     assert 1 <= len(unplugged) <= 4  # asked, and no more than once for each (IPv4 and IPv6 may count apart)
 

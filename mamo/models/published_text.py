@@ -30,7 +30,7 @@ from mamo.models.text_encoder import (
     download_weights,
     load_bert_weights,
 )
-from mamo.models.text_layouts import BERT_SHAPED, as_bert_config
+from mamo.models.text_layouts import BERT_SHAPED, FUSION_EPS, as_bert_config
 from mamo.models.weights import WeightReport, read_weights
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,8 @@ def text_config_of(config: RunConfig, vocabulary_size: int, pad_token_id: int) -
                 f"model.text.bert: {source} has {found.vocab_size} words, the tokenizer of data.tokenizer "
                 f"({config.data.tokenizer}) has {vocabulary_size}; use the tokenizer that belongs to it"
             )
+        if isinstance(found, BertConfig) and text.weights == "bert":
+            setattr(found, FUSION_EPS, found.layer_norm_eps)  # which its upper layers have
         if found.max_position_embeddings < config.data.text_max_tokens:
             raise ValueError(
                 f"data.text_max_tokens: {config.data.text_max_tokens} is more than the "
@@ -130,7 +132,7 @@ def fusion_sizes(config: Any) -> dict[str, Any]:
         "width": config.hidden_size,
         "heads": config.num_attention_heads,
         "mlp_width": config.intermediate_size if is_bert else 4 * config.hidden_size,
-        "layer_norm_eps": config.layer_norm_eps if is_bert else LAYER_NORM_EPS,
+        "layer_norm_eps": getattr(config, FUSION_EPS, LAYER_NORM_EPS),
     }
 
 

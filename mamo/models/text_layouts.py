@@ -13,6 +13,9 @@ from transformers import BertConfig, DistilBertConfig, RobertaConfig
 
 BERT_SHAPED = ("bert", "roberta", "xlm-roberta", "distilbert")
 """`model_type` of the encoders whose layers are BERT's."""
+FUSION_EPS = "fusion_layer_norm_eps"
+"""Key of a run's BERT config: the epsilon of a fusion and a masked-word head that began as its upper layers. Without it
+theirs is that of BERT, as in runs before version 0.3."""
 _ROBERTA = ("roberta", "xlm-roberta")
 _SAME = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "pad_token_id", "initializer_range"
@@ -60,6 +63,7 @@ def as_bert_config(values: Mapping[str, Any]) -> BertConfig:
             max_position_embeddings=roberta.max_position_embeddings - roberta.pad_token_id - 1,
             type_vocab_size=roberta.type_vocab_size,
             **further,
+            **{FUSION_EPS: roberta.layer_norm_eps},
         )
     if kind == "distilbert":
         distilled: Any = DistilBertConfig.from_dict(dict(values))

@@ -64,7 +64,7 @@ def config_of(alpha: float = 0.4, image_size_px: int = 64, **model: Any) -> RunC
 class Words(list[int]):
     """As much of a tokenizer as a task reads when it is built."""
 
-    pad_token_id, all_special_ids = 0, (0,)
+    pad_token_id, mask_token_id, all_special_ids = 0, 4, (0,)
 
 
 def task_of(config: RunConfig) -> PretrainTask:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config
 
+import mamo
+from mamo.config.schema import RunConfig
 from mamo.data.tokenizer import read_tokenizer
 from mamo.models.fusion import Fusion
 from mamo.models.heads import MLMHead
@@ -21,6 +24,7 @@ from mamo.models.published_text import (
     text_config_from,
 )
 from mamo.models.text_encoder import load_bert_weights
+from mamo.trainer import resume_run, train
 from tests.published import KINDS, LAYERS, WIDTH, save_published
 from tests.tiny import spread_weights
 
@@ -181,3 +185,18 @@ def test_a_clip_is_not_read_as_a_siglip(kind: str, other: str, tmp_path: Path) -
     )  # fmt: skip
     with pytest.raises(ValueError, match=f"config.json says model_type {other}, the weights are those of a {kind}"):
         load_text_weights(tower, fusion, str(tmp_path), None)
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_run_keeps_the_epsilon_that_it_began_with(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Bug: a resume, whose config names no published weights, gives the fusion BERT's epsilon in place of RoBERTa's."""
+    save_published("roberta", tmp_path / "source")
+    expected = json.loads((tmp_path / "source/config.json").read_text())["layer_norm_eps"]
+    model = {"text": {"bert": str(tmp_path / "source"), "weights": "bert", "layers": LAYERS - 1}, "fusion_layers": 1}
+    training = {"total_steps": 1, "warmup_steps": 0}
+    config = tiny(model=model, data={"tokenizer": str(tmp_path / "source")}, training=training)
+    train(config, is_resume=False)
+    network = mamo.load(config.output_dir).network
+    assert expected == 1e-5
+    assert {module.eps for module in network.backbone.fusion.layers.modules() if hasattr(module, "eps")} == {expected}
+    assert resume_run(config)[0].task.network.mlm.norm.eps == expected

@@ -28,7 +28,7 @@ RETRIEVAL: Calls = {**TEACHER_ENCODERS, "image": 1, "text": 1, "fusion": 1}
 ONE_PASS: Calls = {"image": 1, "text": 1, "fusion": 1}
 MLIM: Calls = {"stream": 1}
 EXPECTED: Mapping[str, Calls] = {  # counted in version 0.1.0, whose tasks chose their passes by hand
-    **dict.fromkeys(["paper", "pairs", "scenes", "scenes_1h", "pretrain/nlvr"], MAMO),
+    **dict.fromkeys(["paper", "pairs", "scenes", "scenes_1h", "pretrain/nlvr", "emoji", "emoji_vit"], MAMO),
     **dict.fromkeys(["albef", "albef_scenes"], ALBEF),
     **dict.fromkeys(["retrieval_coco", "retrieval_flickr30k", "retrieval_scenes", "refcoco+", "boxes"], RETRIEVAL),
     "grounding_scenes": {**RETRIEVAL, "text": 2},  # the foils

@@ -13,7 +13,9 @@ from mamo.losses.itc import positives
 from mamo.losses.itm import draw_negatives, itm_loss
 from mamo.losses.mlm import mlm_loss
 from mamo.losses.rows import masked_rows, word_labels
+from mamo.models.fusion import LAYER_NORM_EPS
 from mamo.models.heads import ITMHead, MLMHead
+from mamo.models.text_layouts import FUSION_EPS
 from mamo.tasks.mlim.batch import MlimBatch
 from mamo.tasks.mlim.config import MlimConfig
 from mamo.tasks.mlim.network import ImageDecoder, Mlim, SingleStream
@@ -44,7 +46,7 @@ class MlimMlm(Loss[MlimBatch]):
     def heads(self, backbone: SingleStream) -> Heads:  # type: ignore[override]
         """Add the masked-word head."""
         text = backbone.text_encoder
-        return {"mlm": MLMHead(text.width, text.word_embeddings, text.config.layer_norm_eps)}
+        return {"mlm": MLMHead(text.width, text.word_embeddings, getattr(text.config, FUSION_EPS, LAYER_NORM_EPS))}
 
     def count(self, batch: MlimBatch) -> Tensor:
         """Count the masked words."""
