@@ -145,6 +145,7 @@ def iterate(loader: DataLoader[tuple[int, Any]]) -> Iterator[Any]:
         return
     ensure_running()  # now: it would clear the mask
     others = _children()
+    batches: Iterator[Any] | None = None
     try:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)  # a process inherits the mask
         try:
@@ -160,7 +161,8 @@ def iterate(loader: DataLoader[tuple[int, Any]]) -> Iterator[Any]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        traceback.clear_frames(error.__traceback__)  # frees an iterator that is half built, whose end fails
+        batches = None  # its end fails, as that of one that is half built, which only frames refer to
+        traceback.clear_frames(error.__traceback__)
         sys.unraisablehook = hook
         signal.signal(signal.SIGCHLD, on_death)
         raise

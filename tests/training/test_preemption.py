@@ -290,7 +290,9 @@ def test_a_signal_to_the_group_at_any_moment(tiny_file: Callable[..., Path], num
         process.stderr.readline()
         time.sleep(moment * 0.7)
         seconds, errors = end(process, number)
-        assert process.returncode == 128 + number, (moment, errors)
+        # Python ends itself by SIGINT where Ctrl-C came within an `exec` of an import; a shell shows 130 for both
+        codes = (128 + number, -number) if number == signal.SIGINT else (128 + number,)
+        assert process.returncode in codes, (moment, errors)
         assert seconds < 10, moment
         assert "Traceback" not in errors, (moment, errors)
 
