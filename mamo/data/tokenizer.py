@@ -130,7 +130,7 @@ def read_tokenizer(source: str, has_sep: bool = True) -> PreTrainedTokenizerFast
         tokenizer = _from_folder(folder)
     except Exception as error:  # transformers raises errors of any kind for files of others
         if Path(source).is_dir():
-            check_json_files(Path(source))
+            _check_json_files(Path(source))
         near = "; did you mean 'scenes'?" if difflib.get_close_matches(source, ["scenes"]) else ""
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -152,7 +152,7 @@ def read_tokenizer(source: str, has_sep: bool = True) -> PreTrainedTokenizerFast
     return use_sep(tokenizer, has_sep)
 
 
-def check_json_files(folder: Path) -> None:
+def _check_json_files(folder: Path) -> None:
     """Raise ValueError naming the file where a folder of a tokenizer has none, or JSON that cannot be read."""
     vocabularies = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
     if not any((folder / name).is_file() for name in vocabularies):

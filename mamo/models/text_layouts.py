@@ -63,7 +63,6 @@ def as_bert_config(values: Mapping[str, Any]) -> BertConfig:
             max_position_embeddings=roberta.max_position_embeddings - roberta.pad_token_id - 1,
             type_vocab_size=roberta.type_vocab_size,
             **further,
-            **{FUSION_EPS: roberta.layer_norm_eps},
         )
     if kind == "distilbert":
         distilled: Any = DistilBertConfig.from_dict(dict(values))

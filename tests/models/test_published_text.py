@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config
+from transformers import BertConfig, GPT2Config
 
 import mamo
 from mamo.config.schema import RunConfig
@@ -24,6 +24,7 @@ from mamo.models.published_text import (
     text_config_from,
 )
 from mamo.models.text_encoder import load_bert_weights
+from mamo.models.text_layouts import FUSION_EPS
 from mamo.trainer import resume_run, train
 from tests.published import KINDS, LAYERS, WIDTH, save_published
 from tests.tiny import spread_weights
@@ -36,6 +37,8 @@ def parts(folder: Path, n_text: int, n_fusion: int = 1) -> tuple[Any, Fusion, ML
     """Build text encoder, fusion and head of random weights, as a config of this folder would."""
     torch.manual_seed(1)
     config = text_config_from(str(folder))
+    if isinstance(config, BertConfig):
+        setattr(config, FUSION_EPS, config.layer_norm_eps)  # as where weights are loaded
     tower = build_text_tower(config, n_text).eval()
     places = {"image_width": 16, "grid": (2, 2), "num_prefix_tokens": 1, "text_width": WIDTH}
     fusion = Fusion(layers=n_fusion, **fusion_sizes(config), **places).eval()

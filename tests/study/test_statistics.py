@@ -126,6 +126,15 @@ def test_corrected_intervals_exclude_zero_where_holm_rejects(samples: list[list[
         assert estimate.high - estimate.low >= (plain := interval(sample)).high - plain.low - 1e-9
 
 
+def test_the_second_of_two_comparisons_is_corrected_less() -> None:
+    """Bug: Bonferroni at every step: 0.04 is not rejected after 0.001, though the second step of Holm has 0.05."""
+    spread = [-1.0, 1.0] * 4  # standard deviation sqrt(8 / 7); Student's t of 7: 2.517 at 0.04, 5.408 at 0.001
+    clear, near = ([shift * math.sqrt(1 / 7) + value for value in spread] for shift in (5.408, 2.517))
+    assert stats.ttest_1samp(near, 0).pvalue == pytest.approx(0.04, abs=1e-3)
+    assert [one.excludes_zero for one in holm_intervals([near, clear])] == [True, True]
+    assert [one.excludes_zero for one in holm_intervals([near, near])] == [False, False]
+
+
 def test_corrected_intervals_err_in_one_study_of_twenty() -> None:
     """Bug: with five comparisons, one study of four finds something where there is nothing."""
     rng = np.random.default_rng(2)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import mamo.trainer
@@ -214,6 +215,21 @@ def test_checkpointed_and_compiled_blocks_compute_the_same(tmp_path: Path, monke
     assert len(compiled) == 2 * (1 + 1 + 2)  # student and teacher, layers
     network = TrainingRun(load_config(plain)).task.network
     assert len(transformer_layers(network)) == 4
+
+
+def test_gradients_of_ddp_are_views_of_its_buckets(tmp_path: Path) -> None:
+    """Bug: each gradient is kept twice, once for the optimizer and once for the sum over processes."""
+    run = TrainingRun(load_config(write(tmp_path)))
+    loop, batch = run.dry_run_loop("fp32", tmp_path), next(run.batches(0, 0))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        loop.strategy = parallel.DDP(run.config, run.task)
+        loop.backward(batch, 0)
+        gradients = [parameter.grad for parameter in run.task.network.parameters() if parameter.grad is not None]
+        storages = {gradient.untyped_storage().data_ptr() for gradient in gradients}
+        assert len(storages) < len(gradients) / 4
+    finally:
+        dist.destroy_process_group()
 
 
 def main() -> None:
