@@ -2,7 +2,8 @@
 
 `EncodedImages` caches image tokens; `ReencodedImages` recomputes them, a few images at a time, so that memory does not
 grow with the gallery. Pairs are processed image by image: the image's part of the fusion is computed once for all its
-texts. The precision is that of the weights. Similarities and matching logits are fp32: coarser scores would tie.
+texts, and the text's once a batch. The precision is that of the weights. Similarities and matching logits are fp32:
+coarser scores would tie.
 
 Legend: I images, T texts, L text tokens, P patches in a grid [h, w], D width, N pairs, W masked tokens of a text.
 """
@@ -20,6 +21,9 @@ from mamo.evaluation.predictor import Predictor
 from mamo.explain import ItmScore, grad_cam, image_grad_cam, occlusion, score_of
 from mamo.models.fusion import index_rows
 from mamo.models.vlm import Mamo
+
+CACHED_VALUES = 2**22
+"""Activations of an MLP at once on a CPU; larger tensors leave the caches and are new pages each time."""
 
 
 @contextmanager
@@ -202,9 +206,9 @@ class Scorer:
         """Compute Grad-CAM heat maps of pairs, rows int64 [N] each: float32 [N, h, w] over the patches, on the CPU."""
         fusion, itm = self.network.backbone.fusion, self.network.itm
         heat = torch.empty(len(image_indices), *fusion.grid)
-        for pairs, image, place, text, is_valid in self._embedded(images, texts, image_indices, text_rows):
-            rows = index_rows(image, place)
-            heat[pairs] = grad_cam(fusion, itm, rows, text, is_valid, rule=self.itm_score).cpu()
+        for pairs, image, place, text, is_valid, row in self._embedded(images, texts, image_indices, text_rows):
+            pair = index_rows(image, place), index_rows(text, row), index_rows(is_valid, row)
+            heat[pairs] = grad_cam(fusion, itm, *pair, rule=self.itm_score).cpu()
         return heat
 
     def pixel_heatmaps(
@@ -262,28 +266,46 @@ class Scorer:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of (pair indices int64 [B], fused tokens at the text positions `slots` [B, W, D])."""
         fusion = self.network.backbone.fusion
-        for pairs, image, place, text, is_valid in self._embedded(images, texts, image_indices, text_rows):
+        whole = self._embedded(images, texts, image_indices, text_rows, fusion.share_image)
+        for pairs, image, place, text, is_valid, row in whole:
             output_positions = fusion.text_positions(slots[pairs].to(self.device))
-            yield pairs, fusion.fuse(image, text, is_valid, output_positions, image_indices=place)
+            yield pairs, fusion.fuse_pairs(image, text, is_valid, output_positions, place, row)
 
     def _embedded(
-        self, images: ImageTokens, texts: EncodedTexts, image_indices: Tensor, text_rows: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        self,
+        images: ImageTokens,
+        texts: EncodedTexts,
+        image_indices: Tensor,
+        text_rows: Tensor,
+        share: Callable[[Tensor], Tensor] | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """Yield batches of pairs: within a group of images, pairs with texts of similar length come together.
 
         Yields:
-            Pair indices int64 [B], embedded images of the group, index of each pair's image in the group int64 [B],
-            embedded texts, their validity mask.
+            Pair indices int64 [B], embedded images of the group after `share`, index of each pair's image in the group
+            int64 [B], the embedded texts of the batch, their validity mask, and the index of each pair's text among
+            them int64 [B].
         """
         fusion = self.network.backbone.fusion
         for group, used, place in self.by_image(image_indices, texts.lengths[text_rows]):
             tokens, visible = images.tokens_of(used).to(self.device), images.visible_of(used)
             embedded = fusion.embed_image(tokens, *(() if visible is None else (visible.to(self.device),)))
-            for part, longest in self._by_length(texts.lengths[text_rows[group]]):
-                rows = text_rows[group[part]]
+            embedded = embedded if share is None else share(embedded)
+            lengths = texts.lengths[text_rows[group]]
+            for part, longest in self._by_length(lengths, self._pairs_at_once(int(lengths.max()))):
+                rows, row = torch.unique(text_rows[group[part]], return_inverse=True)
                 text, is_valid = texts.tokens[rows, :longest], _is_valid(texts.lengths[rows], longest)
-                where = place[part].to(self.device)
-                yield group[part], embedded, where, text.to(self.device), is_valid.to(self.device)
+                on_device = (tensor.to(self.device) for tensor in (place[part], text, is_valid, row))
+                yield group[part], embedded, *on_device  # type: ignore[misc]
+
+    def _pairs_at_once(self, longest: int) -> int:
+        """Return the pairs of a batch: on a CPU so few that what a layer makes of them stays in its caches."""
+        if self.device.type != "cpu":
+            return self.batch_size
+        fusion = self.network.backbone.fusion
+        return max(
+            1, min(self.batch_size, CACHED_VALUES // ((fusion.num_image_positions + longest) * fusion.mlp_width))
+        )
 
     def by_image(self, image_indices: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield groups of pairs that hold all pairs of their images; images with texts of similar length come together.
@@ -306,9 +328,9 @@ class Scorer:
             first = number * images_at_once
             yield pairs, turn[first : min(first + images_at_once, n_used)], rank[pairs] - first
 
-    def _by_length(self, lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Yield batches of indices of similar length, with the longest length of each batch."""
-        for rows in torch.split(lengths.argsort(stable=True), self.batch_size):
+    def _by_length(self, lengths: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, int]]:
+        """Yield batches of at most `size` indices of similar length, with the longest length of each batch."""
+        for rows in torch.split(lengths.argsort(stable=True), size or self.batch_size):
             yield rows, int(lengths[rows[-1]])
 
 

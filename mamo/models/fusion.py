@@ -141,6 +141,26 @@ class FusionLayer(PostNormLayer):
         mask = None if is_valid is None else is_valid[:, None, None, :]  # [B, 1, 1, S]
         return self.output_and_mlp(queries_in, attend(query, key, value, mask, self.attention_dropout_p))
 
+    def attend_at(self, tokens: Tensor, is_valid: Tensor, output_positions: Tensor) -> Tensor:
+        """Equal `forward` at ``output_positions`` in eval mode, without keys and values of all tokens.
+
+        A key's projection is moved to the query, q (K x) = (K^T q) x, and a value's behind the sum over tokens. For R
+        outputs that takes R D (D + S A) multiplications in place of S D^2, which pays for a few outputs.
+        """
+        queries_in = gather_tokens(tokens, output_positions)
+        n_batch, n_outputs, n_heads, n_head = *queries_in.shape[:2], self.heads, self.width // self.heads
+        query_weight, key_weight, value_weight = self.qkv.weight.view(3, n_heads, n_head, -1)  # [A, d, D] each
+        query_bias, _, value_bias = self.qkv.bias.chunk(3)  # a key's adds the same to all scores of a query
+        query = functional.linear(queries_in, query_weight.flatten(0, 1), query_bias)
+        query = query.view(-1, n_heads, n_head).transpose(0, 1) @ key_weight  # [A, B * R, D]
+        query = query.view(n_heads, n_batch, n_outputs, -1).permute(1, 2, 0, 3).flatten(1, 2)[:, None]  # [B, 1, R A, D]
+        mixed = functional.scaled_dot_product_attention(
+            query, tokens[:, None], tokens[:, None], is_valid[:, None, None, :], scale=n_head**-0.5
+        )
+        by_head = mixed.view(-1, n_heads, self.width).transpose(0, 1) @ value_weight.mT  # [A, B * R, d]
+        attn_output = by_head.view(n_heads, n_batch, n_outputs, n_head).transpose(0, 1)
+        return self.output_and_mlp(queries_in, attn_output + value_bias.view(n_heads, 1, n_head))
+
     def forward_with_weights(self, tokens: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
         """Return `forward` of all tokens and its attention weights [B, A, S, S], on which the result depends."""
         query, key, value = self.project(tokens, tokens)
@@ -219,6 +239,34 @@ class FusionEncoder(LayeredModule, ABC):
         Returns:
             float [B, S, D] or [B, R, D].
         """
+
+    def share_image(self, image: Tensor) -> Tensor:
+        """Compute for `fuse_pairs` what all pairs of an image share, of images from `embed_image`: [I, ...]."""
+        return image
+
+    def fuse_pairs(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_is_valid: Tensor,
+        output_positions: Tensor,
+        image_indices: Tensor,
+        text_indices: Tensor,
+    ) -> Tensor:
+        """Equal `fuse` of many pairs of the same images and texts to rounding, in eval mode and without a gradient.
+
+        Args:
+            image: from `share_image`, [I, ...].
+            text: float [T, L, D], from `embed_text`.
+            text_is_valid: bool [T, L], False for padding.
+            output_positions: int64 [B, R], as of `fuse`.
+            image_indices, text_indices: the pairs, int64 [B] each.
+
+        Returns:
+            float [B, R, D].
+        """
+        words, is_valid = index_rows(text, text_indices), index_rows(text_is_valid, text_indices)
+        return self.fuse(image, words, is_valid, output_positions, image_indices)
 
     def forward(
         self, image: Tensor, text: Tensor, text_is_valid: Tensor, output_positions: Tensor | None = None
@@ -344,6 +392,43 @@ class Fusion(FusionEncoder):
             tokens = layer(tokens, is_valid)
         fused: Tensor = self.layers[-1](tokens, is_valid, output_positions)
         return fused
+
+    def share_image(self, image: Tensor) -> Tensor:
+        """Append queries, keys and values of the first layer: float [I, S_image, D] -> [I, S_image, 4 D]."""
+        return self._with_projections(image) if self._can_share() else image
+
+    def fuse_pairs(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_is_valid: Tensor,
+        output_positions: Tensor,
+        image_indices: Tensor,
+        text_indices: Tensor,
+    ) -> Tensor:
+        """See `FusionEncoder.fuse_pairs`; the first layer projects images and texts, not pairs."""
+        if not self._can_share():
+            pairs = output_positions, image_indices, text_indices
+            return super().fuse_pairs(image, text, text_is_valid, *pairs)
+        first, *between, last = self.layers
+        assert isinstance(first, FusionLayer)
+        assert isinstance(last, FusionLayer)
+        sides = index_rows(image, image_indices), index_rows(self._with_projections(text), text_indices)
+        joined = torch.cat(sides, dim=1)  # [B, S, 4 D]
+        is_valid = self.is_valid(index_rows(text_is_valid, text_indices))
+        projected = joined[..., self.width :].view(*joined.shape[:2], 3, self.heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        attn_output = attend(query, key, value, is_valid[:, None, None, :])
+        tokens = first.output_and_mlp(joined[..., : self.width], attn_output)
+        for layer in between:
+            tokens = layer(tokens, is_valid)
+        return last.attend_at(tokens, is_valid, output_positions)
+
+    def _can_share(self) -> bool:
+        return len(self.layers) > 1 and all(type(layer) is FusionLayer for layer in self.layers)
+
+    def _with_projections(self, tokens: Tensor) -> Tensor:
+        return torch.cat([tokens, self.layers[0].qkv(tokens)], dim=-1)  # type: ignore[operator]
 
     def fuse_with_weights(
         self, image: Tensor, text: Tensor, text_is_valid: Tensor, layer: int

@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from mamo.models.cross_fusion import CrossFusion
-from mamo.models.fusion import Fusion, gather_tokens
+from mamo.models.fusion import Fusion, FusionLayer, gather_tokens
 from mamo.models.text_encoder import TextEncoder, load_bert_weights
 from mamo.tasks.reasoning.head import ReasoningHead
 from mamo.tasks.registry import build_config
+from tests.tiny import spread_weights
 
 B, N, L, D, HEADS, MLP = 3, 7, 5, 32, 4, 48
 
@@ -113,6 +114,35 @@ def test_an_image_of_several_texts_equals_its_copies(kind: str) -> None:
         (output * weight).sum().backward()
         results.append((output, leaf.grad))
     torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cross", "concat", "concat of one layer", "concat with a layer of its own"])
+def test_pairs_equal_each_pair_fused_by_itself(kind: str) -> None:
+    """Bug: the first layer's projections of another image or text, a lost value bias, padding that is attended to."""
+    torch.manual_seed(2)
+    layers = 1 if kind == "concat of one layer" else 3
+    network = Fusion(D, layers, HEADS, MLP, 24, (2, 3), 1, text_width=D) if kind != "cross" else fusion()
+    if kind == "concat with a layer of its own":
+        network.layers[1] = DoublingLayer(D, HEADS, MLP)
+    spread_weights(network)
+    network.eval()
+    images, texts, lengths = torch.randn(2, 7, 24), torch.randn(4, 6, D), torch.tensor([6, 2, 1, 4])
+    is_valid = torch.arange(6) < lengths[:, None]
+    image_indices, text_indices = torch.tensor([1, 0, 1, 1, 0, 1]), torch.tensor([2, 2, 0, 3, 1, 2])
+    read = network.text_positions(torch.tensor([[0, 0], [0, 0], [5, 1], [3, 0], [1, 0], [0, 0]]))
+    with torch.inference_mode():
+        shared = network.share_image(network.embed_image(images))
+        words = network.embed_text(texts, is_valid)
+        found = network.fuse_pairs(shared, words, is_valid, read, image_indices, text_indices)
+        for k, (i, t) in enumerate(zip(image_indices.tolist(), text_indices.tolist())):
+            text, valid = texts[t : t + 1, : lengths[t]], is_valid[t : t + 1, : lengths[t]]
+            alone = network(network.embed_image(images[i : i + 1]), text, valid)
+            torch.testing.assert_close(found[k], alone[0, read[k]], atol=1e-5, rtol=1e-5)
+
+
+class DoublingLayer(FusionLayer):
+    def forward(self, tokens: Tensor, is_valid: Tensor | None, output_positions: Tensor | None = None) -> Tensor:
+        return 2 * super().forward(tokens, is_valid, output_positions)
 
 
 def test_a_plain_bert_fills_all_but_the_cross_attention(tmp_path: object) -> None:

@@ -191,7 +191,8 @@ class PlantedBackbone:
     """Tokens [number of the picture or text, 0, position]: fusion joins the two numbers."""
 
     n_features = 600
-    width = 3
+    width = mlp_width = 3
+    num_image_positions = 1
 
     def __init__(self, owner):
         self.owner = owner
@@ -229,7 +230,11 @@ class PlantedBackbone:
     def text_positions(self, positions):
         return positions + 1
 
-    def fuse(self, image, text, is_valid, output_positions, image_indices):
+    def share_image(self, image):
+        return image
+
+    def fuse_pairs(self, image, text, is_valid, output_positions, image_indices, text_indices):
+        text, is_valid = text[text_indices], is_valid[text_indices]
         assert is_valid.gather(1, output_positions - 1).all()
         fused = text.gather(1, (output_positions - 1)[..., None].expand(-1, -1, 3)).clone()
         fused[:, :, 1] = fused[:, :, 0]
