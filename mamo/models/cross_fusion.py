@@ -21,6 +21,9 @@ from mamo.models.fusion import (
 from mamo.models.init import init_like_bert
 from mamo.models.layers import LayeredModule
 
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of images, float [B, A, N, d] each."""
+
 
 class CrossLayer(PostNormLayer, LayeredModule):
     """Equal to Hugging Face's ``BertLayer`` with ``add_cross_attention``, its self-attention not causal.
@@ -54,7 +57,7 @@ class CrossLayer(PostNormLayer, LayeredModule):
         self,
         tokens: Tensor,
         is_valid: Tensor | None,
-        key_value: Tensor | None,
+        key_value: KeyValue | None,
         output_positions: Tensor | None = None,
     ) -> Tensor:
         """Transform text tokens.
@@ -62,8 +65,8 @@ class CrossLayer(PostNormLayer, LayeredModule):
         Args:
             tokens: float [B, L, D].
             is_valid: bool [B, L], False for padding; None leaves out the self-attention, which was computed before.
-            key_value: keys and values of the image [B, 2, A, N, d] from `project_image`; None leaves out what follows
-                the self-attention.
+            key_value: keys and values of the image from `project_image`; None leaves out what follows the
+                self-attention.
             output_positions: int64 [B, R], the positions to compute; None for all.
 
         Returns:
@@ -75,10 +78,11 @@ class CrossLayer(PostNormLayer, LayeredModule):
             tokens = gather_tokens(tokens, output_positions)
         return tokens if key_value is None else self.attend_image(tokens, key_value)
 
-    def project_image(self, image_tokens: Tensor) -> Tensor:
-        """Project encoded image tokens float [B, N, D_image] to keys and values [B, 2, A, N, d]."""
+    def project_image(self, image_tokens: Tensor) -> KeyValue:
+        """Project encoded image tokens float [B, N, D_image] to keys and values."""
         both: Tensor = self.cross_key_value(image_tokens).unflatten(-1, (2, self.heads, -1))  # [B, N, 2, A, d]
-        return both.permute(0, 2, 3, 1, 4)
+        key, value = both.permute(2, 0, 3, 1, 4)
+        return key, value
 
     def attend_text(self, tokens: Tensor, is_valid: Tensor, output_positions: Tensor | None = None) -> Tensor:
         """Compute the self-attention branch: float [B, L, D] -> [B, L, D], or [B, R, D] at int64 [B, R]."""
@@ -96,15 +100,15 @@ class CrossLayer(PostNormLayer, LayeredModule):
         """Compute the layer after its cross-attention: [B, R, D], ``attn_output`` [B, A, R, d] -> float [B, R, D]."""
         return self.transform(self.add(tokens, attn_output, self.cross_out, self.cross_norm))
 
-    def attend_image(self, tokens: Tensor, key_value: Tensor) -> Tensor:
+    def attend_image(self, tokens: Tensor, key_value: KeyValue) -> Tensor:
         """Compute cross-attention and MLP: float [B, R, D], keys and values of `project_image` -> [B, R, D]."""
-        key, value = key_value.unbind(1)
+        key, value = key_value
         attn_output = attend(self.image_query(tokens), key, value, None, self.attention_dropout_p)
         return self.cross_output_and_mlp(tokens, attn_output)
 
-    def attend_image_with_weights(self, tokens: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor]:
+    def attend_image_with_weights(self, tokens: Tensor, key_value: KeyValue) -> tuple[Tensor, Tensor]:
         """Return `attend_image` and its attention weights [B, A, R, N], on which the result depends."""
-        key, value = key_value.unbind(1)
+        key, value = key_value
         weights = attention_weights(self.image_query(tokens), key)
         return self.cross_output_and_mlp(tokens, weights @ value), weights
 
@@ -151,9 +155,11 @@ class CrossFusion(FusionEncoder):
         ``visible`` is not used: masked patches are absent from ``image_tokens``, and nothing attends to them.
 
         Returns:
-            float [B, K, 2, A, N, d].
+            float [B, 2 K, A, N, d], keys and values in turn. In memory the images come second, so that the keys of a
+            layer lie together, and the values: the products of attention then need no copy of them.
         """
-        return torch.stack([layer.project_image(image_tokens) for layer in self._layers()], dim=1)
+        sides = [side for layer in self._layers() for side in layer.project_image(image_tokens)]
+        return torch.stack(sides).transpose(0, 1)
 
     def embed_text(self, text_tokens: Tensor, is_valid: Tensor) -> Tensor:
         """Run the first self-attention: encoded text float [B, L, D], ``is_valid`` bool [B, L] -> [B, L, D]."""
@@ -170,11 +176,10 @@ class CrossFusion(FusionEncoder):
     ) -> Tensor:
         """Run the layers on the text tokens; the last one computes only ``output_positions``."""
         tokens = text
-        # unbind: its backward stacks the gradients of all layers once; indexing would fill all layers for each
-        for index, (layer, key_value) in enumerate(zip(self.layers, image.unbind(1))):
+        for index, (layer, (key, value)) in enumerate(zip(self.layers, _by_layer(image))):
             needed = output_positions if layer is self.layers[-1] else None
             # one layer at a time: the keys and values of all layers and pairs would be the largest tensor of a step
-            of_image = index_rows(key_value, image_indices)
+            of_image = index_rows(key, image_indices), index_rows(value, image_indices)
             tokens = layer(tokens, text_is_valid if index > 0 else None, of_image, needed)
         return tokens
 
@@ -183,15 +188,21 @@ class CrossFusion(FusionEncoder):
     ) -> tuple[Tensor, Tensor, Slices]:
         """Record the cross-attention weights [B, A, L, N] of a layer; see `FusionEncoder.fuse_with_weights`."""
         tokens, weights = text, torch.empty(0)
-        for index, module in enumerate(self._layers()):
+        for index, (module, key_value) in enumerate(zip(self._layers(), _by_layer(image))):
             if index > 0:
                 tokens = module.attend_text(tokens, text_is_valid)
             if index == layer:
-                tokens, weights = module.attend_image_with_weights(tokens, image[:, index])
+                tokens, weights = module.attend_image_with_weights(tokens, key_value)
             else:
-                tokens = module.attend_image(tokens, image[:, index])
+                tokens = module.attend_image(tokens, key_value)
         everything = slice(None)
         return tokens[:, 0], weights, (everything, everything, everything, slice(self.num_prefix_tokens, None))
 
     def _layers(self) -> list[CrossLayer]:
         return [layer for layer in self.layers if isinstance(layer, CrossLayer)]
+
+
+def _by_layer(image: Tensor) -> list[KeyValue]:
+    """Split what `CrossFusion.embed_image` returns into the keys and values of each layer."""
+    sides = image.unbind(1)  # its backward stacks the gradients once; indexing would fill all layers for each
+    return list(zip(sides[::2], sides[1::2]))
