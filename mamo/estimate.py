@@ -211,7 +211,9 @@ def time_steps(run: TrainingRun, loop: Loop, size: int) -> tuple[float, float, f
         passes.append(time.perf_counter() - started)
         run.task.network.zero_grad(set_to_none=True)
         started = time.perf_counter()
-        loop.step(batch, step)  # reads the losses back, so the device has finished
+        loop.step(batch, step)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
         steps.append(time.perf_counter() - started)
     passes_s = statistics.median(passes[1:])
     return passes_s, max(0.0, statistics.median(steps[1:]) - passes_s), load_s

@@ -126,8 +126,8 @@ class TrainingRun:
         scales = learning_rate_scales(self.task, config.training.parts)
         self.optimizer = make_optimizer(self.task.network, config.training, scales)
         self.bad_samples = BadSamplePolicy(config.data.bad_samples.policy, config.data.bad_samples.budget)
-        self.loss_scale: LossScale | None = None
-        """Of the checkpoint that the run resumes from."""
+        self.loss_scale: dict[str, Any] | None = None
+        """Of the checkpoint that the run resumes from: arguments of `LossScale`."""
 
     @property
     def predictor(self) -> Predictor:
@@ -272,8 +272,8 @@ class TrainingRun:
             LossMonitor(self.trivial_losses()),
             self.bad_samples,
         )
-        if loop.loss_scale is not None and self.loss_scale is not None:
-            loop.loss_scale = self.loss_scale
+        if loop.guard.loss_scale is not None and self.loss_scale is not None:
+            loop.guard.loss_scale = LossScale(**self.loss_scale, device=self.device)
         loop.join()
         return loop
 
@@ -521,9 +521,8 @@ def load_checkpoint(run: TrainingRun) -> int:
         checkpoint.load_module(folder, name, module, resample)
     run.ancestry = state["ancestry"]
     run.bad_samples.seen, run.bad_samples.skipped = state["samples_seen"], state["samples_skipped"]
-    if state.get("loss_scale") is not None:
-        run.loss_scale = LossScale(**state["loss_scale"])
-    if run.loss_scale is None or run.loss_scale.overflows < state["step"]:  # else the optimizer has not moved yet
+    run.loss_scale = state.get("loss_scale")
+    if run.loss_scale is None or run.loss_scale["overflows"] < state["step"]:  # else the optimizer has not moved yet
         tensors = checkpoint.read_tensors(folder, "optimizer")
         checkpoint.load_optimizer_tensors(run.optimizer, run.task.network, tensors)
     logger.info("resuming after step %d from %s", state["step"], folder)

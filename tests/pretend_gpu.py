@@ -27,8 +27,11 @@ READS = frozenset(
 )
 COPIES = frozenset({"copy_", "__set__", "__setitem__"})
 """Operations that take a value from the other side."""
-SHAPES = frozenset({"nonzero", "masked_select", "unique", "unique_consecutive", "argwhere"})
-"""Operations whose result has as many elements as its input's values say."""
+SHAPES = frozenset({
+    "nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "bincount", "equal",
+    "allclose", "is_nonzero",
+})  # fmt: skip
+"""Operations whose result has as many elements as its input's values say, or that read these values."""
 
 
 class MixedDevicesError(AssertionError):
@@ -39,7 +42,9 @@ class PretendGpu(TorchFunctionMode):
     """Tags tensors of the host; see the module.
 
     Attributes:
-        waits: (file, line, operation) of each read of a GPU tensor by the host, and of each shape that follows values.
+        waits: (file, line, operation) of each read of a GPU tensor by the host, of each shape that follows values, and
+            of each copy to the GPU for which the host waits: of numbers, of a list of indices, by `to` with
+            `non_blocking` left out. A copy to the host with `non_blocking` is none; its reader waits for an event.
     """
 
     def __init__(self) -> None:
@@ -81,11 +86,19 @@ class PretendGpu(TorchFunctionMode):
             if mixed:
                 file, line = place()
                 raise MixedDevicesError(f"{file}:{line}: {name} of a host tensor {list(mixed[0].shape)} and the GPU's")
+        is_async = bool(kwargs.get("non_blocking"))
+        is_upload = name in ("tensor", "as_tensor") and bool(devices) and not to_host and not given
+        if is_upload or (is_move and given and on_host[0] and not to_host and not is_async):
+            self.waits.append((*place(), name))
         if given and not on_host[0]:
             has_mask = name in ("__getitem__", "__setitem__") and any(
                 tensor.dtype == torch.bool and tensor.ndim > 0 for tensor in tensors_in(args[1])
             )
-            if name in READS | SHAPES or has_mask or (is_move and to_host):
+            has_list = name in ("__getitem__", "__setitem__") and any(
+                isinstance(index, list | range) for index in (args[1] if isinstance(args[1], tuple) else (args[1],))
+            )
+            is_search = name == "where" and len(args) == 1
+            if name in READS | SHAPES or is_search or has_mask or has_list or (is_move and to_host and not is_async):
                 self.waits.append((*place(), name))
         result = func(*args, **kwargs)
         if is_move and result is args[0] and not isinstance(result, torch.nn.Parameter):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from mamo.benchmark.cases import Case
-from mamo.benchmark.timing import Rounds
+from mamo.benchmark.timing import Rounds, synchronise
 from mamo.config.schema import DataConfig
 from mamo.data.loader import SampleDataset
 from mamo.data.pairs import PairDataset
@@ -81,7 +81,8 @@ def measure_waiting(
         mark = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - mark
-        loop.step(batch.to(device), step)  # reads the losses, so the device has finished
+        loop.step(batch.to(device), step)
+    synchronise(device)
     share = waited / (time.perf_counter() - started)
     batches.close()  # type: ignore[attr-defined]
     return {f"loading/{case.preset}/wait_share": share, f"loading/{case.preset}/workers": float(workers)}

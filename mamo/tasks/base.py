@@ -14,6 +14,7 @@ from mamo.data.collate import Batch
 from mamo.data.loader import Collator, SampleDataset
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.results import Metrics, facts_of
+from mamo.models.frozen_encoder import FrozenEncoder
 
 BatchT = TypeVar("BatchT", bound=Batch, default=Any)
 """The batch of a task."""
@@ -139,7 +140,18 @@ class Task(ABC, Generic[BatchT, TargetsT]):
         """
 
     def on_optimizer_step(self, batch: BatchT, targets: TargetsT, step: int) -> None:
-        """Update the state that follows the weights, as a teacher and a queue, once an optimizer step."""
+        """Update the state that follows the weights, as a teacher and a queue, once an optimizer step.
+
+        Write into the `followers` in place, and read no value of them: on a GPU a step that is not finite is undone.
+        """
+
+    def followers(self) -> list[Tensor]:
+        """Return the tensors that `on_optimizer_step` may change: buffers and scalars, as a temperature, of the
+        network, and all of the other `modules()` but frozen encoders."""
+        modules = [module for module in self.modules().values() if not isinstance(module, FrozenEncoder)]
+        found = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        moved = {parameter for parameter in self.network.parameters() if parameter.ndim > 0}  # by the optimizer
+        return [tensor for tensor in found if tensor not in moved]
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 

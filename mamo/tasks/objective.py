@@ -203,8 +203,9 @@ class ObjectiveTask(Task[BatchT, Targets]):
     def count_terms(self, batch: BatchT) -> dict[str, Tensor]:
         """Count the terms of each loss over the global batch, int64 [], in one all-reduce; at least 1."""
         device = batch.image.device
-        local = [torch.as_tensor(loss.count(batch), device=device).long() for loss in self.active]
-        return dict(zip((loss.name for loss in self.active), all_reduce_sum(torch.stack(local)).clamp(min=1)))
+        local = {loss.name: loss.count(batch) for loss in self.active}
+        numbers = [n if isinstance(n, Tensor) else torch.full((), n, device=device) for n in local.values()]
+        return dict(zip(local, all_reduce_sum(torch.stack([n.long() for n in numbers])).clamp(min=1)))
 
     def prepare_losses(self, views: Views, batch: BatchT, step: int) -> Targets:
         """Complete the teacher's views to the targets of a step."""

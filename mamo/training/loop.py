@@ -4,15 +4,15 @@ State moves here and in the task's `on_optimizer_step`, nowhere else.
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
 import resource
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from mamo.training import checkpoint
 from mamo.training.async_writer import AsyncWriter
 from mamo.training.checkpoint import CheckpointError
 from mamo.training.failure import NonFiniteLoss, dump_failing_batch
+from mamo.training.guard import Guard, HostCopy, PendingStep, held
 from mamo.training.metric_logger import MetricLogger
 from mamo.training.monitors import LossMonitor
 from mamo.training.optim import learning_rate_at, set_learning_rate
@@ -35,7 +36,6 @@ from mamo.training.parallel import (
     local_batch_sizes,
     scale_gradients,
 )
-from mamo.training.precision import LossScale
 from mamo.training.preemption import SIGNALS, PreemptionHandler
 from mamo.training.run_dir import Tracker
 
@@ -73,7 +73,7 @@ class Loop:
         self.bad_samples = bad_samples
         _, self.micro_batch_size = local_batch_sizes(config.training, task.unit, task.unit_key)
         self.strategy = SingleProcess(config, task)
-        self.loss_scale = LossScale() if config.training.precision == "fp16" else None
+        self.guard = Guard(device, config.training.precision == "fp16")
 
     def join(self) -> None:
         """Share the steps with the other processes of the launch; the weights must be in their place by now."""
@@ -88,8 +88,8 @@ class Loop:
         """Train. `batches` begins with the batch of step `start_step`.
 
         Raises:
-            NonFiniteLoss: a loss or the gradient is not finite, in fp16 several gradients in a row; the optimizer has
-                not moved.
+            NonFiniteLoss: a loss or the gradient is not finite, in fp16 several gradients in a row; this step and a
+                later one have moved nothing.
             Preempted: SIGTERM came; the step was finished and saved.
             KeyboardInterrupt: Ctrl-C came; the step was finished and saved, unless it came twice.
         """
@@ -99,63 +99,103 @@ class Loop:
             log = MetricLogger(self.output_dir, self.trackers, self.monitor, start_step, training.total_steps)
         self.task.network.train()
         done = saved = start_step
+        pending: deque[tuple[PendingStep, dict[str, float]]] = deque()
         try:
             with PreemptionHandler(outlasts_error=world_size() > 1) as stop, AsyncWriter() as writing:
                 mark = time.perf_counter()
                 while (loaded := self._next(batches, stop)) is not None:
                     host_batch, counts = loaded
                     waited = time.perf_counter() - mark
-                    values = self.step(host_batch.to(self.device), done)
+                    issued = self.step(host_batch.to(self.device), done)
                     done += 1
                     for n_samples, skipped in counts:  # bad samples have one budget
                         self.bad_samples.record(n_samples, skipped)
-                    timing = self._timing(len(host_batch), time.perf_counter() - mark, waited)
-                    if log is not None:
-                        log.write(done, values, timing)
-                    writing.check()
-                    if done % training.checkpoint_every_steps == 0 or done == training.total_steps:
-                        saved = self._save_with_log(done, writing, log)
+                    pending.append((issued, self._timing(len(host_batch), time.perf_counter() - mark, waited)))
+                    saves = done % training.checkpoint_every_steps == 0 or done == training.total_steps
                     is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
+                    self._log(pending, log, kept=0 if saves or is_due or self.guard.found_inf is None else 1)
+                    writing.check()
+                    if saves:
+                        saved = self._save_with_log(done, writing, log)
                     if evaluate is not None and is_due and done < training.total_steps:
                         if training.keep_best is not None:
                             writing.wait()  # the evaluation may choose this checkpoint
                         self._evaluate(evaluate, done, stop)
                     mark = time.perf_counter()
+                self._log(pending, log)
                 if stop.is_requested:
                     if saved < done:
                         self._save_with_log(done, writing, log)
                     writing.wait()
                     stop.leave(done)
+        except BaseException as error:
+            if world_size() == 1 and not isinstance(error, NonFiniteLoss):  # other processes may be elsewhere
+                self._log(pending, log)
+            raise
         finally:
             if log is not None:
                 log.close()
 
-    def step(self, batch: Batch, step: int) -> dict[str, float]:
-        """Take one optimizer step on one batch; return the step's metrics as plain numbers."""
+    def step(self, batch: Batch, step: int) -> PendingStep:
+        """Take one optimizer step on one batch; `read` returns its metrics.
+
+        Raises:
+            NonFiniteLoss: see `run`; on a GPU `read` raises it.
+        """
         learning_rate = learning_rate_at(self.config.training, step)
         set_learning_rate(self.optimizer, learning_rate)
         targets, values = self.backward(batch, step)
         values["gradient_norm"] = clip_gradients(self.task.network, self.config.training.gradient_clip_norm or math.inf)
-        numbers = dict(zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist()))
-        bad = [name for name, number in numbers.items() if not math.isfinite(number)]
-        is_left_out = False
-        if self.loss_scale is not None and bad in ([], ["gradient_norm"]):
-            is_left_out = self.loss_scale.record(is_finite=not bad) and bool(bad)
-            numbers |= {"loss_scale": self.loss_scale.value, "overflows": self.loss_scale.overflows}
-        if bad and not is_left_out:
-            folder: Path | None = None
-            with contextlib.suppress(CheckpointError):  # the disk may be full; raise NonFiniteLoss anyway
-                folder = dump_failing_batch(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
-            sample_ids = [number for part in all_gather_object(batch.sample_id.tolist()) for number in part]
-            raise NonFiniteLoss(bad, step + 1, sample_ids, folder)
-        if is_left_out:
-            del numbers["gradient_norm"]  # there is no number to log
-        else:
+        numbers = HostCopy(self.guard.judge(torch.stack([value.detach().float() for value in values.values()])))
+        settings = {f"weight/{name}": weight for name, weight in self.task.weights.items()}
+        pending = PendingStep(step, batch, tuple(values), numbers, {**settings, "learning_rate": learning_rate})
+        found_inf = self.guard.found_inf
+        if found_inf is not None or "gradient_norm" in self.read(pending):
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.step()
-            self.task.on_optimizer_step(batch, targets, step)
+            with held(found_inf, self._followers):
+                self.task.on_optimizer_step(batch, targets, step)
         self.optimizer.zero_grad(set_to_none=True)
-        weights = {f"weight/{name}": weight for name, weight in self.task.weights.items()}
-        return {**numbers, **weights, "learning_rate": learning_rate}
+        return pending
+
+    @functools.cached_property
+    def _followers(self) -> list[Tensor]:
+        return self.task.followers()
+
+    def read(self, pending: PendingStep) -> dict[str, float]:
+        """Wait for a step's metrics and return them; without a gradient norm if the step was left out.
+
+        Raises:
+            NonFiniteLoss: the step ends the run.
+        """
+        *values, has_failed, scale, overflows = pending.numbers.tolist()
+        metrics = dict(zip(pending.names, values))
+        bad = [name for name, number in metrics.items() if not math.isfinite(number)]
+        if has_failed:
+            self._fail(bad, pending)
+        if bad:
+            del metrics["gradient_norm"]  # there is no number to log
+        if self.guard.loss_scale is not None:
+            metrics |= {"loss_scale": scale, "overflows": int(overflows)}
+        return {**metrics, **pending.settings}
+
+    def _fail(self, bad: list[str], pending: PendingStep) -> NoReturn:
+        """Save what reproduces a step that is not finite, and end the run; nothing has moved since before that step."""
+        step, batch, folder = pending.step, pending.batch, None
+        with contextlib.suppress(CheckpointError):  # the disk may be full; raise NonFiniteLoss anyway
+            folder = dump_failing_batch(self.output_dir, step, self.task.modules(), batch, self.checkpoint_files)
+        sample_ids = [number for part in all_gather_object(batch.sample_id.tolist()) for number in part]
+        raise NonFiniteLoss(bad, step + 1, sample_ids, folder)
+
+    def _log(
+        self, pending: deque[tuple[PendingStep, dict[str, float]]], log: MetricLogger | None, kept: int = 0
+    ) -> None:
+        """Read and log the issued steps, in order, but the last `kept`."""
+        while len(pending) > kept:
+            issued, timing = pending.popleft()
+            values = self.read(issued)
+            if log is not None:
+                log.write(issued.step + 1, values, timing)
 
     def backward(self, batch: Batch, step: int) -> tuple[Any, dict[str, Tensor]]:
         """Compute the gradients of the weighted sum of losses over micro-batches and processes; move no state.
@@ -168,6 +208,7 @@ class Loop:
         """
         torch.manual_seed(_mix(self.config.seed, step))  # dropout, if any, is a function of (seed, step, process)
         sums: dict[str, Tensor] = {}
+        scale = self.guard.loss_scale
         with self.strategy.precision_context():
             targets, metrics = self.strategy.compute_targets(batch, self.micro_batch_size, step)
             for start in range(0, len(batch), self.micro_batch_size):
@@ -176,13 +217,13 @@ class Loop:
                     losses, more = self.strategy.losses(batch.part(start, end), targets, start)
                     assert losses.keys() == self.task.weights.keys(), (losses.keys(), self.task.weights.keys())
                     loss = torch.stack([self.task.weights[name] * value for name, value in losses.items()]).sum()
-                    loss = loss if self.loss_scale is None else loss * self.loss_scale.value
+                    loss = loss if scale is None else loss * scale.value
                     loss.backward()  # type: ignore[no-untyped-call]
                 for name, value in {**{f"loss/{k}": v for k, v in losses.items()}, **more}.items():
                     sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         self.strategy.reduce_remaining_gradients()
-        if self.loss_scale is not None:
-            scale_gradients(self.task.network, 1 / self.loss_scale.value)
+        if scale is not None:
+            scale_gradients(self.task.network, 1 / scale.value)
         summed = all_reduce_sum(torch.stack([value.float() for value in sums.values()]))
         return targets, {**dict(zip(sums, summed)), **metrics}
 
@@ -200,8 +241,8 @@ class Loop:
             "samples_seen": self.bad_samples.seen,
             "samples_skipped": self.bad_samples.skipped,
         }
-        if self.loss_scale is not None:
-            state["loss_scale"] = dataclasses.asdict(self.loss_scale)
+        if self.guard.loss_scale is not None:
+            state["loss_scale"] = self.guard.loss_scale.numbers()
         writing.wait()
         all_gather_object(
             None

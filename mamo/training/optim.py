@@ -13,6 +13,7 @@ from mamo.config.schema import TrainingConfig
 from mamo.config.values import Values
 from mamo.distributed import is_sharded
 from mamo.models.layers import transformer_layers
+from mamo.training.guard import held
 
 
 def parameter_groups(
@@ -93,19 +94,33 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]  # the very groups, not copies
         self.muon.state = self.adamw.state = self.state
 
+    found_inf: Tensor | None = None
+    """1 where a step moves nothing, without waiting for the device: as in PyTorch's fused AdamW. None: it moves."""
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter by its gradient."""
         matrices = [matrix for group in self.muon.param_groups for matrix in group["params"]]
+        self.adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         is_emulated = bool(matrices) and matrices[0].device.type == "cpu" and not has_bf16_products()
         with RoundedProducts() if is_emulated else contextlib.nullcontext():  # type: ignore[no-untyped-call]
             if any(map(is_sharded, matrices)):
                 from mamo.training.sharding import sharded_muon_step  # here: its libraries take a second to import
 
-                sharded_muon_step(self.muon)
+                sharded_muon_step(self.muon, self.found_inf)
             else:
-                self.muon.step()  # type: ignore[no-untyped-call]
+                moved = [] if self.found_inf is None else [*matrices, *self._momenta(matrices)]
+                with held(self.found_inf, moved):
+                    self.muon.step()  # type: ignore[no-untyped-call]
         self.adamw.step()
+
+    def _momenta(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Return Muon's momenta of the matrices with a gradient; before the first step they are 0."""
+        taken = [matrix for matrix in matrices if matrix.grad is not None]
+        for matrix in taken:
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        return [self.state[matrix]["momentum_buffer"] for matrix in taken]
 
 
 def has_bf16_products() -> bool:

@@ -187,7 +187,7 @@ def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
     return norm
 
 
-def scale_gradients(network: nn.Module, factor: float) -> None:
-    """Multiply all gradients, whole or sharded, by `factor`."""
+def scale_gradients(network: nn.Module, factor: Tensor) -> None:
+    """Multiply all gradients, whole or sharded, by a scalar."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     torch._foreach_mul_([g.to_local() if is_sharded(g) else g for g in gradients], factor)

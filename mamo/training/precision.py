@@ -5,8 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +156,6 @@ def _shortest_seconds(work: Callable[[], object]) -> float:
     return min(durations[1:])
 
 
-@dataclass
 class LossScale:
     """Dynamic loss scale of fp16 training (Micikevicius et al. 2018).
 
@@ -165,29 +163,50 @@ class LossScale:
     by it. Where a gradient overflows, the step is left out and `value` is halved; after `GROWTH_STEPS` steps without
     overflow it is doubled. It is a power of two, which changes no digit.
 
-    Attributes:
+    Attributes: float scalars on the device, so that no step waits for them.
         value: factor of the loss.
         steps_since: finite steps since it changed.
         overflows: steps left out so far.
         in_a_row: steps left out since the last finite one.
     """
 
-    value: float = 2.0**16
-    steps_since: int = 0
-    overflows: int = 0
-    in_a_row: int = 0
-
-    GROWTH_STEPS: ClassVar[int] = 2000
-    MOST_IN_A_ROW: ClassVar[int] = 8
+    GROWTH_STEPS = 2000
+    MOST_IN_A_ROW = 8
     """More overflows in a row end the run."""
 
-    def record(self, is_finite: bool) -> bool:
-        """Count a step and move the scale; return whether the run can go on."""
-        if is_finite:
-            self.in_a_row, self.steps_since = 0, self.steps_since + 1
-        else:
-            self.in_a_row, self.steps_since, self.overflows = self.in_a_row + 1, 0, self.overflows + 1
-            self.value /= 2
-        if self.steps_since == self.GROWTH_STEPS:
-            self.value, self.steps_since = self.value * 2, 0
-        return self.in_a_row <= self.MOST_IN_A_ROW
+    def __init__(
+        self,
+        value: float = 2.0**16,
+        steps_since: int = 0,
+        overflows: int = 0,
+        in_a_row: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        numbers = (value, steps_since, overflows, in_a_row)
+        self._state = torch.tensor(numbers, dtype=torch.float32, device=device)
+
+    @property
+    def value(self) -> Tensor:
+        return self._state[0]
+
+    @property
+    def overflows(self) -> Tensor:
+        return self._state[2]
+
+    def record(self, is_finite: Tensor, counts: Tensor) -> None:
+        """Count a step and move the scale, if `counts`; both are bool scalars."""
+        value, since, overflows, in_a_row = self._state.unbind()
+        value = torch.where(is_finite, value, value / 2)
+        since, in_a_row = (since + 1) * is_finite, (in_a_row + 1) * ~is_finite
+        grows = since == self.GROWTH_STEPS
+        moved = torch.stack([torch.where(grows, value * 2, value), since * ~grows, overflows + ~is_finite, in_a_row])
+        self._state = torch.where(counts, moved, self._state)
+
+    def can_go_on(self) -> Tensor:
+        """Return whether there are few enough overflows in a row, a bool scalar."""
+        return self._state[3] <= self.MOST_IN_A_ROW
+
+    def numbers(self) -> dict[str, float]:
+        """Read the attributes, for a checkpoint."""
+        value, *counts = self._state.tolist()
+        return {"value": value, **dict(zip(("steps_since", "overflows", "in_a_row"), map(int, counts)))}

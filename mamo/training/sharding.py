@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from mamo.config.schema import RunConfig
 from mamo.distributed import all_reduce_sum, rank, world_size
 from mamo.models.layers import forward_layers
+from mamo.training.guard import held
 from mamo.training.parallel import ForwardRedirect, SingleProcess
 from mamo.training.precision import DTYPES, Precision, cast_parameters
 
@@ -129,22 +130,24 @@ def _split_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sharded_muon_step(muon: torch.optim.Muon) -> None:
+def sharded_muon_step(muon: torch.optim.Muon, found_inf: Tensor | None = None) -> None:
     """Take the step of `muon` on matrices whose rows are split over the processes.
 
     Every process moves its rows of the momentum. Each matrix has one owner, which gathers the update, orthogonalises it
     and scatters it again; the owners' shares of the work are alike. Equal to the step of one process up to rounding.
+    Where `found_inf` is 1, nothing moves.
     """
     for group in muon.param_groups:
         taken = [matrix for matrix in group["params"] if matrix.grad is not None]
         owners = balanced_owners([_muon_operations(matrix.shape) for matrix in taken], world_size())
-        updates = [_momentum_update(muon, group, matrix) for matrix in taken]
+        updates = [_momentum_update(muon, group, matrix, found_inf) for matrix in taken]
         whole = [_gather_rows(update, matrix.shape, owner) for update, matrix, owner in zip(updates, taken, owners)]
         steps = [update if update is None else _orthogonal_step(update, group) for update in whole]
         for matrix, step, owner in zip(taken, steps, owners):
             rows = matrix.to_local()
-            rows.mul_(1 - group["lr"] * group["weight_decay"])
-            rows.add_(_scatter_rows(step, rows, matrix.shape, owner))
+            with held(found_inf, [rows]):
+                rows.mul_(1 - group["lr"] * group["weight_decay"])
+                rows.add_(_scatter_rows(step, rows, matrix.shape, owner))
 
 
 def balanced_owners(operations: Sequence[int], count: int) -> list[int]:
@@ -163,7 +166,7 @@ def _muon_operations(shape: torch.Size) -> int:
     return short * short * (2 * long + short)
 
 
-def _momentum_update(muon: torch.optim.Muon, group: dict[str, Any], matrix: Tensor) -> Tensor:
+def _momentum_update(muon: torch.optim.Muon, group: dict[str, Any], matrix: Tensor, found_inf: Tensor | None) -> Tensor:
     """Move this process's rows of the momentum; return its rows of the matrix to orthogonalise."""
     assert isinstance(matrix, DTensor)
     assert isinstance(matrix.grad, DTensor)
@@ -171,7 +174,8 @@ def _momentum_update(muon: torch.optim.Muon, group: dict[str, Any], matrix: Tens
     if "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(matrix.grad, memory_format=torch.preserve_format)
     gradient, momentum = matrix.grad.to_local(), state["momentum_buffer"].to_local()
-    momentum.lerp_(gradient, 1 - group["momentum"])
+    with held(found_inf, [momentum]):
+        momentum.lerp_(gradient, 1 - group["momentum"])
     return gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum.clone()
 
 

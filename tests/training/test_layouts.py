@@ -80,7 +80,7 @@ def in_float64(config_file: Path) -> None:
         loop = run.loop([])
         for step, batch in enumerate(run.batches(0, 0)):
             batch = dataclasses.replace(batch, itm_noise=batch.itm_noise.double())
-            values = loop.step(batch, step)
+            values = loop.read(loop.step(batch, step))
             losses.append({name: value for name, value in values.items() if name.startswith("loss/")})
         tensors = checkpoint.snapshot(run.task.modules(), run.optimizer)
     if os.environ.get("RANK", "0") == "0":

@@ -263,7 +263,7 @@ def test_a_factor_scales_the_logged_rate_of_no_other_part(tmp_path: Path, layer_
     """Bug: the loop sets one rate for all groups, so that factors hold for the first step only."""
     run = run_of(tmp_path, {"fusion": {"learning_rate_factor": 10.0, "layer_decay": layer_decay}})
     loop = run.dry_run_loop("fp32", tmp_path)
-    values = loop.step(run.example_batch(8), 1)
+    values = loop.read(loop.step(run.example_batch(8), 1))
     rates = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
     network = run.task.network
     assert rates[id(network.backbone.image_encoder.vit.norm.weight)] == values["learning_rate"] == 1e-4

@@ -13,6 +13,7 @@ from mamo.data.collate import Batch
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint, precision, run_dir
 from mamo.training.failure import NonFiniteLoss
+from mamo.training.guard import PendingStep
 from mamo.training.loop import Loop
 from mamo.training.precision import LossScale, Precision, choose_precision
 
@@ -25,8 +26,8 @@ def ready(config: RunConfig, scale: float) -> tuple[TrainingRun, Loop, Batch]:
     run.task.network.train()
     assert config.training.precision != "auto"
     loop = run.dry_run_loop(config.training.precision, Path(config.output_dir))
-    if loop.loss_scale is not None:
-        loop.loss_scale.value = scale
+    if loop.guard.loss_scale is not None:
+        loop.guard.loss_scale = LossScale(scale)
     return run, loop, next(run.batches(0, 0))
 
 
@@ -51,28 +52,35 @@ def test_an_overflow_moves_nothing(tiny: Callable[..., RunConfig]) -> None:
     """Bug: optimizer, teacher, queue or temperature move by an infinite gradient, or the next step keeps it."""
     run, loop, batch = ready(tiny(training={"precision": "fp16"}), 2.0**40)
     before = state_of(run)
-    row = loop.step(batch, 0)
+    row = loop.read(loop.step(batch, 0))
     after = state_of(run)
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert (row["loss_scale"], row["overflows"]) == (2.0**39, 1)
     assert "gradient_norm" not in row  # JSON has no infinity
-    loop.loss_scale = LossScale(256.0)
-    assert loop.step(batch, 0)["gradient_norm"] > 0
+    loop.guard.loss_scale = LossScale(256.0)
+    assert loop.read(loop.step(batch, 0))["gradient_norm"] > 0
     assert any(not torch.equal(before[name], value) for name, value in state_of(run).items() if name in before)
 
 
 def test_the_run_ends_after_some_overflows_in_a_row(tiny: Callable[..., RunConfig]) -> None:
     """Bug: a run that can take no step goes on for ever, or one finite step does not clear the count."""
     scale = LossScale()
-    assert all(scale.record(is_finite=False) for _ in range(8))
-    assert scale.record(is_finite=True)
-    assert (scale.in_a_row, scale.overflows, scale.value) == (0, 8, 2.0**8)
+    for _ in range(8):
+        count(scale, is_finite=False)
+        assert scale.can_go_on()
+    count(scale, is_finite=True)
+    assert scale.numbers() == {"value": 2.0**8, "steps_since": 1, "overflows": 8, "in_a_row": 0}
     _, loop, batch = ready(tiny(training={"precision": "fp16"}), 2.0**60)
     for _ in range(LossScale.MOST_IN_A_ROW):
         loop.step(batch, 0)
     with pytest.raises(NonFiniteLoss, match="not finite at step 1: gradient_norm"):
         loop.step(batch, 0)
+
+
+def count(scale: LossScale, is_finite: bool) -> None:
+    """Record a step."""
+    scale.record(torch.tensor(is_finite), counts=torch.tensor(True))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tiny: Callable[..., RunConfig]) -> None:
@@ -89,7 +97,7 @@ def test_the_scale_grows_after_many_finite_steps(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(LossScale, "GROWTH_STEPS", 3)
     scale, seen = LossScale(4.0), []
     for is_finite in (True, True, False, True, True, True, True, True, True):
-        scale.record(is_finite)
+        count(scale, is_finite)
         seen.append(scale.value)
     assert seen == [4, 4, 2, 2, 2, 4, 4, 4, 8]
 
@@ -121,7 +129,7 @@ def stopping_at(number: int) -> Any:
     """`Loop.step` that fails at this 0-based step."""
     step = Loop.step
 
-    def fail(loop: Loop, batch: Batch, at: int) -> dict[str, float]:
+    def fail(loop: Loop, batch: Batch, at: int) -> PendingStep:
         if at == number:
             raise RuntimeError("planted")
         return step(loop, batch, at)
@@ -160,7 +168,7 @@ def test_deterministic_operations_are_used_in_steps_only(
     seen: list[bool] = []
     step = Loop.step
 
-    def watched(self: Loop, batch: Batch, number: int) -> dict[str, float]:
+    def watched(self: Loop, batch: Batch, number: int) -> PendingStep:
         efficient = torch.backends.cuda.mem_efficient_sdp_enabled()
         seen.append(torch.are_deterministic_algorithms_enabled() and not efficient)
         return step(self, batch, number)

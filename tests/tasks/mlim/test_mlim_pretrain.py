@@ -268,7 +268,8 @@ def test_the_shipped_configs_take_a_step(name: str, pretrained_mlim: Path, tmp_p
     else:
         config = finetune_config(path, [*overrides, f"checkpoint={pretrained_mlim}"], is_resume=False)
     run = TrainingRun(config)
-    values = run.dry_run_loop("fp32", tmp_path).step(run.example_batch(8), 1)
+    loop = run.dry_run_loop("fp32", tmp_path)
+    values = loop.read(loop.step(run.example_batch(8), 1))
     assert all(math.isfinite(value) for value in values.values())
 
 
