@@ -21,8 +21,10 @@ _FORMATS = (
     (b"BM", 0, "bmp"), (b"II*\0", 0, "tif"), (b"MM\0*", 0, "tif"), (b"ftypavif", 4, "avif"),
     (b"\0\0\0\x0cjP  ", 0, "jp2"),
 )  # fmt: skip
-_WAITING = 128
+_MAX_BUFFERS = 1000
 """Buffers that one call writes, of at most 1,024 that the system takes."""
+_MIN_BYTES = 2**20
+"""Bytes that `flush` writes at least."""
 _TEMPLATE = bytearray(_BLOCK)
 _TEMPLATE[100:108] = b"0000644\0"
 _TEMPLATE[108:124] = b"0000000\0" * 2  # user and group
@@ -31,12 +33,16 @@ _TEMPLATE[148:156] = b" " * 8  # the checksum counts itself as spaces
 _TEMPLATE[156:157] = b"0"
 _TEMPLATE[257:265] = b"ustar\x0000"
 _SUM = sum(_TEMPLATE)
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def image_suffix(content: Buffer) -> str:
     """Return the suffix of an encoded image by its first bytes, "" for another format."""
     start = bytes(memoryview(content)[:16])
-    return next((suffix for magic, at, suffix in _FORMATS if start[at : at + len(magic)] == magic), "")
+    for magic, at, suffix in _FORMATS:
+        if start.startswith(magic, at):
+            return suffix
+    return ""
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -51,7 +57,8 @@ def tar_header(name: str, size: int) -> bytes:
 class ShardWriter:
     """Context manager that writes pairs into `00000.tar`, `00001.tar`, ... of a folder, and their index at its end.
 
-    A shard begins anew where the next pair would make it larger than `shard_bytes`. A second thread writes.
+    A shard begins anew where the next pair would make it larger than `shard_bytes`. A second thread writes, from each
+    `flush` on: call it where the caller is about to read, so that both happen at once.
     """
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
@@ -63,7 +70,9 @@ class ShardWriter:
         self.n_pairs = 0
         self._file = -1
         self._position = 0
+        self._written = 0
         self._waiting: list[Buffer] = []
+        self._tail = b""  # what follows the image of the last pair
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: concurrent.futures.Future[None] | None = None
 
@@ -98,49 +107,49 @@ class ShardWriter:
         """
         fields: dict[str, object] = {key: found[0] if len(found) == 1 else found for key, found in texts.items()}
         fields |= {} if image_id is None else {"image_id": image_id}
-        document = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
+        document = _encode(fields).encode("utf-8", "replace")
         n_bytes = memoryview(image).nbytes
         needed = 2 * _BLOCK + n_bytes + -n_bytes % _BLOCK + len(document) + -len(document) % _BLOCK
         if self._file < 0 or (self._position and self._position + needed + len(_END) > self.shard_bytes):
             self._end_shard()
             self._begin_shard()
         key = f"{self.n_pairs:09d}"
-        at_image = self._member(f"{key}.{suffix}", image, n_bytes)
-        at_text = self._member(f"{key}.json", document, len(document))
+        self._waiting += [self._tail + tar_header(f"{key}.{suffix}", n_bytes), image]
+        end = bytes(-len(document) % _BLOCK)
+        self._tail = bytes(-n_bytes % _BLOCK) + tar_header(f"{key}.json", len(document)) + document + end
+        at_image, at_text = self._position + _BLOCK, self._position + needed - len(end) - len(document)
+        self._position += needed
         self.rows[-1].append((at_image, n_bytes, at_text, len(document), True, at_text, len(document)))
         for name, found in texts.items():
             self.most[-1][name] = max(self.most[-1][name], len(found))
         self.n_pairs += 1
+        if len(self._waiting) >= _MAX_BUFFERS:
+            self._write()
 
-    def _member(self, name: str, content: Buffer, size: int) -> int:
-        """Write a member; return the offset of its content."""
-        self._waiting += [tar_header(name, size), content, bytes(-size % _BLOCK)]
-        offset = self._position + _BLOCK
-        self._position = offset + size + -size % _BLOCK
-        if len(self._waiting) >= _WAITING:
-            self._flush()
-        return offset
+    def flush(self) -> None:
+        """Begin to write what waits, if it is not little, once that before it is written. Raises OSError of that."""
+        if self._position - self._written >= _MIN_BYTES:
+            self._write()
 
     def _begin_shard(self) -> None:
         self.shards.append(self.folder / f"{len(self.shards):05d}.tar")
         self.rows.append([])
         self.most.append(Counter())
         self._file = os.open(self.shards[-1], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._position = 0
+        self._position = self._written = 0
 
     def _end_shard(self) -> None:
         if self._file >= 0:
-            self._waiting.append(_END)
-            self._flush()
+            self._tail += _END
+            self._write()
             self._wait()
             os.close(self._file)
             self._file = -1
 
-    def _flush(self) -> None:
-        """Begin to write the waiting buffers, once those before them are written."""
+    def _write(self) -> None:
         self._wait()
-        self._writing = self._pool.submit(_write, self._file, self._waiting)
-        self._waiting = []
+        self._writing = self._pool.submit(_write, self._file, [*self._waiting, self._tail])
+        self._waiting, self._tail, self._written = [], b"", self._position
 
     def _wait(self) -> None:
         if self._writing is not None:

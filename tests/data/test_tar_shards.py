@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from mamo.commands.data import main
 from mamo.config.objective import MaskingConfig
+from mamo.data.builders.columns import ArrowFile
 from mamo.data.collate import Batch
 from mamo.data.loader import collate_range
 from mamo.data.pair_record import PairRecord
@@ -264,6 +265,26 @@ def test_shards_are_as_tarfile_reads_them(tmp_path: Path) -> None:
     again = [*read_pairs(tmp_path / "out")]
     assert again == records
     assert len(tar_header("a.png", 2**33 - 1)) == 512
+
+
+def test_large_pictures_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    """Bug: a batch of a row group of large pictures fills the memory; rows are lost or repeated between batches."""
+    pictures = [PICTURES[0] + bytes([k]) * 3_000_000 for k in range(6)]
+    file = write(tmp_path / "a.parquet", {"image": pa.array(pictures), "caption": list("abcdef")}, 6)
+    batches = [*ArrowFile(file).batches("image", ["caption"])]
+    assert [len(rows) for rows in batches] == [2, 2, 2]
+    assert [row.place.split()[-1] for rows in batches for row in rows] == list("012345")
+    records = built(file, tmp_path / "out")
+    assert [bytes_of(record) for record in records] == pictures
+
+
+def test_more_small_pairs_than_one_call_writes(tmp_path: Path) -> None:
+    """Bug: buffers that wait are dropped or written twice, or an offset is off, once more wait than a call takes."""
+    contents = [PICTURES[0] + bytes([k % 256]) * (k % 7) for k in range(1200)]
+    file = write(tmp_path / "a.parquet", {"image": pa.array(contents), "caption": ["a"] * 1200}, 1200)
+    assert [bytes_of(record) for record in built(file, tmp_path / "out")] == contents
+    with tarfile.open(tmp_path / "out/00000.tar") as tar:
+        assert len(tar.getnames()) == 2400
 
 
 def batch_of(pairs: PairDataset, n: int = 10) -> Batch:

@@ -5,9 +5,8 @@ import json
 import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from typing_extensions import Buffer
@@ -18,8 +17,9 @@ from mamo.data.parquet import open_parquet
 from mamo.data.shard_index import MAX_MEMBER_BYTES
 from mamo.data.tables import read_table, separator_of
 
-_ROWS = 64
-"""Rows that are read at a time."""
+_MAX_ROWS = 256
+_BATCH_BYTES = 2**23
+"""Rows that are read at a time, and their bytes in the mean."""
 _PATH = re.compile(r"\w[\w -]*(\.\w[\w -]*|\[-?\d+\])*")
 _STEP = re.compile(r"\[(-?\d+)\]|([^.\[\]]+)")
 IMAGE_NAMES = ("image", "images", "img", "jpg", "png", "webp", "jpeg", "file_name", "filepath", "image_path")
@@ -27,8 +27,7 @@ CAPTION_NAMES = ("caption", "captions", "text", "txt", "TEXT", "title", "sentenc
 """Columns that are read where none is named, the first that is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row of a file: its place, its encoded image (None for a null), and its other columns as plain values.
 
     `missing` says which file is not there.
@@ -145,8 +144,8 @@ class ArrowFile:
         self.is_stream = file.suffix == ".arrow"
         self.schema = open_stream(file).schema if self.is_stream else open_parquet(file).schema_arrow
 
-    def rows(self, image: str, columns: Sequence[str]) -> Iterator[Row]:
-        """Yield the rows with the image column and other columns. Raises ValueError for a damaged file."""
+    def batches(self, image: str, columns: Sequence[str]) -> Iterator[list[Row]]:
+        """Yield the rows with the image column and other columns, some at once. Raises ValueError if damaged."""
         names = [image, *(name for name in columns if name != image)]
         number, batches = 0, self._stream(names) if self.is_stream else self._parquet(names)
         while True:
@@ -158,17 +157,21 @@ class ArrowFile:
             if batch is None:
                 return
             others = batch.select(names[1:]).to_pylist() if names[1:] else [{}] * batch.num_rows
-            for cell, values in zip(image_cells(batch.column(image), str(self.file)), others):
-                yield row_of(cell, f"{self.file}: row {number}", self.file.parent, values)
-                number += 1
+            cells, folder = image_cells(batch.column(image), str(self.file)), self.file.parent
+            yield [
+                row_of(cell, f"{self.file}: row {k}", folder, values)
+                for k, (cell, values) in enumerate(zip(cells, others), number)
+            ]
+            number += batch.num_rows
 
     def _stream(self, names: list[str]) -> Iterator[Any]:
         for batch in open_stream(self.file):
-            for start in range(0, batch.num_rows, _ROWS):
-                yield batch.slice(start, _ROWS).select(names)
+            n_rows = _n_rows(batch.nbytes, batch.num_rows)
+            for start in range(0, batch.num_rows, n_rows):
+                yield batch.slice(start, n_rows).select(names)
 
     def _parquet(self, names: list[str]) -> Iterator[Any]:
-        """Yield batches; the pages of the file are mapped into memory, those of a row group at a time."""
+        """Yield batches; the pages of the file are mapped into memory, those of one batch at a time."""
         import pyarrow
         from pyarrow import parquet
 
@@ -176,8 +179,17 @@ class ArrowFile:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # freed with the last batch
         table = parquet.ParquetFile(pyarrow.BufferReader(pyarrow.py_buffer(mapped)))
         for group in range(table.num_row_groups):
-            yield from table.iter_batches(_ROWS, row_groups=[group], columns=names)
-            mapped.madvise(mmap.MADV_DONTNEED)
+            about = table.metadata.row_group(group)
+            for batch in table.iter_batches(
+                _n_rows(about.total_byte_size, about.num_rows), row_groups=[group], columns=names
+            ):
+                mapped.madvise(mmap.MADV_DONTNEED)
+                yield batch
+
+
+def _n_rows(n_bytes: int, n_rows: int) -> int:
+    """Return how many of rows of so many bytes are read at a time."""
+    return max(1, min(_MAX_ROWS, _BATCH_BYTES * n_rows // max(1, n_bytes)))
 
 
 def row_of(cell: Buffer | str | None, place: str, folder: Path, values: Mapping[str, Any]) -> Row:
@@ -227,6 +239,8 @@ def image_cells(column: Any, place: str) -> list[Buffer | str | None]:
         return [cells[start] if there else None for there, start in zip(is_there, starts)]
     if types.is_struct(kind):
         parts = {kind.field(k).name: part for k, part in enumerate(column.flatten())}
+        if "bytes" in parts and (parts["bytes"].null_count == 0 or "path" not in parts):
+            return image_cells(parts["bytes"], place)
         found = [image_cells(parts[name], place) for name in ("bytes", "path") if name in parts]
         if found:
             return [next((cell for cell in cells if cell is not None), None) for cells in zip(*found)]
@@ -247,7 +261,7 @@ def image_cells(column: Any, place: str) -> list[Buffer | str | None]:
 
 
 def _valid(column: Any) -> list[bool]:
-    found: list[bool] = column.is_valid().to_pylist()
+    found: list[bool] = column.is_valid().to_pylist() if column.null_count else [True] * len(column)
     return found
 
 
@@ -266,11 +280,11 @@ class TableFile:
     def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         return read_table(self.file, self.text, self.separator, self.columns)
 
-    def rows(self, image: str, columns: Sequence[str]) -> Iterator[Row]:
-        """Yield the rows. Raises ValueError for a bad row."""
+    def batches(self, image: str, columns: Sequence[str]) -> Iterator[list[Row]]:
+        """Yield the rows, one at a time. Raises ValueError for a bad row."""
         for line, values in self._rows():
             place = f"{self.file}:{line}"
-            yield row_of(values[image] or None, place, self.file.parent.absolute(), values)
+            yield [row_of(values[image] or None, place, self.file.parent.absolute(), values)]
 
 
 def dataset_files(folder: Path) -> tuple[list[Path], str]:

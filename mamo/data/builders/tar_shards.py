@@ -3,7 +3,7 @@
 import array
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +102,7 @@ def build_shards(
     counts, ids, last_missing = Counter[str](), array.array("Q"), ""
     with OutputFolder(to, overwrite) as output, ShardWriter(output.temporary, shard_mib * 2**20) as writer:
         pending: Pair | None = None
-        for row, plan in _rows(files, file_kind, recipe):
+        for row, plan in _rows(files, file_kind, recipe, writer.flush):
             last_missing = row.missing or last_missing
             pair = _pair(row, plan, counts)
             if pair is None:
@@ -155,14 +155,18 @@ def _files(kind: Kind, places: Sequence[Path]) -> tuple[list[Path], str, int]:
     return kept, found_kind, len(files) - len(kept)
 
 
-def _rows(files: Sequence[Path], kind: str, recipe: Recipe) -> Iterator[tuple[Row, Plan]]:
-    """Yield the rows of all files, each with the plan of its file."""
+def _rows(
+    files: Sequence[Path], kind: str, recipe: Recipe, before_reading: Callable[[], None]
+) -> Iterator[tuple[Row, Plan]]:
+    """Yield the rows of all files, each with the plan of its file; call `before_reading` before more are read."""
     for file in files:
         opened: Any = TableFile(file, recipe.columns) if kind == "csv" else ArrowFile(file)
         names = opened.names if kind == "csv" else opened.schema.names
         plan = _plan(file, names, None if kind == "csv" else opened.schema, recipe)
-        for row in opened.rows(plan.image, plan.columns):
-            yield row, plan
+        for rows in opened.batches(plan.image, plan.columns):
+            for row in rows:
+                yield row, plan
+            before_reading()
 
 
 def _plan(file: Path, names: Sequence[str], schema: Any, recipe: Recipe) -> Plan:
@@ -202,7 +206,7 @@ def _plan(file: Path, names: Sequence[str], schema: Any, recipe: Recipe) -> Plan
 
 def _pair(row: Row, plan: Plan, counts: Counter[str]) -> Pair | None:
     """Return the pair of a row, or count why it gives none."""
-    if any(str(path.value(row.values)) != value for path, value in plan.where):
+    if plan.where and any(str(path.value(row.values)) != value for path, value in plan.where):
         counts["rows left out by --where"] += 1
         return None
     status = row.values.get("status")
