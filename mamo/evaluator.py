@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from mamo.config.schema import RunConfig
+from mamo.config.shipped import is_shipped_network
 from mamo.config.values import Values, apply_override, read_values
 from mamo.data.processor import has_sep
 from mamo.data.tokenizer import add_mask_token, read_tokenizer
@@ -64,9 +65,11 @@ class Restored:
     own: Values
 
     @property
-    def run(self) -> Path:
-        """Return the folder of the run."""
-        return self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
+    def evaluations(self) -> Path:
+        """Return the folder of the evaluations: in the run, of a shipped network in the current directory."""
+        if is_shipped_network(self.folder):
+            return Path(checkpoint.EVALUATIONS) / self.folder.name
+        return checkpoint.run_folder(self.folder) / checkpoint.EVALUATIONS
 
     @contextmanager
     def in_precision(self) -> Iterator[None]:
@@ -138,8 +141,9 @@ def evaluate(
         protocol: a name of `PROTOCOLS`.
         overrides: `section.key=value` over the protocol; a change of what it fixes, or of the network's inputs, shows
             in the entry's name.
-        output_dir: where to write; None is `evaluations/PROTOCOL` in the run. Evaluations of other steps, files
-            or settings that its `results.json` holds are kept.
+        output_dir: where to write; None is `evaluations/PROTOCOL` in the run, of a shipped network
+            `evaluations/NAME/PROTOCOL`. Evaluations of other steps, files or settings that its `results.json` holds
+            are kept.
         pictures: rows of each kind of picture in `report.html`; 0 writes none.
 
     Returns:
@@ -150,7 +154,7 @@ def evaluate(
             read; a missing or damaged checkpoint; unreadable data; `output_dir` is a run's folder.
     """
     restored = restore(path, protocol, overrides)
-    output_dir = output_dir or restored.run / "evaluations" / protocol
+    output_dir = output_dir or restored.evaluations / protocol
     (others,) = map_over_ranks(_prepare, [output_dir])
     with restored.in_precision():
         task, name = restored.task, restored.name
@@ -202,7 +206,7 @@ def evaluate_fine_grained(
     listed = f"evaluation.items_files=[{', '.join(json.dumps(str(file)) for file in files.values())}]"
     scores = f"evaluation.items_scores={json.dumps(list(SCORE_STATES))}"
     restored = restore(path, "items-itm", [listed, scores, *overrides])
-    output_dir = output_dir or restored.run / "evaluations" / FINE_GRAINED
+    output_dir = output_dir or restored.evaluations / FINE_GRAINED
     (others,) = map_over_ranks(_prepare, [output_dir])
     with restored.in_precision():
         metrics = restored.task.evaluate_items(restored.predictor, output_dir)

@@ -54,13 +54,15 @@ def build_wheel(folder: Path, *options: str) -> Path:
 
 
 def expected_files(source: Path) -> set[str]:
-    """Names in the wheel: modules, `py.typed`, the shipped configs and the finished cells of the studies."""
+    """Names in the wheel: modules, `py.typed`, shipped networks and configs, and the finished cells of the studies."""
     modules = {str(path.relative_to(source)) for path in (source / "mamo").rglob("*.py")}
     configs = {
         path for folder in ("pretrain", "finetune", "studies") for path in (source / "configs" / folder).glob("*.yaml")
     }
     configs.add(source / "configs/studies/results/cells.jsonl")
-    return modules | {"mamo/py.typed"} | {f"mamo/{path.relative_to(source)}" for path in configs}
+    networks = {path for path in (source / "mamo/networks").rglob("*") if path.is_file()}
+    own = {str(path.relative_to(source)) for path in networks} | {"mamo/py.typed"}
+    return modules | own | {f"mamo/{path.relative_to(source)}" for path in configs}
 
 
 def make_environment(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mamo.config.shipped import find_network, networks_hint
 from mamo.hub import hub_folder
 from mamo.inference.hf_export import FILES, WEIGHTS, is_exported, read_exported
 from mamo.inference.model import Model, model_of
@@ -27,8 +28,8 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Preci
     torch.Size([2, 1])
 
     Args:
-        path: a run folder (its last checkpoint), a step folder, a folder written by `save_pretrained`, or a name on the
-            hub (`user/name`, needs network).
+        path: a run folder (its last checkpoint), a step folder, a folder written by `save_pretrained`, the name of a
+            shipped network, or a name on the hub (`user/name`, needs network). A folder that exists comes first.
         device: `auto` (CUDA if available), `cpu`, `cuda`, `cuda:1` or a `torch.device`.
         precision: of weights and activations; scores are always float32.
 
@@ -44,7 +45,7 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Preci
     """
     if not isinstance(path, str | os.PathLike):
         raise CheckpointError(f"give the path of a run, a step or an exported folder, not {path!r:.80}")
-    folder, name, where = Path(path), str(path), choose_device(device)
+    folder, name, where = find_network(Path(path)), str(path), choose_device(device)
     if is_exported(folder):
         return model_of(*read_exported(folder, where), precision)
     if not folder.exists() and not folder.parent.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
@@ -54,7 +55,8 @@ def load(path: str | Path, device: str | torch.device = "auto", precision: Preci
             raise CheckpointError(str(error)) from None
         return model_of(*read_exported(folder, where), precision)
     if not folder.is_dir():
-        raise CheckpointError(f"{path}: no such folder; give a run, a step or an exported folder{_near(folder)}")
+        hint = _near(folder) or networks_hint(folder)
+        raise CheckpointError(f"{path}: no such folder; give a run, a step or an exported folder{hint}")
     folder = checkpoint.resolve(folder)
     try:
         config = load_stored_config(folder)

@@ -10,7 +10,7 @@ from mamo.config.conventions import ALBEF, conventions_of
 from mamo.config.schema import RunConfig
 from mamo.config.values import Values
 from mamo.data.sampler import samples_seen
-from mamo.training.checkpoint import read_state
+from mamo.training.checkpoint import EVALUATIONS, read_state, run_folder
 from mamo.training.run_dir import RESULTS, read_evaluations
 
 
@@ -32,13 +32,14 @@ def model_card(folder: Path, config: RunConfig) -> str:
         "seed and precision": f"{config.seed}, {training.precision}",
         "versions": ", ".join(f"{name} {number}" for name, number in state["versions"].items()),
     }
-    lines = [f"# {folder.parent.parent.name}, {folder.name}", "", "| | |", "|---|---|"]
+    name = ", ".join(dict.fromkeys((run_folder(folder).name, folder.name)))
+    lines = [f"# {name}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     lines += ["", "## Lineage", ""]
     lines += [
         f"- {link['checkpoint']}, step {link['step']}, data `{link['data_fingerprint']}`" for link in state["ancestry"]
     ] or ["Random weights."]
-    for entry in _evaluations(folder, state["step"]):
+    for entry in evaluations_of(folder, state["step"]):
         lines += ["", f"## {entry['protocol']}, {entry['split']}", "", "| metric | % |", "|---|---|"]
         lines += [f"| {name} | {value:.1f} |" for name, value in entry["metrics"].items()]
     return "\n".join(lines) + "\n"
@@ -88,9 +89,9 @@ def _parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _evaluations(folder: Path, step: int) -> list[Values]:
+def evaluations_of(folder: Path, step: int) -> list[Values]:
     """Read the evaluations of this step: the run's own results and those of `evaluate.py`."""
-    run_folder = folder.parent.parent
-    folders = [run_folder, *sorted(file.parent for file in (run_folder / "evaluations").glob(f"*/{RESULTS}"))]
+    run = run_folder(folder)
+    folders = [run, *sorted(file.parent for file in (run / EVALUATIONS).glob(f"*/{RESULTS}"))]
     found = [entry for one in folders for entry in read_evaluations(one)]
     return [entry for entry in found if entry["step"] == step]

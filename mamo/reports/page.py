@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mamo.evaluation.results import remarks
 from mamo.reports.curves import plot_evaluations
+from mamo.training.checkpoint import run_folder
 from mamo.training.run_dir import CURVES, TIMING, atomic_write_text, read_jsonl
 
 REPORT = "report.html"
@@ -70,7 +71,7 @@ def write_report(
         numbers += f"<h3>They depend on (chance in percent, ties in queries)</h3>{_metrics_table(facts, '.4g')}"
     parts = [("Numbers, in percent", numbers), *sections, *_probes(metrics)]
     if step_folder is not None:
-        run = step_folder.parent.parent
+        run = run_folder(step_folder)
         parts += [*_curves(run), *_loading(run / TIMING)]
         parts.append(("The card of the checkpoint", as_html(card)))
     links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(parts))

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mamo.config.shipped import find_network, networks_hint
 from mamo.config.values import Values
 from mamo.distributed import is_sharded, rank
 from mamo.models.weights import WeightReport, save_file
@@ -36,6 +37,8 @@ MANIFEST = "manifest.json"
 _REQUIRED = ("state.json", "student.safetensors")
 _READ = (".safetensors", ".json", ".yaml", ".txt")
 LAST, BEST = "last", "best"
+EVALUATIONS = "evaluations"
+"""Folder in a run: the results of `mamo evaluate`, by protocol."""
 Resample = Callable[[Tensor], Tensor]
 
 
@@ -279,8 +282,9 @@ def verify(folder: Path) -> None:
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{folder}: not a complete checkpoint ({MANIFEST} is missing or unreadable)") from None
-    present = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in _READ and path.is_file()]
-    for name in sorted({*_REQUIRED, *present} - {MANIFEST, *expected}):
+    present = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in _READ and path.is_file()]
+    listed = {str(path) for path in present if path.parts[0] != EVALUATIONS}  # written into a copy outside of a run
+    for name in sorted({*_REQUIRED, *listed} - {MANIFEST, *expected}):
         raise CheckpointError(f"{folder}: damaged checkpoint, {MANIFEST} does not list {name}")
     for name, (n_bytes, digest) in expected.items():
         path = folder / name
@@ -315,11 +319,12 @@ def last_good(output_dir: Path) -> Path:
 
 
 def resolve(path: Path) -> Path:
-    """Return the verified step folder of a run folder or a step folder.
+    """Return the verified step folder of a run folder, a step folder, or a shipped network (`find_network`).
 
     Raises:
         CheckpointError: there is none, or it is damaged; the message names the newest undamaged one.
     """
+    path = find_network(path)
     run = path.parent if path.name == "checkpoints" else path
     if path.name == LAST and path.parent.name == "checkpoints":
         run = path.parent.parent
@@ -328,6 +333,7 @@ def resolve(path: Path) -> Path:
         missing = "" if path.exists() else " (no such file or folder)"
         raise CheckpointError(
             f"{path}: no checkpoint found{missing}; give a run folder or a checkpoints/step-NNNNNNN folder"
+            f"{networks_hint(path)}"
         )
     if folder == run / "checkpoints" / LAST and not (folder.is_symlink() and folder.is_dir()):
         return last_good(run)  # killed while `last` was replaced, or copied without links or with links followed
@@ -338,8 +344,13 @@ def resolve(path: Path) -> Path:
         for other in reversed(step_folders(folder.parent.parent)):
             if other.name < folder.name and _is_good(other):
                 raise CheckpointError(f"{error}; an earlier one is undamaged: checkpoint={other}") from None
-        raise
+        raise CheckpointError(f"{error}{networks_hint(path)}") from None
     return folder
+
+
+def run_folder(folder: Path) -> Path:
+    """Return the folder of the run of a step folder; a step folder outside of a run is its own."""
+    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
 def _is_good(folder: Path) -> bool:

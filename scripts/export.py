@@ -1,0 +1,6 @@
+"""Run `mamo export`."""
+
+from mamo.cli import run_command
+
+if __name__ == "__main__":
+    run_command("export")
