@@ -59,6 +59,7 @@ class CrossLayer(PostNormLayer, LayeredModule):
         is_valid: Tensor | None,
         key_value: KeyValue | None,
         output_positions: Tensor | None = None,
+        image_indices: Tensor | None = None,
     ) -> Tensor:
         """Transform text tokens.
 
@@ -68,6 +69,7 @@ class CrossLayer(PostNormLayer, LayeredModule):
             key_value: keys and values of the image from `project_image`; None leaves out what follows the
                 self-attention.
             output_positions: int64 [B, R], the positions to compute; None for all.
+            image_indices: see `FusionEncoder.fuse`.
 
         Returns:
             float [B, L, D] or [B, R, D].
@@ -76,7 +78,7 @@ class CrossLayer(PostNormLayer, LayeredModule):
             tokens = self.attend_text(tokens, is_valid, output_positions)
         elif output_positions is not None:
             tokens = gather_tokens(tokens, output_positions)
-        return tokens if key_value is None else self.attend_image(tokens, key_value)
+        return tokens if key_value is None else self.attend_image(tokens, key_value, image_indices)
 
     def project_image(self, image_tokens: Tensor) -> KeyValue:
         """Project encoded image tokens float [B, N, D_image] to keys and values."""
@@ -100,11 +102,25 @@ class CrossLayer(PostNormLayer, LayeredModule):
         """Compute the layer after its cross-attention: [B, R, D], ``attn_output`` [B, A, R, d] -> float [B, R, D]."""
         return self.transform(self.add(tokens, attn_output, self.cross_out, self.cross_norm))
 
-    def attend_image(self, tokens: Tensor, key_value: KeyValue) -> Tensor:
-        """Compute cross-attention and MLP: float [B, R, D], keys and values of `project_image` -> [B, R, D]."""
-        key, value = key_value
-        attn_output = attend(self.image_query(tokens), key, value, None, self.attention_dropout_p)
-        return self.cross_output_and_mlp(tokens, attn_output)
+    def attend_image(self, tokens: Tensor, key_value: KeyValue, image_indices: Tensor | None = None) -> Tensor:
+        """Compute cross-attention and MLP: float [B, R, D], keys and values of `project_image` -> [B, R, D].
+
+        Texts that are paired with the images in turn are one block of queries an image; see `FusionEncoder.fuse`.
+        """
+        query, (key, value), n_images = self.image_query(tokens), key_value, len(key_value[0])
+        n_chosen = 0 if image_indices is None else len(image_indices)
+        n_texts, n_heads, n_outputs, n_head = query.shape
+        turns, parts = (n_texts - n_chosen) // n_images, []
+        if turns > 0:
+            block = query[: n_texts - n_chosen].reshape(turns, n_images, n_heads, n_outputs, n_head)
+            block = block.permute(1, 2, 0, 3, 4).flatten(2, 3)  # [I, A, turns * R, d]
+            mixed = attend(block, key, value, None, self.attention_dropout_p).unflatten(2, (turns, n_outputs))
+            parts.append(mixed.permute(2, 0, 3, 1, 4).flatten(0, 1))  # [turns * I, R, A, d]
+        if n_chosen > 0:
+            rows = index_rows(key, image_indices), index_rows(value, image_indices)
+            mixed = attend(query[n_texts - n_chosen :], *rows, None, self.attention_dropout_p)
+            parts.append(mixed.transpose(1, 2))
+        return self.cross_output_and_mlp(tokens, (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(1, 2))
 
     def attend_image_with_weights(self, tokens: Tensor, key_value: KeyValue) -> tuple[Tensor, Tensor]:
         """Return `attend_image` and its attention weights [B, A, R, N], on which the result depends."""
@@ -176,11 +192,9 @@ class CrossFusion(FusionEncoder):
     ) -> Tensor:
         """Run the layers on the text tokens; the last one computes only ``output_positions``."""
         tokens = text
-        for index, (layer, (key, value)) in enumerate(zip(self.layers, _by_layer(image))):
+        for index, (layer, key_value) in enumerate(zip(self.layers, _by_layer(image))):
             needed = output_positions if layer is self.layers[-1] else None
-            # one layer at a time: the keys and values of all layers and pairs would be the largest tensor of a step
-            of_image = index_rows(key, image_indices), index_rows(value, image_indices)
-            tokens = layer(tokens, text_is_valid if index > 0 else None, of_image, needed)
+            tokens = layer(tokens, text_is_valid if index > 0 else None, key_value, needed, image_indices)
         return tokens
 
     def fuse_with_weights(

@@ -34,6 +34,15 @@ def index_rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
     return rows.index_select(0, chosen) if rows.device.type == "cpu" else rows[chosen]
 
 
+def image_rows(image: Tensor, n_texts: int, image_indices: Tensor | None) -> Tensor | None:
+    """Return the image of each text, int64 [B], by the rule of `FusionEncoder.fuse`; None for row by row."""
+    n_chosen = 0 if image_indices is None else len(image_indices)
+    if n_chosen == n_texts or (image_indices is None and n_texts == len(image)):
+        return image_indices
+    in_turn = torch.arange(n_texts - n_chosen, device=image.device) % len(image)
+    return in_turn if image_indices is None else torch.cat([in_turn, image_indices])
+
+
 def chunk_views(stacked: nn.Linear, prefix: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Split a stacked linear layer into views of its memory, named ``PREFIX.NAME.weight`` and ``.bias``."""
     parts = zip(names, stacked.weight.detach().chunk(len(names)), stacked.bias.detach().chunk(len(names)))
@@ -234,7 +243,8 @@ class FusionEncoder(LayeredModule, ABC):
             text_is_valid: bool [B, L], False for padding.
             output_positions: int64 [B, R], the fused tokens to compute, from `text_positions` and `patch_positions`.
                 None for all.
-            image_indices: int64 [B], the image of each text; None pairs them row by row.
+            image_indices: int64 [C], the images of the last C texts. The B - C texts before them, a multiple of I, are
+                paired with all images in turn, where `CrossFusion` copies no image. None pairs all texts in turn.
 
         Returns:
             float [B, S, D] or [B, R, D].
@@ -387,7 +397,8 @@ class Fusion(FusionEncoder):
         image_indices: Tensor | None = None,
     ) -> Tensor:
         """Run the layers on the concatenated tokens; the last one computes only ``output_positions``."""
-        tokens, is_valid = self.join(index_rows(image, image_indices), text, text_is_valid)
+        rows = image_rows(image, len(text), image_indices)
+        tokens, is_valid = self.join(index_rows(image, rows), text, text_is_valid)
         for layer in self.layers[:-1]:
             tokens = layer(tokens, is_valid)
         fused: Tensor = self.layers[-1](tokens, is_valid, output_positions)

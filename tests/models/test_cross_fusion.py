@@ -95,22 +95,29 @@ def test_embedded_sides_meet_in_any_pairing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cross", "concat"])
-def test_an_image_of_several_texts_equals_its_copies(kind: str) -> None:
-    """Bug: the images in turn instead of the chosen ones, or of an image's texts the last alone trains it."""
+@pytest.mark.parametrize(
+    ("chosen", "rows"),
+    [([2, 0, 2], [2, 0, 2]), ([1, 1, 0], [0, 1, 2, 0, 1, 2, 1, 1, 0]), (None, [0, 1, 2, 0, 1, 2]), (None, [0, 1, 2])],
+)
+def test_an_image_of_several_texts_equals_its_copies(kind: str, chosen: list[int] | None, rows: list[int]) -> None:
+    """Bug: an image's texts swapped, the images in turn instead of the chosen ones, or one text alone trains it."""
     image, text, is_valid = inputs()
+    text = torch.randn(len(rows), L, D)
+    is_valid = is_valid.repeat(3, 1)[: len(rows)]
     if kind == "cross":
         network: CrossFusion | Fusion = fusion()
     else:
         network = Fusion(D, 2, HEADS, MLP, image_width=24, grid=(2, 3), num_prefix_tokens=1, text_width=D).eval()
-    rows, weight, results = torch.tensor([2, 0, 2]), torch.randn(B, 1, D), []
-    read = network.text_positions(torch.zeros(B, 1, dtype=torch.int64))
+    indices = None if chosen is None else torch.tensor(chosen)
+    weight, results = torch.randn(len(rows), 1, D), []
+    read = network.text_positions(torch.zeros(len(rows), 1, dtype=torch.int64))
     for is_copied in (True, False):
         leaf = image.clone().requires_grad_()
         embedded, words = network.embed_image(leaf), network.embed_text(text, is_valid)
         if is_copied:
-            output = network.fuse(torch.stack([embedded[row] for row in rows.tolist()]), words, is_valid, read)
+            output = network.fuse(torch.stack([embedded[row] for row in rows]), words, is_valid, read)
         else:
-            output = network.fuse(embedded, words, is_valid, read, rows)
+            output = network.fuse(embedded, words, is_valid, read, indices)
         (output * weight).sum().backward()
         results.append((output, leaf.grad))
     torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)

@@ -230,10 +230,10 @@ class Itm(Loss[PairBatch]):
         first = torch.arange(0, n, size, device=text.device)[:, None]
         text_rows, image_indices = (text_negative + first).flatten(), (image_negative + first).flatten()
         own = torch.arange(n, device=text.device)
-        text_choice, image_choice = torch.cat([own, text_rows, own]), torch.cat([own, own, image_indices])
+        text_choice = torch.cat([own, text_rows, own])  # the first two of three with their own images
         cls = fusion.text_positions(torch.zeros(3 * n, 1, dtype=torch.int64, device=text.device))
         words = index_rows(text, text_choice)
-        fused = fusion.fuse(views["whole"], words, batch.is_valid[text_choice], cls, image_choice)
+        fused = fusion.fuse(views["whole"], words, batch.is_valid[text_choice], cls, image_indices)
         is_valid = torch.cat([torch.ones_like(own, dtype=torch.bool), has_text.flatten(), has_image.flatten()])
         return {"itm_cls": fused[:, 0], "itm_is_valid": is_valid}
 
