@@ -5,6 +5,7 @@ Losses are shares of the global batch, so gradients over processes are summed, n
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -174,16 +175,17 @@ def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]: 
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
     """Scale all gradients down to a joint L2 norm of `max_norm`; returns the norm before, of the whole network.
 
-    Infinity leaves them unchanged.
+    Infinity leaves them unchanged, and so does, on a CPU, a norm that is not above: a factor of 1 is not multiplied.
     """
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     sharded = [g.to_local() for g in gradients if is_sharded(g)]
-    if not sharded:
-        return nn.utils.clip_grad_norm_([p for p in network.parameters() if p.grad is not None], max_norm)
     replicated = [g for g in gradients if not is_sharded(g)]
-    square = all_reduce_sum(nn.utils.get_total_norm(sharded).square()) + nn.utils.get_total_norm(replicated).square()
-    norm = square.sqrt()
-    torch._foreach_mul_([*sharded, *replicated], (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as PyTorch clips
+    norm = nn.utils.get_total_norm(replicated)
+    if sharded:
+        norm = (all_reduce_sum(nn.utils.get_total_norm(sharded).square()) + norm.square()).sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch clips
+    if not math.isinf(max_norm) and not (norm.device.type == "cpu" and factor == 1):
+        torch._foreach_mul_([*sharded, *replicated], factor)
     return norm
 
 
