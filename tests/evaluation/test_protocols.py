@@ -14,7 +14,7 @@ from mamo.evaluation.protocols import (
     protocol_of,
     split_of,
 )
-from mamo.tasks.registry import TASKS, build_config, is_same_network
+from mamo.tasks.registry import build_config, is_same_network, task_class
 
 MLIM = {
     "masking": {"mode": "modality_aware"},
@@ -33,7 +33,7 @@ def applied(name, values):
 
 
 def name_of(config):
-    return protocol_of(config, TASKS[config.task].scenes_protocol)
+    return protocol_of(config, task_class(config.task).scenes_protocol)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_every_protocol_gives_a_valid_config_from_a_checkpoint_of_its_task(name,
     open_setting = {"pairs-zeroshot": "-k16", "records-vqa": "-k16", "records-grounding": "-fusion"}.get(name, "")
     assert protocol_name(name, config) == name + open_setting
     assert split_of(name, config) == PROTOCOLS[name].split or (is_file and split_of(name, config) == "testA")
-    task = object.__new__(TASKS[config.task])
+    task = object.__new__(task_class(config.task))
     task.config = config
     assert task.describe_scorer()
     if PROTOCOLS[name].n_records:
