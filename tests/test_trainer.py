@@ -260,9 +260,13 @@ def test_the_best_checkpoint_is_kept(
     restored = evaluator.restore(best, "scenes-easy-zeroshot", [])  # whose evaluation has no `every_steps`
     assert (restored.folder.name, restored.config.training.keep_best) == ("step-0000006", None)
     values = iter([9.0])
-    other = tiny(training={**short, "keep_best": "itc/i2t"}, evaluation=every, output_dir=f"{run}-other")
+    other = tiny(training={**short, "keep_best": "itc/i2t_r5"}, evaluation=every, output_dir=f"{run}-other")
     message = fails(lambda: trainer.train(other, is_resume=False))
-    assert "training.keep_best: the evaluation has no 'itc/i2t', but itc/i2t_r1" in message
+    assert "training.keep_best: the evaluation has no 'itc/i2t_r5', but itc/i2t_r1" in message
+    typo = tiny(training={**short, "keep_best": "itc/i2t"}, evaluation=every, output_dir=f"{run}-typo")
+    message = fails(lambda: trainer.train(typo, is_resume=False))
+    assert "training.keep_best: task pretrain has no metric 'itc/i2t'; its metrics: itc/rsum, itc/i2t_r*" in message
+    assert not Path(f"{run}-typo/metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Prepare data: validate and check files, index shards, train a tokenizer, export scenes, build data sets."""
+"""Prepare data: validate, check and split files, index shards, train a tokenizer, export scenes, build data sets."""
 
 import argparse
 import functools
@@ -91,6 +91,10 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
     tokenizer = add("tokenizer", _tokenizer, "train WordPiece on pairs files or text, one caption a line")
     tokenizer.add_argument("files", type=Path, nargs="+")
     tokenizer.add_argument("--size", type=int, required=True, help="largest number of tokens")
+    split = add("split", _split, "split a pairs file into training and held-out pairs, by image")
+    split.add_argument("file", type=Path, help="JSON Lines, CSV or TSV; the two files are written next to it")
+    split.add_argument("--held-out", type=float, default=0.1, help="share of the images (default: %(default)s)")
+    split.add_argument("--overwrite", action="store_true", help="replace existing files")
     index = add("index", _index, "write the position of each pair in a folder of tar shards")
     index.add_argument("folder", type=Path)
     index.add_argument("--workers", type=positive, default=1, help="processes that read shards")
@@ -131,7 +135,7 @@ def make_parser(prog: str | None) -> argparse.ArgumentParser:
             default=[],
             help="field of the captions (default: caption); repeatable; in build a path: conversations[-1].value",
         )
-    for reader in (validate, check, tokenizer, shards):
+    for reader in (validate, check, split, tokenizer, shards):
         reader.add_argument("--columns", type=_names, default=[], help="of a table without a header: image,caption")
     for reader in (validate, check):
         reader.add_argument("file", type=Path)
@@ -184,6 +188,12 @@ def _tokenizer(arguments: argparse.Namespace) -> Outcome:
         arguments.files, arguments.size, arguments.to, overwrite=arguments.overwrite, read_as=_read_as(arguments)
     )
     return [f"{arguments.to}: {n_tokens} tokens"], True
+
+
+def _split(arguments: argparse.Namespace) -> Outcome:
+    from mamo.data.split import split_pairs
+
+    return split_pairs(arguments.file, arguments.held_out, arguments.columns, arguments.overwrite), True
 
 
 def _index(arguments: argparse.Namespace) -> Outcome:

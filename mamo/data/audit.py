@@ -34,7 +34,8 @@ class AuditReport:
     """Number of images of both sets; the evaluation images in the pre-training data by id, and by looks.
 
     `by_id` has (evaluation image, pre-training image) of each; `by_looks` also the number of different bits of their
-    hashes, at most `distance`, the most similar first.
+    hashes, at most `distance`, the most similar first. `n_plain` are the numbers of images of too low a contrast for
+    a hash, of both sets.
     """
 
     n_train: int
@@ -43,6 +44,7 @@ class AuditReport:
     by_looks: tuple[tuple[str, str, int], ...]
     unreadable: tuple[str, ...]
     distance: int
+    n_plain: tuple[int, int]
 
     def lines(self) -> list[str]:
         """Format the report, with the first ten pairs by looks."""
@@ -55,6 +57,11 @@ class AuditReport:
             f"{len(self.by_looks)} ({share}); look at them, drawings and plain pictures are often alike",
             *(f"  {one} looks like {other} ({bits} bits)" for one, other, bits in self.by_looks[:_MAX_LISTED]),
             *([f"  and {hidden} more; --to FILE lists all, --distance 0 only equal hashes"] if hidden > 0 else []),
+            *(
+                [f"compared by id only, their contrast is too low for a hash: {self.n_plain[0]} and {self.n_plain[1]}"]
+                if any(self.n_plain)
+                else []
+            ),
             *(f"unreadable: {name}" for name in self.unreadable),
         ]
 
@@ -100,7 +107,10 @@ def find_overlap(
         raise ValueError(f"distance must be between 0 and 63 of 64 bits, got {distance}")
     train, held_out = _images(train_file, train_split), _images(eval_file, eval_split)
     unreadable: list[str] = []
-    train_hash, eval_hash = (dict(_hashes(images, unreadable)) for images in (train, held_out))
+    train_hash = dict(_hashes(train, unreadable))
+    n_plain = len(train) - len(train_hash) - len(unreadable)
+    eval_hash = dict(_hashes(held_out, unreadable))
+    both = n_plain, len(train) + len(held_out) - len(train_hash) - len(eval_hash) - len(unreadable) - n_plain
     names = list(train_hash)
     index = HashIndex(np.array([train_hash[name] for name in names], np.uint64), distance)
     by_looks = []
@@ -111,7 +121,7 @@ def find_overlap(
             by_looks.append((str(held_out[name]), str(train[names[row]]), bits))
     by_looks.sort(key=lambda pair: pair[2])
     by_id = tuple((str(held_out[name]), str(train[name])) for name in held_out if name in train)
-    return AuditReport(len(train), len(held_out), by_id, tuple(by_looks), tuple(unreadable), distance)
+    return AuditReport(len(train), len(held_out), by_id, tuple(by_looks), tuple(unreadable), distance, both)
 
 
 def _images(file: Path, split: str | None) -> dict[str, str | ShardMember]:

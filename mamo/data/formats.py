@@ -37,7 +37,17 @@ def name_binary(start: bytes) -> str:
     """Return "FORMAT; REMEDY" for the first 512 bytes of a file in a format that is not read, else ""."""
     if start[257:262] == b"ustar":
         return "a tar archive; give it the suffix .tar"
-    return next((text for magic, text in _BINARY if start.startswith(magic)), "")
+    known = next((text for magic, text in _BINARY if start.startswith(magic)), "")
+    return known or _name_utf16(start)
+
+
+def _name_utf16(start: bytes) -> str:
+    """Name UTF-16 without a byte order mark; most characters are ASCII: one byte is 0."""
+    for first, form in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        zeros, others = start[first::2], start[1 - first :: 2]
+        if 2 * zeros.count(0) > len(zeros) and not others.count(0):
+            return f"{form} text without a byte order mark; convert it with iconv -f {form} -t UTF-8"
+    return ""
 
 
 def name_table(path: Path, text: str) -> str:

@@ -50,9 +50,12 @@ def as_bert_config(values: Mapping[str, Any]) -> BertConfig:
     """Return the BERT that computes what the encoder of a config.json does.
 
     Raises:
-        ValueError: its layers are not BERT's.
+        ValueError: its layers are not BERT's, or it has none.
     """
     kind = values.get("model_type", "bert")
+    layers = values.get("n_layers" if kind == "distilbert" else "num_hidden_layers", 1)
+    if kind in BERT_SHAPED and (not isinstance(layers, int) or layers < 1):
+        raise ValueError(f"a {kind!r} model with {layers!r} layers; choose one with at least one")
     if kind == "bert":
         return BertConfig.from_dict(dict(values))
     if kind in _ROBERTA:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -28,6 +29,7 @@ def model_card(folder: Path, config: RunConfig) -> str:
         ),
         "training data": f"{_data(config)}, fingerprint `{state['data_fingerprint']}`",
         **_seen(config, state),
+        **_mim_target(config),
         "conventions": _conventions(config),
         "seed and precision": f"{config.seed}, {training.precision}",
         "versions": ", ".join(f"{name} {number}" for name, number in state["versions"].items()),
@@ -66,6 +68,18 @@ def _seen(config: RunConfig, state: Values) -> Values:
     if len(sources) < 2:
         return {}
     return {"pictures seen": seen_line(config, sources, state["step"])}
+
+
+def _mim_target(config: RunConfig) -> Values:
+    """Name the frozen encoder whose features MIM predicts, with the run or the weights that it is of."""
+    losses: Any = getattr(config, "losses", None)
+    if getattr(losses, "mim_target", None) != "encoder":
+        return {}
+    encoder = losses.mim_encoder
+    source = (
+        f"the image encoder of {encoder.checkpoint}" if encoder.checkpoint else f"{encoder.name}, {encoder.weights}"
+    )
+    return {"MIM target": f"frozen features: {source}"}
 
 
 def seen_line(config: RunConfig, sources: Sequence[tuple[str, int]], step: int) -> str:

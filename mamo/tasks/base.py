@@ -1,5 +1,6 @@
 """The abstract class of a task: its network, data, losses, evaluation and report."""
 
+import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -204,9 +205,25 @@ class Task(ABC, Generic[BatchT, TargetsT]):
         return found
 
     def check_files(self) -> None:
-        """Call `check_evaluation_files` on each of `data.eval_file`."""
+        """Call `check_evaluation_files` on each of `data.eval_file`, and check the name of `training.keep_best`."""
         for _ in self.each_eval_file():
             self.check_evaluation_files()
+        if self.config.training.keep_best is not None and self.metric_patterns:
+            self.check_metric(self.config.training.keep_best)
+
+    def check_metric(self, name: str) -> None:
+        """Raise ValueError unless the name fits `metric_patterns`, after that of one of several held-out files."""
+        files = self.config.data.eval_names
+        file, _, own = name.partition("/")
+        patterns = [pattern for pattern in self.metric_patterns if not files or pattern.startswith("items/")]
+        fits = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        fits |= file in files and any(fnmatch.fnmatchcase(own, pattern) for pattern in self.metric_patterns)
+        if not fits:
+            before = f"{'|'.join(files)}/" if files else ""
+            raise ValueError(
+                f"training.keep_best: task {self.config.task} has no metric {name!r}; its metrics: "
+                f"{', '.join(before + pattern for pattern in self.metric_patterns)}"
+            )
 
     def evaluate_items(self, predictor: Predictor, folder: Path) -> Metrics:
         """Score `evaluation.items_files` in fp32; `predictor` has fp32 weights, `folder` takes the scores of each item.
@@ -231,6 +248,9 @@ class Task(ABC, Generic[BatchT, TargetsT]):
 
     # ---- names of its numbers ---------------------------------------------------------------------------------------
 
+    metric_patterns: ClassVar[tuple[str, ...]] = ()
+    """Globs of the names of its metrics, by which `training.keep_best` is checked before the first step; () of a task
+    that does not list them."""
     scenes_protocol: ClassVar[str] = ""
     """Last part of the name of its protocol in the embedded world, `scenes-DIFFICULTY-NAME`."""
 

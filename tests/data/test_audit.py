@@ -80,10 +80,12 @@ def test_blank_and_broken_pictures(tmp_path: Path) -> None:
     """Bug: all blank pages are found in each other, or an unreadable image counts as clean."""
     blank = Image.new("RGB", (90, 90), (250, 250, 250))
     train, held_out = write(tmp_path / "a", {"x": blank}), write(tmp_path / "b", {"y": blank, "z": picture(1)})
-    assert find_overlap(train, held_out).is_complete
+    report = find_overlap(train, held_out)
+    assert report.is_complete
+    assert "compared by id only, their contrast is too low for a hash: 1 and 1" in report.lines()
     (tmp_path / "b/z.png").write_bytes(b"")
     report = find_overlap(train, held_out)
-    assert not report.is_complete
+    assert (report.is_complete, report.n_plain) == (False, (1, 1))
     assert "z.png: zero bytes" in report.lines()[-1]
 
 

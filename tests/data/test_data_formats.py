@@ -28,6 +28,8 @@ ROW = '{"image": "a.jpg", "caption": "a kite"}\n'
         ("a.tar.gz", gzip.compress(ROW.encode(), mtime=0), "a gzip file; unpack it with gunzip or tar -xzf"),
         ("a.xlsx", b"PK\x03\x04" + bytes(30), "a ZIP archive or spreadsheet"),
         ("a.jsonl", ROW.encode("utf-16"), "UTF-16 text; convert it with iconv"),
+        ("a.jsonl", ROW.encode("utf-16-le"), "UTF-16LE text without a byte order mark; .*iconv -f UTF-16LE"),
+        ("a.csv", "image,caption\na.jpg,ein Fußball\n".encode("utf-16-be"), "UTF-16BE text without a byte order mark"),
         ("a.db", b"SQLite format 3\0" + bytes(30), "an SQLite database"),
         ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(30), "a JPEG image; name a file of records"),
         (

@@ -5,7 +5,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, GPT2Config, RobertaConfig
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+    DistilBertConfig,
+    GPT2Config,
+    RobertaConfig,
+)
 
 from mamo.models.fusion import Fusion
 from mamo.models.heads import MLMHead
@@ -192,5 +200,8 @@ def test_config_is_read_from_a_folder(tmp_path: Path) -> None:
     GPT2Config().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ValueError, match="describes a 'gpt2' model, whose layers are not those of a BERT"):
         bert_config_from(str(tmp_path / "gpt2"))
+    DistilBertConfig(n_layers=0).save_pretrained(tmp_path / "empty")
+    with pytest.raises(ValueError, match="describes a 'distilbert' model with 0 layers; choose one with at least one"):
+        bert_config_from(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="absent"):
         bert_config_from(str(tmp_path / "absent"))

@@ -1,5 +1,6 @@
 """Every kind of task in the one loop: from a checkpoint to numbers, resumed, planned, split and reproduced."""
 
+import fnmatch
 import json
 import logging
 import re
@@ -15,14 +16,16 @@ from safetensors.torch import load_file
 from mamo import estimate
 from mamo.config.schema import RunConfig
 from mamo.evaluator import evaluate
+from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.reasoning.batch import ReasoningBatch
-from mamo.tasks.registry import finetune_config, load_config
+from mamo.tasks.registry import TASKS, finetune_config, load_config
 from mamo.tasks.vqa.batch import ANSWERS, VqaBatch
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint
 from mamo.training.failure import NonFiniteLoss
-from tests.tiny import finetuning_values, write_config
+from tests.tiny import config_of, finetuning_values, write_config
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("no_curves")
 CHILDREN: dict[str, tuple[str, dict[str, Any]]] = {  # task and further sections
     "decoder": ("vqa", {}),
@@ -182,3 +185,25 @@ def test_a_non_finite_loss_can_be_reproduced(kind: str, made: Any, loss: str, pr
     fresh = TrainingRun(load_config(folder / "config.yaml").model_copy(update={"checkpoint": None}))
     checkpoint.load_module(folder, "student", fresh.task.network)
     assert fresh.dry_run_loop("fp32", folder).backward(batch, 0)[1][f"loss/{loss}"].isnan()
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("tests/fixtures/version_0_1/*/results.json")), ids=str)
+def test_the_metrics_of_past_results_can_be_kept_by(file: Path) -> None:
+    """Bug: `training.keep_best` refuses a metric that the task has, or takes one that it never has."""
+    run = json.loads(file.read_text())["evaluations"][0]
+    task = {"cross": "pretrain"}.get(file.parent.name, file.parent.name)
+    patterns = TASKS[task].metric_patterns
+    assert all(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in run["metrics"])
+    assert all(not any(fnmatch.fnmatchcase(name[:-1], p) for p in patterns if "*" not in p) for name in run["metrics"])
+
+
+def test_the_metric_to_keep_by_has_the_name_of_its_file() -> None:
+    """Bug: of several held-out files a metric of the first is kept by, or none is taken."""
+    config = config_of(data={"source": "pairs", "train_file": "a", "eval_file": ["b/val.jsonl", "c/test.jsonl"]})
+    task: Any = object.__new__(PretrainTask)
+    task.config = config
+    task.check_metric("test/itc/rsum")
+    task.check_metric("items/aro/itc/accuracy")
+    for name in ("itc/rsum", "tets/itc/rsum", "val/itc/rsun"):
+        with pytest.raises(ValueError, match=f"has no metric '{name}'; its metrics: val|test/itc/rsum"):
+            task.check_metric(name)

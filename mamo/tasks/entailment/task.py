@@ -79,6 +79,10 @@ class EntailmentTask(Task[EntailmentBatch, None]):
         return [("Entailment: true labels in rows, predicted ones in columns", confusion_table(folder / PREDICTIONS))]
 
     scenes_protocol = "entailment"
+    metric_patterns = (
+        *("entailment/accuracy", "entailment/majority", "entailment/interval_*", "text_only/accuracy"),
+        *("entailment/entailment", "entailment/neutral", "entailment/contradiction"),
+    )
 
     def describe_scorer(self) -> str:
         """Name the head, and the control without pictures."""

@@ -47,6 +47,7 @@ class GroundingTask(PretrainTask):
         return evaluate_grounding(self.config, predictor)
 
     scenes_protocol = "grounding"
+    metric_patterns = ("grounding/pointing", "grounding/proposal", "grounding/random_proposal", "grounding/upper_bound")
 
     def describe_scorer(self) -> str:
         """Name the heat and the score of a box."""

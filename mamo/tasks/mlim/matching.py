@@ -77,6 +77,7 @@ class MatchingTask(Task[ListingBatch, None]):
         return f"{len(self.image_encoder.convolutions)} convolutions"
 
     scenes_protocol = "matching"
+    metric_patterns = ("matching/pr_auc/*",)
 
     def describe_scorer(self) -> str:
         """Name the head and the metric."""

@@ -67,6 +67,7 @@ class MlimTask(ObjectiveTask[MlimBatch]):
         return f"{len(self.image_encoder.convolutions)} convolutions"
 
     scenes_protocol = "mlim"
+    metric_patterns = ("masked_word/*", "recon/error", "recon/error_of_mean")
 
     def describe_scorer(self) -> str:
         """Name the two read-outs."""

@@ -13,7 +13,7 @@ import functools
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -273,6 +273,12 @@ class PretrainTask(ObjectiveTask[PairBatch]):
         return [*sample_pictures(predictor, self.config, rows), *item_sections(self.config, folder)]
 
     scenes_protocol = "zeroshot"
+    metric_patterns: ClassVar[tuple[str, ...]] = (
+        *("itc/rsum", "itc/i2t_r*", "itc/t2i_r*", "rerank/rsum", "rerank/i2t_r*", "rerank/t2i_r*"),
+        *("probe/*/itc", "probe/*/itm", "masked_word/*", "eccv/*", "cxc/*", "items/*"),
+        *("grounding/pointing", "grounding/proposal", "grounding/random_proposal", "grounding/upper_bound"),
+        *("statements/accuracy", "statements/majority", "statements/interval_*"),
+    )
 
     def describe_scorer(self) -> str:
         """Name the ranking."""

@@ -83,6 +83,10 @@ class ReasoningTask(Task[ReasoningBatch, None]):
         return evaluate_reasoning(self.config, predictor, folder)
 
     scenes_protocol = "nlvr2"
+    metric_patterns = (
+        *("reasoning/accuracy", "reasoning/consistency", "reasoning/majority", "reasoning/interval_*"),
+        "reasoning/*/*",
+    )
 
     def describe_scorer(self) -> str:
         """Name the head."""

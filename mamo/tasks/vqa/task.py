@@ -130,6 +130,10 @@ class VqaTask(Task[VqaBatch, None]):
         return answer_confusion(answered, [record for record in records if record.question_id in answered], rows)
 
     scenes_protocol = "vqa"
+    metric_patterns = (
+        *("vqa/accuracy", "vqa/accuracy/*", "vqa/majority"),
+        *("question_only/accuracy", "question_only/accuracy/*"),
+    )
 
     def describe_scorer(self) -> str:
         """Name the head and its shortlist."""

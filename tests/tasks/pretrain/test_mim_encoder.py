@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import mamo
 from mamo.config.schema import RunConfig
+from mamo.reports.card import model_card
 from mamo.trainer import TrainingRun, train
 from tests.tiny import TWO_STEPS, config_of
 
@@ -85,6 +86,30 @@ def test_the_encoder_is_frozen_and_kept_with_the_run(tiny: Callable[..., RunConf
     model.save_pretrained(tmp_path / "exported")
     assert json.loads((tmp_path / "exported" / "mim_encoder.json").read_text())["image_size_px"] == [8, 8]
     mamo.load(tmp_path / "exported")
+    card = model_card(last, config)
+    assert f"| MIM target | frozen features: {NAME}, {tmp_path}/source/vit.safetensors |" in card
+    assert "| MIM target | frozen features: the image encoder of runs/a |" in model_card(
+        last, tiny(**sections(checkpoint="runs/a"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (NAME, "timm's weights of vit_tiny_patch16_224 are not in the cache, .*: name a file or folder of them"),
+        (
+            "facebook/dinov2-small",
+            "'facebook/dinov2-small' is not a timm model; give timm's name of it, and",
+        ),
+    ],
+)
+def test_names_that_cannot_be_fetched_are_named(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    """Bug: the hub client's own text, which says nothing of the key, or a name of the hub without a remedy."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=message):
+        TrainingRun(tiny(**sections(name=name, patch_size_px=8)))
 
 
 def test_what_cannot_be_a_target_is_named(tiny: Callable[..., RunConfig], pretrained: Path) -> None:
