@@ -30,8 +30,8 @@ from mamo.commands.shared import is_first_rank
 from mamo.training.preemption import Preempted, prompt_end
 
 COMMANDS = (
-    "pretrain", "finetune", "evaluate", "data", "card", "compare", "plot", "embed", "export", "probe", "pipeline",
-    "study", "aggregate-folds", "benchmark", "keys",
+    "pretrain", "finetune", "evaluate", "data", "card", "compare", "plot", "demo", "embed", "export", "probe",
+    "pipeline", "study", "aggregate-folds", "benchmark", "keys",
 )  # fmt: skip
 """Each is a module of `mamo.commands` with `main(argv, prog) -> exit code or None`."""
 MISTAKE = 2

@@ -74,17 +74,27 @@ def write_report(
         run = run_folder(step_folder)
         parts += [*_curves(run), *_loading(run / TIMING)]
         parts.append(("The card of the checkpoint", as_html(card)))
-    links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(parts))
+    atomic_write_text(folder / REPORT, html_page(title, parts))
+    return folder / REPORT
+
+
+def html_page(title: str, sections: Sequence[tuple[str, str]], opening: str = "") -> str:
+    """Return a self-contained HTML page.
+
+    Args:
+        title: the heading.
+        sections: (title, HTML fragment) in order; the page begins with links to them.
+        opening: HTML fragment between heading and links.
+    """
+    links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(sections))
     body = "".join(
-        f'<section id="s{k}"><h2>{html.escape(name)}</h2>{content}</section>' for k, (name, content) in enumerate(parts)
+        f'<section id="s{k}"><h2>{html.escape(name)}</h2>{content}</section>'
+        for k, (name, content) in enumerate(sections)
     )
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
-    page = f"<h1>{html.escape(title)}</h1><nav>{links}</nav>{body}"
-    atomic_write_text(
-        folder / REPORT, f'<!doctype html><html lang="en"><head>{head}</head><body>{page}</body></html>\n'
-    )
-    return folder / REPORT
+    page = f"<h1>{html.escape(title)}</h1>{opening}<nav>{links}</nav>{body}"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{page}</body></html>\n'
 
 
 def _by_file(metrics: Mapping[str, float], files: Sequence[str]) -> list[tuple[str, dict[str, float]]]:

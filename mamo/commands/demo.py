@@ -1,0 +1,31 @@
+"""Write a page of what a network does with pictures drawn on the spot: `mamo demo [checkpoint=RUN] --to demo.html`.
+
+The page has retrieval, heat maps, masked words and true and false sentences, on held-out pictures of the embedded
+world. Without `checkpoint=` the network is `scenes_1h`, which comes with the package.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mamo.commands.shared import announce
+from mamo.config.values import expand_path
+
+_KEY = "checkpoint="
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Read the arguments, write the page, print its path."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "checkpoint", nargs="?", default=f"{_KEY}scenes_1h", help="checkpoint=RUN (default: %(default)s)"
+    )
+    parser.add_argument("--to", type=Path, default=Path("demo.html"), help="file to write (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    name = expand_path(arguments.checkpoint.removeprefix(_KEY))
+    announce("demo", name)
+    from mamo.inference.demo import write_demo  # here, so that --help imports no torch
+    from mamo.inference.loading import load
+
+    write_demo(load(name), name, arguments.to)
+    print(arguments.to)
