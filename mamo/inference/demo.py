@@ -19,7 +19,6 @@ from mamo.world.scene import WORLD_SEED, SceneWorld
 ROWS = 6
 """Queries, expressions and statements of each kind."""
 _PER_PROBE = 3
-_TRUE_FROM = 0.5
 
 
 def write_demo(model: Model, name: str, to: Path) -> None:
@@ -83,22 +82,33 @@ def _entailed(model: Model, world: SceneWorld) -> tuple[str, str]:
 
 
 def _matched(model: Model, world: SceneWorld) -> tuple[str, str]:
-    """Show a true and a false sentence about each picture, with the probability of a match."""
-    items = [(probe, item) for probe in PROBES for item in probe_items(world, probe, _PER_PROBE)]
+    """Show a true and a false sentence about each picture, the true one first, with the probability of a match."""
+    items = [
+        (probe, item)
+        for number, probe in enumerate(PROBES, 1)
+        for item in probe_items(world, probe, number * _PER_PROBE)[-_PER_PROBE:]  # other pictures for each kind
+    ]
     pictures = [render(world.scene("test", item.scene_index), model.config.data.image_size) for _, item in items]
     true, false = (
         model.match(pictures, texts).tolist()
         for texts in ([item.caption for _, item in items], [item.foil for _, item in items])
     )
     cells = []
-    for (probe, item), picture, *found in zip(items, pictures, true, false, strict=True):
-        lines = [
-            f"<li class={'hit' if (value >= _TRUE_FROM) == is_true else 'miss'}>{html.escape(text)} "
-            f"<b>{'true' if value >= _TRUE_FROM else 'false'}</b> ({value:.2f})</li>"
-            for text, value, is_true in zip((item.caption, item.foil), found, (True, False), strict=True)
-        ]
+    for (probe, item), picture, match, other in zip(items, pictures, true, false, strict=True):
+        lines = _sentence(item.caption, match, "hit" if match > other else "")
+        lines += _sentence(item.foil, other, "miss" if other > match else "")
         kind = html.escape(probe.replace("_", " "))
         shown = img_tag(picture, item.caption)
-        cells.append(f'<div class="row">{shown}<div>{kind}<ol>{"".join(lines)}</ol></div></div>')
-    title = "A true and a false sentence, judged by the ITM head: this network has no entailment head"
+        cells.append(f'<div class="row">{shown}<div>{kind}<ol>{lines}</ol></div></div>')
+    title = (
+        "A true sentence, then a false one; bold is the likelier by the ITM head (this network has no entailment head)"
+    )
     return title, "".join(cells)
+
+
+def _sentence(text: str, probability: float, mark: str) -> str:
+    """Format one sentence; with a mark in bold, green or red."""
+    shown = html.escape(text)
+    if mark:
+        return f"<li><b class={mark}>{shown}</b> ({probability:.2f})</li>"
+    return f"<li class=miss>{shown} ({probability:.2f})</li>"

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 import mamo
 from mamo.cli import main
@@ -62,29 +63,29 @@ def test_a_page_is_whole_and_names_the_head(
     page = Page(text)
     assert [re.split("[,:]", heading)[0] for heading in page.headings] == [
         "Images to texts", "Texts to images", "Expressions", "Masked words", "Masked patches",
-        "A true and a false sentence", "The card of the checkpoint",
+        "A true sentence", "The card of the checkpoint",
     ]  # fmt: skip
-    assert "by the ITM head: this network has no entailment head" in text
+    assert "by the ITM head (this network has no entailment head)" in text
     assert all(source.startswith("data:image/") for source in page.sources)
     world = SceneWorld("easy", WORLD_SEED)
-    model = mamo.load("scenes_1h")
-    for probe in PROBES:
-        item = probe_items(world, probe, 1)[0]
-        for sentence in (item.caption, item.foil):
-            (shown,) = {line for line in page.texts if re.match(rf"{re.escape(sentence)} (true|false) \(", line)}
-            found = re.search(r"(true|false) \((\d\.\d\d)\)", shown)
-            assert found is not None
-            assert found[1] == ("true" if float(found[2]) >= 0.5 else "false")
-    # the page follows the network: one that always says yes calls every false sentence true
-    monkeypatch.setattr(model, "match", lambda images, texts: mamo.Model.match(model, images, texts) * 0 + 1)
+    for number, probe in enumerate(PROBES, 1):
+        for item in probe_items(world, probe, 3 * number)[-3:]:
+            for sentence in (item.caption, item.foil):
+                assert any(re.fullmatch(rf"{re.escape(sentence)} \(\d\.\d\d\)", line) for line in page.texts)
+    # the page follows the network: one that likes false sentences better is wrong everywhere
+    model, liked = mamo.load("scenes_1h"), iter([0.25, 0.75])
+    monkeypatch.setattr(model, "match", lambda _, texts: torch.full((len(texts),), next(liked)))
     monkeypatch.setattr(demo, "sample_pictures", lambda *_: [])
-    write_demo(model, "yes", tmp_path / "yes.html")
-    lines = re.findall(r"<li class=(hit|miss)>[^<]* <b>true</b> \(1.00\)", (tmp_path / "yes.html").read_text())
-    assert lines == ["hit", "miss"] * 15
+    write_demo(model, "wrong", tmp_path / "wrong.html")
+    found = re.findall(
+        r"<li(?: class=|><b class=)(hit|miss)>[^<]*(?:</b>)? \((0.[27]5)\)", (tmp_path / "wrong.html").read_text()
+    )
+    assert found == [("miss", "0.25"), ("miss", "0.75")] * 15
+    assert "<b class=hit>" not in (tmp_path / "wrong.html").read_text()
     elsewhere = model.config.data.model_copy(update={"source": "pairs"})
     model.config = model.config.model_copy(update={"data": elsewhere})
     with pytest.raises(ValueError, match="was trained on pairs, and the demo draws pictures of the embedded world"):
-        write_demo(model, "yes", tmp_path / "yes.html")
+        write_demo(model, "pairs", tmp_path / "pairs.html")
 
 
 @pytest.mark.usefixtures("no_curves")
