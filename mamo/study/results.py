@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mamo.config.values import Values
@@ -12,6 +12,9 @@ from mamo.training.run_dir import METRICS, RESULTS, TIMING, atomic_write_text, r
 
 TRIALS = "cells.jsonl"
 PACKAGE = Path(__file__).parents[1]
+ITM_BEGINS = "itm_begins_step"
+"""Name of the metric: a step, not a percentage. Absent where ITM does not begin."""
+_ITM_WINDOW, _ITM_BEGUN = 20, 0.57
 Row = Values
 
 
@@ -94,7 +97,7 @@ def finished_row(trial: Trial, runs: Path) -> Row | None:
         "versions": last[-1]["versions"],
         "sources": _sources_of(trial, runs),
         "losses": _flat(_last_losses(run_folder)),
-        "metrics": {name: round(value, 4) for name, value in last[-1]["metrics"].items()},
+        "metrics": {name: round(value, 4) for name, value in last[-1]["metrics"].items()} | _start_of_itm(stages, runs),
     }
 
 
@@ -102,6 +105,31 @@ def _train_s(trial: Trial, runs: Path) -> float:
     rates = [row["samples_per_s"] for row in read_jsonl(runs / trial.config_hash / TIMING)]
     seconds: float = sum(trial.config.training.batch_size_global / rate for rate in rates)
     return seconds
+
+
+def _start_of_itm(stages: Sequence[Trial], runs: Path) -> dict[str, float]:
+    """Return `ITM_BEGINS` of the first stage in which ITM begins; empty where it does in none."""
+    for stage in stages:
+        step = itm_begins_step(read_jsonl(runs / stage.config_hash / METRICS))
+        if step is not None:
+            return {ITM_BEGINS: float(step)}
+    return {}
+
+
+def itm_begins_step(rows: Sequence[Values]) -> int | None:
+    """Return the first step at which the mean ITM loss of the last 20 steps is below 0.57; None if there is none.
+
+    A predictor of the class frequencies has 0.6365 nats, at which the loss stays for hundreds of steps.
+
+    Args:
+        rows: of `metrics.jsonl`, in the order of the steps.
+    """
+    losses = [row["loss/itm"] for row in rows if "loss/itm" in row]
+    steps = [row["step"] for row in rows if "loss/itm" in row]
+    for end in range(_ITM_WINDOW, len(losses) + 1):
+        if sum(losses[end - _ITM_WINDOW : end]) / _ITM_WINDOW < _ITM_BEGUN:
+            return int(steps[end - 1])
+    return None
 
 
 def _last_losses(run_folder: Path, window: int = 20) -> dict[str, float]:

@@ -20,7 +20,7 @@ from mamo.study import execute, results
 from mamo.study.execute import harvest_finished, run_study, shell_lines
 from mamo.study.published import PUBLISHED
 from mamo.study.report import write_report
-from mamo.study.results import append_row, read_rows
+from mamo.study.results import ITM_BEGINS, append_row, itm_begins_step, read_rows
 from mamo.study.spec import Study, config_hash, read_study
 from mamo.tasks.registry import load_config
 
@@ -365,6 +365,34 @@ def test_two_real_stages_killed_between_them(tmp_path: Path, monkeypatch: pytest
     own = json.loads((given[1] / row["cell"] / "results.json").read_text())["evaluations"][-1]
     assert made.all_trials[0].pretraining is not None
     assert f"/{made.all_trials[0].pretraining.config_hash}/" in own["ancestry"][-1]["checkpoint"]
+
+
+def test_the_step_at_which_itm_begins() -> None:
+    """Bug: a step too early or late, a mean of fewer than 20 steps, or a run without ITM that fails."""
+    high, low = ([{"step": step, "loss/itm": loss} for step in range(1, 100)] for loss in (0.60, 0.44))
+    # by hand: with k low ones among 20 the mean is 0.60 - 0.008 k, below 0.57 from k = 4 on
+    assert itm_begins_step([*high[:25], *low[25:]]) == 29
+    assert itm_begins_step([*high[:25], *low[25:28]]) is None
+    assert itm_begins_step([*high[:25], *low[25:28], *high[28:]]) is None
+    assert itm_begins_step(low[:19]) is None
+    assert itm_begins_step(low[:20]) == 20
+    assert itm_begins_step([{"step": step, "loss/itc": 0.1} for step in range(1, 60)]) is None
+    # steps without ITM do not count
+    assert itm_begins_step([{"step": 0, "loss/itc": 0.1}, *low]) == 20
+
+
+def test_a_row_has_the_step_at_which_itm_began(study: Callable[..., Study], tmp_path: Path) -> None:
+    """Bug: the step is computed and nobody sees it, or a trial whose ITM did not begin has a step."""
+    begins = FAKE_TRAINING.replace('"loss/itc": 1.5,', '"loss/itm": 0.2, "loss/itc": 1.5,').replace(
+        "]\n(folder", '] * (25 if "losses.weights.mlm=0.5" in sys.argv else 5)\n(folder', 1
+    )
+    made = study(explore_seeds=[0], confirm_seeds=[], metrics=[METRIC, ITM_BEGINS], baseline="more")
+    run_study(made, "explore", 1, tmp_path / "runs", tmp_path / "results", stand_in(tmp_path / "program", begins))
+    rows = read_rows(tmp_path / "results")
+    metrics = {trial.variant: rows[trial.config_hash]["metrics"] for trial in made.all_trials}
+    assert metrics["more"][ITM_BEGINS] == 30
+    assert ITM_BEGINS not in metrics["plain"]
+    assert f"{ITM_BEGINS},30.0," in (tmp_path / "results/mine.csv").read_text()
 
 
 def planted(made: Study, folder: Path, confirming: Mapping[int, float] = {7: 9.0}) -> None:
