@@ -10,6 +10,7 @@ from PIL import Image
 
 from mamo.data.builders.emoji import build_emoji
 from mamo.data.images import decode_image
+from mamo.data.items import read_items
 from mamo.data.pairs_reader import read_pairs
 
 # Tags of version 17.0.0; the captions below are those of a public copy of the data set.
@@ -32,6 +33,8 @@ WAVING = [
     "yo",
     "you",
 ]
+HELD_OUT = {"leftwards hand": "1FAF2", "man mechanic": "1F468-200D-1F527", "woman mechanic": "1F469-200D-1F527"}
+"""Emoji that the hash of their code puts into the test files."""
 DRAWING = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><rect width="36" height="72" fill="#f00"/></svg>'
 
 
@@ -113,3 +116,49 @@ def test_what_is_missing_is_named(modules: Path, tmp_path: Path, monkeypatch: py
         build_emoji(modules, tmp_path / "other")
     with pytest.raises(ValueError, match=r"contains no emojibase-data/en/data\.json; install the packages"):
         build_emoji(tmp_path / "out", tmp_path / "other")
+
+
+def test_items_are_the_same_emoji_in_another_tone(modules: Path, tmp_path: Path) -> None:
+    """Bug: an item of two emoji, of a tone that nothing shows, with the wrong name right, or genders averaged in."""
+    pytest.importorskip("resvg_py")
+    names = json.loads((modules / "emojibase-data/en/data.json").read_text())
+    for number, (label, code) in enumerate(HELD_OUT.items(), 30):
+        tones = [
+            entry(f"{label}: {tone} skin tone", f"{code}-{skin}", 0, tone=k)
+            for tone, skin, k in (("light", "1F3FB", 1), ("medium", "1F3FD", 3), ("dark", "1F3FF", 5))
+        ]
+        names.append(entry(label, code, number, skins=tones))
+        for each in (code, *(tone["hexcode"] for tone in tones)):
+            (modules / f"openmoji/color/svg/{each}.svg").write_text(DRAWING)
+            for designer in ("google", "twitter"):
+                folder = modules / f"emoji-datasource-{designer}/img/{designer}/64"
+                Image.new("RGB", (8, 8)).save(folder / f"{each.lower()}.png")
+    (modules / "emojibase-data/en/data.json").write_text(json.dumps(names))
+    report = build_emoji(modules, tmp_path / "out")
+    assert "test-items: found 36, expected 516" in report.lines()
+    for test, designer in (("test", "google"), ("test-new-style", "openmoji")):
+        items = read_items(tmp_path / f"out/{test}-items.jsonl").items
+        assert len(items) == 3 * 6 * 2  # three emoji in three tones: ordered pairs, both directions
+        assert {item.group for item in items} == {"tone-text", "tone-image"}
+        assert all(Path(name).is_file() for item in items for name in item.images)
+        caption = {
+            Path(str(row.image)).resolve(): row.captions[0] for row in read_pairs(tmp_path / f"out/{test}.jsonl")
+        }
+        asked = set()
+        for item in items:
+            shown = [caption[Path(name).resolve()] for name in item.images]
+            other = (item.texts if item.group == "tone-text" else shown)[1]
+            assert item.right == [(0, 0)]
+            assert shown[0] == item.texts[0] != other
+            assert shown[0].split(":")[0] == other.split(":")[0]
+            assert "skin tone" in shown[0]
+            assert "skin tone" in other
+            assert designer in item.images[0]
+            asked.add((item.group, shown[0], other))
+        assert len(asked) == len(items)
+        genders = read_items(tmp_path / f"out/{test}-gender-items.jsonl").items
+        assert {item.group for item in genders} == {"gender-text", "gender-image"}
+        found = {tuple(item.texts) for item in genders if item.group == "gender-text"}
+        tones = ("", ": light skin tone", ": medium skin tone", ": dark skin tone")
+        pair = ("man mechanic", "woman mechanic")
+        assert found == {(f"{a}{tone}", f"{b}{tone}") for tone in tones for a, b in (pair, pair[::-1])}

@@ -5,14 +5,17 @@ fetches them. The third designer's pictures are SVG, which `pip install mamo[emo
 """
 
 import hashlib
+import itertools
 import random
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mamo.data.builders.report import BuildReport, Count, Entry, ReleaseImages, entries_of
 from mamo.data.files import read_json
+from mamo.data.items import Item, as_row
 from mamo.data.output import OutputFolder
 from mamo.data.pairs_reader import write_json_lines
 
@@ -23,11 +26,13 @@ _PICTURES = {
     "openmoji": ("openmoji/color/svg", ".svg"),
 }
 """Designer -> folder of pictures in `node_modules`, and their ending."""
-_EXPECTED = {"train": 4960, "test": 395, "test-new-style": 394}
+_EXPECTED = {"train": 4960, "test": 395, "test-new-style": 394, "test-items": 516, "test-new-style-items": 516}
 _COMPONENTS = 2
 """CLDR's group of skin tones and hair, which are parts of emoji."""
 _TONES = (1, 3, 5)
 """Light, medium and dark skin, of five."""
+_OPPOSITE = {"man": "woman", "men": "women", "boy": "girl", "prince": "princess"}
+"""Words by which the names of two emoji may differ in gender only."""
 _TEST_PERCENT = 15
 _TAGS = 4
 _SIDE_PX = 72
@@ -35,21 +40,30 @@ _SIDE_PX = 72
 
 @dataclass(frozen=True, slots=True)
 class _Emoji:
-    """One emoji: its code points in hexadecimal without variation selectors, its name, and tags drawn from its base."""
+    """One emoji: its code points in hexadecimal without variation selectors, its name, and tags drawn from its base.
+
+    `base` is the code of its base, `tone` one of `_TONES`, or 0 without.
+    """
 
     code: str
     name: str
     tags: tuple[str, ...]
     is_test: bool
+    base: str
+    tone: int
 
 
 def build_emoji(source: Path, to: Path, overwrite: bool = False) -> BuildReport:
-    """Write `train.jsonl`, `test.jsonl` and, where OpenMoji is installed, `test-new-style.jsonl`.
+    """Write `train.jsonl`, `test.jsonl`, items of both kinds, and the same of `test-new-style` with OpenMoji installed.
 
     `train.jsonl` has the pictures of two designers with two captions each, the name, and the name with up to four tags.
     The test files have base emoji that no training picture shows, in any skin tone, with their names: one in a style of
     the training, one by a third designer. An emoji is in the test files by a hash of its code; all skin tones go
     together.
+
+    `TEST-items.jsonl` has the emoji of a test file against themselves in another skin tone: an image with the right
+    and a wrong name, and a name with the right and a wrong image. `TEST-gender-items.jsonl` has emoji whose names
+    differ in gender, in the same tone; it is a file of its own, as it has few and is not averaged with the others.
 
     Args:
         source: `node_modules`, with the packages that the module names. Pictures of the two designers stay there.
@@ -77,6 +91,7 @@ def build_emoji(source: Path, to: Path, overwrite: bool = False) -> BuildReport:
     ]
     held_out = [emoji for emoji in every if emoji.is_test]
     files["test"] = [_row(e, "google", images.relative_path(pictures["google"][e.code])) for e in held_out]
+    files |= _item_files("test", held_out, files["test"])
     with OutputFolder(to, overwrite) as output:
         if pictures["openmoji"]:
             drawn = [emoji for emoji in held_out if emoji.code in pictures["openmoji"]]
@@ -84,10 +99,45 @@ def build_emoji(source: Path, to: Path, overwrite: bool = False) -> BuildReport:
                 path = output.path(f"img/openmoji/{emoji.code}.png")
                 path.write_bytes(_draw(source / pictures["openmoji"][emoji.code]))
             files["test-new-style"] = [_row(e, "openmoji", f"img/openmoji/{e.code}.png") for e in drawn]
+            files |= _item_files("test-new-style", drawn, files["test-new-style"])
         for name, rows in files.items():
             write_json_lines(output.path(f"{name}.jsonl"), rows)
-    counts = (Count(f"{name} pictures", len(rows), _EXPECTED[name]) for name, rows in files.items())
+    counts = [
+        Count(name if name.endswith("items") else f"{name} pictures", len(rows), _EXPECTED.get(name))
+        for name, rows in files.items()
+    ]
     return BuildReport(tuple(counts), () if pictures["openmoji"] else ("openmoji",))
+
+
+def _item_files(
+    test: str, every: Sequence[_Emoji], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the items of a test file, by the name of their file; `rows` are those of the emoji."""
+    image = {emoji.code: str(row["image"]) for emoji, row in zip(every, rows, strict=True)}
+    by_base = itertools.groupby((emoji for emoji in every if emoji.tone), key=lambda emoji: emoji.base)
+    tones = [pair for _, same in by_base for pair in itertools.permutations(same, 2)]
+    by_name = {emoji.name: emoji for emoji in every}
+    genders = [(emoji, other) for emoji in every if (other := by_name.get(_of_other_gender(emoji.name))) is not None]
+    pairs = {"items": ("tone", tones), "gender-items": ("gender", genders)}
+    return {
+        f"{test}-{name}": [as_row(item) for pair in chosen for item in _items(kind, *pair, image)]
+        for name, (kind, chosen) in pairs.items()
+    }
+
+
+def _items(kind: str, emoji: _Emoji, other: _Emoji, image: Mapping[str, str]) -> Iterator[Item]:
+    """Yield an image with its own and a wrong name, and a name with its own and a wrong image."""
+    images, texts, name = [image[emoji.code], image[other.code]], [emoji.name, other.name], f"{emoji.code}/{other.code}"
+    yield Item(images=images[:1], texts=texts, right=[(0, 0)], group=f"{kind}-text", id=f"{name}/text")
+    yield Item(images=images, texts=texts[:1], right=[(0, 0)], group=f"{kind}-image", id=f"{name}/image")
+
+
+def _of_other_gender(name: str) -> str:
+    """Return a name with every word of a gender replaced by that of the other; empty without such a word."""
+    words = {**_OPPOSITE, **{other: word for word, other in _OPPOSITE.items()}}
+    parts = re.split(r"(\w+)", name)
+    changed = [words.get(part, part) for part in parts]
+    return "".join(changed) if changed != parts else ""
 
 
 def _row(emoji: _Emoji, designer: str, image: str, has_tags: bool = False) -> dict[str, Any]:
@@ -127,7 +177,8 @@ def _emoji(entry: Entry, base: Entry, is_test: bool) -> _Emoji:
         raise base.error("tags", "must be a list of texts")
     drawn = list(tags)
     random.Random(code).shuffle(drawn)
-    return _Emoji(code, entry.words("label"), tuple(drawn[:_TAGS]), is_test)
+    tone = entry.integer("tone") if entry is not base else 0
+    return _Emoji(code, entry.words("label"), tuple(drawn[:_TAGS]), is_test, _code(base.words("hexcode")), tone)
 
 
 def _draw(file: Path) -> bytes:
