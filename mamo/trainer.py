@@ -185,16 +185,22 @@ class TrainingRun:
         self.ancestry = read_lineage(folder)
 
     def batches(self, start_step: int, workers: int) -> Iterator[Batch]:
-        """Return the training batches from `start_step` on, loaded by this many processes (0: by this one)."""
-        training = self.config.training
-        steps = (training.batch_size_global, self.config.seed, start_step, training.total_steps, rank(), world_size())
-        sampler: StepSampler
+        """Return the training batches from `start_step` on, loaded by this many processes (0: by this one).
+
+        This process loads the first one while the others start.
+        """
+        total, is_cuda = self.config.training.total_steps, self.device.type == "cuda"
+        end = min(start_step + 1, total) if workers else start_step
+        first = make_loader(self.source, self.collator, self.sampler(start_step, end), 0, is_cuda)
+        yield from iterate(make_loader(self.source, self.collator, self.sampler(end, total), workers, is_cuda), first)
+
+    def sampler(self, start_step: int, end_step: int) -> StepSampler:
+        """Return the order of this process's samples in these steps, the last one left out."""
+        steps = (self.config.training.batch_size_global, self.config.seed, start_step, end_step, rank(), world_size())
         if self.config.data.batch_from == "one_file" and isinstance(self.source, PairDataset):
-            sampler = OneSourceSampler([size for _, size in self.source.sources], *steps)
-        else:
-            stages = self.config.data.curriculum_scenes
-            sampler = StepSampler(len(self.source), *steps, self.source.group_size, stages)
-        yield from iterate(make_loader(self.source, self.collator, sampler, workers, self.device.type == "cuda"))
+            return OneSourceSampler([size for _, size in self.source.sources], *steps)
+        stages = self.config.data.curriculum_scenes
+        return StepSampler(len(self.source), *steps, self.source.group_size, stages)
 
     def example_batch(self, size: int) -> Batch:
         """Return the first `size` samples, for timing and counting."""

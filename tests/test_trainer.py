@@ -137,6 +137,24 @@ def test_a_run_begins_with_its_curriculum(tiny: Callable[..., RunConfig]) -> Non
 
 
 @pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize("start", [0, 3, 29])
+def test_the_first_batch_waits_for_no_worker(
+    start: int, tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: the first step waits for the imports of a loader process, or a batch is loaded twice or not at all."""
+    run = trainer.TrainingRun(tiny())
+    expected = [batch.sample_id.tolist() for batch in run.batches(start, 0)]
+    make_loader, asked = trainer.make_loader, []
+
+    def recorded(source: Any, collator: Any, sampler: Any, workers: int, pin_memory: bool) -> Any:
+        asked.append((len(sampler), workers))
+        return make_loader(source, collator, sampler, 0, pin_memory)
+
+    monkeypatch.setattr(trainer, "make_loader", recorded)
+    assert [batch.sample_id.tolist() for batch in run.batches(start, 2)] == expected
+    assert asked == [(1, 0), (29 - start, 2)]
+
+
 def test_a_data_set_smaller_than_the_batch_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Bug: each picture is several times in a batch, and nothing says so."""
     few = "4 samples are fewer than training.batch_size_global = 8: a batch has each 2.0 times"

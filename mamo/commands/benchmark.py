@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from mamo.benchmark.sections import LOADING, SectionName
-from mamo.commands.shared import positive
+from mamo.commands.shared import announce, positive
 from mamo.config.presets import PRESETS
 
 
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="threads of the CPU")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args(argv)
+    announce("benchmark", ", ".join(arguments.preset or ["all presets"]))
     import torch  # here, so that --help imports no torch
 
     from mamo.benchmark.cases import CASES, case_for

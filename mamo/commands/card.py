@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mamo.commands.shared import announce
+
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments, print or write the card."""
@@ -14,6 +16,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, help="a run folder (its last checkpoint) or a step folder")
     parser.add_argument("--to", type=Path, help="file to write; without it the card is printed")
     arguments = parser.parse_args(argv)
+    announce("card", arguments.checkpoint)
     from mamo.reports.card import model_card  # here, so that --help imports no torch
     from mamo.tasks.registry import load_stored_config
     from mamo.training import checkpoint

@@ -8,6 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mamo.commands.shared import announce
+
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Read the arguments, compare, print; return 1 where the run is outside the band."""
@@ -17,6 +19,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         "reference", type=Path, help="a run folder such as configs/reference/scenes, or one that holds several seeds"
     )
     arguments = parser.parse_args(argv)
+    announce("compare", arguments.run)
     from mamo.reports.compare import compare_runs  # here, so that --help imports no torch
 
     verdict = compare_runs(arguments.run, arguments.reference)

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mamo.commands.shared import positive
+from mamo.commands.shared import announce, positive
 from mamo.data.builders.aro import build_aro, build_aro_order
 from mamo.data.builders.bivlc import build_bivlc
 from mamo.data.builders.captions import build_karpathy, build_vg
@@ -71,6 +71,7 @@ Reading = tuple[str | None, dict[str, float], list[str]]
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Read the arguments, do the work, print its lines; return 1 on a gap."""
     arguments = make_parser(prog).parse_args(argv)
+    announce("data", arguments.command)
     lines, is_complete = arguments.execute(arguments)
     print("\n".join(lines))
     return 0 if is_complete else 1

@@ -8,6 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mamo.commands.shared import announce
+
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments, write the features, print their shapes."""
@@ -17,6 +19,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("--to", type=Path, required=True, help="file to write, OUT.safetensors")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     arguments = parser.parse_args(argv)
+    announce("embed", arguments.images)
     from mamo.inference.features import embed, read_images, write_features  # here, so that --help imports no torch
     from mamo.inference.loading import load
 

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mamo.commands.shared import announce
 from mamo.config.shipped import config_folder, find_config
 
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for every training")
     arguments = parser.parse_intermixed_args(argv)
     pretraining = find_config(arguments.pretraining, "pretrain")
+    announce("pipeline", pretraining)
     from mamo.study.pipeline import run_pipeline  # here, so that --help imports no torch
 
     finetuning = arguments.finetuning or config_folder("finetune")

@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mamo.commands.shared import announce
+
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments, draw, print the table."""
@@ -18,6 +20,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.to.exists() and not arguments.overwrite:
         raise ValueError(f"--to: {arguments.to}: exists; choose another file, or replace it with --overwrite")
+    announce("plot", arguments.to)
     from mamo.reports.overlay import draw_runs, last_numbers, read_runs  # here, so that --help imports no torch
 
     runs = read_runs(arguments.runs)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mamo.commands.shared import positive
+from mamo.commands.shared import announce, positive
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     classes.set_defaults(execute=_classes)
     zero_shot.set_defaults(execute=_zero_shot)
     arguments = parser.parse_args(argv)
+    announce("probe", arguments.command)
     arguments.execute(arguments)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from mamo.commands.shared import announce
 from mamo.config.shipped import config_folder, find_config, is_packaged
 from mamo.training.preemption import Preempted, is_heeded
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         print(published_table(studies / PUBLISHED, arguments.results or studies / RESULTS), end="")
         return
     file = find_config(arguments.config, "studies")
+    announce("study", file)
     from mamo.study.spec import read_study
 
     study = read_study(file, arguments.settings)

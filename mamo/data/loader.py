@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from pickle import UnpicklingError
@@ -134,13 +134,16 @@ def make_loader(
     )
 
 
-def iterate(loader: DataLoader[tuple[int, Any]]) -> Iterator[Any]:
+def iterate(loader: DataLoader[tuple[int, Any]], first: Iterable[Any] = ()) -> Iterator[Any]:
     """Yield the batches, from workers that SIGTERM and Ctrl-C do not reach: a terminal sends them to all processes.
+
+    The batches of `first` come before them, while the workers start: that takes them some seconds.
 
     Where an exception of a signal ends the waiting for a batch, the workers are killed: PyTorch would wait five seconds
     for each.
     """
     if loader.num_workers == 0 or threading.current_thread() is not threading.main_thread():
+        yield from first
         yield from loader
         return
     ensure_running()  # now: it would clear the mask
@@ -152,6 +155,7 @@ def iterate(loader: DataLoader[tuple[int, Any]]) -> Iterator[Any]:
             batches = iter(loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from first
         yield from batches
     except (Exception, GeneratorExit):
         raise
