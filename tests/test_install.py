@@ -59,7 +59,8 @@ def expected_files(source: Path) -> set[str]:
     configs = {
         path for folder in ("pretrain", "finetune", "studies") for path in (source / "configs" / folder).glob("*.yaml")
     }
-    configs.add(source / "configs/studies/results/cells.jsonl")
+    results = source / "configs/studies/results"
+    configs |= {path for pattern in ("*.yaml", "cells.jsonl") for path in results.rglob(pattern)}
     networks = {path for path in (source / "mamo/networks").rglob("*") if path.is_file()}
     own = {str(path.relative_to(source)) for path in networks} | {"mamo/py.typed"}
     return modules | own | {f"mamo/{path.relative_to(source)}" for path in configs}

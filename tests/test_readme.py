@@ -222,9 +222,9 @@ def test_tables_are_fresh() -> None:
         assert fill(text, ROOT) == text, f"{name}: run python scripts/tables.py"
         used |= set(re.findall(r"<!-- table: (\w+) -->", text))
     assert used == TABLES.keys()
-    results = ROOT / "configs/studies/results"
+    results = ROOT / "configs/studies/results/2026-11"
     for name in ("methods", "losses", "mlim", "mim_target"):
-        study = read_study(ROOT / f"configs/studies/{name}.yaml")
+        study = read_study(results / f"{name}.yaml")
         assert (results / f"{name}.md").read_text() == markdown(study, list(study.trials("all")), read_rows(results))
 
 

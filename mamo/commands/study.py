@@ -24,9 +24,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     arguments = make_parser(prog).parse_intermixed_args(argv)
     if arguments.reproduced:
         from mamo.study.published import PUBLISHED, published_table  # here, so that --help imports no torch
+        from mamo.study.results import latest_results
 
         studies = config_folder("studies")
-        print(published_table(studies / PUBLISHED, arguments.results or studies / RESULTS), end="")
+        print(published_table(studies / PUBLISHED, arguments.results or latest_results(studies / RESULTS)), end="")
         return
     file = find_config(arguments.config, "studies")
     announce("study", file)

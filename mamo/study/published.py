@@ -63,15 +63,16 @@ def read_published(path: Path) -> dict[str, Published]:
 
 
 def published_table(path: Path, results: Path) -> str:
-    """Format the Markdown table of all studies in `path` from the finished trials in `results`.
+    """Format the Markdown table of the studies in `path` from the finished trials in `results`.
 
-    The studies' files are in the folder of `path`. All finished seeds count. Planned comparisons without published
-    results are left out.
+    A study's file is in `results`, where these are of earlier code, or else in the folder of `path`. All finished seeds
+    count. Planned comparisons without published results, or without finished trials, are left out.
     """
     rows = read_rows(results)
     lines = [_HEAD, ("---",) * len(_HEAD)]
     for name, published in read_published(path).items():
-        lines += table_lines(read_study(path.parent / f"{name}.yaml"), published, rows)
+        files = [folder / f"{name}.yaml" for folder in (results, path.parent)]
+        lines += table_lines(read_study(next(filter(Path.is_file, files), files[-1])), published, rows)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -84,16 +85,16 @@ def table_lines(study: Study, published: Published, rows: Mapping[str, Row]) -> 
                 continue
             values = values_of(study, rows, metric, "all")
             ours = paired_difference(values[planned.variant], values[planned.against])
+            if ours is None:
+                continue
             what = f"{planned.question}: {planned.variant} − {planned.against}"
-            found = (format_interval(ours, signed=True), str(ours.n)) if ours else ("—", "0")
+            found = (format_interval(ours, signed=True), str(ours.n))
             text, claim = reported
             yield study.name, what, f"`{metric}`", f"{text}; {published.source}", *found, direction(ours, claim)
 
 
-def direction(ours: Estimate | None, claim: Claim | None) -> str:
+def direction(ours: Estimate, claim: Claim | None) -> str:
     """Classify our interval: within the claim (`same`), outside of it (`opposite`), or undecided with the reason."""
-    if ours is None:
-        return "not run"
     if claim is None:
         return f"not decided: the paper's is below {PAPER_NOISE}"
     if ours.n == 1:

@@ -33,6 +33,20 @@ def read_rows(folder: Path) -> dict[str, Row]:
     return rows
 
 
+def latest_results(folder: Path) -> Path:
+    """Return the folder of the newest finished trials.
+
+    Args:
+        folder: `results` of the studies. Trials of earlier code are in its subfolders, named `YYYY-MM`, each with the
+            study files that it was made by.
+
+    Returns:
+        `folder` itself, or else its newest subfolder with finished trials; `folder` where none has any.
+    """
+    folders = [folder, *sorted(folder.glob("[0-9]*-[0-9]*"), reverse=True)]
+    return next((found for found in folders if (found / TRIALS).is_file()), folder)
+
+
 def append_row(folder: Path, row: Row) -> None:
     """Append one trial in a single write, so that studies which run at the same time can share the file."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from mamo.evaluation.fine_grained import RULES, SETS
 from mamo.evaluation.protocols import PROTOCOLS
 from mamo.study.pipeline import ROWS, table_of
 from mamo.study.published import published_table
+from mamo.study.results import latest_results
 from mamo.tasks.registry import CONFIG_TYPES
 
 REFERENCE = Path("configs/reference")
@@ -182,7 +183,7 @@ def scale_table(root: Path) -> str:
 
 def study_table(root: Path) -> str:
     """Tabulate the papers' differences and those of the studies."""
-    return published_table(root / STUDIES / "published.yaml", root / STUDIES / "results")
+    return published_table(root / STUDIES / "published.yaml", latest_results(root / STUDIES / "results"))
 
 
 def protocols_table(root: Path) -> str:

@@ -7,7 +7,7 @@ import yaml
 
 from mamo.study.published import PUBLISHED, direction, published_table, read_published
 from mamo.study.report import write_report
-from mamo.study.results import append_row, read_rows
+from mamo.study.results import append_row, latest_results, read_rows
 from mamo.study.spec import read_study
 from mamo.study.statistics import interval
 
@@ -15,10 +15,12 @@ STUDIES = Path(__file__).parents[2] / "configs/studies"
 TEXT, IMAGE = "rerank/i2t_r1", "rerank/t2i_r1"
 
 
-def plant(study: str, differences: dict[str, list[float]], folder: Path, metric: str = TEXT) -> None:
+def plant(
+    study: str, differences: dict[str, list[float]], folder: Path, metric: str = TEXT, first_seed: int = 0
+) -> None:
     """Finished cells of a shipped study: each variant so much above 50, seed by seed."""
     for variant, values in differences.items():
-        for seed, value in enumerate(values):
+        for seed, value in enumerate(values, first_seed):
             cell = read_study(STUDIES / f"{study}.yaml").trial(variant, seed)
             append_row(folder, {"cell": cell.config_hash, "metrics": {metric: 50 + value}})
 
@@ -33,8 +35,8 @@ def lines(folder: Path) -> dict[tuple[str, str, str], list[str]]:
 
 
 def test_directions_of_planted_results(tmp_path: Path) -> None:
-    """Bug: the sign is turned, TR and IR or two studies are mixed up, seeds are not paired, a study that was not run is
-    left out or passes for undecided."""
+    """Bug: the sign is turned, TR and IR or two studies are mixed up, seeds are not paired, a comparison that was not
+    run is a row."""
     plant("losses", {"itc+itm": [0, 9, 5], "+mlm": [2, 12, 9]}, tmp_path)  # +2, +3, +4: t = 4.303, s = 1
     plant("mim_target", {"pixels": [5, 6], "features": [1, 2.1]}, tmp_path)  # -4, -3.9
     found = lines(tmp_path)
@@ -45,13 +47,41 @@ def test_directions_of_planted_results(tmp_path: Path) -> None:
         "3",
         "same",
     ]
-    assert found["losses", "+mlm − itc+itm", IMAGE][1:] == ["—", "0", "not run"]
-    assert found["losses", "+mlm+mim − +mlm", TEXT][3] == "not run"
     assert found["mim_target", "features − pixels", TEXT][3] == "opposite"
+    assert found.keys() == {
+        ("losses", "+mlm − itc+itm", TEXT),
+        ("losses", "all − +mlm", TEXT),  # `all` is the trial of `features`
+        ("mim_target", "features − pixels", TEXT),
+    }
+    plant("mlim", {"mlim": [1], "no dropout": [2]}, tmp_path, "matching/pr_auc/both", first_seed=10)
+    plant("methods", {"mamo": [1], "albef, equal compute": [2]}, tmp_path)
+    found = lines(tmp_path)
     assert found["mlim", "mlim − no dropout", "matching/pr_auc/both"][0].startswith("+2.0 on")
     assert found["methods", "mamo − albef, equal compute", TEXT][0].startswith("+1.9 on Flickr30K, +6.0 on COCO")
     unpublished = {"short_text", "contrast", "frozen_target"}  # no paper has them on pictures and captions as these
-    assert {study for study, *_ in found} == {path.stem for path in shipped()} - unpublished
+    assert read_published(STUDIES / PUBLISHED).keys() == {path.stem for path in shipped()} - unpublished
+
+
+def test_earlier_results_are_read_with_their_own_studies(tmp_path: Path) -> None:
+    """Bug: trials of earlier code are looked up by today's studies, or an older folder goes before a newer one."""
+    studies, old = tmp_path / "studies", tmp_path / "studies/results/2026-11"
+    for folder in (studies, old):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("base_scenes", "losses"):
+            (folder / f"{name}.yaml").write_text((STUDIES / f"{name}.yaml").read_text())
+    entry = yaml.safe_load((STUDIES / PUBLISHED).read_text())["losses"]
+    (studies / PUBLISHED).write_text(yaml.safe_dump({"losses": entry}))
+    plant("losses", {"itc+itm": [0, 9, 5], "+mlm": [2, 12, 9]}, old)
+    changed = (studies / "base_scenes.yaml").read_text().replace("total_steps: 480", "total_steps: 500")
+    (studies / "base_scenes.yaml").write_text(changed)
+    results = studies / "results"
+    (results / "2025-12").mkdir()
+    append_row(results / "2025-12", row_of("older", {}))
+    assert latest_results(results) == old
+    assert "+3.0 [+0.5, +5.5]" in published_table(studies / PUBLISHED, latest_results(results))
+    append_row(results, row_of("new", {}))
+    assert latest_results(results) == results
+    assert len(published_table(studies / PUBLISHED, results).splitlines()) == 2
 
 
 def shipped() -> list[Path]:
@@ -67,7 +97,7 @@ def test_what_decides_nothing(tmp_path: Path) -> None:
     assert found["losses", "+mlm − itc+itm", TEXT][3] == "not decided: the interval holds zero"
     assert found["losses", "+mlm+mim − +mlm", TEXT][3] == "not decided: the paper's is below 0.5"
     plant("losses", {"itc+itm": [0], "+mrm": [7]}, tmp_path, IMAGE)
-    assert found["losses", "+mrm − itc+itm", IMAGE][3] == "not run"
+    assert ("losses", "+mrm − itc+itm", IMAGE) not in found
     assert lines(tmp_path)["losses", "+mrm − itc+itm", IMAGE][3] == "not decided: one seed"
 
 
