@@ -114,7 +114,8 @@ class CrossLayer(PostNormLayer, LayeredModule):
         if turns > 0:
             block = query[: n_texts - n_chosen].reshape(turns, n_images, n_heads, n_outputs, n_head)
             block = block.permute(1, 2, 0, 3, 4).flatten(2, 3)  # [I, A, turns * R, d]
-            mixed = attend(block, key, value, None, self.attention_dropout_p).unflatten(2, (turns, n_outputs))
+            mixed = attend(block, key, value, None, self.attention_dropout_p)
+            mixed = mixed.view(n_images, n_heads, turns, n_outputs, n_head)
             parts.append(mixed.permute(2, 0, 3, 1, 4).flatten(0, 1))  # [turns * I, R, A, d]
         if n_chosen > 0:
             rows = index_rows(key, image_indices), index_rows(value, image_indices)
