@@ -8,6 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mamo.commands.shared import announce
+
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments, write the folder, print its size."""
@@ -17,6 +19,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("--bf16", action="store_true", help="round the weights to bf16: half the size, no evaluations")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     arguments = parser.parse_args(argv)
+    announce("export", arguments.to)
     import torch  # here, so that --help imports no torch
 
     from mamo.inference.step_export import export_checkpoint

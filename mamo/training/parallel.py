@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from mamo.config.schema import RunConfig, TrainingConfig
 from mamo.distributed import all_reduce_sum, is_sharded, world_size
 from mamo.models.layers import forward_layers
+from mamo.training.guard import reads_late
 from mamo.training.precision import Precision, cast_parameters
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
     if sharded:
         norm = (all_reduce_sum(nn.utils.get_total_norm(sharded).square()) + norm.square()).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch clips
-    if not math.isinf(max_norm) and not (norm.device.type == "cpu" and factor == 1):
+    if not math.isinf(max_norm) and (reads_late(norm.device) or factor != 1):
         torch._foreach_mul_([*sharded, *replicated], factor)
     return norm
 

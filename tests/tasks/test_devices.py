@@ -36,7 +36,8 @@ EVALUATION = {"probe_items": 4, "batch_size": 4, "rerank_k": 2, "grounding_heat"
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute masked words and read the numbers of a step as on a GPU."""
-    monkeypatch.setattr("mamo.training.guard.reads_late", lambda device: True)
+    for module in ("guard", "parallel"):
+        monkeypatch.setattr(f"mamo.training.{module}.reads_late", lambda device: True)
     for module in ("mamo.losses.rows", "mamo.tasks.pretrain.views"):
         monkeypatch.setattr(f"{module}.has_fixed_rows", lambda device: True)
 

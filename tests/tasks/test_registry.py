@@ -3,8 +3,11 @@
 import fnmatch
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from mamo.config.schema import RunConfig
 from mamo.evaluator import evaluate
 from mamo.tasks.pretrain.task import PretrainTask
 from mamo.tasks.reasoning.batch import ReasoningBatch
-from mamo.tasks.registry import TASKS, finetune_config, load_config
+from mamo.tasks.registry import CONFIG_TYPES, TASKS, finetune_config, load_config, task_class
 from mamo.tasks.vqa.batch import ANSWERS, VqaBatch
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint
@@ -192,7 +195,7 @@ def test_the_metrics_of_past_results_can_be_kept_by(file: Path) -> None:
     """Bug: `training.keep_best` refuses a metric that the task has, or takes one that it never has."""
     run = json.loads(file.read_text())["evaluations"][0]
     task = {"cross": "pretrain"}.get(file.parent.name, file.parent.name)
-    patterns = TASKS[task].metric_patterns
+    patterns = task_class(task).metric_patterns
     assert all(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in run["metrics"])
     assert all(not any(fnmatch.fnmatchcase(name[:-1], p) for p in patterns if "*" not in p) for name in run["metrics"])
 
@@ -207,3 +210,24 @@ def test_the_metric_to_keep_by_has_the_name_of_its_file() -> None:
     for name in ("itc/rsum", "tets/itc/rsum", "val/itc/rsun"):
         with pytest.raises(ValueError, match=f"has no metric '{name}'; its metrics: val|test/itc/rsum"):
             task.check_metric(name)
+
+
+def test_the_table_names_each_task_with_its_config() -> None:
+    """Bug: a config is read with the keys of another task, or a task has no config."""
+    assert {name: task_class(name).config_type for name in TASKS} == CONFIG_TYPES
+
+
+def test_a_mistake_in_a_config_imports_no_network(tmp_path: Path) -> None:
+    """Bug: a mistyped key is named after ten seconds of imports."""
+    file = write_config(tmp_path / "bad.yaml", {"task": "vqa", "training": {"total_stepz": 3}})
+    code = (
+        "import sys\nfrom mamo.cli import main\n"
+        "try: main(['pretrain', '--config', sys.argv[1]])\n"
+        "except SystemExit as end: print(end.code, *{'torch', 'timm', 'transformers', 'numpy'} & {*sys.modules})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(file)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["2"]
+    assert "training.total_stepz: unknown key" in run.stderr
