@@ -155,9 +155,10 @@ def test_two_processes_train_the_new_parts_as_one(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_further_layouts_train_the_new_parts_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a new tower is right under one layout, and wrong under the other or once it is compiled."""
-    compare({**CASES, **MORE}, tmp_path, monkeypatch, "aot_eager")
+    compare(MORE, tmp_path, monkeypatch, "aot_eager")
 
 
 def main() -> None:
