@@ -14,7 +14,7 @@ from mamo.commands.shared import announce
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments, write the folder, print its size."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a run (its last checkpoint), a step, or a shipped network")
+    parser.add_argument("checkpoint", help="a run (its last checkpoint), a step, or a shipped network")
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
     parser.add_argument("--bf16", action="store_true", help="round the weights to bf16: half the size, no evaluations")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     to: Path = arguments.to
     dtype = torch.bfloat16 if arguments.bf16 else None
-    entries = export_checkpoint(arguments.checkpoint, to, dtype, arguments.overwrite)
+    folder = Path(arguments.checkpoint.removeprefix("checkpoint="))  # as other commands spell it
+    entries = export_checkpoint(folder, to, dtype, arguments.overwrite)
     n_bytes = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
     print(f"{to}: {n_bytes / 1e6:.1f} MB, {len(entries)} evaluations")

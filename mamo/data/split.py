@@ -16,7 +16,9 @@ from mamo.data.tables import read_table, separator_of
 
 
 def split_pairs(file: Path, share: float, columns: Sequence[str] = (), overwrite: bool = False) -> list[str]:
-    """Write `NAME-train` and `NAME-eval` next to a JSON Lines, CSV or TSV file; rows stay as they are.
+    """Write `NAME-train` and `NAME-eval` next to a JSON Lines, CSV or TSV file, in the same order.
+
+    Lines of JSON stay as they are; values of tables do, while quotes and line ends may be written otherwise.
 
     All rows of an image are on one side. The side depends on the image id alone, by default the path relative to the
     file: it is the same in every call, and stays so when rows are added.
@@ -43,7 +45,7 @@ def split_pairs(file: Path, share: float, columns: Sequence[str] = (), overwrite
     sides: dict[str, list[PairRecord]] = {"train": [], "eval": []}
     for record in records:
         sides["eval" if _fraction(_image_key(record, file)) < share else "train"].append(record)
-    n_images = {side: len({record.image_id for record in found}) for side, found in sides.items()}
+    n_images = {side: len({_image_key(record, file) for record in found}) for side, found in sides.items()}
     if not all(n_images.values()):
         raise ValueError(f"--held-out: {share:g} of {sum(n_images.values())} images leaves one side empty; change it")
     with OutputFolder(file.parent, overwrite) as output:

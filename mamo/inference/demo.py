@@ -1,6 +1,7 @@
 """Write one page with the outputs of a network on held-out pictures of the embedded world, drawn for the page."""
 
 import html
+import tempfile
 from pathlib import Path
 
 from mamo.data.records import ENTAILMENT_LABELS
@@ -38,6 +39,12 @@ def write_demo(model: Model, name: str, to: Path) -> None:
             f"checkpoint: {name} was trained on {config.data.source}, and the demo draws pictures of the embedded "
             f"world; use `mamo evaluate checkpoint={name} protocol=NAME --pictures`"
         )
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=to.parent):  # found before the work
+            pass
+    except OSError as error:
+        raise ValueError(f"--to: {to} cannot be written: {error.strerror}; name another file") from None
     sections: list[tuple[str, str]] = []
     if isinstance(config, PretrainConfig):
         predictor = Predictor(model.network, model.processor, next(model.network.parameters()).device)
@@ -53,7 +60,6 @@ def write_demo(model: Model, name: str, to: Path) -> None:
         "Right outputs are green, wrong ones red or grey.</p>"
     )
     sections.append(("The card of the checkpoint", as_html(model.card)))
-    to.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(to, html_page(f"{name}: held-out pictures", sections, opening))
 
 

@@ -152,8 +152,10 @@ class Gallery(Generic[Query]):
         for name, value in (("k", k), ("rerank_k", rerank_k)):
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise ValueError(f"retrieve: {name} must be a whole number, not {value!r:.80}")
-        if not 1 <= k <= rerank_k:
-            raise ValueError(f"retrieve: k = {k} must be between 1 and rerank_k = {rerank_k}; increase rerank_k")
+        if k < 1:
+            raise ValueError(f"retrieve: k = {k} must be at least 1")
+        if k > rerank_k:
+            raise ValueError(f"retrieve: k = {k} must be at most rerank_k = {rerank_k}; increase rerank_k")
         with torch.inference_mode():
             encoded = self._encode(queries)
             parts = [

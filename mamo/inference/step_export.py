@@ -4,6 +4,7 @@ Every command that reads a step folder reads it. A shipped network (`mamo.config
 """
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -76,6 +77,6 @@ def _check_target(to: Path, overwrite: bool) -> None:
     """Refuse to replace anything but an earlier export. Raises ValueError."""
     if "checkpoints" in (to.name, to.resolve().parent.name):
         raise ValueError(f"--to: {to} belongs to the checkpoints of a run; name another folder")
-    if to.exists() and not (overwrite and (to / checkpoint.MANIFEST).is_file()):
+    if os.path.lexists(to) and not (overwrite and (to / checkpoint.MANIFEST).is_file()):
         rest = "name another folder" if overwrite else "name another folder, or replace an export by --overwrite"
         raise ValueError(f"--to: {to} exists; {rest}")

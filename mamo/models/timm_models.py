@@ -17,7 +17,7 @@ def meta_model(name: str) -> Any:
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = f"; did you mean {', '.join(near)}?" if near else "; use a name of timm.list_models(), or module:Class"
         if "/" in name:
             hint = "; give timm's name of it, and as its weights the folder of the repository's files"
         raise ValueError(f"image encoder {name!r} is not a timm model{hint}")

@@ -5,6 +5,7 @@ State moves here and in the task's `on_optimizer_step`, nowhere else.
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import resource
@@ -110,10 +111,15 @@ class Loop:
                     done += 1
                     for n_samples, skipped in counts:  # bad samples have one budget
                         self.bad_samples.record(n_samples, skipped)
-                    pending.append((issued, self._timing(len(host_batch), time.perf_counter() - mark, waited)))
                     saves = done % training.checkpoint_every_steps == 0 or done == training.total_steps
                     is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
-                    self._log(pending, log, kept=0 if saves or is_due or self.guard.found_inf is None else 1)
+                    kept = 0 if saves or is_due or self.guard.found_inf is None else 1
+                    timing: dict[str, float] = {}
+                    pending.append((issued, timing))
+                    for earlier, _ in itertools.islice(pending, len(pending) - kept):
+                        earlier.numbers.tolist()  # the wait for the device is a part of this step's time
+                    timing.update(self._timing(len(host_batch), time.perf_counter() - mark, waited))
+                    self._log(pending, log, kept)
                     writing.check()
                     if saves:
                         saved = self._save_with_log(done, writing, log)

@@ -56,6 +56,16 @@ def test_tables_keep_header_quotes_and_ids(tmp_path: Path) -> None:
     assert sorted([*parts(bare)[0], *parts(bare)[1]]) == sorted(bare.read_text().splitlines())
 
 
+def test_two_spellings_of_a_path_are_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: a picture that is named by `a/x.jpg` and `./a/x.jpg` counts twice."""
+    file = tmp_path / "a.jsonl"
+    names = [f"{before}{k}.jpg" for k in range(20) for before in ("", "./", "b/../")]
+    write_json_lines(file, [{"image": name, "caption": name} for name in names])
+    main(["split", str(file), "--held-out", "0.4"])
+    counts = [int(line.split()[-2]) for line in capsys.readouterr().out.splitlines()]
+    assert sum(counts) == 20
+
+
 def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
     """Bug: an empty side, an official file cut apart, or a file of the user's that is overwritten."""
     file = tmp_path / "a.jsonl"

@@ -106,3 +106,16 @@ def test_an_entailment_head_is_used(pretrained: Path, tmp_path: Path, fails: Cal
     said = fails(lambda: main(["demo", f"checkpoint={tmp_path / 'vqa'}", "--to", str(tmp_path / "none.html")]))
     assert "has task vqa; the demo shows networks of pretrain, grounding and entailment" in said
     assert not (tmp_path / "none.html").exists()
+
+
+def test_what_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """Bug: the page is computed for a folder, or an absent network is looked for as a folder of the user's."""
+    monkeypatch.setattr(shipped, "NETWORKS", tmp_path / "networks")
+    monkeypatch.chdir(tmp_path)
+    for to in (tmp_path, tmp_path / "page"):
+        assert f"--to: {to} is the page to write" in fails(
+            lambda to=to: main(["demo", "checkpoint=x", "--to", str(to)])
+        )
+    assert "comes without a network: give checkpoint=RUN" in fails(lambda: main(["demo"]))

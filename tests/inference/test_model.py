@@ -250,6 +250,7 @@ def test_bad_input_is_told(run: Path, pictures: list[Image.Image], tmp_path: Pat
         (lambda: model.encode_text([]), ValueError, "a list of texts"),
         (lambda: model.fill_mask(pictures[0], "no mask"), ValueError, r"no \[MASK\] among the first 40 tokens"),
         (lambda: model.index(pictures).retrieve(["x"], k=9, rerank_k=4), ValueError, "k = 9 must.*increase rerank_k"),
+        (lambda: model.index(pictures).retrieve(["x"], k=0), ValueError, "k = 0 must be at least 1"),
         (lambda: model.match(pictures[:1], "red circle"), ValueError, "a list of texts, not 'red circle'"),
         (lambda: model.encode_text([3]), ValueError, r"a list of texts, not \[3\]"),  # type: ignore[list-item]
         (

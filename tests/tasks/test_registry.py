@@ -207,9 +207,30 @@ def test_the_metric_to_keep_by_has_the_name_of_its_file() -> None:
     task.config = config
     task.check_metric("test/itc/rsum")
     task.check_metric("items/aro/itc/accuracy")
-    for name in ("itc/rsum", "tets/itc/rsum", "val/itc/rsun"):
+    for name in (
+        "itc/rsum",
+        "test/rerank/i2t_r2",
+        "test/probe/nothing/itm",
+        "test/masked_word/nope",
+        "tets/itc/rsum",
+        "val/itc/rsun",
+    ):
         with pytest.raises(ValueError, match=f"has no metric '{name}'; its metrics: val|test/itc/rsum"):
             task.check_metric(name)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [("itm", "rerank/rsum"), ("itc", "itc/rsum"), ("mlm", "masked_word/colour"), ("itm", "items/a/itm/x")],
+)
+def test_a_metric_of_a_loss_that_is_switched_off_is_not_kept_by(loss: str, name: str) -> None:
+    """Bug: the run trains to its first evaluation, which does not measure the metric."""
+    task: Any = object.__new__(PretrainTask)
+    task.config = config_of(losses={"weights": {loss: 0}})
+    with pytest.raises(ValueError, match=f"training.keep_best: {name} is not measured with losses.weights.{loss}: 0"):
+        task.check_metric(name)
+    task.config = config_of()
+    task.check_metric(name)
 
 
 def test_the_table_names_each_task_with_its_config() -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from mamo.tasks.registry import load_config
 from mamo.trainer import TrainingRun, train
 from mamo.training import checkpoint, run_dir
 from mamo.training.failure import NonFiniteLoss
-from mamo.training.guard import held
+from mamo.training.guard import HostCopy, held
 from mamo.training.loop import Loop
 from mamo.training.precision import LossScale
 from mamo.training.preemption import Preempted
@@ -187,6 +188,32 @@ def test_a_late_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest
     broken = Outcome(tmp_path / "broken", "")
     whole.state, broken.state = ({k: v for k, v in one.state.items() if "0006/" in k} for one in (whole, broken))
     broken.assert_equals(whole)
+
+
+def test_the_wait_for_the_device_is_a_part_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: only the issuing of a step is timed, so that a GPU seems to train many times faster than it does."""
+    clock = [0.0]
+    read = HostCopy.tolist
+
+    def tick() -> float:
+        clock[0] += 1e-4
+        return clock[0]
+
+    def slow(self: HostCopy) -> list[float]:
+        if not hasattr(self, "has_arrived"):
+            self.has_arrived = True  # type: ignore[attr-defined]
+            clock[0] += 2.0
+        return read(self)
+
+    monkeypatch.setattr("mamo.training.guard.reads_late", lambda device: True)
+    monkeypatch.setattr(HostCopy, "tolist", slow)
+    monkeypatch.setattr("mamo.training.loop.time", SimpleNamespace(perf_counter=tick))
+    config = config_of(output_dir=str(tmp_path), training={**SHORT, "checkpoint_every_steps": 3})
+    train(config, is_resume=False)
+    rows = run_dir.read_jsonl(tmp_path / "timing.jsonl")
+    seconds = [config.training.batch_size_global / row["samples_per_s"] for row in rows]
+    assert len(rows) == 6
+    assert sum(seconds) == pytest.approx(2.0 * 6, rel=0.01)
 
 
 def test_held_tensors_forget_what_was_done_to_them() -> None:

@@ -53,11 +53,22 @@ from mamo.tasks.sources import pair_dataset
 from mamo.teacher import Teacher, momentum_at
 from mamo.training.parts import stay_in_eval
 from mamo.training.run_dir import STATEMENT_SCORES
+from mamo.world.grammar import WORD_CLASSES
+from mamo.world.probes import PROBES
 
 logger = logging.getLogger(__name__)
 
 LENGTH_MULTIPLE = 8
 """Tokens, as the fused attention of GPUs wants its keys."""
+
+
+RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
+METRICS_OF = {
+    "itc": ("/itc/", "/rerank/"),
+    "itm": ("/itm/", "/itm+itc/", "/rerank/", "/grounding/", "/statements/"),
+    "mlm": ("/masked_word/",),
+}
+"""Loss -> parts of the names of metrics that need its head."""
 
 
 class PretrainTask(ObjectiveTask[PairBatch]):
@@ -274,11 +285,20 @@ class PretrainTask(ObjectiveTask[PairBatch]):
 
     scenes_protocol = "zeroshot"
     metric_patterns: ClassVar[tuple[str, ...]] = (
-        *("itc/rsum", "itc/i2t_r*", "itc/t2i_r*", "rerank/rsum", "rerank/i2t_r*", "rerank/t2i_r*"),
-        *("probe/*/itc", "probe/*/itm", "masked_word/*", "eccv/*", "cxc/*", "items/*"),
+        *(f"{kind}/{name}" for kind in ("itc", "rerank") for name in ("rsum", *RECALLS)),
+        *(f"probe/{name}/{score}" for name in PROBES for score in ("itc", "itm")),
+        *(f"masked_word/{name}" for name in WORD_CLASSES),
+        *("eccv/*", "cxc/*", "items/*"),
         *("grounding/pointing", "grounding/proposal", "grounding/random_proposal", "grounding/upper_bound"),
         *("statements/accuracy", "statements/majority", "statements/interval_*"),
     )
+
+    def check_metric(self, name: str) -> None:
+        """See `Task`; refuse a metric of a loss that is switched off, too."""
+        super().check_metric(name)
+        for loss, marks in METRICS_OF.items():
+            if any(mark in f"/{name}/" for mark in marks) and not getattr(self.config.losses.weights, loss):
+                raise ValueError(f"training.keep_best: {name} is not measured with losses.weights.{loss}: 0")
 
     def describe_scorer(self) -> str:
         """Name the ranking."""
