@@ -14,6 +14,7 @@
 import argparse
 import codecs
 import contextlib
+import ctypes
 import difflib
 import importlib
 import io
@@ -40,6 +41,8 @@ MOST_LINES, MOST_COLUMNS = 100, 2000
 SPIN_COUNT = "10000"
 """Rounds of a loop in which an idle OpenMP thread waits before it sleeps. PyTorch's default is without end: next to one
 other busy program the training steps then take many times as long."""
+MALLOC_OPTIONS = ((-3, 2**30), (-1, 2**31 - 1))
+"""glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes."""
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -77,6 +80,7 @@ def run(main: Callable[[], int | None]) -> None:
     Only rank 0 logs at level INFO. Set the environment variable `MAMO_TRACEBACK=1` to see the traceback of a mistake.
     """
     _limit_spinning()
+    _keep_freed_memory()
     _print_any_text()
     level = logging.INFO if is_first_rank() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
@@ -94,6 +98,19 @@ def _limit_spinning() -> None:
     """Make idle OpenMP threads sleep, unless the user chose otherwise; OpenMP reads this when PyTorch is imported."""
     if not any(name.startswith(("GOMP_", "KMP_")) or name == "OMP_WAIT_POLICY" for name in os.environ):
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next tensors, unless the user chose otherwise.
+
+    It returns large blocks at once, and each step has the system clear the same pages again.
+    """
+    chosen = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    if sys.platform == "linux" and not any(name.startswith(chosen) for name in os.environ):
+        with contextlib.suppress(AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            for option, value in MALLOC_OPTIONS:
+                mallopt(option, value)
 
 
 def _outcome(main: Callable[[], int | None]) -> tuple[int, str]:

@@ -315,3 +315,30 @@ def test_a_home_is_expanded_in_evaluate(monkeypatch: pytest.MonkeyPatch, ends: C
     finetune = ("finetune", "--config", "vqa_scenes")
     assert "/home/nobody-of-this-name/run: no checkpoint found" in ends(*finetune, "checkpoint=~/run")[1]
     assert "checkpoint: the environment variable $NO_SUCH is not set" in ends(*finetune, "checkpoint=$NO_SUCH/x")[1]
+
+
+FAULTS = """
+import resource, torch
+from mamo.cli import run
+
+def main():
+    for step in range(24):
+        if step == 12:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(12_000_000).add(1)  # 46 MiB twice
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_freed_memory_serves_the_next_step() -> None:
+    """Bug: each step gets its large tensors from the system anew, page by page; a user's own setting is overruled."""
+    faults = []
+    for own in ({}, {"MALLOC_TRIM_THRESHOLD_": "131072"}):
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "LD_PRELOAD"))}
+        out = subprocess.run([sys.executable, "-c", FAULTS], env={**kept, **own}, capture_output=True, check=True)
+        faults.append(int(out.stdout))
+    assert faults[1] > 12 * 12_000_000 * 4 // 4096
+    assert faults[0] < faults[1] / 3
