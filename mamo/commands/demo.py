@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     name = expand_path(arguments.checkpoint.removeprefix(_KEY))
     to: Path = arguments.to
     if to.is_dir() or to.suffix not in (".html", ".htm"):
-        parser.error(f"--to: {to} is the page to write; name a file that ends in .html")
+        raise ValueError(f"--to: {to} is the page to write; name a file that ends in .html")
     if name == DEFAULT and find_network(Path(name)) == Path(name) and not Path(name).exists():
-        parser.error("this version comes without a network: give checkpoint=RUN, such as that of `mamo pretrain`")
+        raise ValueError("this version comes without a network: give checkpoint=RUN, such as that of `mamo pretrain`")
     announce("demo", name)
     from mamo.inference.demo import write_demo  # here, so that --help imports no torch
     from mamo.inference.loading import load

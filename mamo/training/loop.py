@@ -116,8 +116,7 @@ class Loop:
                     kept = 0 if saves or is_due or self.guard.found_inf is None else 1
                     timing: dict[str, float] = {}
                     pending.append((issued, timing))
-                    for earlier, _ in itertools.islice(pending, len(pending) - kept):
-                        earlier.numbers.tolist()  # the wait for the device is a part of this step's time
+                    await_numbers(pending, kept)  # the wait for the device is a part of this step's time
                     timing.update(self._timing(len(host_batch), time.perf_counter() - mark, waited))
                     self._log(pending, log, kept)
                     writing.check()
@@ -293,6 +292,12 @@ class Loop:
             "data_wait_share": waited / elapsed,
             "peak_memory_mib": peak,
         }
+
+
+def await_numbers(pending: Sequence[tuple[PendingStep, dict[str, float]]], kept: int) -> None:
+    """Wait for the numbers of the issued steps, but the last `kept`."""
+    for issued, _ in itertools.islice(pending, len(pending) - kept):
+        issued.numbers.tolist()
 
 
 class Evaluate(Protocol):
