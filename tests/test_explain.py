@@ -112,7 +112,7 @@ def test_heat_of_cross_attention_equals_finite_differences(layer: int) -> None:
         tokens, original = text, torch.empty(0)
         for index, module in enumerate(fusion.layers):
             tokens = module.attend_text(tokens, is_valid) if index else tokens
-            key, value = image[:, index].unbind(1)
+            key, value = image[:, 2 * index], image[:, 2 * index + 1]
             weights = (module.image_query(tokens) @ key.transpose(-1, -2) / (D // 4) ** 0.5).softmax(dim=-1)
             if index == layer:
                 original, weights = weights, weights + change

@@ -77,6 +77,7 @@ def test_one_step_at_reduced_size(path: Path, pretrained: Path, tmp_path: Path) 
     (encoder,) = (part for part in run.task.network.modules() if isinstance(part, ImageEncoder))
     assert encoder is run.task.image_encoder
     before = run.task.network.backbone.fusion.layers[0].fc1.weight.clone()
-    values = run.dry_run_loop("fp32", tmp_path).step(run.example_batch(8), 1)
+    loop = run.dry_run_loop("fp32", tmp_path)
+    values = loop.read(loop.step(run.example_batch(8), 1))
     assert all(math.isfinite(value) for value in values.values())
     assert not torch.equal(run.task.network.backbone.fusion.layers[0].fc1.weight, before)

@@ -107,7 +107,7 @@ def test_eight_steps_equal_a_plain_loop(name: str, tmp_path: Path, monkeypatch: 
     betas = (0.9, config.training.adam_beta2)
     plain = torch.optim.AdamW(groups, lr=0.1, betas=betas, foreach=False)
     for step in range(STEPS):
-        found = loop.step(batch, step)
+        found = loop.read(loop.step(batch, step))
         assert found["learning_rate"] == pytest.approx(rate_of(step), rel=1e-12)
         alpha = 0.4 * min(1, step / 4)
         loss, features_m = albef_losses(network, teacher, mlm_m, queues, batch, alpha)
