@@ -233,17 +233,17 @@ def test_held_tensors_forget_what_was_done_to_them() -> None:
 # ---- two processes --------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_hold_what_one_of_them_spoils(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("parallel", "optimizer", "precision"),
+    [pytest.param("ddp", "adamw", "fp16", marks=pytest.mark.slow), ("fsdp", "muon", "bf16")],
+)
+def test_two_processes_hold_what_one_of_them_spoils(
+    parallel: str, optimizer: str, precision: str, tmp_path: Path
+) -> None:
     """Bug: one process holds its weights and the other moves, or shards, momenta or scalars move in part."""
-    rows = [("ddp", "adamw", "fp16"), ("fsdp", "muon", "bf16")]
-    files = []
-    for number, (parallel, optimizer, precision) in enumerate(rows):
-        training = {"parallel": parallel, "optimizer": optimizer, "precision": precision, "total_steps": 4}
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        values = merge(SMALL, {"output_dir": str(folder / "run"), "training": training})
-        files.append(write_config(folder / "config.yaml", values))
-    ended = finish(launch(2, __file__, *files))
+    training = {"parallel": parallel, "optimizer": optimizer, "precision": precision, "total_steps": 4}
+    values = merge(SMALL, {"output_dir": str(tmp_path / "run"), "training": training})
+    ended = finish(launch(2, __file__, write_config(tmp_path / "config.yaml", values)))
     assert [code for code, _ in ended] == [0, 0], ended
 
 
