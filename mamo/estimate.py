@@ -38,7 +38,7 @@ MEASURED_S = 2.0
 MOST_LAYERS = 1000
 HELD_SHARE, HELD_BYTES = 0.22, 48 * 2**20
 """Memory of a CPU besides living tensors, as shares of the micro-batch's and in bytes: gaps between blocks, buffers of
-matrix products, and code of the libraries that is first used in a step. Measured at `tiny`, `small` and `base`."""
+matrix products, and code of the libraries that is first used in a step. Fitted to what `tiny` takes."""
 
 
 def print_estimate(config: RunConfig) -> None:

@@ -13,6 +13,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no path fails at 
 
 import pytest
 
+LONGEST = (
+    *("test_readme.py", "test_combinations.py", "test_study.py", "test_layouts.py", "test_pipeline.py"),
+    *("test_guard.py", "test_processes.py", "test_interruptions.py", "test_resume.py", "test_compare.py"),
+)
+"""Files that take longest. They begin first, so that none is left to one process while the others are done."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of the files when several processes share them; by default those with most tests come first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture
 def tiny_file(tmp_path: Path) -> Callable[..., Path]:

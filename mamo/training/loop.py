@@ -5,7 +5,6 @@ State moves here and in the task's `on_optimizer_step`, nowhere else.
 
 import contextlib
 import functools
-import itertools
 import logging
 import math
 import resource
@@ -114,10 +113,8 @@ class Loop:
                     saves = done % training.checkpoint_every_steps == 0 or done == training.total_steps
                     is_due = evaluation.every_steps > 0 and done % evaluation.every_steps == 0
                     kept = 0 if saves or is_due or self.guard.found_inf is None else 1
-                    timing: dict[str, float] = {}
-                    pending.append((issued, timing))
-                    await_numbers(pending, kept)  # the wait for the device is a part of this step's time
-                    timing.update(self._timing(len(host_batch), time.perf_counter() - mark, waited))
+                    await_numbers([*(step for step, _ in pending), issued], kept)  # a part of this step's time
+                    pending.append((issued, self._timing(len(host_batch), time.perf_counter() - mark, waited)))
                     self._log(pending, log, kept)
                     writing.check()
                     if saves:
@@ -294,10 +291,10 @@ class Loop:
         }
 
 
-def await_numbers(pending: Sequence[tuple[PendingStep, dict[str, float]]], kept: int) -> None:
+def await_numbers(issued: Sequence[PendingStep], kept: int) -> None:
     """Wait for the numbers of the issued steps, but the last `kept`."""
-    for issued, _ in itertools.islice(pending, len(pending) - kept):
-        issued.numbers.tolist()
+    for step in issued[: len(issued) - kept]:
+        step.numbers.tolist()
 
 
 class Evaluate(Protocol):

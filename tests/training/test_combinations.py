@@ -75,17 +75,24 @@ def compiled_by(backend: str) -> Any:
     )
 
 
+def train_in_one_and_two(
+    script: str, ones: list[Path], twos: list[Path], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Train some configs in this process, and others in two processes that run `script`, at the same time."""
+    started = launch(2, script, backend, *twos)
+    monkeypatch.setattr(torch, "compile", compiled_by(backend))
+    for file in ones:
+        train(load_config(file), is_resume=False)
+    ended = finish(started)
+    assert [code for code, _ in ended] == [0, 0], ended
+
+
 def compare(rows: list[tuple[Any, ...]], folder: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """Train each row in two processes and in one, and compare the losses of every step."""
     files = {
         count: [config_file(folder / f"{count}-{index}", row) for index, row in enumerate(rows)] for count in (1, 2)
     }
-    started = launch(2, __file__, backend, *files[2])
-    monkeypatch.setattr(torch, "compile", compiled_by(backend))
-    for file in files[1]:
-        train(load_config(file), is_resume=False)
-    ended = finish(started)
-    assert [code for code, _ in ended] == [0, 0], ended
+    train_in_one_and_two(__file__, files[1], files[2], monkeypatch, backend)
     for row, one, two in zip(rows, *files.values(), strict=True):
         mine, theirs = (losses_of(run_dir.read_jsonl(file.parent / "run" / run_dir.METRICS)) for file in (two, one))
         assert mine == pytest.approx(theirs, rel=2e-5 if row[1] == "fp32" else 2e-2, abs=1e-4), row

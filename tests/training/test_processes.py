@@ -25,8 +25,8 @@ from mamo.trainer import train
 from mamo.training import checkpoint, run_dir
 from tests.published import LAYERS, WIDTH, save_published
 from tests.tiny import write_config
-from tests.training.test_combinations import compiled_by
-from tests.training.test_layouts import SMALL, finish, launch, losses_of
+from tests.training.test_combinations import compiled_by, train_in_one_and_two
+from tests.training.test_layouts import SMALL, losses_of
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -135,12 +135,7 @@ def compare(
         own.mkdir(parents=True)
         short = {"output_dir": str(own / "run"), "training": {"total_steps": 3, "checkpoint_every_steps": 1}}
         files[count].append(write_config(own / "config.yaml", merge(merge(SMALL, short), sections(own))))
-    started = launch(2, __file__, backend, *files[2])
-    monkeypatch.setattr(torch, "compile", compiled_by(backend))
-    for file in files[1]:
-        train(load_config(file), is_resume=False)
-    ended = finish(started)
-    assert [code for code, _ in ended] == [0, 0], ended
+    train_in_one_and_two(__file__, files[1], files[2], monkeypatch, backend)
     for name, one, two in zip(cases, files[1], files[2], strict=True):
         mine, theirs = (losses_of(run_dir.read_jsonl(file.parent / "run" / run_dir.METRICS)) for file in (two, one))
         assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5), name
