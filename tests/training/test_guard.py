@@ -235,8 +235,9 @@ def test_held_tensors_forget_what_was_done_to_them() -> None:
 
 @pytest.mark.parametrize(
     ("parallel", "optimizer", "precision"),
-    [pytest.param("ddp", "adamw", "fp16", marks=pytest.mark.slow), ("fsdp", "muon", "bf16")],
+    [("ddp", "adamw", "fp16"), ("fsdp", "muon", "bf16")],
 )
+@pytest.mark.slow
 def test_two_processes_hold_what_one_of_them_spoils(
     parallel: str, optimizer: str, precision: str, tmp_path: Path
 ) -> None:
