@@ -70,6 +70,8 @@ def explain(problem: Any, root: type[Section]) -> list[str]:
         return [f"{dotted}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")]
     if problem["type"] == "missing":
         return [f"{dotted}: missing"]
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return [f"{dotted}: expected keys and values, as a section has (found {reprlib.repr(problem['input'])})"]
     message = problem["msg"].removeprefix("Value error, ")
     return [f"{dotted}: {message} (found {reprlib.repr(problem['input'])})"] if path else str(message).split("\n")
 

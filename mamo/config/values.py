@@ -72,6 +72,8 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> Values:
         values = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"config file not found: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (at byte {error.start}); convert it to UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
@@ -89,7 +91,8 @@ def apply_override(values: Values, override: str) -> None:
     """
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise ValueError(f"override `{_brief(override)}`: write section.key=value")
+        hint = "; a config file is passed as --config FILE" if key.endswith((".yaml", ".yml")) else ""
+        raise ValueError(f"override `{_brief(override)}`: write section.key=value{hint}")
     if not text.strip():
         raise ValueError(f"override `{_brief(override)}`: has no value; write {key}=null for none, or leave it out")
     try:

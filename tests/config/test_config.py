@@ -229,6 +229,20 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     assert "config.yaml" in message(tmp_path, text)
 
 
+@pytest.mark.parametrize("text", ["training: [1]", "training: 5", "model: tiny"])
+def test_a_section_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    """Bug: a message in the words of the validating library."""
+    section = text.partition(":")[0]
+    assert f"{section}: expected keys and values" in message(tmp_path, f"output_dir: x\n{text}\n")
+
+
+def test_a_config_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    """Bug: an editor's UTF-16 ends in a codec's message about YAML."""
+    (tmp_path / "config.yaml").write_text("output_dir: x\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"config\.yaml: not UTF-8 text \(at byte 0\); convert it to UTF-8"):
+        load_config(tmp_path / "config.yaml")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Bug: a traceback for a mistyped path."""
     with pytest.raises(ValueError, match=r"config file not found: .*nowhere\.yaml"):
@@ -434,6 +448,7 @@ def test_hostile_values_are_one_short_error_with_their_place(tmp_path: Path, val
         ("training.total_steps=1:30:00", "`1:30:00` would be the number 5400"),
         ("training.learning_rate=1:30.5", "`1:30.5` would be the number 90.5"),
         ("data.image_size_px=[010, 48]", "`010` would be the number 8"),
+        ("mine.yaml", "a config file is passed as --config FILE"),
     ],
 )
 def test_an_override_that_yaml_reads_otherwise_is_refused(tmp_path: Path, override: str, reason: str) -> None:
