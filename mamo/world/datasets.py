@@ -17,9 +17,13 @@ from mamo.world.scene import WORLD_SEED, SceneWorld, Split
 
 _FOIL_STREAM = 26  # random stream of a scene
 
-CAPTION_SHARES = (0.35, 0.35, 0.1, 0.1, 0.1)
-"""Probability of each of a scene's five captions. The two full descriptions dominate: the others are often true of many
+CAPTION_SHARES = {"easy": (0.35, 0.35, 0.1, 0.1, 0.1), "full": (0.3, 0.3, 0.1, 0.2, 0.1)}
+"""Probability of each of a scene's five captions. The full descriptions dominate: the others are often true of many
 scenes, so they carry little information about this one."""
+
+PAIR_CAPTION_SHARES = {"easy": CAPTION_SHARES["easy"], "full": (0.2, 0.2, 0.05, 0.5, 0.05)}
+"""Probability of each caption to be tried first for a scene of a minimal pair. A caption that is also true of the
+counterpart, as most counts are, is passed over."""
 
 SHORT = (2, 3, 4)
 """Numbers of a scene's short captions: two objects, a count, a comparison."""
@@ -63,6 +67,8 @@ class ScenePairs:
         """Yield the texts of the data fingerprint: the parameters of the world."""
         yield f"scenes {self.world.difficulty} {self.n_scenes} {self.image_size_px}"
         yield from (f"stage to {end}" for end in self.stage_ends)
+        if self.world.difficulty == "full" and self.split == "train":
+            yield "pairs that differ in a number"  # the training captions of earlier versions had none
 
     def dataset_names(self) -> list[str]:
         """Return the name of the embedded world."""
@@ -71,6 +77,7 @@ class ScenePairs:
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Render scene `index` and choose one of its captions, with `rng`."""
         scene, counterpart = self.world.scene(self.split, index), None
+        shares, pair_shares = CAPTION_SHARES[self.world.difficulty], PAIR_CAPTION_SHARES[self.world.difficulty]
         if self.split == "train":
             stage = bisect.bisect_right(self.stage_ends, index)
             most_objects = stage + 1 if stage < len(self.stage_ends) else None
@@ -78,9 +85,9 @@ class ScenePairs:
         if self.identifying:
             draft = captions.identifying_draft(scene)
         elif counterpart is None:
-            draft = captions.caption_draft(scene, int(rng.choice(captions.N_CAPTIONS, p=CAPTION_SHARES)))
+            draft = captions.caption_draft(scene, int(rng.choice(captions.N_CAPTIONS, p=shares)))
         else:
-            order = rng.choice(captions.N_CAPTIONS, size=captions.N_CAPTIONS, replace=False, p=CAPTION_SHARES)
+            order = rng.choice(captions.N_CAPTIONS, size=captions.N_CAPTIONS, replace=False, p=pair_shares)
             draft = distinguishing_draft(scene, counterpart, order.tolist())
         false = one_word_foil(scene, draft, scene.rng(_FOIL_STREAM)) if self.has_foils else None
         text, foil = ("" if each is None else grammar.write(each, scene.objects).text for each in (draft, false))

@@ -14,8 +14,13 @@ from mamo.world.scene import Scene, SceneObject, SceneRng, SceneWorld, Split, ne
 
 MINIMAL_PAIR_SHARE = 0.5
 """Share of the training pairs that are minimal pairs. The others are two independent scenes."""
-MIRRORED, EXCHANGED = 0.5, 0.3
-"""Shares of two kinds of minimal pairs. The rest are near duplicates."""
+MIRRORED = {"easy": 0.5, "full": 0.4}
+EXCHANGED = {"easy": 0.3, "full": 0.2}
+RECOUNTED = {"easy": 0.0, "full": 0.3}
+"""Shares of three kinds of minimal pairs. The rest are near duplicates."""
+
+FEWER = 0.3
+"""Share of the pairs that differ in a number in which one scene has an object less."""
 
 _STREAM = 23  # random stream of the scene
 _EXCHANGEABLE = ("shape", "colour", "pattern")  # not the size, or objects could overlap
@@ -39,11 +44,13 @@ def training_scene(
 def counterpart(scene: Scene, rng: SceneRng) -> Scene:
     """Return the other scene of a minimal pair.
 
-    It is mirrored, exchanges an attribute of two objects, or is a near duplicate, and is as probable as `scene`.
-    Mirroring uses an axis that occurs in the relations of the identifying caption, so that this caption becomes false.
+    It is mirrored, exchanges an attribute of two objects, differs in a number, or is a near duplicate. Mirroring uses
+    an axis that occurs in the relations of the identifying caption, so that this caption becomes false.
     """
+    mirrored_to = MIRRORED[scene.difficulty]
+    exchanged_to = mirrored_to + EXCHANGED[scene.difficulty]
     kind = rng.uniform()
-    if kind < MIRRORED:
+    if kind < mirrored_to:
         statement = captions.identifying_draft(scene).statement
         mirrored = [
             flipped
@@ -52,7 +59,7 @@ def counterpart(scene: Scene, rng: SceneRng) -> Scene:
         ]
         if mirrored:
             return replace(scene, objects=tuple(rng.choice(mirrored)))
-    if kind < MIRRORED + EXCHANGED:
+    if kind < exchanged_to:
         n = len(scene.objects)
         options = [(name, a, b) for name in _EXCHANGEABLE for b in range(n) for a in range(b)]
         unlike = [(name, a, b) for name, a, b in options if _attribute(scene, a, name) != _attribute(scene, b, name)]
@@ -62,7 +69,33 @@ def counterpart(scene: Scene, rng: SceneRng) -> Scene:
             for one, other in ((a, b), (b, a)):
                 objects[one] = replace(objects[one], **{name: _attribute(scene, other, name)})  # type: ignore[arg-type]
             return replace(scene, objects=tuple(objects))
+    elif kind < exchanged_to + RECOUNTED[scene.difficulty]:
+        return _recounted(scene, rng) or near_duplicate(scene)
     return near_duplicate(scene)
+
+
+def _recounted(scene: Scene, rng: SceneRng) -> Scene | None:
+    """Return `scene` with one object less, or one that takes an attribute of another; its counting caption is false.
+
+    A near duplicate seldom changes a stated number. Without such pairs less than 1 % of the training captions have a
+    hard negative that differs in its numbers only, and ITM hardly learns them.
+    """
+    objects, n = scene.objects, len(scene.objects)
+    fewer = [objects[:k] + objects[k + 1 :] for k in range(n)] if n > 2 else []
+    alike = [
+        (*objects[:a], replace(objects[a], **{name: _attribute(scene, b, name)}), *objects[a + 1 :])  # type: ignore[arg-type]
+        for name in _EXCHANGEABLE
+        for a in range(n)
+        for b in range(n)
+        if _attribute(scene, a, name) != _attribute(scene, b, name)
+    ]
+    said = captions.caption_draft(scene, captions.COUNTING).statement
+    first, second = (fewer, alike) if rng.uniform() < FEWER else (alike, fewer)
+    for options in (first, second):
+        false = [changed for changed in options if not grammar.is_true(said, changed, margin=0.0)]
+        if false:
+            return replace(scene, objects=rng.choice(false))
+    return None
 
 
 def distinguishing_draft(scene: Scene, other: Scene, order: Iterable[int]) -> grammar.Draft:

@@ -1,6 +1,7 @@
 """Training scenes in pairs: what differs between twins, and that their captions tell them apart."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import pytest
 from mamo.config.schema import DataConfig
 from mamo.world import captions, grammar
 from mamo.world.datasets import ScenePairs
-from mamo.world.minimal_pairs import EXCHANGED, MINIMAL_PAIR_SHARE, MIRRORED, distinguishing_draft, training_scene
+from mamo.world.minimal_pairs import (
+    EXCHANGED,
+    FEWER,
+    MINIMAL_PAIR_SHARE,
+    MIRRORED,
+    RECOUNTED,
+    distinguishing_draft,
+    training_scene,
+)
 from mamo.world.rendering import render
 from mamo.world.scene import DIFFICULTIES, GAP, Difficulty, Scene, SceneObject, SceneWorld
 from tests.world.test_grammar import is_true, read
@@ -25,6 +34,11 @@ def pairs_of(difficulty: Difficulty) -> list[tuple[Scene, Scene | None, Scene, S
 
 def kind_of(first: Scene, second: Scene) -> str:
     """What a reader of the ground truth calls the difference."""
+    if len(first.objects) != len(second.objects):
+        fewer, more = sorted((first.objects, second.objects), key=len)
+        assert len(more) == len(fewer) + 1
+        assert any(more[:k] + more[k + 1 :] == fewer for k in range(len(more)))
+        return "fewer"
 
     def fields(name: str) -> tuple[list[object], list[object]]:
         return [getattr(o, name) for o in first.objects], [getattr(o, name) for o in second.objects]
@@ -57,8 +71,10 @@ def test_twins_differ_in_one_thing_and_are_each_others(difficulty: Difficulty) -
             kinds[kind_of(first, second)] += 1
     shares = {name: n / N_PAIRS for name, n in kinds.items()}
     assert shares["apart"] == pytest.approx(1 - MINIMAL_PAIR_SHARE, abs=0.08)
-    assert shares["mirrored"] == pytest.approx(MINIMAL_PAIR_SHARE * MIRRORED, abs=0.08)
-    assert shares["exchanged"] == pytest.approx(MINIMAL_PAIR_SHARE * EXCHANGED, abs=0.08)
+    assert shares["mirrored"] == pytest.approx(MINIMAL_PAIR_SHARE * MIRRORED[difficulty], abs=0.08)
+    assert shares["exchanged"] == pytest.approx(MINIMAL_PAIR_SHARE * EXCHANGED[difficulty], abs=0.08)
+    n_fewer = MINIMAL_PAIR_SHARE * RECOUNTED[difficulty] * FEWER
+    assert shares.get("fewer", 0) == pytest.approx(n_fewer, abs=0.04)
     assert shares["near duplicate"] > 0.04
 
 
@@ -91,6 +107,20 @@ def test_the_caption_of_a_twin_is_true_of_it_and_false_of_the_other(difficulty: 
     assert n_false / n_twins > 0.97  # a few pairs mirror a relation that no caption states
 
 
+@pytest.mark.parametrize(("difficulty", "least"), [("easy", 0.0), ("full", 0.07)])
+def test_numbers_alone_separate_some_pairs_of_the_full_world(difficulty: Difficulty, least: float) -> None:
+    """Bug: no hard negative differs in its numbers only, so that ITM never counts."""
+    source = ScenePairs(DataConfig(difficulty=difficulty), "train", 2 * N_PAIRS)
+    rng, n_separated = np.random.default_rng(0), 0
+    for k, (_, counterpart, *_) in enumerate(pairs_of(difficulty)):
+        caption = source.load(2 * k, rng).caption
+        if counterpart is not None:
+            said = read(caption)
+            without = replace(said, counts=[])
+            n_separated += is_true(without, counterpart, margin=0.0) and not is_true(said, counterpart, margin=0.0)
+    assert n_separated / N_PAIRS >= least
+
+
 def test_the_caption_that_does_not_tell_is_passed_over() -> None:
     """Bug: the order asked for is ignored, or a caption that holds of both is taken."""
     world = SceneWorld("easy", 0)
@@ -114,11 +144,11 @@ def test_a_curriculum_shows_few_objects_first_and_its_captions_tell_twins_apart(
     for index in range(400):
         most_objects = None if index >= 300 else 1 if index < 200 else 2
         scene, counterpart = training_scene(world, "train", index, most_objects)
-        whole, _ = training_scene(world, "train", index & ~1)
         assert len(scene.objects) == min(most_objects or 5, len(world.scene("train", index).objects)) or counterpart
-        assert counterpart is None or len(scene.objects) == min(most_objects or 5, len(whole.objects)) == len(
-            counterpart.objects
-        )
+        if counterpart is not None:
+            n_objects = [len(scene.objects), len(counterpart.objects)]
+            assert max(n_objects) == min(most_objects or 5, len(world.scene("train", index & ~1).objects))
+            assert n_objects[0] == n_objects[1] or most_objects is None  # two objects are the least to count
         sample = source.load(index, rng)
         assert is_true(read(sample.caption), scene), (sample.caption, scene)
         assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), render(scene, DataConfig().image_size))
@@ -126,6 +156,14 @@ def test_a_curriculum_shows_few_objects_first_and_its_captions_tell_twins_apart(
             n_false.append(not is_true(read(sample.caption), counterpart, margin=0.0))
     assert len(n_false) > 150
     assert np.mean(n_false) > 0.97
+
+
+def test_a_full_world_without_pairs_of_numbers_was_other_data() -> None:
+    """Bug: a run of a version without these pairs resumes, and its second half sees other captions."""
+    easy, full = (ScenePairs(DataConfig(difficulty=name), "train", 400) for name in DIFFICULTIES)
+    held_out = ScenePairs(DataConfig(difficulty="full"), "test", 400)
+    assert len(list(full.fingerprint_items())) == 2
+    assert len(list(easy.fingerprint_items())) == len(list(held_out.fingerprint_items())) == 1
 
 
 def test_the_data_of_a_curriculum_are_other_data() -> None:
