@@ -159,9 +159,10 @@ def test_python_snippets_run(block: str, runs: Path, monkeypatch: pytest.MonkeyP
 
 def test_ci_finds_its_command() -> None:
     """Bug: CI runs another block than the README's, or a set-up command that cannot be pasted as it is."""
-    first, test = marked("first"), marked("test")
-    assert len(first.splitlines()) == len(test.splitlines()) == 1
-    assert first.endswith("mamo pretrain --config scenes")
+    first, train, test = map(marked, ("first", "train", "test"))
+    assert len(first.splitlines()) == len(train.splitlines()) == len(test.splitlines()) == 1
+    assert first.endswith("mamo demo --to demo.html")
+    assert train.endswith("mamo pretrain --config scenes")
     assert ".[dev]" in test
     assert "pytest" in test.rpartition(" && ")[2]
     extract = re.search(r"^test_command=\$\(.*?README\.md\)$", (ROOT / ".ci/run").read_text(), re.MULTILINE | re.DOTALL)

@@ -1,7 +1,7 @@
-"""Write a page of what a network does with pictures drawn on the spot: `mamo demo checkpoint=RUN --to demo.html`.
+"""Write a page of what a network does with pictures drawn on the spot: `mamo demo [checkpoint=RUN] --to demo.html`.
 
 The page has retrieval, heat maps, masked words and true and false sentences, on held-out pictures of the embedded
-world.
+world. Without `checkpoint=` the network is `scenes_1h`, which comes with the package.
 """
 
 import argparse
@@ -15,7 +15,10 @@ from mamo.config.values import expand_path
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Read the arguments, write the page, print its path."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="checkpoint=RUN: a run (its last checkpoint), a step, or an export")
+    help_text = (
+        "checkpoint=RUN: a run (its last checkpoint), a step, an export or a shipped network (default: %(default)s)"
+    )
+    parser.add_argument("checkpoint", nargs="?", default="checkpoint=scenes_1h", help=help_text)
     parser.add_argument("--to", type=Path, default=Path("demo.html"), help="file to write (default: %(default)s)")
     arguments = parser.parse_args(argv)
     name = expand_path(arguments.checkpoint.removeprefix("checkpoint="))

@@ -57,7 +57,7 @@ def test_a_page_is_whole_and_names_the_head(
     monkeypatch.setattr(shipped, "NETWORKS", tmp_path / "networks")
     main(["export", str(pretrained), "--to", str(tmp_path / "networks/scenes_1h")])
     monkeypatch.chdir(tmp_path)
-    main(["demo", "checkpoint=scenes_1h", "--to", "shown/demo.html"])
+    main(["demo", "--to", "shown/demo.html"])
     assert capsys.readouterr().out.splitlines()[-1] == "shown/demo.html"
     text = (tmp_path / "shown/demo.html").read_text()
     assert not re.search(r"https?://|<script|<link", text)
