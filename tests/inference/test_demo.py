@@ -111,6 +111,7 @@ def test_an_entailment_head_is_used(pretrained: Path, tmp_path: Path, fails: Cal
 
 def test_a_page_that_cannot_be_written_is_found_before_the_work(tmp_path: Path, fails: Callable[..., str]) -> None:
     """Bug: the page is computed, and then there is a folder in its place."""
-    for to in (tmp_path, tmp_path / "page"):
+    (tmp_path / "folder.html").mkdir()
+    for to in (tmp_path, tmp_path / "page", tmp_path / "folder.html"):
         arguments = ["demo", "checkpoint=x", "--to", str(to)]
         assert f"--to: {to} is the page to write" in fails(functools.partial(main, arguments))

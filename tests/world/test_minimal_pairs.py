@@ -107,18 +107,17 @@ def test_the_caption_of_a_twin_is_true_of_it_and_false_of_the_other(difficulty: 
     assert n_false / n_twins > 0.97  # a few pairs mirror a relation that no caption states
 
 
-@pytest.mark.parametrize(("difficulty", "least"), [("easy", 0.0), ("full", 0.07)])
-def test_numbers_alone_separate_some_pairs_of_the_full_world(difficulty: Difficulty, least: float) -> None:
+def test_numbers_alone_separate_some_pairs_of_the_full_world() -> None:
     """Bug: no hard negative differs in its numbers only, so that ITM never counts."""
-    source = ScenePairs(DataConfig(difficulty=difficulty), "train", 2 * N_PAIRS)
+    source = ScenePairs(DataConfig(difficulty="full"), "train", 2 * N_PAIRS)
     rng, n_separated = np.random.default_rng(0), 0
-    for k, (_, counterpart, *_) in enumerate(pairs_of(difficulty)):
+    for k, (_, counterpart, *_) in enumerate(pairs_of("full")):
         caption = source.load(2 * k, rng).caption
         if counterpart is not None:
             said = read(caption)
             without = replace(said, counts=[])
             n_separated += is_true(without, counterpart, margin=0.0) and not is_true(said, counterpart, margin=0.0)
-    assert n_separated / N_PAIRS >= least
+    assert n_separated / N_PAIRS >= 0.07
 
 
 def test_the_caption_that_does_not_tell_is_passed_over() -> None:
