@@ -111,6 +111,8 @@ class LossConfig(Section):
     """First value of the learnable ITC temperature."""
     itm_pool_size: Annotated[int, Field(ge=2)] = 32
     """Hard negatives come from fixed pools of this many consecutive samples."""
+    itm_uniform_steps: NonNegative = 0
+    """First steps, in which negatives are drawn from the pool at random: with hard ones alone ITM learns later."""
     itm_negatives: Literal["pool", "foils", "both"] = "pool"
     """`pool`: hard negatives by ITC; `foils`: texts that are false of the image, those of the data (`foils` of pairs,
     `foil` of expressions) or, of scenes, the caption with one word changed; `both`: pool and foils."""
@@ -139,6 +141,16 @@ class LossConfig(Section):
         for key, name in (("mlm_soft_target_alpha", "mlm"), ("itc_soft_target_alpha", "itc")):
             if getattr(self, key) and not getattr(self.weights, name):
                 yield f"{key}: contradicts losses.weights.{name}: 0; use 0"
+        yield from self._itm_problems()
+        yield from self._mim_problems()
+
+    def _itm_problems(self) -> Iterator[str]:
+        if self.itm_uniform_steps and not self.weights.itm:
+            yield "itm_uniform_steps: contradicts losses.weights.itm: 0; use 0"
+        if self.itm_uniform_steps and self.itm_negatives == "foils":
+            yield "itm_uniform_steps: contradicts losses.itm_negatives: foils, which draws none from the pool; use 0"
+
+    def _mim_problems(self) -> Iterator[str]:
         if self.mim_target != "features" and not self.weights.mim:
             yield f"mim_target: {self.mim_target} contradicts losses.weights.mim: 0; remove it"
         sources = [self.mim_encoder.name, self.mim_encoder.checkpoint]

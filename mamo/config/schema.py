@@ -314,6 +314,8 @@ class EvaluationConfig(Section):
     """R-precision, mAP@R and CxC recalls of COCO's test images by the package `eccv_caption`, from the rankings."""
     probe_items: Positive = 1000
     """Items a probe, captions of the masked-word test; questions, statements, expressions or pairs of a scenes task."""
+    patch_scenes: NonNegative = 0
+    """Scenes on which read-outs of single patches are fitted, and as many on which they are judged; 0: none."""
     grounding_heat: GroundingHeat = "fusion"
     """How expressions are grounded: where Grad-CAM is read, or by painting patches over; see `mamo.explain`."""
     itm_score: Literal["difference", "match"] = "difference"

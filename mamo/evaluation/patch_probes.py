@@ -39,7 +39,7 @@ from mamo.world.patches import (
     shown_patches,
 )
 from mamo.world.rendering import render
-from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld
+from mamo.world.scene import WORLD_SEED, Difficulty, Scene, SceneWorld, Split
 
 QUESTIONS = ("own", "neighbour", "hidden")
 PIXELS, COMMONEST = "pixels", "commonest answer"
@@ -51,6 +51,13 @@ Labels = Mapping[str, Sequence[str]]
 Features = dict[tuple[str, str], Floats]
 """float32 [M, D] by layer and caption; the caption of layers that read none is empty ("-")."""
 NO_CAPTION, WITHOUT = "-", "without "
+_LAST_FUSED = "fusion output"
+_OUTPUTS = {
+    "encoder": ("encoder output", NO_CAPTION),
+    "no_caption": (_LAST_FUSED, "empty"),
+    "true_caption": (_LAST_FUSED, "true"),
+}
+"""Where `patch_metrics` reads, by the end of the metric's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +102,9 @@ def probe_patches(
     Raises:
         ValueError: no patch of the scenes shows an object.
     """
-    world = SceneWorld(difficulty, WORLD_SEED)
-    size, grid = processor.image_size_px, backbone.image_encoder.grid
-    fit = _scenes([world.scene("val", k) for k in range(n_fit)], size, grid)
-    test = _scenes([world.scene("test", k) for k in range(n_test)], size, grid)
-    if not (fit.shown and fit.hidden and test.shown and test.hidden):
-        raise ValueError(f"patch probes: no patch of {n_fit} and {n_test} scenes shows an object; use more scenes")
+    fit = _some_scenes("val", n_fit, difficulty, processor, backbone)
+    test = _some_scenes("test", n_test, difficulty, processor, backbone)
+    _require_objects(fit, test)
     labels = _labels(fit), _labels(test)
     found = {(COMMONEST, NO_CAPTION): {name: _majority(labels[0][name], labels[1][name]) for name in labels[0]}}
     features = [_features(backbone, processor, part) for part in (fit, test)]
@@ -110,6 +114,31 @@ def probe_patches(
     features = [_features(random, processor, part, has_pixels=False) for part in (fit, test)]
     baseline = _accuracies(features, labels)
     return [ProbeRow(*key, accuracy, baseline.get(key, {})) for key, accuracy in found.items()]
+
+
+def patch_metrics(backbone: Backbone, processor: Processor, difficulty: Difficulty, n_scenes: int) -> dict[str, float]:
+    """Probe the outputs of a frozen network, as `probe_patches` does all of its layers.
+
+    Args:
+        backbone: the network, in any mode.
+        processor: its tokenizer and image size.
+        difficulty: of the embedded world.
+        n_scenes: scenes to fit on, of the split `val`, and as many to judge on, of `test`.
+
+    Returns:
+        Accuracies in percent, by QUESTION/ATTRIBUTE/WHERE: `encoder`, its output; `no_caption` and `true_caption`, the
+        last fused layer with them.
+
+    Raises:
+        ValueError: no patch of the scenes shows an object.
+    """
+    parts = [_some_scenes(split, n_scenes, difficulty, processor, backbone) for split in ("val", "test")]
+    _require_objects(*parts)
+    features = [_features(backbone, processor, part, has_pixels=False, only_outputs=True) for part in parts]
+    found = _accuracies(features, (_labels(parts[0]), _labels(parts[1])))
+    return {
+        f"{name}/{where}": found[key][name] for where, key in _OUTPUTS.items() if key in found for name in found[key]
+    }
 
 
 def tables(rows: Sequence[ProbeRow]) -> str:
@@ -130,6 +159,7 @@ def _cell(row: ProbeRow, name: str) -> str:
     return f"{row.accuracy[name]:.1f}" + (f" / {row.random[name]:.1f}" if name in row.random else "")
 
 
+@torch.inference_mode(False)  # an evaluation is in it, and a tensor made there cannot be fitted
 def linear_accuracies(fit: Floats, labels: Labels, test: Floats, test_labels: Labels) -> dict[str, float]:
     """Fit logistic regression on standardised features and return its accuracy on others in percent, by question.
 
@@ -159,7 +189,7 @@ def linear_accuracies(fit: Floats, labels: Labels, test: Floats, test_labels: La
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         optimizer.step(objective)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         logits = scaled[1] @ weight + bias
@@ -168,6 +198,21 @@ def linear_accuracies(fit: Floats, labels: Labels, test: Floats, test_labels: La
         name: 100 * sum(classes[name][k] == answer for k, answer in zip(guess, test_labels[name])) / len(test)
         for name, guess in zip(labels, found, strict=True)
     }
+
+
+def _some_scenes(
+    split: Split, n_scenes: int, difficulty: Difficulty, processor: Processor, backbone: Backbone
+) -> _Scenes:
+    """Return the first scenes of a split."""
+    world = SceneWorld(difficulty, WORLD_SEED)
+    scenes = [world.scene(split, k) for k in range(n_scenes)]
+    return _scenes(scenes, processor.image_size_px, backbone.image_encoder.grid)
+
+
+def _require_objects(fit: _Scenes, test: _Scenes) -> None:
+    if not (fit.shown and fit.hidden and test.shown and test.hidden):
+        numbers = f"{len(fit.scenes)} and {len(test.scenes)}"
+        raise ValueError(f"patch probes: no patch of {numbers} scenes shows an object; use more scenes")
 
 
 def _scenes(scenes: list[Scene], size: tuple[int, int], grid: tuple[int, int]) -> _Scenes:
@@ -213,10 +258,13 @@ def _accuracies(
 
 
 def _features(
-    network: Backbone, processor: Processor, part: _Scenes, has_pixels: bool = True
+    network: Backbone, processor: Processor, part: _Scenes, has_pixels: bool = True, only_outputs: bool = False
 ) -> tuple[Features, Features]:
     """Return the features of the shown patches and of the hidden objects' places."""
-    reader = _Reader(network, processor, part.pictures, _captions(part.scenes), has_pixels)
+    captions = _captions(part.scenes)
+    if only_outputs:
+        captions = {kind: captions[kind] for layer, kind in _OUTPUTS.values() if layer == _LAST_FUSED}
+    reader = _Reader(network, processor, part.pictures, captions, has_pixels, only_outputs)
     shown, hidden = _Collector(), _Collector()
     with eval_mode(network):
         for start in range(0, len(part.scenes), _SCENES_AT_ONCE):
@@ -279,6 +327,7 @@ class _Reader:
     pictures: Tensor
     captions: dict[str, list[str]]
     has_pixels: bool
+    only_outputs: bool
 
     def read(
         self, rows: Sequence[int], visible: Tensor | None, encoded_at: Places, fused_at: Places, to: _Collector
@@ -299,7 +348,7 @@ class _Reader:
         visible = None if visible is None else visible.to(device)
         with _recorded(encoder.layers) as layers:
             encoded = encoder.encode(encoder.embed(image.to(device)), visible)
-        for number, tokens in enumerate(layers, 1):
+        for number, tokens in enumerate([] if self.only_outputs else layers, 1):
             n_tokens = encoded.shape[1] + encoder.num_registers
             if tokens.ndim == 3 and tokens.shape[1] == n_tokens:  # stages and towers from outside have other shapes
                 first = encoder.num_prefix_tokens + encoder.num_registers
@@ -314,8 +363,9 @@ class _Reader:
             ids, is_valid = (value.to(device) for value in made)
             with _recorded(fusion.layers) as layers:
                 fusion(slots, self.network.text_encoder(ids, is_valid), is_valid)
-            for number, tokens in enumerate(layers, 1):
-                to.add(f"fusion {number}", kind, _at(tokens, fused_at, fusion.num_prefix_tokens))
+            named = {f"fusion {number}": tokens for number, tokens in enumerate(layers, 1)}
+            for layer, tokens in ({_LAST_FUSED: layers[-1]} if self.only_outputs else named).items():
+                to.add(layer, kind, _at(tokens, fused_at, fusion.num_prefix_tokens))
 
 
 def _patches(image: Tensor, patch_size_px: tuple[int, int], visible: Tensor | None) -> Tensor:

@@ -94,7 +94,12 @@ def _scenes(difficulty: str, near_duplicates: bool) -> Protocol:
         {
             "task": "pretrain",
             "data": {"source": "scenes", "difficulty": difficulty},
-            "evaluation": {**evaluation, "near_duplicates": near_duplicates, "grounding_heat": "fusion"},
+            "evaluation": {
+                **evaluation,
+                "near_duplicates": near_duplicates,
+                "patch_scenes": 0,
+                "grounding_heat": "fusion",
+            },
         },
         "test",
         f"{gallery} ({difficulty}), one identifying caption each, ITM re-ranks ITC's {SCENES_RERANK_K} best; probes",

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from mamo.evaluation import patch_probes
-from mamo.evaluation.patch_probes import linear_accuracies, probe_patches, tables
+from mamo.evaluation.patch_probes import linear_accuracies, patch_metrics, probe_patches, tables
 from mamo.models.build import build_backbone
 from mamo.models.vlm import Backbone
 from mamo.world.patches import shown_patches
@@ -147,3 +147,25 @@ def test_random_weights_are_probed_the_same_way_and_cross_attention_has_a_dash()
     shown = tables(probe_patches(cross, cross, processor, "easy", 24, 12))
     assert "| fusion | - | — | — |" in shown
     assert shown.count("| encoder output | - |") == 3
+
+
+def test_metrics_of_the_outputs_are_the_numbers_of_the_whole_table() -> None:
+    """Bug: an evaluation reads another layer, caption, split or number of scenes than `mamo probe patches` does."""
+    network = backbone()
+    processor = predictor_of(network).processor
+    table = {
+        (row.layer, row.caption): row.accuracy for row in probe_patches(network, network, processor, "easy", 40, 40)
+    }
+    found = patch_metrics(network, processor, "easy", 40)
+    places = {
+        "encoder": ("encoder output", "-"),
+        "no_caption": ("fusion 2", "empty"),
+        "true_caption": ("fusion 2", "true"),
+    }
+    asked = [f"{q}/{a}" for q in ("own", "neighbour", "hidden") for a in ("colour", "shape")]
+    assert found == {f"{name}/{where}": table[place][name] for where, place in places.items() for name in asked}
+    assert len({*found.values()}) > 6
+    cross = build_backbone(config_of("entailment", model={"fusion_type": "cross"}), len(scenes_tokenizer()), 0)
+    assert {name.rpartition("/")[2] for name in patch_metrics(cross, predictor_of(cross).processor, "easy", 24)} == {
+        "encoder"
+    }

@@ -37,6 +37,7 @@ from mamo.evaluation.metrics.retrieval import (
     union_of_pairs,
 )
 from mamo.evaluation.metrics.statements import read_statements, statement_metrics, write_scores
+from mamo.evaluation.patch_probes import patch_metrics
 from mamo.evaluation.predictor import Predictor
 from mamo.evaluation.probes import masked_word_accuracy, probe_accuracy
 from mamo.evaluation.results import Metrics, facts_of
@@ -80,7 +81,7 @@ def evaluate_pretrained(
 
     Returns:
         Percentages: `itc/i2t_r1` .. `itc/t2i_r10` and `itc/rsum`, the same under `rerank/`, `probe/NAME/itc|itm`,
-        `grounding/proposal|pointing|random_proposal|upper_bound`, `masked_word/CLASS`,
+        `patches/` of `patch_metrics`, `grounding/proposal|pointing|random_proposal|upper_bound`, `masked_word/CLASS`,
         `statements/accuracy|majority|interval_low|interval_high`, `eccv/` and `cxc/` of
         `corrected_metrics`. The facts have the sizes of the galleries, k, chance, ties and skipped images.
 
@@ -131,6 +132,10 @@ def _on_scenes(scorer: Scorer, config: PretrainConfig) -> Metrics:
         parts.append(("grounding", functools.partial(_grounding, scorer, images, referring, image_row, config)))
     if network.get_head("mlm") is not None:
         parts.append(("masked_word", functools.partial(masked_word_accuracy, scorer, images, masked, image_row)))
+    if config.evaluation.patch_scenes:
+        metrics.facts |= {"patch_scenes": config.evaluation.patch_scenes}
+        sizes = (config.data.difficulty, config.evaluation.patch_scenes)
+        parts.append(("patches", functools.partial(patch_metrics, network.backbone, scorer.processor, *sizes)))
     for (prefix, _), found in zip(parts, map_over_ranks(lambda part: part[1](), parts), strict=True):
         metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
     return metrics

@@ -195,7 +195,8 @@ class Itm(Loss[PairBatch]):
 
     A negative is drawn with probability proportional to exp(ITC similarity / temperature) within its pool, as in ALBEF,
     which takes the online features' similarity to the teacher's; here both sides are online, so that ITM does not need
-    the teacher.
+    the teacher. In the first `losses.itm_uniform_steps` steps all of a pool's negatives are equally probable: the hard
+    ones hide from ITM what ITC has learned, that the similar pair is the match.
     """
 
     name = "itm"
@@ -205,6 +206,8 @@ class Itm(Loss[PairBatch]):
     def __init__(self, config: PretrainConfig, settings: None = None) -> None:
         self.config = config
         self.unit = config.losses.itm_pool_size
+        self.hardness = 1.0
+        """Factor of the similarity by which negatives are drawn in this step."""
         self.matches = pool_positives if config.losses.duplicates == "excluded" else own_pairs
 
     def heads(self, backbone: Backbone) -> Heads:  # type: ignore[override]
@@ -216,6 +219,10 @@ class Itm(Loss[PairBatch]):
         needs = ("whole", "clean_words", "image_feature", "text_feature")
         return (Stage(("itm_cls", "itm_is_valid"), self._fuse, needs),)
 
+    def prepare(self, task: Any, views: Views, batch: PairBatch, step: int) -> None:
+        """Choose between uniform and hard negatives."""
+        self.hardness = 0.0 if step < self.config.losses.itm_uniform_steps else 1.0
+
     def _fuse(self, network: Mamo, batch: PairBatch, views: Views, wanted: frozenset[str]) -> Views:
         """Return `itm_cls` float [3 B, D] and `itm_is_valid` bool [3 B]: matches, negative texts, negative images."""
         n, size, fusion = len(batch), self.unit, network.backbone.fusion
@@ -224,6 +231,7 @@ class Itm(Loss[PairBatch]):
         with torch.no_grad():
             images, texts = (views[name].view(n // size, size, -1) for name in ("image_feature", "text_feature"))
             similarity = images @ texts.transpose(1, 2) / temperature_of(network, self.config)  # [pools, S, S]
+            similarity = similarity * self.hardness
             noise = batch.itm_noise.view(-1, size, 2, size)
             text_negative, has_text = draw_negatives(similarity, is_positive, noise[:, :, 0])
             image_negative, has_image = draw_negatives(similarity.transpose(1, 2), is_positive, noise[:, :, 1])

@@ -148,7 +148,7 @@ class Naive:
                 loss = loss - (target * (scores - scores.exp().sum().log())).sum() / 2
         return loss / B
 
-    def itm(self) -> Tensor:
+    def itm(self, is_hard: bool = True) -> Tensor:
         with torch.no_grad():
             features = [self.feature(self.body, i) for i in range(B)]
         ids, captions = self.batch.image_id.tolist(), self.batch.caption_id.tolist()
@@ -161,7 +161,7 @@ class Naive:
 
                 def score(n: int, side: int, i: int = i, noise: Tensor = noise) -> float:
                     similarity = features[i][side] @ features[n][1 - side] / self.temperature.detach()
-                    return float(similarity + noise[side, n % 4])
+                    return float(is_hard * similarity + noise[side, n % 4])
 
                 pairs.append((i, max(others, key=lambda n: score(n, 0)), 0))
                 pairs.append((max(others, key=lambda n: score(n, 1)), i, 0))

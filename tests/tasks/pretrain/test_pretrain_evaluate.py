@@ -151,6 +151,16 @@ def test_absent_heads_leave_their_metrics_out_and_modes_return(heads, expected):
     assert all(0 <= value <= 100 for name, value in metrics.items() if "rsum" not in name)
 
 
+def test_patches_are_read_out_where_scenes_for_them_are_asked_for():
+    """Would catch a setting that is not read, and facts that leave the number of scenes out."""
+    network = tiny_network("itc")
+    metrics = evaluate_pretrained(predictor_of(network), config_of(patch_scenes=24))
+    found = {name for name in metrics if name.startswith("patches/")}
+    assert {name.rpartition("/")[2] for name in found} == {"encoder", "no_caption", "true_caption"}
+    assert len(found) == 18
+    assert metrics.facts["patch_scenes"] == 24
+
+
 def test_repeats_and_bf16_agree():
     """Would catch dropout that stays on, and stored tokens in another precision than the weights."""
     network, config = tiny_network().train(), config_of()

@@ -65,6 +65,18 @@ def test_step_equals_the_naive_step(mode: str, names: tuple[str, ...], fusion_ty
         torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
 
 
+@pytest.mark.usefixtures("exact")
+def test_negatives_are_uniform_at_first_and_hard_from_their_step_on() -> None:
+    """Bug: one step too many or too few, or a similarity that still decides among negatives drawn at random."""
+    task, batch = make_exact(tiny(("itc", "itm"), itm_uniform_steps=3, temperature=0.02))
+    naive = Naive(task, batch, alpha=0)
+    uniform, hard = naive.itm(is_hard=False), naive.itm()
+    assert abs(float(uniform - hard)) > 1e-3
+    for step, expected in ((0, uniform), (2, uniform), (3, hard), (4, hard), (1, uniform)):
+        targets, _ = task.compute_targets(batch, B, step)
+        torch.testing.assert_close(task.losses(batch, targets, 0)[0]["itm"], expected, atol=1e-10, rtol=1e-9)
+
+
 @pytest.mark.parametrize("mode", ["alternate", "joint"])
 @pytest.mark.parametrize("cuts", [(0, 4, 8), (0, 2, 8), (0, 6, 8)])
 @pytest.mark.usefixtures("exact")
