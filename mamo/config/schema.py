@@ -394,6 +394,8 @@ class RunConfig(Section):
         yield from self._source_problems()
         if self.data.source != "pairs" and self.evaluation.retrieval_folds > 1:
             yield f"evaluation.retrieval_folds: divides the images of data.source: pairs, not of {self.data.source}"
+        if self.evaluation.patch_scenes and (self.task, self.data.source) != ("pretrain", "scenes"):
+            yield "evaluation.patch_scenes: read by task pretrain on data.source: scenes only; use 0"
         if self.evaluation.items_files and not self.scores_items:
             yield f"evaluation.items_files: not scored by task {self.task}; remove it"
         if self.evaluation.network == "teacher" and not hasattr(self, "teacher"):

@@ -54,6 +54,10 @@ def build_image_encoder(config: MamoConfig) -> ImageTower:
 
 def _image_encoder(config: MamoConfig) -> ImageTower:
     image = config.model.image
+    for key in ("pooling", "stem"):
+        is_set = getattr(image, key) != type(image).model_fields[key].default
+        if is_set and (is_import_path(image.name) or has_stages(image.name)):
+            raise ValueError(f"model.image.{key}: {image.name!r} has no {getattr(image, key)}; remove it")
     if is_import_path(image.name):
         tower: Any = import_class(image.name, ImageTower, "model.image.name")
         settings = validate_settings(tower.settings_type, image.settings, "model.image.settings")
@@ -65,9 +69,6 @@ def _image_encoder(config: MamoConfig) -> ImageTower:
     sizes |= {"dropout": image.dropout, "drop_path": image.drop_path}
     if not has_stages(image.name):
         return ImageEncoder(image.name, config.data.image_size, **sizes, pooling=image.pooling, stem=image.stem)
-    for key in ("pooling", "stem"):
-        if getattr(image, key) != type(image).model_fields[key].default:
-            raise ValueError(f"model.image.{key}: {image.name!r} has no {getattr(image, key)}; remove it")
     return StageEncoder(image.name, config.data.image_size, **sizes)
 
 

@@ -76,6 +76,9 @@ class ResidualTower(ImageTower):
         Raises:
             ValueError: names the key whose value does not fit.
         """
+        for key in ("patch_size_px", "width", "depth"):
+            if getattr(config, key) is None:
+                raise ValueError(f"model.image.{key}: is null, and {config.name} has no size of its own; set it")
         side = config.patch_size_px
         n_stages = side.bit_length() - 2
         if side < 4 or side & (side - 1):
@@ -105,11 +108,8 @@ class ResidualTower(ImageTower):
         n_in = widths[0]
         for width, depth in zip(widths, depths, strict=True):
             for number in range(depth):
-                blocks.append(
-                    ResidualBlock(
-                        n_in, width, 1 if number else 2, config.drop_path * len(blocks) / max(1, config.depth - 1)
-                    )
-                )
+                drop_path = config.drop_path * len(blocks) / max(1, config.depth - 1)
+                blocks.append(ResidualBlock(n_in, width, 1 if number else 2, drop_path))
                 n_in = width
         self.blocks = nn.ModuleList(blocks)
         self.mask_colour = nn.Parameter(torch.zeros(3))

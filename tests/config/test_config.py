@@ -158,6 +158,10 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
         ("training: {batch_size_global: 48}", "losses.itm_pool_size"),
         ("losses: {itm_uniform_steps: 5, weights: {itm: 0}}", "losses.itm_uniform_steps"),
         ("losses: {itm_uniform_steps: 5, itm_negatives: foils}", "losses.itm_uniform_steps"),
+        (
+            "evaluation: {enabled: false, patch_scenes: 5}\ndata: {source: pairs, train_file: a}",
+            "evaluation.patch_scenes",
+        ),
         ("losses: {itc_candidates: batch}\ntraining: {micro_batch_size: 32}", "losses.itc_candidates"),
         ("model: {text: {weights: bert}}", "model.text.bert"),
         ("data: {curriculum_scenes: [64, 3]}", "data.curriculum_scenes"),

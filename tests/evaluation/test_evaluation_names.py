@@ -241,7 +241,14 @@ def test_a_split_of_a_whole_file_is_counted(tmp_path: Path) -> None:
 
 
 READ = {
-    ("pretrain", "scenes"): {"retrieval_items", "near_duplicates", "rerank_k", "probe_items", "grounding_heat"},
+    ("pretrain", "scenes"): {
+        "retrieval_items",
+        "near_duplicates",
+        "rerank_k",
+        "probe_items",
+        "patch_scenes",
+        "grounding_heat",
+    },
     ("pretrain", "pairs"): {"rerank_k", "retrieval_folds"},
     ("vqa", "scenes"): {"rerank_k", "probe_items"},
     ("vqa", "records"): {"rerank_k"},

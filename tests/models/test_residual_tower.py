@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mamo.config.images import ImageEncoderConfig
+from mamo.models.build import build_image_encoder
 from mamo.models.residual_tower import MatrixConv2d, ResidualTower
 from mamo.models.towers import paint_masked
 from mamo.training.optim import layer_matrices
+from tests.tiny import config_of
 
 NAME = "mamo.models.residual_tower:ResidualTower"
 
@@ -43,9 +45,10 @@ def plain(made: ResidualTower, image: Tensor) -> Tensor:
 
 
 def test_it_is_the_network_of_plain_convolutions() -> None:
-    """Bug: a kernel read in another order, a stride in both convolutions, a shortcut left out."""
+    """Bug: a kernel read in another order, a stride in both convolutions or in another block, a shortcut left out."""
     made, image = tower(), torch.randn(2, 3, 32, 48)
     assert [block.second.weight.shape[0] for block in made.blocks] == [16, 32, 32, 64, 64]
+    assert [block.first.stride for block in made.blocks] == [2, 2, 1, 2, 1]
     assert made.grid == (2, 3)
     found = made(image)
     assert found.shape == (2, 6, 64)
@@ -89,6 +92,9 @@ def test_the_last_block_is_left_out_most_often() -> None:
         ({"patch_size_px": 2}, "patch_size_px: 2 is no power of 2"),
         ({"width": 72}, "width: 72 is no multiple of 32"),
         ({"depth": 2}, "depth: 2 is less than one block in each of 3"),
+        ({"width": None}, "width: is null"),
+        ({"depth": None}, "depth: is null"),
+        ({"patch_size_px": None}, "patch_size_px: is null"),
         ({"dropout": 0.1}, r"dropout: .* use model\.image\.drop_path"),
     ],
 )
@@ -96,5 +102,18 @@ def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, Any], message: str) 
     """Bug: a message of the tensor library, or a width that is cut without a word."""
     with pytest.raises(ValueError, match=rf"model\.image\.{message}"):
         tower(**sizes)
-    with pytest.raises(ValueError, match="40"):
+
+
+def test_an_image_that_patches_do_not_divide_is_refused() -> None:
+    """Bug: pixels at the edge are left out."""
+    with pytest.raises(ValueError, match="image size 40x48 px is not divisible by the patch size 16 px"):
         tower((40, 48))
+
+
+@pytest.mark.parametrize("key", ["stem", "pooling"])
+def test_keys_of_a_vit_are_refused(key: str) -> None:
+    """Bug: a setting that the tower does not read changes nothing, without a word."""
+    value = {"stem": "convolutions", "pooling": "attention"}[key]
+    sizes = {"name": NAME, "patch_size_px": 8, "width": 32, "depth": 2}
+    with pytest.raises(ValueError, match=rf"model\.image\.{key}: .*ResidualTower' has no {value}"):
+        build_image_encoder(config_of(model={"image": sizes | {key: value}}))
